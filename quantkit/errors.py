@@ -1,0 +1,72 @@
+"""Every error that a user can meet, as one tree.
+
+QuantkitError                 what was got; what was wanted; what to do next
+├── RequestError              the request is wrong (exit 2)
+│   ├── ModelError            the network, its file, or its architecture
+│   ├── CaptureError          torch.export refuses the network
+│   ├── DataError             items, labels, preprocessing, splits
+│   ├── MetricError           the metric or the budget in its units
+│   ├── SchemeError           schemes, targets, pins, patterns
+│   ├── ConfigError           recipe and configuration files
+│   └── OutputError           a folder or file that cannot be written, a run that is locked
+└── ContractError             our own promise is broken (exit 3): a name lost in export, a plan that cannot be placed
+
+Only `cli` turns these into exit codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class QuantkitError(Exception):
+    """One clear line: what was got, what was wanted, what to do next. Empty parts are left out."""
+
+    def __init__(self, got: str, wanted: str = "", next_step: str = "") -> None:
+        self.got, self.wanted, self.next_step = got, wanted, next_step
+        parts = [got, f"wanted {wanted}" if wanted else "", f"next: {next_step}" if next_step else ""]
+        super().__init__("; ".join(" ".join(part.split()) for part in parts if part))
+
+
+class RequestError(QuantkitError):
+    """The request is wrong; the user can mend it."""
+
+
+class ModelError(RequestError):
+    """The network, its file, or its architecture."""
+
+
+class CaptureError(RequestError):
+    """torch.export refuses the network."""
+
+
+class DataError(RequestError):
+    """Items, labels, preprocessing, splits."""
+
+
+class MetricError(RequestError):
+    """The metric, or the budget in its units."""
+
+
+class SchemeError(RequestError):
+    """Schemes, targets, pins and patterns."""
+
+
+class ConfigError(RequestError):
+    """Recipe and configuration files."""
+
+
+class OutputError(RequestError):
+    """A folder or file that cannot be written, or a run that another process holds."""
+
+
+class ContractError(QuantkitError):
+    """Our own promise is broken; never the user's fault."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> tuple[str, str, str]:
+    """The three parts of an error about `name`, which is not among `known`: names the nearest one."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"unknown {kind} {name!r}", f"one of {', '.join(names)}", f"did you mean {near[0]!r}?" if near else ""

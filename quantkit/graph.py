@@ -1,0 +1,125 @@
+"""The captured network as frozen data: which layers it has, what flows between them, and under which names.
+
+A layer is one operation that a target may quantize, together with the activation functions that follow it and
+nothing else (`output` is the tensor behind them). Movers (max pooling, reshapes, slices) only carry codes about.
+Tensors are named by the node of the canonical graph that makes them, which is also their name in the float ONNX
+file; a weight is named by its parameter. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One operation. Shapes leave the batch axis out; `macs` are multiply-accumulates for one item.
+
+    `weight_axis` is the axis of the output channels. `activation` names the functions absorbed behind the operation, in order.
+    """
+
+    name: str
+    kind: str
+    node: str
+    output: str
+    inputs: tuple[str, ...]
+    activation: tuple[str, ...] = ()
+    weight: str | None = None
+    bias: str | None = None
+    weight_shape: tuple[int, ...] = ()
+    weight_axis: int = 0
+    output_shape: tuple[int, ...] = ()
+    macs: int = 0
+
+    @property
+    def weight_count(self) -> int:
+        """How many numbers the weight holds."""
+        count = 1 if self.weight else 0
+        for side in self.weight_shape:
+            count *= side
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class Mover:
+    """An operation that selects or rearranges values of `input` and computes nothing."""
+
+    node: str
+    kind: str
+    input: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """An operation that stays float, and why."""
+
+    node: str
+    operation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A value that flows: its producer's node, the consumers' nodes, its shape without the batch axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    consumers: tuple[str, ...]
+    is_output: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The network. `inputs` and `outputs` are tensor names; `symbolic` says which input axes are symbols."""
+
+    layers: tuple[Layer, ...]
+    movers: tuple[Mover, ...]
+    unsupported: tuple[Unsupported, ...]
+    tensors: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    symbolic: Mapping[str, Mapping[int, str]]
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that name; KeyError if there is none."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Graph:
+        """The inverse of `to_json`."""
+        tuples = {"inputs", "activation", "weight_shape", "output_shape", "shape", "consumers"}
+
+        def build(kind: Any, row: Mapping[str, Any]) -> Any:
+            return kind(**{key: tuple(value) if key in tuples else value for key, value in row.items()})
+
+        return cls(
+            tuple(build(Layer, row) for row in data["layers"]),
+            tuple(Mover(**row) for row in data["movers"]),
+            tuple(Unsupported(**row) for row in data["unsupported"]),
+            tuple(build(Tensor, row) for row in data["tensors"]),
+            tuple(data["inputs"]),
+            tuple(data["outputs"]),
+            {name: {int(axis): symbol for axis, symbol in axes.items()} for name, axes in data["symbolic"].items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The smallest set of decisions that a target forces to be equal: the unit of every table.
+
+    `layers` are layer names; `schemes` the names of those it can take, fp32 always among them.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    schemes: tuple[str, ...]
+    reason: str
