@@ -89,7 +89,9 @@ class _Emitter:
         stem = f"{layer.weight}_w{spec.bits}"
         scale = self._constant(f"{stem}_scale", quantized.qparams.scale.numpy())
         stored = self._unpacked(stem, codes, spec.bits, node)
-        node.replace_input_with(1, self._insert("DequantizeLinear", [stored, scale], f"{node.name}_weight", node, old, axis=axis))
+        # QGemm wants the zero point spelled out; all layers of one width share it.
+        zeros = self._constant(f"zeros_{len(codes) if axis == 0 else codes.shape[1]}", np.zeros(quantized.qparams.scale.shape, np.int8))
+        node.replace_input_with(1, self._insert("DequantizeLinear", [stored, scale, zeros], f"{node.name}_weight", node, old, axis=axis))
         if layer.bias and layer.name not in self._placement.outputs:
             # Without a Q behind it, a Gemm with a float bias would run in float: the runtime must find int32 codes.
             input_scale = self._bank.input_qparams(layer, 0).scale
