@@ -50,6 +50,8 @@ class _Emitter:
                 self._store_weight(layer)
         for (name, slot), barrier in self._placement.barriers.items():
             self._set_barrier(self._node(self._graph.layer(name)), slot, barrier)
+        for name in sorted(self._placement.unscaled):
+            self._scale_afterwards(name)
         used = {value for node in self._target for value in node.inputs if value is not None}
         for name, value in list(self._target.initializers.items()):
             if value not in used:
@@ -121,6 +123,26 @@ class _Emitter:
         node.replace_input_with(slot, guarded)
         if producer is not None and not value.uses() and producer.op_type == "DequantizeLinear":
             self._target.remove(producer, safe=True)
+
+    def _scale_afterwards(self, name: str) -> None:
+        """mean((codes − zero_point) · scale) becomes mean(codes − zero_point) · scale."""
+        average = self._value(name)
+        node = average.producer()
+        assert node is not None
+        source = _input(node, 0)
+        dequantizer = source.producer()
+        assert dequantizer is not None and dequantizer.op_type == "DequantizeLinear"
+        codes, scale, zero_point = (_input(dequantizer, place) for place in range(3))
+        steps = self._insert("DequantizeLinear", [codes, self._constant("one", np.array(1, np.float32)), zero_point], f"{name}_steps", node, source)
+        node.replace_input_with(0, steps)
+        readers = list(average.uses())
+        scaled = ir.node("Mul", [average, scale], name=f"{name}_scaled")
+        scaled.outputs[0].name, scaled.outputs[0].shape, scaled.outputs[0].type = f"{name}_scaled_value", average.shape, average.type
+        self._target.insert_after(node, scaled)
+        for reader, slot in readers:
+            reader.replace_input_with(slot, scaled.outputs[0])
+        if not source.uses():
+            self._target.remove(dequantizer, safe=True)
 
     def _quantize(self, value: ir.Value, qparams: QParams) -> None:
         if value in self._codes:
