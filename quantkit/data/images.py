@@ -132,10 +132,10 @@ def _is_image(path: PurePosixPath | Path) -> bool:
 def _from_folder(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     files = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     names = [PurePosixPath(path.as_posix()) for path in files if _is_image(path)]
-    labels = _classes(names, str(folder))
-    if labels is not None:
-        _refuse_empty_classes(folder, {name.parts[0] for name in names})
-    return tuple(map(str, names)), labels
+    filled = {name.parts[0] for name in names if len(name.parts) > 1}
+    if filled:
+        _refuse_empty_classes(folder, filled)
+    return tuple(map(str, names)), _classes(names, str(folder))
 
 
 def _classes(names: Sequence[PurePosixPath], source: str) -> tuple[int, ...] | None:
