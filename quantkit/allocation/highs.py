@@ -57,7 +57,7 @@ def minimise(objective: Floats, rows: Sequence[Row], binary: NDArray[np.bool_]) 
         if found.status == _INFEASIBLE:
             return None
         raise ContractError("the solver stopped without an answer", "a plan, or a proof that there is none", found.message)
-    return Solution(found.x, float(found.mip_gap or 0.0))
+    return Solution(found.x, 0.0 if found.success else float(found.mip_gap))
 
 
 @contextmanager
