@@ -72,7 +72,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The network. `inputs` and `outputs` are tensor names; `symbolic` says which input axes are symbols."""
+    """The network. `inputs` and `outputs` are tensor names; `symbolic` says which input axes are symbols.
+
+    `batch` is the fixed size of the batch axis, None where it is a symbol.
+    """
 
     layers: tuple[Layer, ...]
     movers: tuple[Mover, ...]
@@ -81,6 +84,7 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     symbolic: Mapping[str, Mapping[int, str]]
+    batch: int | None = None
 
     def layer(self, name: str) -> Layer:
         """The layer of that name; KeyError if there is none."""
@@ -88,6 +92,20 @@ class Graph:
             if layer.name == name:
                 return layer
         raise KeyError(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name; KeyError if there is none."""
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        raise KeyError(name)
+
+    def source(self, name: str) -> str:
+        """The tensor whose values `name` carries: itself, or what the movers in front of it were given."""
+        through = {mover.node: mover.input for mover in self.movers}
+        while name in through:
+            name = through[name]
+        return name
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
@@ -109,6 +127,7 @@ class Graph:
             tuple(data["inputs"]),
             tuple(data["outputs"]),
             {name: {int(axis): symbol for axis, symbol in axes.items()} for name, axes in data["symbolic"].items()},
+            data["batch"],
         )
 
 

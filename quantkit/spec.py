@@ -75,7 +75,8 @@ def parse_scheme(text: str) -> Scheme:
         return FLOAT
     found = _PATTERN.fullmatch(text)
     if not found:
-        raise SchemeError(f"unknown scheme {text!r}", "fp32, or w<bits>a<bits> such as w8a8 or w4a8", "list schemes as --schemes w8a8,w4a8,fp32")
+        wanted, next_step = "fp32, or w<bits>a8 such as w8a8 or w4a8", "list schemes as --schemes w8a8,w4a8,fp32"
+        raise SchemeError(f"unknown scheme {text!r}", wanted, next_step)
     weight_bits, activation_bits = int(found[1]), int(found[2])
     return Scheme(
         text,

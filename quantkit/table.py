@@ -46,7 +46,8 @@ class Table:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Table:
         """The inverse of `to_json`."""
-        return cls(data["name"], data["unit"], tuple(data["groups"]), tuple(data["schemes"]), _floats(data["values"], (len(data["groups"]), len(data["schemes"]))))
+        values = _floats(data["values"], (len(data["groups"]), len(data["schemes"])))
+        return cls(data["name"], data["unit"], tuple(data["groups"]), tuple(data["schemes"]), values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

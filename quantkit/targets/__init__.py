@@ -1,0 +1,20 @@
+"""Targets: a runtime and its rules, one file each. Adding a target is adding a file and a line in `TARGETS`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from quantkit.errors import SchemeError, unknown
+from quantkit.targets import ort_cpu
+from quantkit.targets.placement import Placement
+
+__all__ = ["TARGETS", "Placement", "find_target"]
+
+TARGETS: dict[str, ModuleType] = {ort_cpu.NAME: ort_cpu}
+
+
+def find_target(name: str) -> ModuleType:
+    """The target of that name. Raises SchemeError with the nearest known name."""
+    if name not in TARGETS:
+        raise SchemeError(*unknown("target", name, TARGETS))
+    return TARGETS[name]

@@ -1,0 +1,89 @@
+"""Target `ort-cpu`: ONNX Runtime's CPU provider on x86-64 and what it really runs (1.22 and later, probed on 1.32).
+
+Activations are unsigned 8-bit per tensor, zero point at the lowest value, so that ReLU and Clip are absorbed; weights signed
+symmetric per output channel. Convolution, Add and Concat run in int8 only if all their inputs and their output carry
+Q/DQ; Gemm with an int32 bias may leave float. Nothing is tied but what the graph itself shares: a weight used twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from quantkit.errors import SchemeError
+from quantkit.graph import Graph, Group, Layer
+from quantkit.spec import FLOAT, Scheme, parse_scheme
+from quantkit.targets.placement import Barrier, Placement, Slot
+
+NAME = "ort-cpu"
+OPSET = 21  # INT4 initializers; the IR version that goes with it
+MINIMUM_RUNTIME = "1.22"
+WEIGHT_BITS = (4, 8)
+SCHEMES = ("fp32", "w8a8", "w4a8")
+SESSION_OPTIONS: Mapping[str, str] = {}  # nothing is needed: what keeps a float layer float lies in the file
+
+
+def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
+    """The schemes of those names. Raises SchemeError for one that this target cannot run, or if fp32 alone is left."""
+    schemes = tuple(parse_scheme(name) for name in dict.fromkeys([*names, FLOAT.name]))
+    for scheme in schemes:
+        if scheme.weights and scheme.weights.bits not in WEIGHT_BITS:
+            raise SchemeError(f"scheme {scheme.name!r} on target {NAME}", f"one of {', '.join(SCHEMES)}", "leave it out of --schemes")
+    return schemes
+
+
+def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
+    """One group a layer, save that layers which share a weight are one; an operation without weights takes the widest scheme only."""
+    owners: dict[str, list[Layer]] = {}
+    for layer in graph.layers:
+        owners.setdefault(layer.weight or f"activation of {layer.name}", []).append(layer)
+    widest = max((s for s in schemes if s.weights), key=lambda s: s.weights.bits if s.weights else 0, default=FLOAT)
+    found = []
+    for key, layers in owners.items():
+        menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))
+        reason = f"share the weight {key}" if len(layers) > 1 else "a weight's bits are its own" if layers[0].weight else "one activation decision"
+        found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), reason))
+    return tuple(found)
+
+
+def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
+    """Where Q/DQ go when each layer (by name) has the given scheme."""
+    schemes = {name: scheme for name, scheme in allocation.items() if not scheme.is_float}
+    producers = {layer.output: layer for layer in graph.layers}
+    int8_readers = {graph.source(tensor) for layer in graph.layers if layer.name in schemes for tensor in layer.inputs}
+    outputs = frozenset(
+        layer.name for layer in graph.layers if layer.name in schemes and (not _may_leave_float(layer) or layer.output in int8_readers)
+    )
+    coded = {layer.output for layer in graph.layers if layer.name in outputs}
+    inputs: set[Slot] = set()
+    barriers: dict[Slot, Barrier] = {}
+    for layer in graph.layers:
+        sources = [graph.source(tensor) for tensor in layer.inputs]
+        if layer.name in schemes:
+            inputs.update((layer.name, slot) for slot in range(len(sources)))
+        elif layer.output in int8_readers:
+            dequantized = [slot for slot, source in enumerate(sources) if source in coded and source in producers]
+            barriers.update({(layer.name, slot): "vector" if layer.kind == "conv" else "max" for slot in dequantized[:1]})
+    return Placement(schemes, frozenset(inputs), outputs, barriers)
+
+
+def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:
+    """Quantize the weights and the inputs of `layers` alone: what a single-group score perturbs.
+
+    Outputs are left to their readers, so that no activation is counted twice when scores are added.
+    """
+    slots = ((name, slot) for name in layers for slot in range(len(graph.layer(name).inputs)))
+    return Placement(dict.fromkeys(layers, scheme), frozenset(slots), frozenset(), {})
+
+
+def weight_bytes(layer: Layer, scheme: Scheme) -> int:
+    """Bytes that the layer's weight, its scales and its bias take in the file."""
+    channels = layer.weight_shape[layer.weight_axis] if layer.weight else 0
+    bias = 4 * channels if layer.bias else 0
+    if scheme.weights is None:
+        return 4 * layer.weight_count + bias
+    return (layer.weight_count * scheme.weights.bits + 7) // 8 + 4 * channels + bias
+
+
+def _may_leave_float(layer: Layer) -> bool:
+    """Whether int8 may end in a float output: a 2-D Gemm, whose bias is then stored as int32."""
+    return layer.kind == "linear" and len(layer.output_shape) == 1 and not layer.activation

@@ -1,0 +1,27 @@
+"""`Placement`: which edges carry a quantizer for one allocation. The simulation and the emitters consume the same answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from quantkit.spec import Scheme
+
+Slot = tuple[str, int]
+Barrier = Literal["vector", "max"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where Q/DQ go.
+
+    `schemes`: the scheme of each quantized layer; a layer that is absent is float. `inputs`: (layer, slot) of activations that are
+    quantized on the way in. `outputs`: layers whose output leaves as codes, for every reader. `barriers`: (layer, slot) of
+    float layers that read dequantized codes and would be quantized by the runtime behind our back, and what prevents it.
+    """
+
+    schemes: Mapping[str, Scheme]
+    inputs: frozenset[Slot]
+    outputs: frozenset[str]
+    barriers: Mapping[Slot, Barrier]
