@@ -75,6 +75,9 @@ class Arguments:
     calibration_data: Any = None
     search_data: Any = None
     gate_data: Any = None
+    calibration_items: int | None = None
+    search_items: int | None = None
+    gate_items: int | None = None
     metric: Any = None
     max_drop: str | float | None = None
     keep: str | None = None

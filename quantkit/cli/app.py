@@ -184,15 +184,14 @@ def recipe_main(recipe: Callable[[], object], argv: Sequence[str] | None = None)
     Ends a recipe file: `if __name__ == "__main__": raise SystemExit(quantkit.recipe_main(recipe))`.
     """
 
-    def source() -> str:
-        path = inspection.getsourcefile(recipe) if inspection.isfunction(recipe) else None
-        if path is None or path.startswith("<"):
-            raise ConfigError(f"{recipe!r} is defined in no file", "the function recipe() of a recipe file", "put it into a .py file")
-        return path
+    return exit_code(lambda: main(["allocate", _file_of(recipe), *(sys.argv[1:] if argv is None else argv)]))
 
-    paths: list[str] = []
-    code = exit_code(lambda: paths.append(source()) or KEPT)
-    return code or main(["allocate", *paths, *(sys.argv[1:] if argv is None else argv)])
+
+def _file_of(recipe: Callable[[], object]) -> str:
+    path = inspection.getsourcefile(recipe) if inspection.isfunction(recipe) else None
+    if path is None:
+        raise ConfigError(f"{recipe!r} is defined in no file", "the function recipe() of a recipe file", "put it into a .py file")
+    return path
 
 
 def _judge(job: Callable[[ConsoleProgress], Result], as_json: bool) -> None:
