@@ -1,1 +1,62 @@
-"""Mixed-precision quantization under an accuracy promise that is checked on the file that ships."""
+"""Mixed-precision quantization under an accuracy promise that is checked on the file that ships.
+
+    import quantkit as qk
+
+    result = qk.allocate(module, data=loader, max_drop=0.5)
+
+The names below load on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quantkit.api import allocate, inspect
+    from quantkit.cli import recipe_main
+    from quantkit.data import Batch, Preprocessing
+    from quantkit.errors import QuantkitError
+    from quantkit.metric import Metric
+    from quantkit.options import Options
+    from quantkit.pipeline import Result
+    from quantkit.recipe import Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Metric",
+    "Options",
+    "Preprocessing",
+    "QuantkitError",
+    "Recipe",
+    "Result",
+    "__version__",
+    "allocate",
+    "inspect",
+    "recipe_main",
+]
+
+_ROOMS = {
+    "Batch": "quantkit.data",
+    "Metric": "quantkit.metric",
+    "Options": "quantkit.options",
+    "Preprocessing": "quantkit.data",
+    "QuantkitError": "quantkit.errors",
+    "Recipe": "quantkit.recipe",
+    "Result": "quantkit.pipeline",
+    "allocate": "quantkit.api",
+    "inspect": "quantkit.api",
+    "recipe_main": "quantkit.cli",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

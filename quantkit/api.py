@@ -1,0 +1,57 @@
+"""The whole job as one call: `quantkit.allocate` and `quantkit.inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantkit import pipeline
+from quantkit.options import Arguments
+from quantkit.progress import Progress, Silent
+from quantkit.request import Source, resolve, resolve_model
+
+
+def allocate(
+    model: Source,
+    *,
+    data: Any = None, calibration_data: Any = None, search_data: Any = None, gate_data: Any = None,
+    metric: Any = None, max_drop: float | str | None = None, keep: str | None = None, undecided: str | None = None,
+    target: str | None = None, minimize: str | None = None, sensitivity: str | None = None, search: str | None = None,
+    schemes: Sequence[str] | str | None = None, fix: Mapping[str, str] | Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None, observer: str | None = None, output: str | Path | None = None, run: str | Path | None = None,
+    seed: int | None = None, split_seed: int | None = None, batch_size: int | None = None, threads: int | None = None,
+    device: str | None = None, arch: str | None = None, trust_pickle: bool | None = None,
+    input_shape: Sequence[int] | str | None = None, resize: int | tuple[int, int] | None = None,
+    crop: int | tuple[int, int] | None = None, mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None, scale: float | None = None, progress: Progress | None = None,
+) -> pipeline.Result:  # fmt: skip
+    """The plan for `model` that keeps the promise, its file, and what was measured on that file.
+
+    `model` is a module, a recipe, or whatever the command line takes; it is left as it was. `data` is a DataLoader, any iterable of
+    batches, tensors (inputs, labels), a dataset, a path, or a mapping with `calibration`, `search` and `gate`. What is left out
+    comes from the recipe or, for a network from a file, from the configuration file here, else from `quantkit.Options`.
+    Raises RequestError for a request that is wrong; a promise that no plan keeps is no error: see `Result.kept`.
+    """
+    arguments = Arguments(
+        data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data, metric=metric, max_drop=max_drop,
+        keep=keep, undecided=undecided, target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes,
+        fix=fix, exclude=exclude, observer=observer, output=output, run=run, seed=seed, split_seed=split_seed,
+        batch_size=batch_size, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle, input_shape=input_shape,
+        resize=resize, crop=crop, mean=mean, std=std, scale=scale,
+    )  # fmt: skip
+    return pipeline.run(resolve(model, arguments), progress or Silent())
+
+
+def inspect(
+    model: Source,
+    *,
+    data: Any = None, target: str | None = None, schemes: Sequence[str] | str | None = None,
+    fix: Mapping[str, str] | Sequence[str] | None = None, exclude: Sequence[str] | None = None, arch: str | None = None,
+    trust_pickle: bool | None = None, input_shape: Sequence[int] | str | None = None,
+) -> pipeline.Inspection:  # fmt: skip
+    """The groups of `model` and what stays float, without a promise and, where the input's shape is known, without data."""
+    arguments = Arguments(
+        data=data, target=target, schemes=schemes, fix=fix, exclude=exclude, arch=arch, trust_pickle=trust_pickle, input_shape=input_shape
+    )
+    return pipeline.inspect(*resolve_model(model, arguments))

@@ -1,0 +1,216 @@
+"""The commands. Each turns what was typed into `Arguments`, hands them down, and shows what comes back.
+
+What needs torch is imported inside the command that needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import inspect as inspection
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from typer import Argument, Option
+
+from quantkit import __version__
+from quantkit.cli import tables
+from quantkit.cli.console import ConsoleProgress, watch
+from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code, results_only
+from quantkit.environment import describe, has_vnni
+from quantkit.errors import ConfigError
+from quantkit.options import CHOICES, SCHEMES, Arguments, Options
+
+if TYPE_CHECKING:
+    from quantkit.pipeline import Inspection, Result
+
+app = typer.Typer(name="quantkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+T = TypeVar("T")
+
+
+def _choice(option: str, text: str) -> Any:
+    return Option(help=f"{text}: {', '.join(CHOICES[option])} (default: {getattr(Options(), option)}).")
+
+
+def _number(option: str, text: str) -> Any:
+    return Option(help=f"{text} (default: {getattr(Options(), option)}).")
+
+
+Model = Annotated[str, Argument(help="A .pt2 archive, a pickled module, package.module:function, a recipe file, or weights with --arch.")]
+MaxDrop = Annotated[str | None, Option(help="What may be lost, in the metric's unit (0.5), or of the float score (0.5%).")]
+Keep = Annotated[str | None, Option(help="The share of the float score to keep, such as 99.9%.")]
+Metric = Annotated[str | None, Option(help="top1, top5, agreement, mse, psnr or module:function.")]
+Undecided = Annotated[str | None, _choice("undecided", "What decides where the interval does not")]
+Data = Annotated[str | None, Option(help="An image folder, .npz or .safetensors, to be cut into three splits.")]
+CalibrationData = Annotated[str | None, Option(help="Items for the ranges only.")]
+SearchData = Annotated[str | None, Option(help="Items that the search may look at.")]
+GateData = Annotated[str | None, Option(help="Items for the verdict only.")]
+Resize = Annotated[str | None, Option(help="Pixels of the short side, or HEIGHTxWIDTH.")]
+Crop = Annotated[str | None, Option(help="Pixels of the central crop, or HEIGHTxWIDTH.")]
+Mean = Annotated[str | None, Option(help="Subtracted: one number, or one a channel with commas.")]
+Std = Annotated[str | None, Option(help="Divided by: one number, or one a channel with commas.")]
+Scale = Annotated[str | None, Option(help="What pixels are multiplied with first; 1/255 for images.")]
+Target = Annotated[str | None, _choice("target", "The runtime that the file is for")]
+Minimize = Annotated[str | None, _choice("minimize", "What to make small")]
+Sensitivity = Annotated[str | None, _choice("sensitivity", "How to score what quantizing a group does")]
+Search = Annotated[str | None, _choice("search", "How to look for the plan")]
+Schemes = Annotated[str | None, Option(help=f"Schemes to choose from, with commas: {','.join(SCHEMES)}.")]
+Fix = Annotated[list[str] | None, Option(help="GROUP=SCHEME; may be repeated.")]
+Exclude = Annotated[list[str] | None, Option(help="A pattern of group names that stay float; may be repeated.")]
+Observer = Annotated[str | None, _choice("observer", "How ranges are read from the calibration data")]
+Output = Annotated[str | None, Option(help="The ONNX file to write.")]
+RunFolder = Annotated[str | None, Option("--run", help="The folder that keeps the stages' results.")]
+Seed = Annotated[int | None, _number("seed", "Seed of probes and resampling")]
+SplitSeed = Annotated[int | None, _number("split_seed", "Seed that cuts --data into splits")]
+BatchSize = Annotated[int | None, _number("batch_size", "Items in one batch")]
+Threads = Annotated[int | None, _number("threads", "Threads of the runtime while it is timed")]
+Device = Annotated[str | None, _choice("device", "Where torch computes")]
+Arch = Annotated[str | None, Option(help="package.module:function that builds the network of a state dict.")]
+TrustPickle = Annotated[bool, Option("--trust-pickle", help="Let the file run code while it loads.")]
+InputShape = Annotated[str | None, Option(help="Shape of an example input, such as 1x3x224x224.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+@app.callback()
+def start(version: Annotated[bool, Option("--version", help="Print the version and exit.", is_eager=True)] = False) -> None:
+    """Mixed-precision quantization under an accuracy promise that is checked on the file that ships."""
+    if version:
+        print(__version__)
+        raise typer.Exit(KEPT)
+
+
+@app.command()
+def allocate(
+    model: Model, max_drop: MaxDrop = None, keep: Keep = None, metric: Metric = None, undecided: Undecided = None,
+    data: Data = None, calibration_data: CalibrationData = None, search_data: SearchData = None, gate_data: GateData = None,
+    resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
+    target: Target = None, minimize: Minimize = None, sensitivity: Sensitivity = None, search: Search = None,
+    schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None,
+    output: Output = None, run: RunFolder = None, seed: Seed = None, split_seed: SplitSeed = None, batch_size: BatchSize = None,
+    threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
+    input_shape: InputShape = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Find the fastest or smallest plan that keeps the promise, write it, and measure that very file."""
+    arguments = Arguments(
+        data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data,
+        resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, max_drop=max_drop, keep=keep, undecided=undecided,
+        target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
+        observer=observer, output=output, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size, threads=threads,
+        device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
+    )  # fmt: skip
+
+    def job(progress: ConsoleProgress) -> Result:
+        from quantkit import pipeline, request
+
+        return pipeline.run(request.resolve(model, arguments), progress)
+
+    _judge(job, as_json)
+
+
+@app.command()
+def inspect(
+    model: Model, data: Data = None, resize: Resize = None, crop: Crop = None, target: Target = None, schemes: Schemes = None,
+    fix: Fix = None, exclude: Exclude = None, arch: Arch = None, trust_pickle: TrustPickle = False, input_shape: InputShape = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show what can be quantized, in which groups, and what stays float and why."""
+    arguments = Arguments(
+        data=data, resize=resize, crop=crop, target=target, schemes=schemes, fix=fix, exclude=exclude, arch=arch,
+        trust_pickle=trust_pickle or None, input_shape=input_shape,
+    )  # fmt: skip
+
+    def job(_: ConsoleProgress) -> Inspection:
+        from quantkit import pipeline, request
+
+        return pipeline.inspect(*request.resolve_model(model, arguments))
+
+    def show(found: Inspection) -> int:
+        if as_json:
+            rows = tables.group_rows(found.graph, found.groups)
+            _print_json({"groups": rows, "unsupported": [asdict(operation) for operation in found.graph.unsupported]})
+        else:
+            tables.show_groups(found.graph, found.groups)
+        return KEPT
+
+    raise typer.Exit(exit_code(lambda: show(_worked(job))))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Tell what this machine's processor can do and which versions are installed."""
+
+    def show() -> int:
+        told = describe()
+        if as_json:
+            _print_json({**told, "vnni": has_vnni()})
+            return KEPT
+        tables.show_pairs("This machine", told)
+        exact = "int8 sums are exact (VNNI): the simulation can equal the file bit for bit"
+        close = "no VNNI: the runtime may saturate 16-bit sums in int8 kernels, so the file can differ from the simulation"
+        tables.show_pairs("", {"note": exact if has_vnni() else close})
+        return KEPT
+
+    raise typer.Exit(exit_code(show))
+
+
+@app.command()
+def demo(output: Output = None, run: RunFolder = None, as_json: Json = False) -> None:
+    """Train a small network on handwritten digits, and do the whole job on it."""
+
+    def job(progress: ConsoleProgress) -> Result:
+        from quantkit import demo, pipeline, request
+
+        return pipeline.run(request.resolve(demo.build(progress), Arguments(output=output, run=run)), progress)
+
+    _judge(job, as_json)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, or that of the process; the exit code."""
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=None if argv is None else list(argv), prog_name="quantkit")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return KEPT
+
+
+def recipe_main(recipe: Callable[[], object], argv: Sequence[str] | None = None) -> int:
+    """`quantkit allocate` on the file that defines `recipe`, with the options in `argv`, or the process's; the exit code.
+
+    Ends a recipe file: `if __name__ == "__main__": raise SystemExit(quantkit.recipe_main(recipe))`.
+    """
+
+    return exit_code(lambda: main(["allocate", _file_of(recipe), *(sys.argv[1:] if argv is None else argv)]))
+
+
+def _file_of(recipe: Callable[[], object]) -> str:
+    path = inspection.getsourcefile(recipe) if inspection.isfunction(recipe) else None
+    if path is None:
+        raise ConfigError(f"{recipe!r} is defined in no file", "the function recipe() of a recipe file", "put it into a .py file")
+    return path
+
+
+def _judge(job: Callable[[ConsoleProgress], Result], as_json: bool) -> None:
+    """Do the job, show its result, and exit with the verdict."""
+
+    def show(result: Result) -> int:
+        if as_json:
+            _print_json(result.to_json())
+        else:
+            tables.show_result(result.to_json(), result.notes)
+        return KEPT if result.kept else NOT_KEPT
+
+    raise typer.Exit(exit_code(lambda: show(_worked(job))))
+
+
+def _worked(job: Callable[[ConsoleProgress], T]) -> T:
+    with results_only(), watch() as progress:
+        return job(progress)
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))

@@ -1,0 +1,47 @@
+"""Progress on stderr: bars with the time that is left where a person watches, one line a stage where a file does."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+
+class ConsoleProgress:
+    """Draws stages, each inside the one that opened it; a finished one leaves a line with its seconds."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._depth = 0
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
+        """A bar for `name` until the block ends."""
+        label = "  " * self._depth + name
+        task = self._bars.add_task(label, total=total, unit=unit)
+        started = time.monotonic()
+        self._depth += 1
+        try:
+            yield lambda steps: self._bars.advance(task, steps)
+            self.note(f"{label}  {time.monotonic() - started:.1f} s")
+        finally:
+            self._depth -= 1
+            self._bars.remove_task(task)
+
+    def note(self, text: str) -> None:
+        """One line above the bars."""
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def watch() -> Iterator[ConsoleProgress]:
+    """A progress that is drawn on stderr while the block runs."""
+    unit = TextColumn("{task.fields[unit]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), unit, TimeElapsedColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(file=sys.stderr), transient=True) as bars:
+        yield ConsoleProgress(bars)

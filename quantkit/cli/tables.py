@@ -1,0 +1,136 @@
+"""What a person reads at the end: the verdict in words, the file beside its baselines, what runs how, and where it lies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from quantkit.graph import Graph, Group
+
+NAMED = 8  # kept-float groups and mismatches named in full before "and N more"
+
+
+def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
+    """`result` is the object of `--json`; `notes` are the sentences that came with it (what binds, what would relax it)."""
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(verdict_line(result), style="bold green" if result["kept"] else "bold red")
+    for note in notes:
+        console.print(note, markup=False)
+    console.print(_comparison(result))
+    console.print(_schemes(result))
+    console.print(_executed(result["executed"]), markup=False)
+    for label, path in _files(result):
+        console.print(f"{label:<12}{path}", markup=False, soft_wrap=True)
+
+
+def verdict_line(result: Mapping[str, Any]) -> str:
+    """One sentence: kept or not, what was lost of what may be, how sure that is."""
+    budget, verdict = result["budget"], result["verdict"]
+    unit, decision = budget["unit"], verdict["decision"]
+    told = "Kept" if result["kept"] else "Not kept"
+    sure = {
+        "kept": "sure at 95 %",
+        "broken": "sure at 95 %",
+        "undecided": "though these items are too few to be sure" if result["kept"] else "or not proven to be, on these items",
+    }[decision]
+    lost = f"{verdict['drop']:.2f} {unit} of {budget['metric']} lost, at most {budget['max_drop']:.2f} allowed"
+    interval = f"95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}, on {verdict['n']} items that the search never saw"
+    return f"{told}, {sure}: {lost} ({interval})."
+
+
+def show_groups(graph: Graph, groups: Iterable[Group]) -> None:
+    """The groups with their layers, and the operations that stay float with the reason."""
+    console = Console(file=sys.stdout, highlight=False)
+    table = Table("group", "layers", "kind", "weight", "output", title="What can be quantized", box=None, title_justify="left")
+    for heading in ("weights", "MACs"):
+        table.add_column(heading, justify="right")
+    table.add_column("schemes")
+    for row in group_rows(graph, groups):
+        shapes = ("×".join(map(str, row["weight_shape"])), "×".join(map(str, row["output_shape"])))
+        counts = (f"{row['weights']:,}", f"{row['macs']:,}")
+        table.add_row(row["group"], " ".join(row["layers"]), row["kind"], *shapes, *counts, " ".join(row["schemes"]))
+    console.print(table)
+    if graph.unsupported:
+        stays = Table("operation", "node", "reason", title="\nWhat stays float", box=None, title_justify="left")
+        for operation in graph.unsupported:
+            stays.add_row(operation.operation, operation.node, operation.reason)
+        console.print(stays)
+
+
+def group_rows(graph: Graph, groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """One JSON object a group: `kind` and shapes are those of its first layer, counts are sums; MACs are for one item."""
+    rows = []
+    for group in groups:
+        layers = [graph.layer(name) for name in group.layers]
+        rows.append(
+            {
+                "group": group.name,
+                "layers": list(group.layers),
+                "kind": layers[0].kind,
+                "weight_shape": list(layers[0].weight_shape),
+                "output_shape": list(layers[0].output_shape),
+                "weights": sum(layer.weight_count for layer in layers),
+                "macs": sum(layer.macs for layer in layers),
+                "schemes": list(group.schemes),
+                "reason": group.reason,
+            }
+        )
+    return rows
+
+
+def show_pairs(title: str, pairs: Mapping[str, object]) -> None:
+    """Names and values in two columns."""
+    table = Table("", "", title=title, box=None, show_header=False, title_justify="left")
+    for name, value in pairs.items():
+        table.add_row(name, "not installed" if value is None else str(value))
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
+def _comparison(result: Mapping[str, Any]) -> Table:
+    latency, size, verdict = result["latency"], result["bytes"], result["verdict"]
+    title = f"\nMeasured on the files, {latency['threads']} thread(s), batch {latency['batch']}"
+    table = Table("", title=title, box=None, title_justify="left", caption_justify="left")
+    table.caption = f"time of this plan: {latency['low']:.2f} to {latency['high']:.2f} of float's, at 95 %"
+    for heading in (f"lost ({result['budget']['unit']})", "time", "of float's", "size", "of float's"):
+        table.add_column(heading, justify="right")
+    floats = {"name": "float", "drop": 0.0, "latency_ratio": 1.0, "bytes_ratio": 1.0}
+    mine = {"name": "this plan", "drop": verdict["drop"], "latency_ratio": latency["ratio"], "bytes_ratio": size["ratio"]}
+    rows = [floats, *(row for row in result["baselines"] if row["name"] != "float"), mine]
+    for row in rows:
+        time, file = (latency["float_ms"] * row["latency_ratio"], size["float"] * row["bytes_ratio"] / 1e3)
+        cells = (f"{time:.2f} ms", f"{row['latency_ratio']:.2f}×", f"{file:,.0f} kB", f"{row['bytes_ratio']:.2f}×")
+        table.add_row(row["name"], f"{row['drop']:.2f}", *cells, style="bold" if row is mine else "")
+    return table
+
+
+def _schemes(result: Mapping[str, Any]) -> Table:
+    table = Table("scheme", title="\nThe plan", box=None, title_justify="left")
+    table.add_column("groups", justify="right")
+    table.add_column("weights in the file", justify="right")
+    table.add_column("which")
+    for scheme in sorted({row["scheme"] for row in result["allocation"]}):
+        rows = [row for row in result["allocation"] if row["scheme"] == scheme]
+        table.add_row(scheme, str(len(rows)), f"{sum(row['bytes'] for row in rows) / 1e3:,.0f} kB", _named([row["group"] for row in rows]))
+    return table
+
+
+def _executed(executed: Mapping[str, Any]) -> str:
+    share = f"{100 * executed['int8_macs']:.1f} % of the multiply-accumulates run in int8"
+    if executed["as_planned"]:
+        return f"\nThe runtime runs every layer as planned; {share}.\n"
+    return f"\nThe runtime does not run these as planned: {_named([str(mismatch) for mismatch in executed['mismatches']])}; {share}.\n"
+
+
+def _files(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    files = result["files"]
+    pairs = [("file", files["onnx"]), ("float file", files["float_onnx"]), ("session", files["session"]), ("run folder", result["run"])]
+    return [(label, path) for label, path in pairs if path is not None]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

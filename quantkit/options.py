@@ -1,0 +1,155 @@
+"""What a user may ask for: `Arguments` as they said it, text or objects, in any of three places; `Options` as the stages read it.
+
+Text is parsed into values here, once. Standard library only, so that `quantkit --help` needs nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import DataError, RequestError, SchemeError, unknown
+
+# The rooms that dispatch on these names hold the functions; a test compares the lists.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "target": ("ort-cpu",),
+    "minimize": ("latency", "bytes"),
+    "sensitivity": ("augmented", "displacement", "hessian"),
+    "search": ("pareto", "bisection"),
+    "observer": ("percentile", "mse", "minmax"),
+    "device": ("cpu", "cuda"),
+    "undecided": ("point", "fail", "pass"),
+}
+SCHEMES = ("fp32", "w8a8", "w4a8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to do the job, checked: every name is a known one. Raises RequestError, and SchemeError for schemes and targets.
+
+    `fix` holds (group, scheme) pairs and `exclude` patterns of group names; whether they exist is known after the capture.
+    `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
+    `output` is the ONNX file; `run` the folder that keeps the stages' results.
+    """
+
+    target: str = "ort-cpu"
+    minimize: str = "latency"
+    sensitivity: str = "augmented"
+    search: str = "pareto"
+    schemes: tuple[str, ...] = SCHEMES
+    fix: tuple[tuple[str, str], ...] = ()
+    exclude: tuple[str, ...] = ()
+    observer: str = "percentile"
+    seed: int = 0
+    split_seed: int = 0
+    batch_size: int = 32
+    threads: int = 1
+    device: str = "cpu"
+    output: Path | None = None
+    run: Path | None = None
+    undecided: str = "point"
+
+    def __post_init__(self) -> None:
+        for option, known in CHOICES.items():
+            value = getattr(self, option)
+            if value not in known:
+                raise (SchemeError if option == "target" else RequestError)(*unknown(option, str(value), known))
+        for scheme in (*self.schemes, *(scheme for _, scheme in self.fix)):
+            if scheme not in SCHEMES:
+                raise SchemeError(*unknown("scheme", scheme, SCHEMES))
+        if not self.schemes:
+            raise SchemeError("no scheme to choose from", "at least one", f"list them as --schemes {','.join(SCHEMES)}")
+        for option, lowest in {"batch_size": 1, "threads": 1, "seed": 0, "split_seed": 0}.items():
+            value = getattr(self, option)
+            if value < lowest:
+                raise RequestError(f"{_flag(option)} {value}", f"a whole number of at least {lowest}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """All that can be said on the command line, in a call, a recipe or a configuration file; None is unsaid."""
+
+    data: Any = None
+    calibration_data: Any = None
+    search_data: Any = None
+    gate_data: Any = None
+    calibration_items: int | None = None
+    search_items: int | None = None
+    gate_items: int | None = None
+    metric: Any = None
+    max_drop: str | float | None = None
+    keep: str | None = None
+    target: str | None = None
+    minimize: str | None = None
+    sensitivity: str | None = None
+    search: str | None = None
+    schemes: str | Sequence[str] | None = None
+    fix: Sequence[str] | Mapping[str, str] | None = None
+    exclude: Sequence[str] | None = None
+    observer: str | None = None
+    output: str | Path | None = None
+    run: str | Path | None = None
+    seed: int | None = None
+    split_seed: int | None = None
+    batch_size: int | None = None
+    threads: int | None = None
+    device: str | None = None
+    undecided: str | None = None
+    arch: str | None = None
+    trust_pickle: bool | None = None
+    input_shape: str | Sequence[int] | None = None
+    resize: str | int | Sequence[int] | None = None
+    crop: str | int | Sequence[int] | None = None
+    mean: str | float | Sequence[float] | None = None
+    std: str | float | Sequence[float] | None = None
+    scale: str | float | None = None
+
+
+def words(value: str | Iterable[str]) -> tuple[str, ...]:
+    """`"w8a8,fp32"` or the words themselves → the words, none of them empty."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def pins(value: str | Sequence[str] | Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """`["classifier=fp32"]` or a mapping → (group, scheme) pairs."""
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    pairs = [text.rpartition("=")[::2] for text in words(value)]
+    for (group, scheme), text in zip(pairs, words(value), strict=True):
+        if not group or not scheme:
+            raise SchemeError(f"--fix {text}", "GROUP=SCHEME, such as classifier=fp32", "`quantkit inspect` lists the groups")
+    return tuple(pairs)
+
+
+def numbers(option: str, value: str | float | Iterable[float]) -> tuple[float, ...]:
+    """`"0.485,0.456"`, one number or several → the numbers."""
+    try:
+        if isinstance(value, str):
+            return tuple(float(part) for part in value.split(","))
+        return (float(value),) if isinstance(value, int | float) else tuple(float(part) for part in value)
+    except (TypeError, ValueError):
+        raise DataError(f"{_flag(option)} {value}", "one number, or one a channel with commas between") from None
+
+
+def size(option: str, value: str | int | Sequence[int]) -> int | tuple[int, int]:
+    """`"256"` → 256 (the short side), `"224x192"` → (224, 192) (height, width)."""
+    sides = _whole(value)
+    if len(sides) not in {1, 2} or min(sides) < 1:
+        raise DataError(f"{_flag(option)} {value}", "pixels such as 224, or HEIGHTxWIDTH such as 224x192")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def _whole(value: str | int | Sequence[int]) -> tuple[int, ...]:
+    """Whole numbers; (0,) where the text holds none, which no caller takes."""
+    parts = value.lower().split("x") if isinstance(value, str) else [value] if isinstance(value, int) else value
+    try:
+        return tuple(int(part) for part in parts)
+    except (TypeError, ValueError):
+        return (0,)
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"

@@ -1,0 +1,129 @@
+"""The ledger of the house: lines, functions, floor and reach of every module, against the ceilings.
+
+Run `python tools/sizes.py` before a change and after it; `--ceilings` prints only what breaks one, and exits 1 then.
+Reach is the number of the package's own lines that a module needs in order to be understood: its own and those of all it imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE_CEILING = 400
+FUNCTION_CEILING = 60
+
+
+@dataclass(frozen=True)
+class Function:
+    """Lines from `def` to the last statement, the docstring aside."""
+
+    name: str
+    lines: int
+
+
+@dataclass(frozen=True)
+class Module:
+    """One file of the package. `floor` counts from the ground, in the order of the import contract."""
+
+    name: str
+    path: Path
+    lines: int
+    functions: tuple[Function, ...]
+    imports: frozenset[str]
+    floor: int
+
+
+def functions(tree: ast.Module) -> Iterator[Function]:
+    """Every function and method."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+            docstring = (first.end_lineno or first.lineno) - first.lineno + 1 if documented else 0
+            yield Function(node.name, (node.end_lineno or node.lineno) - node.lineno + 1 - docstring)
+
+
+def own_imports(tree: ast.Module, known: set[str]) -> frozenset[str]:
+    """The modules of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(found & known)
+
+
+def floors() -> dict[str, int]:
+    """The floor of each room, read from the import contract, so that there is one list of them."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    rooms = {}
+    for floor, layer in enumerate(reversed(layers)):
+        for room in layer.replace(":", "|").split("|"):
+            rooms[room.strip(" ()")] = floor
+    return rooms
+
+
+def modules() -> list[Module]:
+    """The package, file by file."""
+    files = sorted((ROOT / "quantkit").rglob("*.py"))
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    rooms = floors()
+    found = []
+    for name, path in paths.items():
+        text = path.read_text()
+        tree = ast.parse(text)
+        room = name.split(".")[1] if "." in name else ""
+        floor = rooms.get(room, max(rooms.values()) + 1)
+        imports = own_imports(tree, set(paths) - {name, "quantkit"})
+        found.append(Module(name, path, text.count("\n"), tuple(functions(tree)), imports, floor))
+    return found
+
+
+def reach(start: Module, by_name: dict[str, Module]) -> int:
+    """Own lines plus those of everything imported, directly or not."""
+    seen, queue = set(), [start.name]
+    while queue:
+        name = queue.pop()
+        if name not in seen:
+            seen.add(name)
+            queue += by_name[name].imports
+    return sum(by_name[name].lines for name in seen)
+
+
+def breaches(found: list[Module]) -> list[str]:
+    """One line for each file and function above its ceiling."""
+    sizes = [(m.name, m.lines, FILE_CEILING) for m in found]
+    sizes += [(f"{m.name}.{f.name}", f.lines, FUNCTION_CEILING) for m in found for f in m.functions]
+    return [f"{name}: {lines} lines, ceiling {ceiling}" for name, lines, ceiling in sizes if lines > ceiling]
+
+
+def main() -> int:
+    """Print the ledger, highest floor first, then what breaks a ceiling."""
+    found = modules()
+    by_name = {module.name: module for module in found}
+    if "--ceilings" not in sys.argv:
+        print(f"{'floor':>5}  {'module':<36}{'lines':>6}{'functions':>11}{'longest':>9}{'reach':>7}")
+        for m in sorted(found, key=lambda m: (-m.floor, m.name)):
+            longest = max((f.lines for f in m.functions), default=0)
+            print(f"{m.floor:>5}  {m.name:<36}{m.lines:>6}{len(m.functions):>11}{longest:>9}{reach(m, by_name):>7}")
+        lines = [module.lines for module in found]
+        print(f"{len(found)} files, {sum(lines)} lines, median {median(lines):g}, longest {max(lines)}")
+    broken = breaches(found)
+    print("\n".join(broken) if broken else "all ceilings kept")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
