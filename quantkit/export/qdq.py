@@ -6,6 +6,8 @@ INT4 behind a Cast that the runtime folds while the session loads, so that the i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,27 @@ from quantkit.affine import QParams, bias_codes
 from quantkit.errors import ContractError
 from quantkit.graph import Graph, Layer
 from quantkit.quantization import WeightBank
-from quantkit.targets.placement import Barrier, Placement
+from quantkit.targets.placement import Barrier, Placement, Slot
 
 LOWEST = np.array(-3e38, np.float32)  # max(x, this) is x, and no pattern of the runtime sees through it
 
 
-def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank, path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """Names in the file: the codes that each (layer, slot) reads, and what each layer writes (codes, or a float value)."""
+
+    inputs: Mapping[Slot, str]
+    outputs: Mapping[str, str]
+
+
+def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank, path: Path) -> Emitted:
     """Write the quantized network to `path` (the caller renames). Raises ContractError for a name that the float file lacks."""
     model = ir.load(float_file)
-    _Emitter(model.graph, graph, placement, bank).run()
+    emitter = _Emitter(model.graph, graph, placement, bank)
+    emitter.run()
+    model.metadata_props["quantkit"] = "mixed precision; 4-bit weight codes are unpacked while the session loads"
     ir.save(model, path)
+    return emitter.names()
 
 
 class _Emitter:
@@ -56,6 +69,21 @@ class _Emitter:
         for name, value in list(self._target.initializers.items()):
             if value not in used:
                 del self._target.initializers[name]
+
+    def names(self) -> Emitted:
+        """Where the codes are, for those who compare them."""
+        inputs, outputs = {}, {}
+        for layer in self._graph.layers:
+            if layer.name not in self._placement.schemes:
+                continue
+            node = self._node(layer)
+            for slot in range(len(layer.inputs)):
+                producer = _input(node, slot).producer()
+                assert producer is not None
+                inputs[layer.name, slot] = str(_input(producer, 0).name)
+            written = self._values[layer.output if layer.name in self._placement.outputs else layer.node]
+            outputs[layer.name] = str(self._codes[written].name if layer.name in self._placement.outputs else written.name)
+        return Emitted(inputs, outputs)
 
     def _quantize_output(self, layer: Layer) -> None:
         value = self._value(layer.output)
