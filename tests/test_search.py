@@ -12,7 +12,7 @@ from quantkit.table import Interactions, Table
 SCHEMES = ("w4a8", "fp32", "w8a8")  # in no order of precision, as tables may be
 
 
-def make(loss, cost, *, menus=None, fixed=None, edges=(), interactions=None, points=24):
+def make(loss, cost, *, menus=None, fixed=None, edges=(), interactions=None, points=12):
     names = tuple(f"g{place}" for place in range(len(loss)))
     groups = [Group(name, (name,), tuple(menus[place] if menus else SCHEMES), "") for place, name in enumerate(names)]
     turn = [2, 0, 1]  # rows are given as fp32, w8a8, w4a8
