@@ -105,10 +105,7 @@ class Run:
 
     def put(self, stage: str, key: str, data: Any) -> None:
         """Stores JSON data. Raises OutputError where it cannot be written, ContractError where it is no JSON (nan is none)."""
-        try:
-            text = json.dumps({"stage": stage, "key": key, "data": data}, allow_nan=False, indent=1)
-        except (TypeError, ValueError) as error:
-            raise ContractError(f"the result of stage {stage!r} is no JSON: {error}") from error
+        text = _json(f"the result of stage {stage!r}", {"stage": stage, "key": key, "data": data})
         with write_atomically(self._for_writing(stage, key, ".json")) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -136,7 +133,7 @@ class Run:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one line to the journal, on the disk when this returns. Raises OutputError, and then the journal is as it was."""
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        line = _json("a record of the journal", record).encode() + b"\n"
         journal = self._writable() / "measured.jsonl"
         with _in_words("write", journal), journal.open("ab+", buffering=0) as file:
             file.seek(0)
@@ -184,6 +181,13 @@ def _in_words(verb: str, path: Path) -> Iterator[None]:
 def _synchronise(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _json(what: str, data: Any) -> str:
+    try:
+        return json.dumps(data, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"{what} is no JSON: {error}", "text, finite numbers, lists and mappings") from error
 
 
 def _record(journal: Path, number: int, line: bytes) -> Any:

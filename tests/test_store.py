@@ -174,6 +174,8 @@ def test_what_is_no_json_is_our_fault_and_leaves_nothing(run):
     for data in ({"x": float("nan")}, {"x": object()}):
         with pytest.raises(ContractError, match="the result of stage 'cost' is no JSON"):
             run.put("cost", fingerprint(1), data)
+        with pytest.raises(ContractError, match="a record of the journal is no JSON"):
+            run.append(data)
 
     assert files(run.folder / "stages") == []
 
