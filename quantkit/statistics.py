@@ -29,6 +29,7 @@ Number = float  # `Verdict.float` would hide the type from the fields behind it
 ERROR_RATE = 0.05
 INTERVAL = (0.025, 0.975)
 NORMAL = NormalDist()
+LIKELY = 0.84  # standard deviations: four in five
 
 
 @dataclass(frozen=True, slots=True)

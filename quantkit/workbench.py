@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from quantkit.progress import Progress
@@ -19,6 +20,14 @@ class Workbench:
         self.store, self.progress = store, progress
         self.seconds: dict[str, float] = {}
         self.computed: list[str] = []
+
+    @contextmanager
+    def timed(self, stage: str, shown: str | None = None) -> Iterator[None]:
+        """Adds to the seconds of `stage`; with `shown`, a progress stage of that name."""
+        start = time.perf_counter()
+        with self.progress.stage(shown) if shown else nullcontext():
+            yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def keep(self, stage: str, depends_on: tuple[Any, ...], compute: Callable[[], T], load: Callable[[Any], T]) -> T:
         """The result of `stage`: read back by `load` if it was kept under the same dependencies, else computed and kept.
