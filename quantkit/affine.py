@@ -15,6 +15,8 @@ from torch import Tensor
 from quantkit.spec import PerChannel, QuantSpec
 
 CLIP_RATIOS = tuple(1.0 - 0.02 * step for step in range(31))  # 1.0 down to 0.4: below that clipping always costs more than it gains
+COARSER_RATIOS = tuple(2.0 - 0.05 * step for step in range(20))  # 2.0 is 7 bits: no pair of codes can saturate there
+PAIR_LIMIT = 128  # 255 · 128 = 32640 fits int16, 255 · 129 does not
 BIAS_CODE_LIMIT = float(1 << 30)  # an int32 bias code may not come nearer than this to overflow once products are added
 
 
@@ -70,21 +72,41 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     return dequantize(quantize(x, qparams), qparams)
 
 
-def choose_weight_qparams(weight: Tensor, spec: QuantSpec) -> QParams:
-    """Scales of least squared error for each output channel, over `CLIP_RATIOS` of the channel's largest magnitude."""
-    axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else None
-    rows = weight.detach().float()
-    rows = rows.reshape(1, -1) if axis is None else rows.movedim(axis, 0).reshape(rows.shape[axis], -1)
+def choose_weight_qparams(rows: Tensor, spec: QuantSpec, paired: bool) -> QParams:
+    """Scales of least squared error for each row of `rows` (shape [channels, products in the kernel's order]).
+
+    Tries multiples of the row's largest magnitude; with `paired`, of the codes that `separate_pairs` leaves, so that a row
+    whose large weights lie side by side gets a coarser scale. A per-tensor spec takes the rows as one.
+    """
+    per_channel = isinstance(spec.granularity, PerChannel)
+    rows = rows.detach().float() if per_channel else rows.detach().float().reshape(1, -1)
     largest = rows.abs().amax(dim=1)
-    best = choose_qparams(-largest, largest, spec).scale
-    least = torch.full_like(best, torch.inf)
-    for ratio in CLIP_RATIOS:
+    best = torch.full_like(largest, torch.nan)
+    least = torch.full_like(largest, torch.inf)
+    for ratio in (*(COARSER_RATIOS if paired else ()), *CLIP_RATIOS):
         scale = choose_qparams(-largest * ratio, largest * ratio, spec).scale
         codes = (rows / scale[:, None]).round().clamp(spec.code_min, spec.code_max)
+        if paired:
+            codes = separate_pairs(codes)
         error = (codes * scale[:, None] - rows).square().sum(dim=1)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-    scale = best if axis is not None else best[0]
+    scale = best if per_channel else best[0]
     return QParams(spec, scale, torch.zeros_like(scale))
+
+
+def separate_pairs(codes: Tensor) -> Tensor:
+    """`codes` (shape [channels, products in the kernel's order]) with no two neighbours whose products could saturate.
+
+    CPUs without VNNI add u8×s8 products two by two in int16 (VPMADDUBSW): 255 · (c₀ + c₁) must stay within it. A pair beyond
+    PAIR_LIMIT gives up half of the excess on each side. Codes so made give the same bits on every x86-64 CPU.
+    """
+    odd = codes.shape[1] % 2
+    pairs = torch.nn.functional.pad(codes, (0, odd)).reshape(len(codes), -1, 2)
+    excess = pairs.sum(dim=2).abs().sub(PAIR_LIMIT).clamp(min=0)
+    sign = pairs.sum(dim=2).sign()
+    first = (excess / 2).ceil()
+    kept = pairs - torch.stack([first, excess - first], dim=2) * sign[:, :, None]
+    return kept.reshape(len(codes), -1)[:, : codes.shape[1]]
 
 
 def floor_weight_scale(qparams: QParams, bias: Tensor | None, input_scale: Tensor) -> QParams:

@@ -155,7 +155,9 @@ def _describe(program: ExportedProgram, module: fx.GraphModule) -> Graph:
         elif node.target in MOVERS and not reason:
             movers.append(Mover(node.name, MOVERS[node.target], node.args[0].name))
         else:
-            unsupported.append(Unsupported(node.name, str(node.target).removeprefix("aten."), reason or "no 8-bit form in this version"))
+            inputs = tuple(source.name for source in node.all_input_nodes)
+            operation = str(node.target).removeprefix("aten.")
+            unsupported.append(Unsupported(node.name, operation, inputs, reason or "no 8-bit form in this version"))
     tensors = tuple(
         GraphTensor(node.name, shapes[node.name], tuple(user.name for user in node.users if user.op != "output"), node.name in outputs)
         for node in nodes
@@ -210,6 +212,7 @@ def _layer(node: fx.Node, module: fx.GraphModule, shapes: Mapping[str, tuple[int
     shape = tuple(module.get_parameter(weight).shape) if weight else ()
     reads = (node.args[0],) if weighted else pytree.tree_leaves(node.args)
     inputs = tuple(argument.name for argument in reads if isinstance(argument, fx.Node))
+    groups = int(node.args[-1]) if kind == "conv" and len(node.args) > 6 else 1
     # (0 stands for a symbolic side, as of a token axis: macs are then for one position)
     macs = prod(side or 1 for side in shapes[node.name]) * prod(shape[1:]) if weighted else 0
     path = weight.rpartition(".")[0] if weight else ".".join(filter(None, (_module_path(node), kind)))
@@ -217,7 +220,7 @@ def _layer(node: fx.Node, module: fx.GraphModule, shapes: Mapping[str, tuple[int
     while name in taken:
         count += 1
         name = f"{path or kind}.{count}"
-    return Layer(name, kind, node.name, last.name, inputs, tuple(functions), weight, bias, shape, 0, shapes[node.name], macs)
+    return Layer(name, kind, node.name, last.name, inputs, tuple(functions), weight, bias, shape, 0, shapes[node.name], groups, macs)
 
 
 def _module_path(node: fx.Node) -> str:

@@ -31,6 +31,7 @@ class Layer:
     weight_shape: tuple[int, ...] = ()
     weight_axis: int = 0
     output_shape: tuple[int, ...] = ()
+    groups: int = 1
     macs: int = 0
 
     @property
@@ -57,6 +58,7 @@ class Unsupported:
 
     node: str
     operation: str
+    inputs: tuple[str, ...]
     reason: str
 
 
@@ -122,7 +124,7 @@ class Graph:
         return cls(
             tuple(build(Layer, row) for row in data["layers"]),
             tuple(Mover(**row) for row in data["movers"]),
-            tuple(Unsupported(**row) for row in data["unsupported"]),
+            tuple(build(Unsupported, row) for row in data["unsupported"]),
             tuple(build(Tensor, row) for row in data["tensors"]),
             tuple(data["inputs"]),
             tuple(data["outputs"]),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quantkit.affine import QParams, choose_weight_qparams, floor_weight_scale, quantize
+from quantkit.affine import QParams, choose_weight_qparams, floor_weight_scale, quantize, separate_pairs
 from quantkit.graph import Graph, Layer
 from quantkit.spec import QuantSpec
+
+
+ProductRows = Callable[[Layer, Tensor], tuple[Tensor, bool]]  # a target's: the weight as its kernel reads it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,8 +30,10 @@ class WeightBank:
     The scale depends on the input's scale only where the int32 bias would overflow.
     """
 
-    def __init__(self, graph: Graph, parameters: Mapping[str, Tensor], activations: Mapping[str, QParams]) -> None:
-        self._graph, self._parameters, self.activations = graph, parameters, activations
+    def __init__(
+        self, graph: Graph, parameters: Mapping[str, Tensor], activations: Mapping[str, QParams], product_rows: ProductRows
+    ) -> None:
+        self._graph, self._parameters, self.activations, self._product_rows = graph, parameters, activations, product_rows
         self._done: dict[tuple[str, QuantSpec], QuantizedWeight] = {}
 
     def parameter(self, name: str) -> Tensor:
@@ -50,6 +55,11 @@ class WeightBank:
             weight = self._parameters[layer.weight].detach()
             bias = self._parameters[layer.bias].detach() if layer.bias else None
             with torch.no_grad():
-                qparams = floor_weight_scale(choose_weight_qparams(weight, spec), bias, self.input_qparams(layer, 0).scale)
-                self._done[layer.name, spec] = QuantizedWeight(quantize(weight, qparams), qparams)
+                rows, paired = self._product_rows(layer, weight)
+                paired = paired and spec.bits == 8
+                qparams = floor_weight_scale(choose_weight_qparams(rows, spec, paired), bias, self.input_qparams(layer, 0).scale)
+                codes = quantize(rows, qparams)
+                codes = separate_pairs(codes) if paired else codes
+                shape = (weight.shape[0], *weight.shape[2:], weight.shape[1])
+                self._done[layer.name, spec] = QuantizedWeight(codes.reshape(shape).movedim(-1, 1).contiguous(), qparams)
         return self._done[layer.name, spec]

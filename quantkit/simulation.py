@@ -31,7 +31,7 @@ class Simulation:
         module = captured.module
         self._nodes = list(module.graph.nodes)
         self._state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
-        self._placement, self._bank = placement, bank
+        self._graph, self._placement, self._bank = captured.graph, placement, bank
         self._layers = {layer.node: layer for layer in captured.graph.layers if layer.name in placement.schemes}
         by_name = {node.name: node for node in self._nodes}
         self._node_of = {layer.name: by_name[layer.node] for layer in self._layers.values()}
@@ -71,6 +71,10 @@ class Simulation:
                 layer = self._layers[node.name]
                 place = layer.output if layer.name in self._placement.outputs else node.name
                 values[place] = self._quantized(layer, [values[name] for name in layer.inputs])
+            elif node.name in self._placement.unscaled:
+                qparams = self._bank.activations[self._graph.source(node.args[0].name)]  # type: ignore[union-attr]
+                steps = quantize(values[node.args[0].name], qparams) - qparams.zero_point  # type: ignore[union-attr]
+                values[node.name] = node.target(steps, *node.args[1:], **node.kwargs) * qparams.scale  # type: ignore[operator]
             elif node.op == "call_function" and node.name not in self._absorbed:
                 arguments, keywords = pytree.tree_map_only(fx.Node, lambda source: values[source.name], (node.args, node.kwargs))
                 values[node.name] = node.target(*arguments, **keywords)  # type: ignore[operator]

@@ -6,6 +6,8 @@ INT4 behind a Cast that the runtime folds while the session loads, so that the i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,27 @@ from quantkit.affine import QParams, bias_codes
 from quantkit.errors import ContractError
 from quantkit.graph import Graph, Layer
 from quantkit.quantization import WeightBank
-from quantkit.targets.placement import Barrier, Placement
+from quantkit.targets.placement import Barrier, Placement, Slot
 
 LOWEST = np.array(-3e38, np.float32)  # max(x, this) is x, and no pattern of the runtime sees through it
 
 
-def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank, path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """Names in the file: the codes that each (layer, slot) reads, and what each layer writes (codes, or a float value)."""
+
+    inputs: Mapping[Slot, str]
+    outputs: Mapping[str, str]
+
+
+def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank, path: Path) -> Emitted:
     """Write the quantized network to `path` (the caller renames). Raises ContractError for a name that the float file lacks."""
     model = ir.load(float_file)
-    _Emitter(model.graph, graph, placement, bank).run()
+    emitter = _Emitter(model.graph, graph, placement, bank)
+    emitter.run()
+    model.metadata_props["quantkit"] = "mixed precision; 4-bit weight codes are unpacked while the session loads"
     ir.save(model, path)
+    return emitter.names()
 
 
 class _Emitter:
@@ -50,10 +63,27 @@ class _Emitter:
                 self._store_weight(layer)
         for (name, slot), barrier in self._placement.barriers.items():
             self._set_barrier(self._node(self._graph.layer(name)), slot, barrier)
+        for name in sorted(self._placement.unscaled):
+            self._scale_afterwards(name)
         used = {value for node in self._target for value in node.inputs if value is not None}
         for name, value in list(self._target.initializers.items()):
             if value not in used:
                 del self._target.initializers[name]
+
+    def names(self) -> Emitted:
+        """Where the codes are, for those who compare them."""
+        inputs, outputs = {}, {}
+        for layer in self._graph.layers:
+            if layer.name not in self._placement.schemes:
+                continue
+            node = self._node(layer)
+            for slot in range(len(layer.inputs)):
+                producer = _input(node, slot).producer()
+                assert producer is not None
+                inputs[layer.name, slot] = str(_input(producer, 0).name)
+            written = self._values[layer.output if layer.name in self._placement.outputs else layer.node]
+            outputs[layer.name] = str(self._codes[written].name if layer.name in self._placement.outputs else written.name)
+        return Emitted(inputs, outputs)
 
     def _quantize_output(self, layer: Layer) -> None:
         value = self._value(layer.output)
@@ -121,6 +151,26 @@ class _Emitter:
         node.replace_input_with(slot, guarded)
         if producer is not None and not value.uses() and producer.op_type == "DequantizeLinear":
             self._target.remove(producer, safe=True)
+
+    def _scale_afterwards(self, name: str) -> None:
+        """mean((codes − zero_point) · scale) becomes mean(codes − zero_point) · scale."""
+        average = self._value(name)
+        node = average.producer()
+        assert node is not None
+        source = _input(node, 0)
+        dequantizer = source.producer()
+        assert dequantizer is not None and dequantizer.op_type == "DequantizeLinear"
+        codes, scale, zero_point = (_input(dequantizer, place) for place in range(3))
+        steps = self._insert("DequantizeLinear", [codes, self._constant("one", np.array(1, np.float32)), zero_point], f"{name}_steps", node, source)
+        node.replace_input_with(0, steps)
+        readers = list(average.uses())
+        scaled = ir.node("Mul", [average, scale], name=f"{name}_scaled")
+        scaled.outputs[0].name, scaled.outputs[0].shape, scaled.outputs[0].type = f"{name}_scaled_value", average.shape, average.type
+        self._target.insert_after(node, scaled)
+        for reader, slot in readers:
+            reader.replace_input_with(slot, scaled.outputs[0])
+        if not source.uses():
+            self._target.remove(dequantizer, safe=True)
 
     def _quantize(self, value: ir.Value, qparams: QParams) -> None:
         if value in self._codes:

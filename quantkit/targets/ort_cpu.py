@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from quantkit.errors import SchemeError
 from quantkit.graph import Graph, Group, Layer
 from quantkit.spec import FLOAT, Scheme, parse_scheme
@@ -63,7 +65,8 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
         elif layer.output in int8_readers:
             dequantized = [slot for slot, source in enumerate(sources) if source in coded and source in producers]
             barriers.update({(layer.name, slot): "vector" if layer.kind == "conv" else "max" for slot in dequantized[:1]})
-    return Placement(schemes, frozenset(inputs), outputs, barriers)
+    averages = {node.node for node in graph.unsupported if node.operation == "mean.dim" and graph.source(node.inputs[0]) in coded}
+    return Placement(schemes, frozenset(inputs), outputs, barriers, frozenset(averages))
 
 
 def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:
@@ -82,6 +85,15 @@ def weight_bytes(layer: Layer, scheme: Scheme) -> int:
     if scheme.weights is None:
         return 4 * layer.weight_count + bias
     return (layer.weight_count * scheme.weights.bits + 7) // 8 + 4 * channels + bias
+
+
+def product_rows(layer: Layer, weight: Tensor) -> tuple[Tensor, bool]:
+    """The weight as [output channels, products], in the order in which the int8 kernel adds them, and whether it adds them in pairs.
+
+    Convolutions run channels-last, so neighbours are input channels of one tap. The depthwise kernel widens each product first.
+    """
+    rows = weight.movedim(1, -1).reshape(weight.shape[0], -1)
+    return rows, not (layer.kind == "conv" and layer.groups == weight.shape[0])
 
 
 def _may_leave_float(layer: Layer) -> bool:

@@ -18,10 +18,12 @@ class Placement:
 
     `schemes`: the scheme of each quantized layer; a layer that is absent is float. `inputs`: (layer, slot) of activations that are
     quantized on the way in. `outputs`: layers whose output leaves as codes, for every reader. `barriers`: (layer, slot) of
-    float layers that read dequantized codes and would be quantized by the runtime behind our back, and what prevents it.
+    float layers that read dequantized codes and would be quantized by the runtime behind our back, and what prevents it. `unscaled`: averages of codes that are taken in integer steps and scaled
+    afterwards, so that their sums are exact in any order.
     """
 
     schemes: Mapping[str, Scheme]
     inputs: frozenset[Slot]
     outputs: frozenset[str]
     barriers: Mapping[Slot, Barrier]
+    unscaled: frozenset[str] = frozenset()

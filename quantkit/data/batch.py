@@ -1,0 +1,99 @@
+"""`Item` and `Batch`, the shape in which data reaches every stage, and `Dataset`, what gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantkit.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """One example, without a batch axis. `mask` is true where a token counts."""
+
+    inputs: Mapping[str, Tensor]
+    label: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Items stacked along axis 0. An input without a name has its position as key: "0", "1", …"""
+
+    inputs: Mapping[str, Tensor]
+    labels: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """How many items it holds."""
+        return len(next(iter(self.inputs.values())))
+
+
+class Dataset(Protocol):
+    """Items by position, the same on every call."""
+
+    def __len__(self) -> int: ...
+
+    def item(self, index: int) -> Item:
+        """The item at `index`, decoded and preprocessed. Raises DataError, naming the item, where it cannot be read."""
+
+    def digest(self, index: int) -> str:
+        """The sha256, in hex, of the item's content without its label; it does not depend on the item's position."""
+
+    def describe(self) -> dict[str, Any]:
+        """What shapes the items, as JSON: kind, preprocessing, count, and a hash of the labels. Goes into fingerprints."""
+
+
+def stack(items: Sequence[Item]) -> Batch:
+    """The batch of `items`. Raises DataError where they differ in shape or only some have a label."""
+    inputs = {name: _stack(name, [item.inputs[name] for item in items]) for name in items[0].inputs}
+    return Batch(inputs, _stack_some("label", [item.label for item in items]), _stack_some("mask", [item.mask for item in items]))
+
+
+def bind(inputs: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """`inputs` under the model's input `names`, in their order: by name where all are there, else by order where the count matches.
+
+    Raises DataError otherwise, and where only some names match, since order would then pair the rest by luck.
+    """
+    if all(name in inputs for name in names):
+        return {name: inputs[name] for name in names}
+    if len(inputs) == len(names) and not set(inputs) & set(names):
+        return dict(zip(names, inputs.values(), strict=True))
+    raise DataError(
+        f"the data has inputs {', '.join(inputs)}",
+        f"the model's inputs {', '.join(names)}",
+        "name the arrays as the model names its inputs",
+    )
+
+
+def check_labels(labels: NDArray[Any], classes: int) -> None:
+    """Raises DataError where a class label is no whole number or lies outside 0..classes-1, naming the first such item."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels of type {labels.dtype}", f"whole class numbers 0..{classes - 1}", "store class labels as integers")
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        got = f"item {wrong[0]} has label {labels.flat[wrong[0]]}" + (f" ({wrong.size} items are out of range)" if wrong.size > 1 else "")
+        raise DataError(got, f"0..{classes - 1}, as the model has {classes} outputs", "mend the labels, or pass the model they belong to")
+
+
+def _stack(name: str, values: Sequence[Tensor]) -> Tensor:
+    for value in values:
+        if value.shape != values[0].shape:
+            got = f"items differ in shape in {name!r}: {list(values[0].shape)} and {list(value.shape)}"
+            raise DataError(got, "one shape for all", "resize and crop images (--resize 256 --crop 224); pad sequences")
+    return torch.stack(list(values))
+
+
+def _stack_some(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
+    present = [value for value in values if value is not None]
+    if present and len(present) < len(values):
+        raise DataError(f"{len(present)} of {len(values)} items have a {name}", f"a {name} for all or for none")
+    return _stack(name, present) if present else None

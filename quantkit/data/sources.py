@@ -1,0 +1,35 @@
+"""What a path to data is, and the dataset behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from quantkit.data.arrays import npz, safetensors
+from quantkit.data.batch import Dataset
+from quantkit.data.images import image_archive, image_folder
+from quantkit.data.preprocessing import Preprocessing
+from quantkit.errors import DataError
+
+CACHE_BYTES = 2 << 30
+
+
+def open_dataset(path: Path, preprocessing: Preprocessing, cache_bytes: int = CACHE_BYTES) -> Dataset:
+    """The dataset behind `path`: a folder or .zip of images, an .npz, or a .safetensors. Decoded images are kept up to `cache_bytes`.
+
+    Raises DataError where the path is missing, empty or something else.
+    """
+    readers: dict[str, Callable[[], Dataset]] = {
+        ".npz": lambda: npz(path, preprocessing),
+        ".safetensors": lambda: safetensors(path, preprocessing),
+        ".zip": lambda: image_archive(path, preprocessing, cache_bytes),
+    }
+    if path.is_dir():
+        return image_folder(path, preprocessing, cache_bytes)
+    if not path.exists():
+        raise DataError(f"no file or folder {path}", "an image folder, a .zip of one, .npz or .safetensors", "check the path")
+    if path.suffix not in readers:
+        raise DataError(f"{path} is no data that can be read", f"an image folder, or a file ending in {', '.join(readers)}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty", "a file with items", "copy or download it again")
+    return readers[path.suffix]()

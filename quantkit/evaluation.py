@@ -1,0 +1,72 @@
+"""A file over data: an ONNX Runtime session on the CPU, and what it answers for every item of a split.
+
+The runtime is the fastest simulator there is, so candidates are measured here and not in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from quantkit.data import Batch, Subset, bind
+from quantkit.errors import DataError
+from quantkit.metric import Outputs
+
+QUIET = 3  # errors only: the runtime's warnings about folding are noise here
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """An open file. `batch` is its fixed batch size, None where the batch axis is a symbol."""
+
+    path: Path
+    handle: onnxruntime.InferenceSession
+    input_names: tuple[str, ...]
+    batch: int | None
+
+    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Outputs:
+        """The outputs for one batch; shorter than a fixed batch is padded and cut again."""
+        count = len(next(iter(feeds.values())))
+        if self.batch is None or count == self.batch:
+            return tuple(self.handle.run(None, dict(feeds)))
+        if count > self.batch:
+            raise DataError(f"a batch of {count} for a network whose batch is fixed at {self.batch}", f"at most {self.batch}", "--batch-size")
+        padded = {name: np.concatenate([array, np.repeat(array[-1:], self.batch - count, axis=0)]) for name, array in feeds.items()}
+        return tuple(output[:count] for output in self.handle.run(None, padded))
+
+
+def open_session(
+    path: Path, *, threads: int, options: Mapping[str, str] | None = None, optimized: Path | None = None, profile: Path | None = None
+) -> Session:
+    """Open `path` with all of the runtime's optimisations; `optimized` receives the graph that really runs, `profile` prefixes a profile."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.log_severity_level = threads, QUIET
+    if optimized is not None:
+        settings.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
+    for key, value in (options or {}).items():
+        settings.add_session_config_entry(key, value)
+    handle = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    sides = [entry.shape[0] if entry.shape else None for entry in handle.get_inputs()]
+    fixed = next((side for side in sides if isinstance(side, int)), None)
+    return Session(path, handle, tuple(entry.name for entry in handle.get_inputs()), fixed)
+
+
+def feeds(batch: Batch, names: Iterable[str]) -> dict[str, NDArray[np.generic]]:
+    """The arrays of `batch` under the file's input names."""
+    return {name: tensor.numpy() for name, tensor in bind(batch.inputs, list(names)).items()}
+
+
+def evaluate(session: Session, subset: Subset, batch_size: int) -> Outputs:
+    """The outputs for every item of `subset`, in its order. Raises DataError where they are not finite."""
+    rows = [session.run(feeds(batch, session.input_names)) for batch in subset.batches(session.batch or batch_size)]
+    outputs = tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
+    if not all(np.isfinite(output).all() for output in outputs if np.issubdtype(output.dtype, np.floating)):
+        raise DataError(f"{session.path.name} answers with NaN or infinite values", "finite outputs", "check the inputs' preprocessing")
+    return outputs

@@ -1,0 +1,169 @@
+"""Measured latency of each (group, scheme), boundaries included, and the affine fit to whole-network runs.
+
+Layers are timed where they run: the runtime's profile of the uniform files gives each layer's time, in its own layout and among its
+neighbours. What is not a layer's own (Q/DQ, layout changes) is fitted over mixed plans as a price per element that crosses a
+change of precision. Sums of layers overstate whole networks, so predictions are T = offset + slope · Σ, fitted on measured plans.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from quantkit.evaluation import Session, open_session
+from quantkit.export.executed import owners, plain
+from quantkit.graph import Graph, Group
+from quantkit.latency.timing import Feeds, interleave
+from quantkit.table import Table
+
+PROFILE_RUNS = 30
+FIT_PLANS, TEST_PLANS = 6, 12
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """A tensor between two groups: `latency_ms` is charged when exactly one of them is float."""
+
+    producer: str
+    consumer: str
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatencyModel:
+    """`table` and `boundaries` in milliseconds, already scaled by the fit; a plan takes `offset_ms` + their sum.
+
+    `rank_correlation` (Spearman) is over `tested` plans that the fit never saw, as (predicted, measured) milliseconds.
+    """
+
+    table: Table
+    boundaries: tuple[Boundary, ...]
+    offset_ms: float
+    rank_correlation: float
+    tested: tuple[tuple[float, float], ...]
+
+    def predicted_ms(self, allocation: Mapping[str, str]) -> float:
+        """Milliseconds of one inference under one scheme per group."""
+        return self.offset_ms + self.table.total(allocation) + sum(_charged(edge, allocation) for edge in self.boundaries)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form."""
+        edges = [[edge.producer, edge.consumer, edge.latency_ms] for edge in self.boundaries]
+        tested = [list(pair) for pair in self.tested]
+        return {"table": self.table.to_json(), "boundaries": edges, "offset_ms": self.offset_ms, "rank_correlation": self.rank_correlation, "tested": tested}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LatencyModel:
+        """The inverse of `to_json`."""
+        edges = tuple(Boundary(*row) for row in data["boundaries"])
+        tested = tuple((row[0], row[1]) for row in data["tested"])
+        return cls(Table.from_json(data["table"]), edges, data["offset_ms"], data["rank_correlation"], tested)
+
+
+def measure_latency(
+    graph: Graph,
+    groups: Sequence[Group],
+    schemes: Sequence[str],
+    emit: Callable[[Mapping[str, str]], Path],
+    feeds: Feeds,
+    *,
+    threads: int,
+    seed: int,
+    folder: Path,
+    advance: Callable[[int], None],
+) -> LatencyModel:
+    """Profile the uniform files, then fit and test on random plans. `emit(allocation)` writes a plan's file; `advance(1)` per file."""
+    profiles = {}
+    for scheme in schemes:
+        uniform = {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in groups}
+        profiles[scheme] = _layer_ms(emit(uniform), graph, feeds, threads, folder)
+        advance(1)
+    values = np.full((len(groups), len(schemes)), np.nan)
+    for row, group in enumerate(groups):
+        for column, scheme in enumerate(schemes):
+            if scheme in group.schemes:
+                values[row, column] = sum(profiles[scheme].get(name, 0.0) for name in group.layers)
+    table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), values)
+    edges = _crossings(graph, groups)
+    plans = _random_plans(groups, seed, FIT_PLANS + TEST_PLANS)
+    plans = [{g.name: g.schemes[0] for g in groups}, {g.name: g.schemes[1] if len(g.schemes) > 1 else g.schemes[0] for g in groups}, *plans]
+    measured = []
+    for plan in plans:
+        session = open_session(emit(plan), threads=threads)
+        measured.append(float(np.median(interleave([session], feeds, rounds=PROFILE_RUNS))))
+        advance(1)
+    return _fitted(table, edges, plans, np.array(measured))
+
+
+def steps(schemes: Sequence[str]) -> int:
+    """How many files `measure_latency` times."""
+    return len(schemes) + 2 + FIT_PLANS + TEST_PLANS
+
+
+def _layer_ms(path: Path, graph: Graph, feeds: Feeds, threads: int, folder: Path) -> dict[str, float]:
+    """Median milliseconds of each layer's own nodes in the runtime's profile."""
+    session: Session = open_session(path, threads=threads, profile=folder / "profile")
+    for _ in range(PROFILE_RUNS):
+        session.run(feeds)
+    report = Path(session.handle.end_profiling())
+    events = json.loads(report.read_text())
+    report.unlink()
+    names = owners(graph)
+    runs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            node = plain(event["name"].removesuffix("_kernel_time"))
+            if node in names and event["args"].get("op_name") not in ("QuantizeLinear", "DequantizeLinear"):
+                runs[names[node]][event["name"]].append(event["dur"] / 1e3)
+    return {layer: sum(float(np.median(durations)) for durations in nodes.values()) for layer, nodes in runs.items()}
+
+
+def _crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int]]:
+    """(producer group, consumer group, elements) of each tensor between two groups."""
+    group_of = {name: group.name for group in groups for name in group.layers}
+    producers = {layer.output: layer for layer in graph.layers}
+    found = []
+    for layer in graph.layers:
+        for tensor in layer.inputs:
+            producer = producers.get(graph.source(tensor))
+            if producer is not None and group_of[producer.name] != group_of[layer.name]:
+                found.append((group_of[producer.name], group_of[layer.name], prod(producer.output_shape)))
+    return found
+
+
+def _random_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[str, str]]:
+    """Plans whose share of float layers varies from none to all."""
+    generator = np.random.default_rng(seed)
+    plans = []
+    for share in generator.permutation(np.linspace(0.05, 0.95, count)):
+        plans.append({g.name: g.schemes[0] if generator.random() < share else str(generator.choice(g.schemes[1:] or g.schemes)) for g in groups})
+    return plans
+
+
+def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence[Mapping[str, str]], measured: np.ndarray) -> LatencyModel:
+    """Least squares of measured = offset + slope · Σ layers + price · Σ crossing elements, on all plans but the last TEST_PLANS."""
+    layers = np.array([table.total(plan) for plan in plans])
+    crossing = np.array([sum(size for a, b, size in edges if (plan[a] == "fp32") != (plan[b] == "fp32")) for plan in plans], dtype=float)
+    fit = slice(0, len(plans) - TEST_PLANS)
+    scale = max(float(crossing.max()), 1.0)
+    design = np.stack([np.ones_like(layers), layers, crossing / scale], axis=1)[fit]
+    offset, slope, price = np.linalg.lstsq(design, measured[fit], rcond=None)[0]
+    slope, price = max(float(slope), 1e-3), max(float(price) / scale, 0.0)
+    predicted = offset + slope * layers + price * crossing
+    correlation = float(spearmanr(predicted[-TEST_PLANS:], measured[-TEST_PLANS:]).statistic)
+    scaled = Table(table.name, table.unit, table.groups, table.schemes, table.values * slope)
+    boundaries = tuple(Boundary(a, b, price * size) for a, b, size in edges)
+    tested = tuple((float(p), float(m)) for p, m in zip(predicted[-TEST_PLANS:], measured[-TEST_PLANS:], strict=True))
+    return LatencyModel(scaled, boundaries, float(offset), correlation, tested)
+
+
+def _charged(edge: Boundary, allocation: Mapping[str, str]) -> float:
+    return edge.latency_ms if (allocation[edge.producer] == "fp32") != (allocation[edge.consumer] == "fp32") else 0.0

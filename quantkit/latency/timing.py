@@ -1,0 +1,41 @@
+"""Time whole files side by side, interleaved, so that a drifting machine touches all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.evaluation import Session
+
+Feeds = Mapping[str, NDArray[np.generic]]
+WARM_UP = 5
+
+
+def interleave(sessions: Sequence[Session], feeds: Feeds, *, rounds: int, inner: int = 1) -> NDArray[np.float64]:
+    """Milliseconds of one inference, shape [sessions, rounds]; each round runs every session `inner` times, in turn.
+
+    The order within a round alternates, so that no session always runs on its neighbour's warm cache.
+    """
+    for session in sessions:
+        for _ in range(WARM_UP):
+            session.run(feeds)
+    times = np.zeros((len(sessions), rounds))
+    for turn in range(rounds):
+        order = range(len(sessions)) if turn % 2 == 0 else range(len(sessions) - 1, -1, -1)
+        for place in order:
+            start = time.perf_counter()
+            for _ in range(inner):
+                sessions[place].run(feeds)
+            times[place, turn] = 1e3 * (time.perf_counter() - start) / inner
+    return times
+
+
+def rounds_within(session: Session, feeds: Feeds, seconds: float, least: int = 15, most: int = 200) -> int:
+    """How many rounds of this session fit into `seconds`."""
+    session.run(feeds)
+    start = time.perf_counter()
+    session.run(feeds)
+    return int(np.clip(seconds / max(time.perf_counter() - start, 1e-6), least, most))

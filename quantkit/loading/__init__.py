@@ -1,0 +1,59 @@
+"""Networks as they come in: from a file of any kind, from package.module:function, from memory.
+
+`load_model` looks at what a file is, not at what it is called, and nothing that it holds may run code without leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from quantkit.errors import ModelError
+from quantkit.loading import kinds
+from quantkit.loading.archive import read_archive
+from quantkit.loading.callables import is_reference, load_callable
+from quantkit.loading.model import LoadedModel, check_finite, check_module, check_program, from_module, parse_input_shape
+from quantkit.loading.pickled import read_pickled
+from quantkit.loading.state import fill, read_safetensors
+from quantkit.loading.torchscript import read_torchscript, to_program
+
+__all__ = ["LoadedModel", "check_finite", "from_module", "load_model", "parse_input_shape", "to_program"]
+
+_Read = Callable[[Path, str | None, bool], nn.Module | torch.export.ExportedProgram]
+_READERS: dict[str, _Read] = {
+    kinds.ARCHIVE: lambda path, _, trust_pickle: read_archive(path, trust_pickle),
+    kinds.TORCHSCRIPT: lambda path, _, trust_pickle: read_torchscript(path, trust_pickle),
+    kinds.PICKLED: read_pickled,
+    kinds.SAFETENSORS: lambda path, arch, _: fill(read_safetensors(path), arch, path),
+}
+_WHOLE = (kinds.ARCHIVE, kinds.TORCHSCRIPT)
+
+
+def load_model(source: str, *, arch: str | None = None, trust_pickle: bool = False) -> LoadedModel:
+    """The network in the file `source`, or the one that `package.module:function` returns.
+
+    `arch` is the package.module:function that builds the network for a file that holds only weights. `trust_pickle` lets
+    a file run what code it likes. ModelError for what cannot be read or needs one of the two.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and is_reference(source):
+        if arch is not None:
+            raise _needless(source, arch)
+        return load_callable(source)
+    kind = kinds.recognise(path)
+    if arch is not None and kind in _WHOLE:
+        raise _needless(path.name, arch)
+    digest = kinds.hash_file(path)
+    found = _READERS[kind](path, arch, trust_pickle)
+    if isinstance(found, torch.export.ExportedProgram):
+        check_program(found)
+        return LoadedModel(path.stem, source, digest, None, found)
+    check_module(found)
+    return LoadedModel(path.stem, source, kinds.hash_text(digest, arch) if arch else digest, found.eval(), None)
+
+
+def _needless(source: str, arch: str) -> ModelError:
+    return ModelError(f"{source} is a whole network and --arch {arch} was given", "--arch only beside a state dict", "drop --arch")

@@ -1,0 +1,107 @@
+"""`LoadedModel`: a network as it came in, with finite weights and in eval mode; and how one in memory becomes one."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from quantkit.errors import ModelError
+from quantkit.loading.boundary import foreign
+
+IN_MEMORY = "memory"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A network and where it came from. Exactly one of `module` (in eval mode, ours alone) and `program` is set.
+
+    `digest` is a sha256 in hex: of the file's bytes; of the file's bytes and the architecture's name, for a state dict;
+    of class name and state dict for what has no file. A TorchScript `module` still needs `loading.to_program`.
+    """
+
+    name: str
+    source: str
+    digest: str
+    module: nn.Module | None
+    program: torch.export.ExportedProgram | None
+
+
+def from_module(module: nn.Module) -> LoadedModel:
+    """A deep copy of `module` in eval mode; the caller's keeps its weights, its training flags and its hooks.
+
+    The digest covers class name and state dict, tensors in name order. ModelError for what is no module, cannot be
+    copied, or holds NaN, infinite, quantized or unmaterialised weights.
+    """
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"a {type(module).__name__} as the model", "a torch.nn.Module", "pass the module itself")
+    name = type(module).__name__
+    check_module(module)
+    with foreign(f"the model {name} cannot be copied", "a module that copy.deepcopy takes", "pass a function that builds it"):
+        own = copy.deepcopy(module).eval()
+    return LoadedModel(name, IN_MEMORY, _digest(own), own, None)
+
+
+def check_module(module: nn.Module) -> None:
+    """`check_finite` over parameters and buffers; a buffer may hold -inf, as additive attention masks do."""
+    buffers = dict(module.named_buffers())
+    check_finite({**dict(module.named_parameters()), **buffers}, masks=buffers)
+
+
+def check_program(program: torch.export.ExportedProgram) -> None:
+    """`check_finite` over parameters, buffers and constants of an exported program."""
+    tensors = {name: value for name, value in {**program.constants, **program.state_dict}.items() if isinstance(value, torch.Tensor)}
+    check_finite(tensors, masks=set(tensors) - set(program.graph_signature.parameters))
+
+
+def check_finite(state: Mapping[str, torch.Tensor], masks: Collection[str] = ()) -> None:
+    """ModelError that names the first tensor with a NaN or infinite number, or with no float numbers to look at.
+
+    `masks` names the tensors in which -inf is a value like any other.
+    """
+    for name, tensor in state.items():
+        if tensor.is_meta or nn.parameter.is_lazy(tensor):
+            raise ModelError(f"weight {name!r} has no values yet", "a model with its weights", "load them, or run a lazy model once")
+        if tensor.is_quantized:
+            raise ModelError(f"weight {name!r} is quantized already ({tensor.dtype})", "the float network", "pass the model from before")
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        numbers = tensor.detach()
+        bad = ~torch.isfinite(numbers if numbers.element_size() > 1 else numbers.float())
+        if name in masks and tensor.is_floating_point():
+            bad &= ~torch.isneginf(numbers)
+        if count := int(bad.sum()):
+            raise ModelError(
+                f"weight {name!r} holds {count} NaN or infinite of {tensor.numel()} numbers",
+                "finite weights",
+                "go back to a checkpoint from before the training diverged",
+            )
+
+
+def parse_input_shape(text: str) -> tuple[int, ...]:
+    """`"1x3x224x224"` → (1, 3, 224, 224). The leading 1 is the batch. ModelError for anything else."""
+    if not re.fullmatch(r"[0-9]+([xX×][0-9]+)+", text.strip()):
+        raise ModelError(f"input shape {text!r}", "numbers joined by x, such as 1x3x224x224", "write the batch as a leading 1")
+    shape = tuple(int(side) for side in re.split("[xX×]", text.strip()))
+    if shape[0] != 1:
+        items = "x".join(map(str, shape[1:]))
+        raise ModelError(
+            f"input shape {text!r} starts with {shape[0]}", "a leading 1, the batch", f"write 1x{items}, or 1x{shape[0]}x{items}"
+        )
+    if 0 in shape:
+        raise ModelError(f"input shape {text!r} has a side of 0", "sides of at least 1", "write the shape of one item, such as 1x3x224x224")
+    return shape
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256(type(module).__qualname__.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):  # a module may add anything as extra state
+            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""A recipe: a Python file whose function `recipe()` says which network, which data and which promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import ConfigError, QuantkitError, unknown
+
+COUNTS = ("calibration", "search", "gate", "batch_size", "threads")
+TEXTS = ("name", "keep", "target", "minimize", "sensitivity", "search_method", "observer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What `allocate` needs to know of one network; the command line overrides it, and None leaves a choice to the defaults.
+
+    `model`: a module, or anything that the command line takes as MODEL. `data`: a dataset; datasets by name, `calibration` with
+    `search` and `gate`, or with `data`, which is halved; three splits; a path; or what yields batches. `calibration`, `search` and
+    `gate` count items. `fix` pins groups to schemes, `exclude` keeps groups that match a pattern in float. Raises ConfigError for
+    values of another type.
+    """
+
+    model: Any
+    data: Any
+    metric: Any = "top1"
+    max_drop: float | str | None = None
+    keep: str | None = None
+    name: str = ""
+    target: str | None = None
+    minimize: str = "latency"
+    schemes: tuple[str, ...] | None = None
+    sensitivity: str | None = None
+    search_method: str | None = None
+    observer: str | None = None
+    fix: Mapping[str, str] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] | None = None
+    calibration: int | None = None
+    search: int | None = None
+    gate: int | None = None
+    seed: int | None = None
+    split_seed: int | None = None
+    batch_size: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in COUNTS:
+            value = getattr(self, key)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"recipe has {key} = {value!r}", "a whole number above 0")
+        for key in TEXTS:
+            if not isinstance(getattr(self, key), str | None):
+                raise ConfigError(f"recipe has {key} = {getattr(self, key)!r}", "a text")
+        for key in ("schemes", "exclude"):
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, (tuple, list)) or not all(isinstance(part, str) for part in value)):
+                raise ConfigError(f"recipe has {key} = {value!r}", 'a tuple of texts, such as ("w8a8", "fp32")')
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe that the file at `path` gives.
+
+    Raises ConfigError where the file is missing, fails to run, or has no function `recipe()`; see `run_recipe` for the rest.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no recipe file {path}", "a Python file with a function recipe()", "check the path")
+    # A name of its own for each file, and a place in sys.modules: dataclasses and pickles look their module up there.
+    name = f"quantkit_recipe_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is no Python file", "a file ending in .py with a function recipe()")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    _guarded(partial(spec.loader.exec_module, module), str(path))
+    function = getattr(module, "recipe", None)
+    if not callable(function):
+        raise ConfigError(f"{path} has no function recipe()", "def recipe() -> quantkit.Recipe")
+    return run_recipe(function, str(path))
+
+
+def run_recipe(function: Callable[[], Any], source: str) -> Recipe:
+    """What `function` gives.
+
+    Raises ConfigError, naming `source`, where that is no Recipe, where a key is unknown, and where it raises anything but our errors.
+    """
+    made = _guarded(function, source)
+    if not isinstance(made, Recipe):
+        raise ConfigError(f"recipe() of {source} gave {type(made).__name__}", "a quantkit.Recipe", "end it with return quantkit.Recipe(…)")
+    return made
+
+
+def _guarded(function: Callable[[], Any], source: str) -> Any:
+    try:
+        return function()
+    except QuantkitError:
+        raise
+    except Exception as error:
+        stray = re.search(r"Recipe\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if stray:
+            raise ConfigError(*unknown(f"key in {source}:", stray[1], [known.name for known in fields(Recipe)])) from error
+        raise ConfigError(
+            f"{source} raised {type(error).__name__}: {error}", "a recipe that runs", "run it with python to see where"
+        ) from error

@@ -1,0 +1,53 @@
+"""Slow and obviously right: what the fast versions in quantkit are compared with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+from quantkit.allocation import Edge
+from quantkit.graph import Group
+from quantkit.table import Interactions, Table
+
+
+def allocations(loss: Table, cost: Table, groups: Sequence[Group], fixed: Mapping[str, str] | None = None) -> Iterator[dict[str, str]]:
+    """Every allocation that the menus, the tables and the pins allow."""
+    menus = []
+    for group in groups:
+        menu = [scheme for scheme in group.schemes if loss.at(group.name, scheme) == loss.at(group.name, scheme)]
+        menu = [scheme for scheme in menu if cost.at(group.name, scheme) == cost.at(group.name, scheme)]
+        menus.append([scheme for scheme in menu if scheme == (fixed or {}).get(group.name, scheme)])
+    for picked in itertools.product(*menus):
+        yield {group.name: scheme for group, scheme in zip(groups, picked, strict=True)}
+
+
+def allocation_loss(loss: Table, interactions: Interactions | None, allocation: Mapping[str, str]) -> float:
+    """The table's sum; with interactions ½ x'Mx, pair by pair."""
+    if interactions is None:
+        return sum(loss.at(group, scheme) for group, scheme in allocation.items())
+    pairs = itertools.product(allocation.items(), allocation.items())
+    return sum(0.5 * interactions.matrix[interactions.index(*one), interactions.index(*other)] for one, other in pairs)
+
+
+def allocation_cost(cost: Table, edges: Sequence[Edge], allocation: Mapping[str, str]) -> float:
+    """The table's sum, and each edge between a float group and one that is not."""
+    total = sum(cost.at(group, scheme) for group, scheme in allocation.items())
+    for edge in edges:
+        if [allocation[edge.producer], allocation[edge.consumer]].count("fp32") == 1:
+            total += edge.cost
+    return total
+
+
+def every_allocation(
+    loss: Table,
+    cost: Table,
+    groups: Sequence[Group],
+    interactions: Interactions | None = None,
+    edges: Sequence[Edge] = (),
+    fixed: Mapping[str, str] | None = None,
+) -> list[tuple[float, float, dict[str, str]]]:
+    """(loss, cost, allocation) of everything that is possible."""
+    return [
+        (allocation_loss(loss, interactions, allocation), allocation_cost(cost, edges, allocation), allocation)
+        for allocation in allocations(loss, cost, groups, fixed)
+    ]

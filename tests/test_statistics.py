@@ -1,0 +1,224 @@
+"""The one decision: wrong no oftener than it says, whichever way the metric points, on flips and on anything else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import comb, erf, sqrt
+
+import numpy as np
+import pytest
+
+from quantkit import statistics
+from quantkit.errors import MetricError
+from quantkit.statistics import Verdict, decide, ratio_interval
+
+N = 400
+
+
+def flips(losses: int, gains: int, n: int = N) -> tuple[np.ndarray, np.ndarray]:
+    """Values of 0 or 100: `losses` items right only in float, `gains` right only when quantized."""
+    one, other = np.full(n, 100.0), np.full(n, 100.0)
+    other[:losses] = 0
+    one[losses : losses + gains] = 0
+    return one, other
+
+
+def judge(
+    one: np.ndarray, other: np.ndarray, budget: float, *, direct: bool = False, higher_is_better: bool = True, **options: int
+) -> Verdict:
+    """The verdict on per-item values; `direct` hides from it that the scores are means of items."""
+    return decide(
+        float_score=lambda index: float(one[index].mean()),
+        quantized_score=lambda index: float(other[index].mean()),
+        n=len(one),
+        budget=budget,
+        higher_is_better=higher_is_better,
+        per_item=None if direct else (one, other),
+        **options,
+    )
+
+
+def outcomes(loss: float, gain: float, budget: float, gates: int = 2000) -> Counter[str]:
+    """How `gates` simulated gates decide, where an item is lost (gained) with chance `loss` (`gain`)."""
+    drawn = np.random.default_rng(7).multinomial(N, [loss, gain, 1 - loss - gain], size=gates)
+    # Which items flip does not matter, so gates with equal counts are judged once.
+    times = Counter((int(b), int(c)) for b, c, _ in drawn)
+    seen = Counter[str]()
+    for (losses, gains), count in times.items():
+        seen[judge(*flips(losses, gains), budget, resamples=50).decision] += count
+    return seen
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.68, 0.75, 1.0, 3.0], ids=lambda b: f"budget-{b}")
+@pytest.mark.parametrize("gain", [0.0, 0.004, 0.02], ids=lambda g: f"gain-{g}")
+def test_a_drop_of_just_the_budget_is_called_kept_or_broken_at_most_as_often_as_promised(budget: float, gain: float) -> None:
+    seen = outcomes(budget / 100 + gain, gain, budget)
+
+    assert seen["kept"] <= 0.06 * 2000
+    assert seen["broken"] <= 0.06 * 2000
+
+
+def test_a_gate_of_this_size_does_decide_what_is_clear() -> None:
+    assert outcomes(0.002, 0.002, 3.0, 300)["kept"] > 290
+    assert outcomes(0.06, 0.005, 1.0, 300)["broken"] > 290
+
+
+def test_what_no_item_contradicts_is_still_undecided_while_items_are_too_few() -> None:
+    few, many = judge(*flips(0, 0, n=100), 1.0), judge(*flips(0, 0, n=400), 1.0)
+
+    assert (few.decision, many.decision) == ("undecided", "kept")
+    assert few.drop == 0 and few.low < -1 and few.high > 1
+
+
+def test_the_tail_is_the_trinomial_summed_term_by_term() -> None:
+    n, losses, gains, delta = 30, 2, 1, 0.1
+
+    def likeliest_gain() -> float:
+        grid = np.linspace(0, (1 - delta) / 2, 400001)[1:-1]
+        return float(
+            grid[np.argmax(losses * np.log(grid + delta) + gains * np.log(grid) + (n - losses - gains) * np.log(1 - 2 * grid - delta))]
+        )
+
+    def score(b: int, c: int) -> float:
+        q = float(statistics._likeliest_gain(np.float64(b), np.float64(c), n, delta))
+        return (b - c - n * delta) / sqrt(n * (2 * q + delta * (1 - delta)))
+
+    q = likeliest_gain()
+    slow = sum(
+        comb(n, b) * comb(n - b, c) * (q + delta) ** b * q**c * (1 - 2 * q - delta) ** (n - b - c)
+        for b in range(n + 1)
+        for c in range(n + 1 - b)
+        if score(b, c) <= score(losses, gains) + 1e-9
+    )
+
+    assert statistics._likeliest_gain(np.float64(losses), np.float64(gains), n, delta) == pytest.approx(q, abs=1e-5)
+    assert statistics._tails(losses, gains, n, delta)[0] == pytest.approx(slow, abs=1e-6)
+
+
+def test_with_many_flips_the_tail_is_the_normal_one() -> None:
+    losses, gains, n, delta = 400, 300, 5000, 0.03
+    z = (losses - gains - n * delta) / sqrt(losses + gains)
+
+    assert statistics._tails(losses, gains, n, delta)[0] == pytest.approx(0.5 * (1 + erf(z / sqrt(2))), abs=0.01)
+
+
+def test_exchanging_the_models_mirrors_the_verdict() -> None:
+    one, other = flips(12, 5)
+    there, back = judge(one, other, 1.0), judge(other, one, 1.0)
+
+    assert there.drop == -back.drop == pytest.approx(1.75)
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=0.3)
+
+
+def test_a_lower_is_better_metric_loses_by_rising() -> None:
+    one, other = np.full(N, 2.0), np.full(N, 2.0) + np.random.default_rng(0).random(N)
+
+    assert judge(one, other, 0.2, higher_is_better=False).decision == "broken"
+    assert judge(one, other, 0.2, higher_is_better=False).drop == pytest.approx(0.5, abs=0.05)
+    assert judge(one, other, 0.2).decision == "kept"
+
+
+def test_flips_are_recognised_behind_any_function_that_is_a_mean_of_items() -> None:
+    assert judge(*flips(9, 3), 1.0) == judge(*flips(9, 3), 1.0, direct=True)
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["per-item", "by-function"])
+def test_the_bootstrap_holds_its_error_for_values_that_are_no_flips(direct: bool) -> None:
+    generator = np.random.default_rng(3)
+    gates, n, seen = (60, 60, Counter[str]()) if direct else (400, N, Counter[str]())
+    for _ in range(gates):
+        lost = generator.gamma(4.0, 0.25, n)  # mean 1
+        seen[judge(lost + 5, np.full(n, 5.0), 1.0, direct=direct, resamples=200).decision] += 1
+
+    allowed = 0.06 + 2 * sqrt(0.06 * 0.94 / gates)  # two standard errors of a simulation this short
+    assert seen["kept"] <= allowed * gates and seen["broken"] <= allowed * gates
+    assert seen["undecided"] >= 0.8 * gates
+
+
+def test_a_metric_that_is_no_mean_is_resampled_in_pairs() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.normal(size=300)
+    good, worse = truth + 0.3 * generator.normal(size=300), truth + 0.6 * generator.normal(size=300)
+
+    def correlation(values: np.ndarray):
+        return lambda index: float(np.corrcoef(truth[index], values[index])[0, 1])
+
+    call = {"float_score": correlation(good), "n": 300, "higher_is_better": True, "resamples": 300}
+    verdict = decide(quantized_score=correlation(worse), budget=0.01, **call)
+    twin = decide(quantized_score=correlation(good), budget=0.01, **call)
+
+    assert verdict.decision == "broken" and verdict.low < verdict.drop < verdict.high
+    assert twin.decision == "kept" and (twin.low, twin.high) == (0, 0)
+
+
+def test_the_bootstrap_interval_is_the_percentiles_of_resampled_items() -> None:
+    one, other = flips(60, 20)
+    verdict = judge(one, other, 1.0)
+    generator = np.random.default_rng(1)
+    slow = [(one[index] - other[index]).mean() for index in (generator.integers(0, N, N) for _ in range(4000))]
+
+    assert (verdict.low, verdict.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.5)
+
+
+def test_more_blocks_than_items_are_never_asked_and_fewer_still_give_a_bound() -> None:
+    one = np.random.default_rng(0).normal(5, 1, N)
+
+    assert judge(one + 0.5, one + np.random.default_rng(1).normal(0, 0.1, N), 0.6, direct=True, resamples=100).decision == "kept"
+
+
+@pytest.mark.parametrize("losses, gains", [(4, 2), (0, 0)], ids=["flips", "no-flip"])
+def test_an_undecided_verdict_says_how_many_items_would_decide(losses: int, gains: int) -> None:
+    n, budget = (N, 1.2) if losses else (100, 1.0)
+    verdict = judge(*flips(losses, gains, n), budget)
+    needed = verdict.items_to_decide
+    assert verdict.decision == "undecided" and needed is not None and needed > n
+    factor = -(-needed // n) + 1
+
+    assert judge(*flips(losses * factor, gains * factor, n * factor), budget).decision == "kept"
+    assert judge(*flips(4, 0), 1.0).items_to_decide is None
+
+
+def test_a_budget_of_everything_is_kept_and_a_drop_of_everything_is_broken() -> None:
+    assert judge(*flips(N, 0), 100.0).decision == "kept"
+    assert judge(*flips(N, 0), 98.0).decision == "broken"
+    assert judge(*flips(N, 0), 98.0).high == pytest.approx(100, abs=1e-6)
+
+
+def test_a_budget_of_nothing_needs_gains_to_be_kept() -> None:
+    assert judge(*flips(0, 0), 0.0).decision == "undecided"
+    assert judge(*flips(0, 20), 0.0).decision == "kept"
+    assert judge(*flips(20, 0), 0.0).decision == "broken"
+
+
+def test_the_same_seed_gives_the_same_verdict_and_json_holds_all_of_it() -> None:
+    one, other = flips(7, 3)
+
+    assert judge(one, other, 1.0, seed=1) == judge(one, other, 1.0, seed=1)
+    assert judge(one, other, 1.0).to_json() == {
+        "decision": "undecided",
+        "n": N,
+        "float": 99.25,
+        "quantized": 98.25,
+        "drop": 1.0,
+        "low": pytest.approx(-0.6, abs=0.3),
+        "high": pytest.approx(2.7, abs=0.3),
+        "items_to_decide": None,
+    }
+
+
+def test_a_score_that_is_not_finite_and_a_single_item_are_refused() -> None:
+    with pytest.raises(MetricError, match="gave nan"):
+        judge(np.array([1.0, 2.0]), np.array([1.0, np.nan]), 1.0)
+    with pytest.raises(MetricError, match="at least two"):
+        judge(np.array([1.0]), np.array([1.0]), 1.0)
+
+
+def test_a_ratio_of_timings_is_the_median_over_paired_rounds() -> None:
+    generator = np.random.default_rng(0)
+    slow_machine = generator.uniform(1, 10, 101)  # it swings tenfold, for both at once
+    numerator = 0.5 * slow_machine * generator.normal(1, 0.02, 101)
+    ratio, low, high = ratio_interval(numerator, slow_machine, seed=0)
+
+    assert ratio == np.median(numerator / slow_machine)
+    assert 0.48 < low < ratio < high < 0.52
+    assert len({ratio_interval(numerator[:12], slow_machine[:12], seed, resamples=50) for seed in range(5)}) > 1
