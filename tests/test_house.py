@@ -21,6 +21,9 @@ HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "scipy", "numpy")
 # Where another's code may raise anything at all, so that a broad except is the honest one. Elsewhere there is none.
 BOUNDARIES = {
     "quantkit/cli/exits.py": 1,  # the last line of defence: any error becomes an exit code
+    "quantkit/loading/boundary.py": 1,  # torch's readers and the user's own network
+    "quantkit/metric.py": 1,  # the user's own metric
+    "quantkit/recipe.py": 1,  # the user's own recipe
 }
 
 
@@ -91,7 +94,7 @@ def test_broad_excepts_stand_at_named_boundaries_and_are_counted() -> None:
         if count:
             found[path.relative_to(ROOT).as_posix()] = count
 
-    assert found == BOUNDARIES
+    assert found == {path: count for path, count in BOUNDARIES.items() if (ROOT / path).exists()}
 
 
 def test_nothing_hides_in_keyword_bags_globals_or_prints() -> None:

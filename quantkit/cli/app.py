@@ -74,7 +74,7 @@ InputShape = Annotated[str | None, Option(help="Shape of an example input, such 
 Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def start(version: Annotated[bool, Option("--version", help="Print the version and exit.", is_eager=True)] = False) -> None:
     """Mixed-precision quantization under an accuracy promise that is checked on the file that ships."""
     if version:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -43,5 +43,6 @@ def watch() -> Iterator[ConsoleProgress]:
     """A progress that is drawn on stderr while the block runs."""
     unit = TextColumn("{task.fields[unit]}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), unit, TimeElapsedColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(file=sys.stderr), transient=True) as bars:
+    bars = Bars(*columns, console=Console(file=sys.stderr), transient=True)
+    with bars if bars.console.is_terminal else nullcontext():
         yield ConsoleProgress(bars)
