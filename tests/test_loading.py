@@ -116,6 +116,14 @@ def test_allow_list_leaves_out(name: str) -> None:
     assert admitted(name) is None
 
 
+def test_allow_list_leaves_out_modules_that_are_made_of_source_text() -> None:
+    extraction = pytest.importorskip(
+        "torchvision.models.feature_extraction", reason="torchvision is not installed: it has the one such class"
+    )
+    assert issubclass(extraction.DualGraphModule, nn.Module)
+    assert admitted("torchvision.models.feature_extraction.DualGraphModule") is None
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [("torch.nn.modules.conv.Conv2d", nn.Conv2d), ("torch.nn.Linear", nn.Linear), ("torch.nn.modules.module.Module", nn.Module)],
@@ -199,11 +207,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         lambda state: state,
         lambda state: {"state_dict": state, "epoch": 3, "best": 0.5},
+        lambda state: {"model_state_dict": state, "loss": 0.1},
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")},
         lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
         lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
         lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
     ],
-    ids=["plain", "state_dict", "model", "DataParallel", "compiled"],
+    ids=["plain", "state_dict", "model_state_dict", "torch 0.3", "model", "DataParallel", "compiled"],
 )
 def test_state_dict_fills_the_architecture(folder: Path, wrap: Callable[[dict[str, torch.Tensor]], object]) -> None:
     expected = small_network(7)
