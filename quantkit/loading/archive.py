@@ -38,8 +38,11 @@ def read_archive(path: Path, trust_pickle: bool) -> torch.export.ExportedProgram
     with foreign(f"{path.name} cannot be read as a torch.export archive", "a whole .pt2 that this torch can read", _EXPORT_AGAIN):
         if not trust_pickle:
             refuse_code(path)
-        with _quiet("torch.export"):
-            program = torch.export.load(path)
+        with _swallowed("torch.export") as causes:
+            try:
+                program = torch.export.load(path)
+            except RuntimeError as error:
+                raise error from (causes[0] if causes else None)
     refuse_training(program)
     return program
 
@@ -115,11 +118,18 @@ def _check_pickle(name: str, content: bytes) -> None:
 
 
 @contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Keeps torch from logging a traceback of what we report in one line."""
-    log = logging.getLogger(logger)
-    before, log.disabled = log.disabled, True
+def _swallowed(name: str) -> Iterator[list[BaseException]]:
+    """The exceptions that torch logs instead of raising, kept from the log since we report them in one line."""
+    causes: list[BaseException] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1]:
+            causes.append(record.exc_info[1])
+        return False
+
+    logger = logging.getLogger(name)
+    logger.addFilter(keep)
     try:
-        yield
+        yield causes
     finally:
-        log.disabled = before
+        logger.removeFilter(keep)

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import pickle
 import pickletools
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -91,7 +92,8 @@ def _load_checked(path: Path) -> object:
     refused = sorted(name for name, found in classes.items() if found is None)
     if refused:
         raise _RefusedError(*refused)
-    with safe_globals([(found, name) for name, found in classes.items() if found is not None]):
+    with warnings.catch_warnings(), safe_globals([(found, name) for name, found in classes.items() if found is not None]):
+        warnings.simplefilter("ignore", UserWarning)  # about opcodes: what it cannot read, it refuses anyway
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
