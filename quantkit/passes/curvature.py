@@ -1,4 +1,4 @@
-"""Passes through the network that the estimators of sensitivity share."""
+"""Second derivatives of the loss, for all weights in one pass."""
 
 from __future__ import annotations
 
