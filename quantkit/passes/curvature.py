@@ -1,4 +1,4 @@
-"""Second derivatives of the loss, for all weights in one pass."""
+"""Passes through the network that the estimators of sensitivity share."""
 
 from __future__ import annotations
 
