@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
 
 from quantkit.allocation import Edge
 from quantkit.graph import Group
@@ -51,3 +54,14 @@ def every_allocation(
         (allocation_loss(loss, interactions, allocation), allocation_cost(cost, edges, allocation), allocation)
         for allocation in allocations(loss, cost, groups, fixed)
     ]
+
+
+def dense_hessian(module: nn.Module, loss: Callable[[Tensor], Tensor], inputs: Tensor, weight: str) -> Tensor:
+    """[n, n], the whole block of one weight: every second derivative of loss(module(inputs)), n numbers in the weight."""
+    parameter = dict(module.named_parameters(remove_duplicate=False))[weight].detach()
+
+    def of_weight(flat: Tensor) -> Tensor:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return loss(torch.func.functional_call(module, {weight: flat.reshape(parameter.shape)}, (inputs,), tie_weights=True))
+
+    return torch.autograd.functional.hessian(of_weight, parameter.flatten())

@@ -108,6 +108,16 @@ def test_an_atomic_write_appears_whole_with_ordinary_permissions(tmp_path):
     assert files(tmp_path) == ["model.onnx", "plain"]
 
 
+def test_an_atomic_write_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda number: seen.append((os.fstat(number).st_size, files(tmp_path))))
+
+    with write_atomically(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+
+    assert seen == [(3, [temporary.name])]
+
+
 @pytest.mark.parametrize("raised", [ValueError, KeyboardInterrupt, SystemExit], ids=lambda kind: kind.__name__)
 def test_an_error_or_ctrl_c_leaves_the_old_file_and_nothing_else(tmp_path, raised):
     target = tmp_path / "file"
