@@ -33,7 +33,8 @@ PSNR_OF_EQUALS_DB = 100.0
 class Metric:
     """`function` over the items of `index`; `per_item`, where given, has that value as its mean.
 
-    With reference "float" the labels handed to both are the float model's outputs.
+    With reference "float" the labels handed to both are the float model's outputs. `curvature` is the metric of the output space
+    that interactions are taken in: "softmax" for class scores, "identity" for plain values.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Metric:
     function: Callable[[Outputs, Any, Index], float]
     per_item: Callable[[Outputs, Any], PerItem] | None = None
     reference: Literal["labels", "float"] = "labels"
+    curvature: Literal["softmax", "identity"] = "softmax"
 
     def score(self, outputs: Outputs, labels: Any, index: Index | None = None) -> float:
         """The value over the items of `index`, or over all. Raises MetricError where labels are missing, or the value is not finite."""
@@ -226,6 +228,6 @@ METRICS = {
     "top1": Metric("top1", POINTS, True, _mean_of(_TOP1), _TOP1),
     "top5": Metric("top5", POINTS, True, _mean_of(_TOP5), _TOP5),
     "agreement": Metric("agreement", POINTS, True, _mean_of(_agreement), _agreement, "float"),
-    "mse": Metric("mse", "mean squared error", False, _mean_of(_squared_error), _squared_error, "float"),
-    "psnr": Metric("psnr", "dB", True, _psnr, None, "float"),
+    "mse": Metric("mse", "mean squared error", False, _mean_of(_squared_error), _squared_error, "float", "identity"),
+    "psnr": Metric("psnr", "dB", True, _psnr, None, "float", "identity"),
 }

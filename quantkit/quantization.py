@@ -36,6 +36,14 @@ class WeightBank:
         self._graph, self._parameters, self.activations, self._product_rows = graph, parameters, activations, product_rows
         self._done: dict[tuple[str, QuantSpec], QuantizedWeight] = {}
 
+    def to(self, device: torch.device) -> WeightBank:
+        """The same bank with its tensors on `device`; itself if they are there."""
+        if device.type == "cpu":
+            return self
+        parameters = {name: value.to(device) for name, value in self._parameters.items()}
+        activations = {name: QParams(q.spec, q.scale.to(device), q.zero_point.to(device)) for name, q in self.activations.items()}
+        return WeightBank(self._graph, parameters, activations, self._product_rows)
+
     def parameter(self, name: str) -> Tensor:
         """The float parameter of that name."""
         return self._parameters[name]

@@ -66,9 +66,10 @@ class Recipe:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe that the file at `path` gives.
+    """What the function `recipe()` of the file at `path` gives.
 
-    Raises ConfigError where the file is missing, fails to run, or has no function `recipe()`; see `run_recipe` for the rest.
+    Raises ConfigError where the file is missing or has no such function, where that gives no Recipe or an unknown key, and where
+    either raises anything but our errors, which keep their kind.
     """
     if not path.is_file():
         raise ConfigError(f"no recipe file {path}", "a Python file with a function recipe()", "check the path")
@@ -79,25 +80,18 @@ def load_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path} is no Python file", "a file ending in .py with a function recipe()")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    _guarded(partial(spec.loader.exec_module, module), str(path))
+    _guarded(partial(spec.loader.exec_module, module), path)
     function = getattr(module, "recipe", None)
     if not callable(function):
         raise ConfigError(f"{path} has no function recipe()", "def recipe() -> quantkit.Recipe")
-    return run_recipe(function, str(path))
-
-
-def run_recipe(function: Callable[[], Any], source: str) -> Recipe:
-    """What `function` gives.
-
-    Raises ConfigError, naming `source`, where that is no Recipe, where a key is unknown, and where it raises anything but our errors.
-    """
-    made = _guarded(function, source)
+    made = _guarded(function, path)
     if not isinstance(made, Recipe):
-        raise ConfigError(f"recipe() of {source} gave {type(made).__name__}", "a quantkit.Recipe", "end it with return quantkit.Recipe(…)")
+        raise ConfigError(f"recipe() of {path} gave {type(made).__name__}", "a quantkit.Recipe", "end it with return quantkit.Recipe(…)")
     return made
 
 
-def _guarded(function: Callable[[], Any], source: str) -> Any:
+def _guarded(function: Callable[[], Any], path: Path) -> Any:
+    """What `function`, which is the user's, gives; whatever else it raises becomes a ConfigError."""
     try:
         return function()
     except QuantkitError:
@@ -105,7 +99,7 @@ def _guarded(function: Callable[[], Any], source: str) -> Any:
     except Exception as error:
         stray = re.search(r"Recipe\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
         if stray:
-            raise ConfigError(*unknown(f"key in {source}:", stray[1], [known.name for known in fields(Recipe)])) from error
+            raise ConfigError(*unknown(f"key in {path}:", stray[1], [known.name for known in fields(Recipe)])) from error
         raise ConfigError(
-            f"{source} raised {type(error).__name__}: {error}", "a recipe that runs", "run it with python to see where"
+            f"{path} raised {type(error).__name__}: {error}", "a recipe that runs", "run it with python to see where"
         ) from error

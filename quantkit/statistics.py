@@ -29,6 +29,7 @@ Number = float  # `Verdict.float` would hide the type from the fields behind it
 ERROR_RATE = 0.05
 INTERVAL = (0.025, 0.975)
 NORMAL = NormalDist()
+LIKELY = 0.84  # standard deviations: four in five
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,3 +237,13 @@ def _accelerated(drops: Floats, drop: float, pseudo: Floats, level: float) -> fl
     acceleration = float(np.sum(centred**3)) / (6 * spread**1.5) if spread > 0 else 0.0
     z = bias + NORMAL.inv_cdf(level)
     return float(np.quantile(drops, NORMAL.cdf(bias + z / max(1e-9, 1 - acceleration * z))))
+
+
+def likely_kept(verdict: Verdict, gate_items: int, budget: float) -> bool:
+    """Whether a plan seen on the search split will probably keep the promise on a gate split of `gate_items`.
+
+    The gate's drop scatters about the plan's true drop, and what was seen here did too: both variances, the gate's scaled by the
+    counts, must leave room for LIKELY standard deviations. Without this margin a search picks what was lucky on its own split.
+    """
+    deviation = (verdict.high - verdict.low) / (2 * 1.96)
+    return verdict.drop + LIKELY * deviation * (1 + verdict.n / gate_items) ** 0.5 <= budget

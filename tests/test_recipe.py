@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import ConfigError, DataError
-from quantkit.recipe import Recipe, load_recipe, run_recipe
+from quantkit.recipe import load_recipe
 
 HEAD = "from __future__ import annotations\nfrom quantkit.recipe import Recipe\n"
 
@@ -75,12 +75,10 @@ def test_a_missing_file_and_one_that_is_no_python_are_refused(tmp_path: Path) ->
         load_recipe(tmp_path / "recipe.txt")
 
 
-def test_our_own_errors_keep_their_kind() -> None:
-    def recipe() -> Recipe:
-        raise DataError("no folder x")
-
+def test_our_own_errors_keep_their_kind(tmp_path: Path) -> None:
+    body = "from quantkit.errors import DataError\ndef recipe(): raise DataError('no folder x')"
     with pytest.raises(DataError, match="no folder x"):
-        run_recipe(recipe, "here")
+        load_recipe(written(tmp_path, body))
 
 
 @pytest.mark.parametrize("module", ["recipe", "config", "statistics", "metric"])

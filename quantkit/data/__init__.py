@@ -5,7 +5,7 @@ A dataset gives items by position and knows each by the hash of its content; not
 
 from __future__ import annotations
 
-from quantkit.data.arrays import Arrays, collect
+from quantkit.data.arrays import Arrays, collect, write_shard
 from quantkit.data.batch import Batch, Dataset, Item, bind, check_labels
 from quantkit.data.images import Images
 from quantkit.data.preprocessing import Preprocessing
@@ -31,4 +31,5 @@ __all__ = [
     "sample",
     "separate",
     "split",
+    "write_shard",
 ]

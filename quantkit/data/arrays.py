@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quantkit.data.batch import Batch, Item
+from quantkit.data.batch import Batch, Dataset, Item, stack
 from quantkit.data.preprocessing import Preprocessing, normalise
-from quantkit.errors import DataError
+from quantkit.errors import DataError, OutputError
 
 LABEL_NAMES = ("labels", "label")
+# A shard keeps its items' content hashes, so that an item is the same one there and in the files it was made from.
+DIGESTS = "item_sha256"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,11 +36,14 @@ class Arrays:
     labels: Tensor | None
     preprocessing: Preprocessing
     mask: Tensor | None = None
+    digests: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         counts = {name: len(values) if values.dim() else 0 for name, values in _named(self).items()}
         if not self.inputs or 0 in counts.values():
             raise DataError(f"arrays without items ({counts})" if counts else "no input array", "arrays of shape [items, …]")
+        if self.digests is not None:
+            counts[DIGESTS] = len(self.digests)
         if len(set(counts.values())) > 1:
             raise DataError(
                 f"arrays of different length ({', '.join(f'{k}: {v}' for k, v in counts.items())})", "one length, the number of items"
@@ -63,13 +69,16 @@ class Arrays:
         return Item(inputs, *(None if values is None else values[index] for values in (self.labels, self.mask)))
 
     def digest(self, index: int) -> str:
-        """The sha256 over the inputs' names, types, shapes and bytes, in the order of the names."""
+        """The hash that a shard carries; else the sha256 over the inputs' names, types, shapes and bytes, in the order of the names."""
+        if self.digests is not None:
+            return self.digests[index]
         return _hash({name: values[index] for name, values in self.inputs.items()})
 
     def describe(self) -> dict[str, Any]:
-        """Kind, preprocessing, count, and a hash of the labels."""
+        """Kind, preprocessing, count, a hash of the labels, and one of the values where the items' own hashes come from elsewhere."""
         labels = None if self.labels is None else _hash({"labels": self.labels})
-        return {"kind": "arrays", "preprocessing": self.preprocessing.to_json(), "count": len(self), "labels": labels}
+        values = None if self.digests is None else _hash(self.inputs)
+        return {"kind": "arrays", "preprocessing": self.preprocessing.to_json(), "count": len(self), "labels": labels, "values": values}
 
 
 def npz(path: Path, preprocessing: Preprocessing) -> Arrays:
@@ -110,14 +119,39 @@ def collect(source: Iterable[Any]) -> Arrays:
     return Arrays({k: _plain(v) for k, v in inputs.items()}, _join("labels", labels) if labels else None, Preprocessing(), joined_mask)
 
 
+def write_shard(dataset: Dataset, path: Path) -> None:
+    """Writes every item, as a network takes it, and its content hash to an `.npz` or `.safetensors`, to be read without preprocessing.
+
+    Raises DataError for another ending, and OutputError where the file cannot be written; nothing is then left behind.
+    """
+    if path.suffix not in (".npz", ".safetensors"):
+        raise DataError(f"a shard called {path.name}", "a name ending in .npz or .safetensors")
+    batch = stack([dataset.item(index) for index in range(len(dataset))])
+    digests = torch.tensor([list(bytes.fromhex(dataset.digest(index))) for index in range(len(dataset))], dtype=torch.uint8)
+    arrays = {**batch.inputs, **({} if batch.labels is None else {"labels": batch.labels}), DIGESTS: digests}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix == ".npz":
+            with partial.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **{name: values.numpy() for name, values in arrays.items()})
+        else:
+            save_file({name: values.contiguous() for name, values in arrays.items()}, partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {error}", "a folder with room that can be written to") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _from_arrays(arrays: Mapping[str, Tensor], preprocessing: Preprocessing, path: Path) -> Arrays:
     label = next((name for name in LABEL_NAMES if name in arrays), None)
-    inputs = {name: _plain(values) for name, values in arrays.items() if name != label}
+    inputs = {name: _plain(values) for name, values in arrays.items() if name not in (label, DIGESTS)}
     if not inputs:
         raise DataError(
             f"{path} holds no input ({', '.join(arrays) or 'nothing'})", "inputs beside the labels, named as the model names them"
         )
-    return Arrays(inputs, None if label is None else arrays[label], preprocessing)
+    digests = tuple(bytes(row).hex() for row in arrays[DIGESTS].tolist()) if DIGESTS in arrays else None
+    return Arrays(inputs, None if label is None else arrays[label], preprocessing, digests=digests)
 
 
 def _as_batch(value: object) -> Batch:

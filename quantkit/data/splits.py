@@ -30,6 +30,10 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def first(self, count: int) -> Subset:
+        """The first `count` items, or all if there are fewer."""
+        return Subset(self.dataset, self.indices[:count])
+
     def item(self, index: int) -> Item:
         """The item at position `index` of the subset."""
         return self.dataset.item(self.indices[index])

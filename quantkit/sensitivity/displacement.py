@@ -15,12 +15,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from quantkit.data import bind
 from quantkit.graph import Group
-from quantkit.passes.perturbed import Displacements
+from quantkit.passes.perturbed import Displacements, displace
+from quantkit.sensitivity.scene import Scene, Scores
+from quantkit.spec import FLOAT
 from quantkit.table import Interactions, Table
 
-UNIT = "nats"
+MOST_ITEMS = 256
+MOST_MACS = 1.5e12  # of all perturbed passes together, half of each being re-used: a minute or two on two cores
+BATCH = 16  # one batch of all activations is held at a time
+
+
+def displacement(scene: Scene) -> Scores:
+    """Half the Gram diagonal as the table, and the whole Gram matrix as interactions."""
+    interactions = measure_gram(scene)
+    return Scores(score(interactions, scene.groups), interactions)
+
+
+def measure_gram(scene: Scene) -> Interactions:
+    """One perturbed pass for each (group, scheme) over as many calibration items as MOST_MACS allows."""
+    graph = scene.captured.graph
+    pairs = sum(scheme != FLOAT.name for group in scene.groups for scheme in group.schemes)
+    per_item = max(1, pairs * sum(layer.macs for layer in graph.layers)) / 2
+    items = scene.items.first(int(min(MOST_ITEMS, max(BATCH, MOST_MACS // per_item))))
+    batches = ({n: t.to(scene.device) for n, t in bind(b.inputs, graph.inputs).items()} for b in items.batches(graph.batch or BATCH))
+    with scene.progress.stage("displacements", len(items), "items") as advance:
+        found = displace(scene.captured, scene.groups, scene.target, scene.bank, batches, advance)
+    return gram(found, scene.groups, scene.schemes, scene.curvature)
 
 
 def gram(displacements: Displacements, groups: Sequence[Group], schemes: Sequence[str], curvature: str) -> Interactions:
@@ -43,10 +67,10 @@ def score(interactions: Interactions, groups: Sequence[Group]) -> Table:
         for column, scheme in enumerate(interactions.schemes):
             if scheme not in group.schemes:
                 values[row, column] = np.nan
-    return Table("displacement", UNIT, interactions.groups, interactions.schemes, values)
+    return Table("displacement", "nats", interactions.groups, interactions.schemes, values)
 
 
-def _whiten(displacements: Displacements, curvature: str) -> np.ndarray:
+def _whiten(displacements: Displacements, curvature: str) -> NDArray[np.float32]:
     """√F u, so that inner products are plain: for softmax √p · (u − p·u)."""
     values = displacements.values
     if curvature == "identity":

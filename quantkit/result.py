@@ -1,0 +1,99 @@
+"""`Result`: what a job found, in the fields that other tools read (`--json`, `result.json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.statistics import Verdict
+from quantkit.verify import Latency, Parity
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A uniform answer, measured as the plan was: `drop` in the metric's unit, the others as shares of float's."""
+
+    name: str
+    drop: float
+    latency_ratio: float
+    bytes_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One group's line of the plan: `sensitivity` as the chosen estimator scores it, bytes and milliseconds as the tables do."""
+
+    group: str
+    layers: tuple[str, ...]
+    scheme: str
+    sensitivity: float
+    bytes: float
+    latency_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What the runtime ran: counts of layers, the share of multiply-accumulates in int8, and what differs from the plan."""
+
+    as_planned: bool
+    int8: int
+    float: int
+    int8_macs: float
+    mismatches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Absolute paths; `session` is None when the runtime needs no option."""
+
+    onnx: Path
+    float_onnx: Path
+    session: Path | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """Everything that a job found. `kept` is what the exit code says; `notes` are sentences for people, not part of the JSON."""
+
+    run: Path
+    kept: bool
+    max_drop: float
+    unit: str
+    metric: str
+    verdict: Verdict
+    latency: Latency
+    bytes: Mapping[str, float]
+    baselines: tuple[Baseline, ...]
+    allocation: tuple[GroupRow, ...]
+    executed: Execution
+    simulation: Parity
+    files: Files
+    seconds: Mapping[str, float]
+    environment: Mapping[str, Any]
+    fingerprint: str
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of `result.json`, exactly."""
+        verdict = {key: value for key, value in self.verdict.to_json().items() if key != "items_to_decide"}
+        return {
+            "schema": SCHEMA,
+            "run": str(self.run),
+            "kept": self.kept,
+            "budget": {"max_drop": self.max_drop, "unit": self.unit, "metric": self.metric},
+            "verdict": verdict,
+            "latency": asdict(self.latency),
+            "bytes": dict(self.bytes),
+            "baselines": [asdict(row) for row in self.baselines],
+            "allocation": [asdict(row) for row in self.allocation],
+            "executed": asdict(self.executed),
+            "simulation": asdict(self.simulation),
+            "files": {key: None if path is None else str(path) for key, path in asdict(self.files).items()},
+            "seconds": dict(self.seconds),
+            "environment": dict(self.environment),
+            "fingerprint": self.fingerprint,
+        }

@@ -1,0 +1,29 @@
+"""Loops that measure: which allocation is cheapest among those that keep the promise.
+
+measured.py   Space, Measured, Trial, SearchResult: what goes in and what comes out
+budget.py     pareto: bisection of the cost budget over a front
+bisection.py  bisection: precision by precision along an ordering
+repair.py     the greedy pass behind both
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from quantkit.search.bisection import bisect_precisions
+from quantkit.search.budget import search_front
+from quantkit.search.measured import Measure, Measured, SearchResult, Space, Trial
+
+
+class Search(Protocol):
+    """How every search is called."""
+
+    def __call__(self, measure: Measure, space: Space, *, repairs: int) -> SearchResult:
+        """The cheapest passing trial and all others; `measure` is called at most once for each allocation.
+
+        `repairs` bounds the trials of the greedy pass at the end. What `measure` raises comes through.
+        """
+
+
+SEARCHES: Mapping[str, Search] = {"pareto": search_front, "bisection": bisect_precisions}
+
+__all__ = ["SEARCHES", "Measure", "Measured", "Search", "SearchResult", "Space", "Trial"]

@@ -1,0 +1,50 @@
+"""Bisection guided by an ordering, one precision after the other (2302.01382, 2306.04879).
+
+From the highest precision down: of the groups that reached the precision above, in order of sensitivity, as many as the promise allows go
+down together. The number is bisected, so a precision costs ⌈log₂(n + 1)⌉ measurements. Groups whose cost cannot fall stay where they are.
+"""
+
+from __future__ import annotations
+
+from quantkit.allocation import order
+from quantkit.graph import Group
+from quantkit.search.measured import Measure, SearchResult, Space, Trials, precision
+from quantkit.search.repair import repair
+from quantkit.spec import FLOAT
+
+
+def bisect_precisions(measure: Measure, space: Space, *, repairs: int) -> SearchResult:
+    """The cheapest allocation that passes on the way down, made cheaper by at most `repairs` single-group trials."""
+    trials = Trials(measure)
+    menus = {group.name: space.menu(group) for group in space.groups}
+    standing = space.highest_precision()
+    for scheme in sorted({scheme for menu in menus.values() for scheme in menu}, key=precision, reverse=True):
+        above = {name: menu[menu.index(scheme) - 1] for name, menu in menus.items() if scheme in menu[1:]}
+        lowered = [
+            group.name
+            for group in space.groups
+            if standing[group.name] == above.get(group.name) and _can_save(space, group, standing, scheme)
+        ]
+        standing = _as_many_as_pass(trials, space, standing, lowered, scheme)
+    trials.of(space.plan(standing))  # unmeasured only if nothing could be lowered; then it is the answer, or the nearest one
+    repair(trials, space, repairs)
+    return trials.result()
+
+
+def _as_many_as_pass(trials: Trials, space: Space, standing: dict[str, str], groups: list[str], scheme: str) -> dict[str, str]:
+    ordered = order(space.loss, groups, scheme, interactions=space.interactions, start=standing)
+    low, high = 0, len(ordered)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if trials.of(space.plan(standing | dict.fromkeys(ordered[:middle], scheme))).measured.passes:
+            low = middle
+        else:
+            high = middle - 1
+    return standing | dict.fromkeys(ordered[:low], scheme)
+
+
+def _can_save(space: Space, group: Group, standing: dict[str, str], scheme: str) -> bool:
+    """Whether the group's own cost falls by more than nothing, at best with all its precision changes saved too."""
+    now = standing[group.name]
+    changes = sum(edge.cost for edge in space.edges if group.name in (edge.producer, edge.consumer)) if now == FLOAT.name else 0.0
+    return space.cost.at(group.name, scheme) < space.cost.at(group.name, now) + changes

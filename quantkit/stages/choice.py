@@ -1,0 +1,95 @@
+"""The search on measured drops, and the choice among the plans that passed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit.allocation import Plan
+from quantkit.candidates import Candidates, Judge
+from quantkit.data import Subset, check_labels
+from quantkit.environment import describe
+from quantkit.evaluation import evaluate, open_session
+from quantkit.latency.timing import interleave
+from quantkit.metric import Outputs, check_budget
+from quantkit.request import Request
+from quantkit.search import SEARCHES, SearchResult, Space
+from quantkit.stages.network import Network, example_feeds, group_key
+from quantkit.stages.tables import Costs
+from quantkit.store import fingerprint
+from quantkit.workbench import Workbench
+
+REPAIRS = 8
+FINALISTS = 4  # passing plans of nearly the least predicted latency, which are timed against each other
+NEARLY = 1.05
+ROUNDS = 60
+EXPECTED_CANDIDATES = 20
+
+
+def search(bench: Workbench, request: Request, network: Network, candidates: Candidates, space: Space) -> SearchResult:
+    """Every candidate measured on its own file over the search split; what the journal holds is not measured again."""
+    judge = _open(bench, request, network, candidates)
+    with bench.timed("search"), bench.progress.stage("search", EXPECTED_CANDIDATES, "candidates") as advance:
+
+        def measure(allocation: Any) -> Any:
+            measured = judge.measure(allocation)
+            advance(1)
+            return measured
+
+        return SEARCHES[request.options.search](measure, space, repairs=REPAIRS)
+
+
+def choose(bench: Workbench, request: Request, network: Network, candidates: Candidates, found: SearchResult, costs: Costs) -> Plan:
+    """The best plan; where latency is minimised, the fastest of those that are predicted nearly as fast, timed side by side."""
+    if found.best is None or request.options.minimize != "latency":
+        return found.nearest.plan
+    limit = costs.latency.predicted_ms(found.best.plan.allocation) * NEARLY
+    close = [trial.plan for trial in found.measured if trial.measured.passes and costs.latency.predicted_ms(trial.plan.allocation) <= limit]
+    finalists = sorted(close, key=lambda plan: plan.predicted_cost)[:FINALISTS]
+    with bench.timed("finalists", "time the finalists"):
+        files = [candidates.emit(plan.allocation, candidates.folder / f"finalist-{place}.onnx") for place, plan in enumerate(finalists)]
+        sessions = [open_session(path, threads=request.options.threads, options=network.target.SESSION_OPTIONS) for path in files]
+        times = np.median(interleave(sessions, example_feeds(request, network), rounds=ROUNDS), axis=1)
+    return finalists[int(times.argmin())]
+
+
+def labels_for(request: Request, subset: Subset, reference: Outputs) -> Any:
+    """The subset's labels, checked against the number of classes; None where the metric compares with the float file."""
+    if request.metric.reference == "float":
+        return None
+    labels = subset.labels()
+    if labels is not None and np.issubdtype(labels.dtype, np.integer) and request.metric.curvature == "softmax":
+        check_labels(labels, reference[0].shape[-1])
+    return labels
+
+
+def budget_for(request: Request, reference: Outputs, labels: Any) -> float:
+    """The budget in the metric's unit, relative to the float file's score where it was said so."""
+    truth = reference if request.metric.reference == "float" else labels
+    return request.budget.points(request.metric.score(reference, truth))
+
+
+def float_outputs(request: Request, float_file: Path, subset: Subset) -> Outputs:
+    """The float file's answers."""
+    return evaluate(open_session(float_file, threads=0), subset, request.options.batch_size)
+
+
+def _open(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Judge:
+    subset, gate, options = request.splits.search, request.splits.gate, request.options
+    with bench.timed("float on the search split", "float file on the search split"):
+        reference = float_outputs(request, network.float_file, subset)
+    labels = labels_for(request, subset, reference)
+    budget = budget_for(request, reference, labels)
+    check_budget(budget, len(subset), request.metric.unit)
+    key = fingerprint(
+        network.key, group_key(candidates.groups), options.observer, request.splits.calibration.fingerprint(),
+        subset.fingerprint(), len(gate), request.metric.name, budget, describe()["isa"], options.seed,
+    )  # fmt: skip
+    seconds = EXPECTED_CANDIDATES * (bench.seconds["float on the search split"] + 0.5)
+    megabytes = sum(array.nbytes for array in reference) / 1e6
+    bench.progress.note(f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items, {seconds:.0f} s, {megabytes:.0f} MB a candidate")
+    return Judge(
+        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), options.batch_size, options.seed
+    )

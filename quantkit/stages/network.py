@@ -1,0 +1,140 @@
+"""From the request to a calibrated network whose plans can become files."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit import __version__
+from quantkit.calibration import Ranges, calibrate
+from quantkit.candidates import Candidates
+from quantkit.capture import Captured, capture
+from quantkit.data import bind
+from quantkit.environment import describe
+from quantkit.errors import SchemeError, unknown
+from quantkit.evaluation import feeds
+from quantkit.export.float_onnx import export_float
+from quantkit.graph import Graph, Group
+from quantkit.latency.timing import Feeds
+from quantkit.options import Options
+from quantkit.quantization import WeightBank
+from quantkit.request import Request
+from quantkit.spec import FLOAT
+from quantkit.store import fingerprint, write_atomically
+from quantkit.targets import find_target
+from quantkit.workbench import Workbench
+
+CALIBRATION_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Network:
+    """The captured network (its module on the request's device), its float file, and the fingerprint of all that made them."""
+
+    captured: Captured
+    float_file: Path
+    target: ModuleType
+    key: str
+
+
+def job_fingerprint(request: Request) -> str:
+    """Stands for the network, the data and every option that changes the result."""
+    options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run")}
+    splits = [subset.fingerprint() for subset in (request.splits.calibration, request.splits.search, request.splits.gate)]
+    return fingerprint(request.model.digest, splits, request.metric.name, asdict(request.budget), options, _versions())
+
+
+def capture_network(bench: Workbench, request: Request) -> Network:
+    """Capture, and export the float file once."""
+    target = find_target(request.options.target)
+    model = request.model.program or request.model.module
+    assert model is not None
+    shapes = {name: [list(tensor.shape[1:]), str(tensor.dtype)] for name, tensor in (request.example or {}).items()}
+    key = fingerprint(request.model.digest, shapes, _versions(), target.OPSET)
+    float_file = bench.store.folder / f"float-{key[:8]}.onnx"
+    with bench.timed("capture", "capture the graph"):
+        captured = capture(model, request.example or {})
+    if not float_file.exists():
+        with bench.timed("export", "export the float file"), write_atomically(float_file) as temporary:
+            export_float(captured, temporary, target.OPSET)
+    device = torch.device(request.options.device)
+    if device.type != "cpu":
+        captured = replace(captured, module=copy.deepcopy(captured.module).to(device))
+    return Network(captured, float_file, target, key)
+
+
+def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
+    """The target's groups under the allowed schemes; a pinned or excluded group has a menu of one.
+
+    Raises SchemeError for a pin or pattern that meets no group or layer, and for a scheme that the group cannot take.
+    """
+    target = find_target(options.target)
+    groups: tuple[Group, ...] = target.groups(graph, target.check_schemes([*options.schemes, *(scheme for _, scheme in options.fix)]))
+    owner = {name: group.name for group in groups for name in (group.name, *group.layers)}
+    pinned: dict[str, str] = {}
+    for pattern in options.exclude:
+        found = fnmatch.filter(owner, pattern)
+        if not found:
+            raise SchemeError(*unknown("group in --exclude", pattern, owner))
+        pinned.update({owner[name]: FLOAT.name for name in found})
+    for name, scheme in options.fix:
+        if name not in owner:
+            raise SchemeError(*unknown("group in --fix", name, owner))
+        pinned[owner[name]] = scheme
+    return tuple(_pinned(group, pinned[group.name]) if group.name in pinned else group for group in groups)
+
+
+def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ranges:
+    """Ranges of every activation, on the calibration split."""
+    items = request.splits.calibration
+    graph = network.captured.graph
+
+    def compute() -> Ranges:
+        with bench.progress.stage("calibrate", len(items), "items") as advance:
+
+            def batches() -> Iterator[Mapping[str, Tensor]]:
+                for batch in items.batches(graph.batch or min(request.options.batch_size, CALIBRATION_BATCH)):
+                    yield {name: tensor.to(request.options.device) for name, tensor in bind(batch.inputs, graph.inputs).items()}
+                    advance(batch.size)
+
+            return calibrate(network.captured, batches())
+
+    return bench.keep("ranges", (network.key, items.fingerprint()), compute, Ranges.from_json)
+
+
+def prepare_candidates(request: Request, network: Network, groups: tuple[Group, ...], ranges: Ranges, folder: Path) -> Candidates:
+    """Whatever a plan needs to become a file."""
+    graph, target = network.captured.graph, network.target
+    state = {name: value.detach().cpu() for name, value in network.captured.module.named_parameters(remove_duplicate=False)}
+    bank = WeightBank(graph, state, ranges.qparams(request.options.observer), target.product_rows)
+    return Candidates(network.float_file, graph, groups, target, bank, folder)
+
+
+def example_feeds(request: Request, network: Network) -> Feeds:
+    """One item (or one fixed batch) as the files are fed while they are timed."""
+    graph = network.captured.graph
+    return feeds(next(iter(request.splits.calibration.batches(graph.batch or 1))), graph.inputs)
+
+
+def group_key(groups: tuple[Group, ...]) -> list[list[Any]]:
+    """What fingerprints take of the groups."""
+    return [[group.name, list(group.layers), list(group.schemes)] for group in groups]
+
+
+def _pinned(group: Group, scheme: str) -> Group:
+    if scheme not in group.schemes:
+        raise SchemeError(*unknown(f"scheme for group {group.name}", scheme, group.schemes))
+    return replace(group, schemes=(scheme,), reason="pinned by the user")
+
+
+def _versions() -> dict[str, Any]:
+    told = describe()
+    return {"quantkit": __version__, "torch": told["torch"], "onnxruntime": told["onnxruntime"]}

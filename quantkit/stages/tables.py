@@ -1,0 +1,83 @@
+"""What each (group, scheme) does and costs, and the front that follows from both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+
+from quantkit.allocation import Edge, front
+from quantkit.candidates import Candidates
+from quantkit.costs import byte_costs
+from quantkit.environment import describe
+from quantkit.graph import Group
+from quantkit.latency.measured import LatencyModel, measure_latency, steps
+from quantkit.request import Request
+from quantkit.search import Space
+from quantkit.sensitivity import SENSITIVITIES, Scene, Scores
+from quantkit.stages.network import Network, example_feeds, group_key
+from quantkit.store import write_atomically
+from quantkit.table import Table
+from quantkit.workbench import Workbench
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Costs:
+    """`table` and `edges` in the unit that is minimised; `latency` and `sizes` for the report."""
+
+    table: Table
+    edges: tuple[Edge, ...]
+    latency: LatencyModel
+    sizes: Table
+
+
+def score_groups(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Scores:
+    """The chosen sensitivity, on calibration items."""
+    options, items, groups = request.options, request.splits.calibration, candidates.groups
+    device = torch.device(options.device)
+    scene = Scene(
+        network.captured, groups, _schemes(groups), network.target, candidates.bank.to(device), items,
+        request.metric.curvature, options.seed, device, bench.progress,
+    )  # fmt: skip
+    depends_on = (network.key, group_key(groups), options.observer, options.sensitivity, options.seed, request.metric.curvature)
+    estimate = SENSITIVITIES[options.sensitivity]
+    return bench.keep("scores", (*depends_on, items.fingerprint()), lambda: estimate(scene), Scores.from_json)
+
+
+def cost_groups(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Costs:
+    """Measured latency and bytes of every (group, scheme), and the boundaries' latency."""
+    options, groups, host = request.options, candidates.groups, describe()
+    schemes = _schemes(groups)
+
+    def compute() -> LatencyModel:
+        with bench.progress.stage("measure latency", steps(schemes), "files") as advance:
+            return measure_latency(
+                network.captured.graph, groups, schemes, candidates.emit, example_feeds(request, network),
+                threads=options.threads, seed=options.seed, folder=candidates.folder, advance=advance,
+            )  # fmt: skip
+
+    depends_on = (network.key, group_key(groups), options.observer, options.threads, options.seed, host["cpu"], host["isa"])
+    latency = bench.keep("latency", (*depends_on, request.splits.calibration.fingerprint()), compute, LatencyModel.from_json)
+    sizes = byte_costs(network.captured.graph, groups, schemes, network.target)
+    if options.minimize == "bytes":
+        return Costs(sizes, (), latency, sizes)
+    edges = tuple(Edge(edge.producer, edge.consumer, edge.latency_ms) for edge in latency.boundaries)
+    return Costs(latency.table, edges, latency, sizes)
+
+
+def find_front(bench: Workbench, request: Request, groups: tuple[Group, ...], scores: Scores, costs: Costs) -> Space:
+    """The front of predicted loss against cost, kept as front.json, and the space around it."""
+    with bench.timed("front", "solve for the front"):
+        plans = front(
+            scores.table, costs.table, groups=groups, interactions=scores.interactions, edges=costs.edges, seed=request.options.seed
+        )
+    rows = {"minimize": request.options.minimize, "plans": [plan.to_json() for plan in plans]}
+    with write_atomically(bench.store.folder / "front.json") as temporary:
+        temporary.write_text(json.dumps(rows, indent=1))
+    return Space(groups, scores.table, costs.table, plans, scores.interactions, costs.edges)
+
+
+def _schemes(groups: tuple[Group, ...]) -> tuple[str, ...]:
+    """All schemes of all menus, in the order in which they first appear."""
+    return tuple(dict.fromkeys(scheme for group in groups for scheme in group.schemes))

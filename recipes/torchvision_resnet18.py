@@ -1,0 +1,68 @@
+"""torchvision's ResNet-18 on your copy of the ImageNet validation set.
+
+    IMAGENET_DIR=path/to/val quantkit allocate recipes/torchvision_resnet18.py --max-drop 0.5
+
+IMAGENET_DIR holds class sub-folders (n01440764, …: all 1,000, since their sorted order numbers the classes), or images and a
+labels.csv with the columns file and class_index. The weights, ResNet18_Weights.IMAGENET1K_V1, are downloaded once by torchvision;
+without a network, put resnet18-f37072fd.pth where the message says. Needs quantkit[vision].
+
+Result: not measured yet
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import nn
+
+import quantkit
+from quantkit.data import Dataset, Preprocessing, open_dataset
+from quantkit.errors import DataError, ModelError
+
+
+def network() -> nn.Module:
+    """ResNet-18 with the weights of its first ImageNet training."""
+    try:
+        from torchvision.models import ResNet18_Weights, resnet18
+    except ImportError as error:
+        raise ModelError("torchvision is not installed", "quantkit[vision]", "pip install quantkit[vision]") from error
+    weights = ResNet18_Weights.IMAGENET1K_V1
+    try:
+        return resnet18(weights=weights).eval()
+    except (URLError, OSError, RuntimeError) as error:
+        name = weights.url.rpartition("/")[2]
+        place = Path(torch.hub.get_dir()) / "checkpoints" / name
+        raise ModelError(f"cannot load {name}: {error}", f"the weights, downloaded or at {place}", f"copy {name} to {place}") from error
+
+
+def images() -> Dataset:
+    """The folder in IMAGENET_DIR, as the weights were evaluated: short side 256, centre crop 224."""
+    folder = os.environ.get("IMAGENET_DIR")
+    if folder is None:
+        raise DataError(
+            "IMAGENET_DIR is not set",
+            "the folder of the ImageNet validation images, in class sub-folders",
+            "export IMAGENET_DIR=path/to/val",
+        )
+    preprocessing = Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return open_dataset(Path(folder), preprocessing)
+
+
+def recipe() -> quantkit.Recipe:
+    return quantkit.Recipe(
+        name="torchvision_resnet18",
+        data=images(),
+        model=network(),
+        metric="top1",
+        max_drop=0.5,
+        calibration=512,
+        search=2000,
+        gate=5000,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(quantkit.recipe_main(recipe))

@@ -1,0 +1,267 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from quantkit.allocation import Edge, Plan, front, predict
+from quantkit.graph import Group
+from quantkit.search import SEARCHES, Measured, SearchResult, Space, Trial
+from quantkit.table import Interactions, Table
+
+SCHEMES = ("w4a8", "fp32", "w8a8")  # in no order of precision, as tables may be
+
+
+def make(loss, cost, *, menus=None, fixed=None, edges=(), interactions=None, points=12):
+    names = tuple(f"g{place}" for place in range(len(loss)))
+    groups = [Group(name, (name,), tuple(menus[place] if menus else SCHEMES), "") for place, name in enumerate(names)]
+    turn = [2, 0, 1]  # rows are given as fp32, w8a8, w4a8
+    tables = [Table(kind, "", names, SCHEMES, np.array(rows, dtype=float)[:, turn]) for kind, rows in (("loss", loss), ("cost", cost))]
+    plans = front(*tables, groups=groups, fixed=fixed, edges=edges, interactions=interactions, points=points)
+    return Space(groups, *tables, plans, interactions, edges, fixed or {})
+
+
+def random_space(seed, count=8, **options):
+    random = np.random.default_rng(seed)
+    loss = random.lognormal(0, 1, (count, 1)) * [0, 1, 6] * random.uniform(0.8, 1.2, (count, 3))
+    cost = random.lognormal(0, 1, (count, 1)) * [1, 0.6, 0.4] * random.uniform(0.9, 1.1, (count, 3))
+    return make(loss, cost, **options)
+
+
+class Network:
+    """Loses what its true table says, plus something for each allocation; remembers what it was asked."""
+
+    def __init__(self, space, promise, surprise=lambda _: 0.0):
+        self.space, self.promise, self.surprise, self.asked = space, promise, surprise, []
+
+    def __call__(self, allocation):
+        self.asked.append(dict(allocation))
+        drop = self.space.loss.total(allocation) + self.surprise(allocation)
+        return Measured(drop, drop <= self.promise)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_search_calls_best_passes_and_nothing_it_measured_is_cheaper_and_passes(name, seed):
+    space = random_space(seed)
+    network = Network(space, 4.0, lambda allocation: hash_noise(allocation, seed))
+
+    result = SEARCHES[name](network, space, repairs=4)
+
+    assert [trial.plan.allocation for trial in result.measured] == network.asked
+    assert len({tuple(sorted(allocation.items())) for allocation in network.asked}) == len(network.asked)
+    passing = [trial for trial in result.measured if trial.measured.drop <= 4.0]
+    assert result.best in passing
+    assert result.best.plan.predicted_cost == min(trial.plan.predicted_cost for trial in passing)
+    assert result.nearest == result.best
+    for trial in result.measured:
+        assert trial.plan.predicted_cost == pytest.approx(space.cost.total(trial.plan.allocation))
+        assert trial.plan.predicted_loss == pytest.approx(space.loss.total(trial.plan.allocation))
+
+
+def hash_noise(allocation, seed):
+    """A wobble of up to ±1 that is the same for the same allocation."""
+    code = sum((place + 1) * SCHEMES.index(scheme) for place, scheme in enumerate(allocation.values()))
+    return float(np.random.default_rng([seed, code]).uniform(-1, 1))
+
+
+@pytest.mark.parametrize("promise", [0.5, 4.0, 15.0])
+def test_pareto_finds_the_cheapest_passing_plan_of_a_monotone_front_in_logarithmically_many_trials(promise):
+    space = random_space(1)
+    network = Network(space, promise)
+
+    result = SEARCHES["pareto"](network, space, repairs=0)
+
+    right = min((plan for plan in space.front if plan.predicted_loss <= promise), key=lambda plan: plan.predicted_cost)
+    assert result.best.plan == right
+    assert len(result.measured) <= math.ceil(math.log2(len(space.front) + 1)) + 3
+
+
+def test_pareto_looks_at_a_few_plans_below_the_cut_since_drops_are_noisy():
+    space = random_space(1)
+    cut = next(place for place, plan in enumerate(space.front) if plan.predicted_loss <= 4.0)
+    lucky = space.front[cut - 3].allocation
+    network = Network(space, 4.0, lambda allocation: -100.0 if allocation == lucky else 0.0)
+
+    assert SEARCHES["pareto"](network, space, repairs=0).best.plan.allocation == lucky
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_where_no_plan_keeps_the_promise_the_nearest_is_the_one_that_lost_least(name):
+    space = random_space(2)
+    network = Network(space, -1.0)
+
+    result = SEARCHES[name](network, space, repairs=4)
+
+    assert result.best is None
+    assert result.nearest.measured.drop == min(trial.measured.drop for trial in result.measured)
+    assert set(result.nearest.plan.allocation.values()) == {"fp32"}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_float_is_tried_before_the_promise_is_given_up_even_if_quantizing_is_predicted_to_gain(name):
+    space = make([[0, -1, -2], [0, -1, 2]], [[4, 2, 1], [4, 2, 1]])
+
+    def measure(allocation):
+        harmless = set(allocation.values()) == {"fp32"}
+        return Measured(0.0 if harmless else 9.0, harmless)
+
+    assert set(SEARCHES[name](measure, space, repairs=0).best.plan.allocation.values()) == {"fp32"}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_broken_network_is_never_the_nearest(name):
+    space = random_space(2)
+
+    def measure(allocation):
+        drop = 3.0 if "w4a8" not in allocation.values() else math.nan
+        return Measured(drop, False)
+
+    assert SEARCHES[name](measure, space, repairs=0).nearest.measured.drop == 3.0
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_pins_hold_in_everything_that_is_measured(name):
+    network = Network(random_space(3, fixed={"g1": "fp32", "g2": "w8a8"}), 6.0)
+
+    SEARCHES[name](network, network.space, repairs=6)
+
+    assert {(allocation["g1"], allocation["g2"]) for allocation in network.asked} == {("fp32", "w8a8")}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_what_the_measurement_raises_comes_through(name):
+    def measure(allocation):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SEARCHES[name](measure, random_space(0), repairs=0)
+
+
+def test_bisection_goes_down_precision_by_precision_least_sensitive_first():
+    losses = [3, 1, 2, 4]
+    space = make([[0, loss, 2 * loss] for loss in losses], [[4, 2, 1]] * 4)
+    network = Network(space, 6.5)
+
+    result = SEARCHES["bisection"](network, space, repairs=0)
+
+    assert network.asked == [
+        {"g0": "fp32", "g1": "w8a8", "g2": "w8a8", "g3": "fp32"},  # two of four: 3 passes
+        {"g0": "w8a8", "g1": "w8a8", "g2": "w8a8", "g3": "fp32"},  # three: 6 passes
+        {"g0": "w8a8", "g1": "w8a8", "g2": "w8a8", "g3": "w8a8"},  # four: 10 does not
+        {"g0": "w8a8", "g1": "w4a8", "g2": "w4a8", "g3": "fp32"},  # of the three at w8a8, two: 9 does not
+        {"g0": "w8a8", "g1": "w4a8", "g2": "w8a8", "g3": "fp32"},  # one: 7 does not
+    ]
+    assert result.best.plan.allocation == network.asked[1]
+
+
+@pytest.mark.parametrize("count", [1, 5, 31, 100])
+def test_bisection_measures_logarithmically_often(count):
+    space = random_space(4, count, points=2)
+
+    result = SEARCHES["bisection"](Network(space, space.loss.values.sum() / 8), space, repairs=0)
+
+    assert len(result.measured) <= 2 * math.ceil(math.log2(count + 1)) + 1
+
+
+def test_bisection_measures_the_start_where_nothing_can_be_lowered():
+    space = make([[0, 9, 9]] * 3, [[4, 2, 1]] * 3)
+
+    result = SEARCHES["bisection"](Network(space, 1.0), space, repairs=0)
+
+    assert result.best.plan.allocation == {"g0": "fp32", "g1": "fp32", "g2": "fp32"}
+    assert result.best == result.measured[-1]
+
+
+def test_bisection_starts_from_the_highest_precision_of_each_menu_and_passes_over_what_a_menu_lacks():
+    space = make([[0, 1, 2]] * 3, [[4, 2, 1]] * 3, menus=[("fp32", "w4a8"), ("w8a8", "w4a8"), ("fp32", "w8a8")])
+
+    result = SEARCHES["bisection"](Network(space, 100.0), space, repairs=0)
+
+    assert [tuple(trial.plan.allocation.values()) for trial in result.measured] == [
+        ("fp32", "w8a8", "w8a8"),
+        ("w4a8", "w8a8", "w8a8"),
+        ("w4a8", "w4a8", "w8a8"),
+    ]
+
+
+def test_bisection_leaves_a_group_alone_whose_cost_cannot_fall():
+    space = make([[0, 1, 2]] * 3, [[4, 4, 4], [4, 2, 2], [4, 5, 5]])
+
+    result = SEARCHES["bisection"](Network(space, 100.0), space, repairs=0)
+
+    assert result.best.plan.allocation == {"g0": "fp32", "g1": "w8a8", "g2": "fp32"}
+    assert all(trial.plan.allocation["g0"] == "fp32" for trial in result.measured)
+
+
+def test_bisection_lowers_a_group_that_is_slower_itself_where_its_precision_changes_cost_more():
+    edges = [Edge("g0", "g1", 1.0), Edge("g1", "g2", 1.0)]
+    space = make([[0, 1, 2]] * 3, [[4, 2, 2], [4, 5, 5], [4, 2, 2]], edges=edges)
+
+    assert set(SEARCHES["bisection"](Network(space, 100.0), space, repairs=0).best.plan.allocation.values()) == {"w8a8"}
+
+
+def test_interactions_steer_the_bisection():
+    loss = [[0, 1.0, 9], [0, 1.1, 9], [0, 1.2, 9]]
+    asked = []
+    for sign in (1, -1):
+        matrix = np.diag(np.array(loss)[:, [2, 0, 1]].ravel() * 2)
+        matrix[2, 5] = matrix[5, 2] = sign * 0.5  # g0 and g1, both w8a8
+        interactions = Interactions(("g0", "g1", "g2"), SCHEMES, matrix)
+        network = Network(make(loss, [[4, 2, 1]] * 3, interactions=interactions), 5.0)
+        SEARCHES["bisection"](network, network.space, repairs=0)
+        asked.append(network.asked[0])
+
+    assert asked == [{"g0": "w8a8", "g1": "fp32", "g2": "w8a8"}, {"g0": "w8a8", "g1": "w8a8", "g2": "fp32"}]
+
+
+def coarse_space():
+    """A front of the two ends only, so that a repair has everything to do."""
+    return make([[0, 1, 8], [0, 2, 8], [0, 3, 8]], [[10, 4, 3.9], [10, 6, 5.9], [10, 5, 4.9]], points=2)
+
+
+def test_repair_lowers_first_what_is_predicted_to_lose_least_for_the_cost_it_saves():
+    network = Network(coarse_space(), 3.5)
+
+    result = SEARCHES["pareto"](network, network.space, repairs=9)
+
+    steps = [tuple(allocation.values()) for allocation in network.asked if "w4a8" not in allocation.values()]
+    assert steps[:4] == [("fp32", "fp32", "fp32"), ("w8a8", "fp32", "fp32"), ("w8a8", "w8a8", "fp32"), ("w8a8", "w8a8", "w8a8")]
+    assert tuple(result.best.plan.allocation.values()) == ("w8a8", "w8a8", "fp32")
+
+
+@pytest.mark.parametrize("repairs", [0, 1, 2])
+def test_repairs_bound_the_extra_measurements(repairs):
+    networks = [Network(coarse_space(), 3.5) for _ in range(2)]
+
+    without = SEARCHES["pareto"](networks[0], networks[0].space, repairs=0)
+    repaired = SEARCHES["pareto"](networks[1], networks[1].space, repairs=repairs)
+
+    assert len(repaired.measured) == len(without.measured) + repairs
+
+
+def test_repair_never_asks_twice_for_a_step_that_failed():
+    network = Network(coarse_space(), 1.5)
+
+    SEARCHES["pareto"](network, network.space, repairs=50)
+
+    failed = [allocation for allocation in network.asked[2:] if network.space.loss.total(allocation) > 1.5]
+    moved = [tuple(item for item in allocation.items() if item[1] != "fp32" and item != ("g0", "w8a8")) for allocation in failed]
+    assert len(moved) == len(set(moved))
+
+
+def test_results_survive_json():
+    space = random_space(0)
+    result = SEARCHES["pareto"](Network(space, 4.0), space, repairs=2)
+    broken = Trial(predict(space.loss, space.cost, space.front[0].allocation), Measured(math.nan, False, {"agreement": 0.5}))
+
+    again = SearchResult.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False)))
+
+    assert (again.best.measured, again.nearest.plan.allocation) == (result.best.measured, result.nearest.plan.allocation)
+    assert [trial.plan.predicted_loss for trial in again.measured] == [trial.plan.predicted_loss for trial in result.measured]
+    returned = Trial.from_json(json.loads(json.dumps(broken.to_json(), allow_nan=False)))
+    assert math.isnan(returned.measured.drop)
+    assert returned.measured.figures == {"agreement": 0.5}
+    nothing = SearchResult(None, broken, (broken,))
+    assert SearchResult.from_json(nothing.to_json()).best is None
+    assert isinstance(returned.plan, Plan)
