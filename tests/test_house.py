@@ -43,7 +43,10 @@ def tracked() -> list[Path]:
 
 
 def broad(node: ast.ExceptHandler) -> bool:
-    """Whether a handler takes every error there is."""
+    """Whether a handler takes every error there is, and keeps it: one that tidies up and raises it again does not."""
+    last = node.body[-1]
+    if isinstance(last, ast.Raise) and last.exc is None:
+        return False
     caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
     return any(kind is None or (isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"}) for kind in caught)
 
