@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quantkit.errors import QuantkitError
     from quantkit.metric import Metric
     from quantkit.options import Options
-    from quantkit.pipeline import Result
+    from quantkit.result import Result
     from quantkit.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -45,7 +45,7 @@ _ROOMS = {
     "Preprocessing": "quantkit.data",
     "QuantkitError": "quantkit.errors",
     "Recipe": "quantkit.recipe",
-    "Result": "quantkit.pipeline",
+    "Result": "quantkit.result",
     "allocate": "quantkit.api",
     "inspect": "quantkit.api",
     "recipe_main": "quantkit.cli",

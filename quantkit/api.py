@@ -10,6 +10,7 @@ from quantkit import pipeline
 from quantkit.options import Arguments
 from quantkit.progress import Progress, Silent
 from quantkit.request import Source, resolve, resolve_model
+from quantkit.result import Result
 
 
 def allocate(
@@ -25,7 +26,7 @@ def allocate(
     input_shape: Sequence[int] | str | None = None, resize: int | tuple[int, int] | None = None,
     crop: int | tuple[int, int] | None = None, mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None, scale: float | None = None, progress: Progress | None = None,
-) -> pipeline.Result:  # fmt: skip
+) -> Result:  # fmt: skip
     """The plan for `model` that keeps the promise, its file, and what was measured on that file.
 
     `model` is a module, a recipe, or whatever the command line takes; it is left as it was. `data` is a DataLoader, any iterable of

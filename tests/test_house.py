@@ -43,7 +43,10 @@ def tracked() -> list[Path]:
 
 
 def broad(node: ast.ExceptHandler) -> bool:
-    """Whether a handler takes every error there is."""
+    """Whether a handler takes every error there is, and keeps it: one that tidies up and raises it again does not."""
+    last = node.body[-1]
+    if isinstance(last, ast.Raise) and last.exc is None:
+        return False
     caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
     return any(kind is None or (isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"}) for kind in caught)
 
@@ -122,3 +125,21 @@ def test_no_file_knows_a_machine_or_a_registry_host() -> None:
             offences += [f"{path.relative_to(ROOT)}:{number}" for number, line in enumerate(lines, 1) if pattern.search(line)]
 
     assert offences == []
+
+
+def test_the_readme_names_only_options_and_rooms_that_there_are() -> None:
+    readme = (ROOT / "README.md").read_text()
+    options = {*re.findall(r"--[a-z][a-z-]+", run("-m", "quantkit", "allocate", "--help").stdout)}
+    rows = readme.split("## The map of the house")[1].split("## ")[0]
+    rooms = {room for row in rows.splitlines() if row.startswith("|") for room in re.findall(r"`(\w+)`", row)} - {"quantkit"}
+
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme)) <= options | {"--help"}
+    assert rooms <= {path.stem if path.is_file() else path.name for path in (ROOT / "quantkit").iterdir()}
+
+
+def test_every_room_is_on_the_map() -> None:
+    readme = (ROOT / "README.md").read_text()
+    there = {module.name.split(".")[1] for module in sizes.modules() if "." in module.name}
+    absent = [room for room in sorted(there) if f"`{room}`" not in readme]
+
+    assert absent == []

@@ -24,7 +24,8 @@ from quantkit.errors import ConfigError
 from quantkit.options import CHOICES, SCHEMES, Arguments, Options
 
 if TYPE_CHECKING:
-    from quantkit.pipeline import Inspection, Result
+    from quantkit.pipeline import Inspection
+    from quantkit.result import Result
 
 app = typer.Typer(name="quantkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
