@@ -39,6 +39,10 @@ class Candidates:
         placed: Placement = self.target.place(self.graph, layers)
         return placed
 
+    def uniform(self, scheme: str) -> dict[str, str]:
+        """Every group under `scheme`, or under the last of its menu where it cannot take it."""
+        return {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in self.groups}
+
     def emit(self, allocation: Mapping[str, str], path: Path | None = None) -> Path:
         """Write the plan's file, by default over the last candidate's."""
         self.emitted(allocation, path or self.folder / "candidate.onnx")

@@ -50,6 +50,8 @@ def open_session(
         settings.optimized_model_filepath = str(optimized)
     if profile is not None:
         settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
+    # Idle workers that spin would take the cores from torch, which runs between the sessions.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for key, value in (options or {}).items():
         settings.add_session_config_entry(key, value)
     handle = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])

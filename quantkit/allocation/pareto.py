@@ -82,7 +82,7 @@ def front(
     grid = np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
     answers = [_best(problem, low, [least], _RESTARTS, seed) or (least, math.nan)]
     for budget in grid[1:-1]:
-        answers.append(_best(problem, float(budget), [answers[-1][0]], 1, seed) or answers[-1])
+        answers.append(_best(problem, float(budget), [answers[-1][0]], 0, seed) or answers[-1])
     return _undominated([problem.plan(*answer) for answer in (*answers, dearest)])
 
 

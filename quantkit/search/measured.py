@@ -105,6 +105,10 @@ class SearchResult:
     nearest: Trial
     measured: tuple[Trial, ...]
 
+    def extended(self, trials: Sequence[Trial]) -> SearchResult:
+        """The result had these trials been made too."""
+        return judged((*self.measured, *trials))
+
     def to_json(self) -> dict[str, Any]:
         """A JSON form: the trials, and where among them the two stand."""
         best = None if self.best is None else self.measured.index(self.best)
@@ -133,10 +137,14 @@ class Trials:
 
     def result(self) -> SearchResult:
         """What came of it; at least one trial must have been made."""
-        trials = tuple(self._trials.values())
-        passing = [trial for trial in trials if trial.measured.passes]
-        best = min(passing, key=lambda trial: (trial.plan.predicted_cost, _drop(trial)), default=None)
-        return SearchResult(best, best or min(trials, key=lambda trial: (_drop(trial), trial.plan.predicted_cost)), trials)
+        return judged(tuple(self._trials.values()))
+
+
+def judged(trials: tuple[Trial, ...]) -> SearchResult:
+    """Which of the trials, of which there is at least one, is best and which nearest."""
+    passing = [trial for trial in trials if trial.measured.passes]
+    best = min(passing, key=lambda trial: (trial.plan.predicted_cost, _drop(trial)), default=None)
+    return SearchResult(best, best or min(trials, key=lambda trial: (_drop(trial), trial.plan.predicted_cost)), trials)
 
 
 def _drop(trial: Trial) -> float:

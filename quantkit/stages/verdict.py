@@ -154,8 +154,7 @@ def _notes(request: Request, found: SearchResult, costs: Costs, verified: Verifi
 
 
 def _write_baselines(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> dict[str, Path]:
-    uniform = {group.name: UNIFORM if UNIFORM in group.schemes else group.schemes[-1] for group in candidates.groups}
-    rivals = {f"uniform {UNIFORM}": candidates.emit(uniform, candidates.folder / "uniform.onnx")}
+    rivals = {f"uniform {UNIFORM}": candidates.emit(candidates.uniform(UNIFORM), candidates.folder / "uniform.onnx")}
     static = candidates.folder / "static.onnx"
     names = network.captured.graph.inputs
     calibration = request.splits.calibration.batches(network.captured.graph.batch or 1)
