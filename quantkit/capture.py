@@ -51,13 +51,8 @@ MOVERS: Mapping[object, str] = {
     ATEN.clone.default: "identity",
     **dict.fromkeys(PADS, "pad"),
 }
-# Written out before planning: the exporter loses the pools' names, and `same` padding hides a plain convolution.
-DECOMPOSED = (
-    ATEN.adaptive_avg_pool2d.default,
-    ATEN.adaptive_avg_pool1d.default,
-    ATEN.conv1d.padding,
-    ATEN.conv2d.padding,
-)
+# Written out before planning: the exporter loses their names.
+DECOMPOSED = (ATEN.adaptive_avg_pool2d.default, ATEN.adaptive_avg_pool1d.default)
 # Operations that still learn, and the place of their `training` argument.
 TRAINING: Mapping[object, int] = {
     ATEN.batch_norm.default: 5,
@@ -164,8 +159,10 @@ def _culprit(error: BaseException) -> str:
 
 def _decompose(program: ExportedProgram) -> ExportedProgram:
     table = torch.export.default_decompositions()
+    wanted = {operation: table[operation] for operation in DECOMPOSED if operation in table}
     with quiet():
-        return program.run_decompositions({operation: table[operation] for operation in DECOMPOSED if operation in table})
+        decomposed: ExportedProgram = program.run_decompositions(wanted)
+    return decomposed
 
 
 def _unlift(program: ExportedProgram) -> fx.GraphModule:

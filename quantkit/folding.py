@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +17,7 @@ from torch import Tensor, fx
 ATEN = torch.ops.aten
 WEIGHTED = {ATEN.conv2d.default, ATEN.conv1d.default, ATEN.linear.default}
 CLIPS = (ATEN.hardtanh.default, ATEN.clamp.default, ATEN.relu6.default)
+NAMED_PADDING: dict[object, Callable[..., Any]] = {ATEN.conv1d.padding: ATEN.conv1d.default, ATEN.conv2d.padding: ATEN.conv2d.default}
 BATCH_NORM = ATEN._native_batch_norm_legit_no_training.default
 
 
@@ -42,11 +44,14 @@ def operand(node: fx.Node, place: int) -> fx.Node | None:
 
 
 def simplify(module: fx.GraphModule) -> None:
-    """Merge what is computed twice, which the ONNX exporter would do and so lose a name; spell max(x, 0) as the ReLU that runtimes know."""
+    """Spell what means the same in one way, and merge what is computed twice, which the ONNX exporter would do and so lose a name."""
     first: dict[str, fx.Node] = {}
     for node in list(module.graph.nodes):
-        if node.target is ATEN.clamp.default and bounds(node) == (0.0, None):
-            node.target, node.args = ATEN.relu.default, node.args[:1]
+        if node.target is ATEN.clamp.default and node.meta["val"].is_floating_point():
+            limits = bounds(node)
+            node.target, node.args = (ATEN.relu.default, node.args[:1]) if limits == (0.0, None) else (node.target, (node.args[0], *limits))
+        elif node.target in NAMED_PADDING:
+            _spell_padding(node)
         if node.op == "get_attr" or (node.op == "call_function" and not _is_random(node)):
             twin = first.setdefault(f"{node.op} {node.target} {node.args} {node.kwargs}", node)
             if twin is not node:
@@ -55,13 +60,28 @@ def simplify(module: fx.GraphModule) -> None:
     module.recompile()
 
 
+def _spell_padding(node: fx.Node) -> None:
+    """`same` and `valid` in numbers; an uneven `same`, more on one side than on the other, stays as it is."""
+    weight = operand(node, 1)
+    assert weight is not None
+    kernel = weight.meta["val"].shape[2:]
+    given: list[Any] = [*node.args[3:]]
+    stride, mode, dilation, groups = [*given, *([1], "valid", [1], 1)[len(given) :]]
+    strides, steps = ([*sides] * (len(kernel) // len(sides)) for sides in (stride, dilation))
+    total = [step * (side - 1) if mode == "same" else 0 for step, side in zip(steps, kernel, strict=True)]
+    if all(extent % 2 == 0 for extent in total):
+        node.target = NAMED_PADDING[node.target]
+        node.args = (*node.args[:3], strides, [extent // 2 for extent in total], steps, groups)
+
+
 def bounds(node: fx.Node) -> tuple[float | None, float | None]:
     """Between what the clipping `node` keeps its values."""
     if node.target is ATEN.relu6.default:
         return 0.0, 6.0
     usual: tuple[float | None, ...] = (-1.0, 1.0) if node.target is ATEN.hardtanh.default else (None, None)
-    low, high = (*node.args[1:3], *usual[len(node.args) - 1 :])
-    return None if low is None else float(cast("float", low)), None if high is None else float(cast("float", high))
+    given: list[Any] = [*node.args[1:3]]
+    low, high = [*given, *usual[len(given) :]]
+    return None if low is None else float(low), None if high is None else float(high)
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -48,7 +48,7 @@ class Editor:
             if _same(array_of(known), array):
                 return known
         tensor = ir.tensor(array, name=free)
-        value = ir.Value(name=free, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        value = ir.Value(name=free, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
         self._graph.register_initializer(value)
         return value
 

@@ -22,7 +22,7 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "concat": ("Concat", "QLinearConcat"),
 }
 # The runtime's passes rename what they move: node_conv2d_5_token_50, relu_7_nchwc, conv2d_pre_q; _product is our own.
-SUFFIX = re.compile(r"(_token_\d+|_nchwc|_product|_pre_q|/MatMulAddFusion\S*|_quant|_QuantizeLinear)+$")
+SUFFIX = re.compile(r"(_token_\d+|_nchwc|_product|_pre_q|/\w+Fusion\S*|_quant|_QuantizeLinear)+$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,13 +32,16 @@ def export_float(captured: Captured, path: Path, opset: int) -> None:
     except torch.onnx.OnnxExporterError as error:
         lines = [line.partition(">: ")[2] for line in str(error).splitlines() if line.startswith(EXPLAINED)]
         reason = lines[0] if lines else str(error).splitlines()[0]
-        raise CaptureError(f"no ONNX for this network: {reason[:300]}", "operations that torch.onnx.export can write", "replace it") from error
+        raise CaptureError(f"torch.onnx.export refuses the network: {reason[:300]}", "what it can write", "replace it") from error
     assert program is not None
     graph = program.model.graph
     outputs = {value.name for node in graph for value in node.outputs}
     lost = [layer.name for layer in captured.graph.layers if layer.node not in outputs or layer.output not in outputs]
     if lost:
         raise ContractError(f"the exporter lost the names of {', '.join(lost[:5])}", "every layer found in the file", "report this network")
+    for value, name in zip(graph.outputs, captured.graph.outputs, strict=True):
+        if name not in outputs:
+            value.name = name
     _name_products(graph, captured.graph)
     for node in graph:
         for key in TRACES:

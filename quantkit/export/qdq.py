@@ -97,7 +97,9 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
         editor.constant(f"zeros_{codes.shape[axis]}", np.zeros(codes.shape[axis], np.int8)),
     ]
     node.replace_input_with(1, editor.insert("DequantizeLinear", inputs, f"{node.name}_weight", node, old, axis=axis))
-    if layer.bias and layer.name not in placement.outputs | placement.float_bias:
+    if layer.name in placement.float_bias:
+        _spread_bias(editor, layer)
+    elif layer.bias and layer.name not in placement.outputs:
         _store_bias(editor, layer, node, bank.parameter(layer.bias), scale, bank.input_qparams(layer, 0).scale)
 
 
@@ -115,6 +117,14 @@ def _store_bias(editor: Editor, layer: Layer, node: ir.Node, bias: Tensor, weigh
     codes = editor.constant(f"{layer.bias}_codes", steps)
     scale = editor.constant(f"{layer.bias}_scale", (input_scale * weight_scale).numpy())
     node.replace_input_with(2, editor.insert("DequantizeLinear", [codes, scale], f"{node.name}_bias", node, read(node, 2), axis=0))
+
+
+def _spread_bias(editor: Editor, layer: Layer) -> None:
+    """A bias of three axes: where all shapes are fixed, the runtime would make a Gemm of the MatMul and an Add of one axis."""
+    node = editor.producer(layer.node)
+    for slot, value in enumerate(node.inputs):
+        if value is not None and value.const_value is not None:
+            node.replace_input_with(slot, editor.constant(f"{layer.bias}_spread", array_of(value).reshape(1, 1, -1)))
 
 
 def _set_barrier(editor: Editor, node: ir.Node, slot: int, barrier: Barrier) -> None:
