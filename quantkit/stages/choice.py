@@ -23,7 +23,7 @@ from quantkit.stages.tables import Costs
 from quantkit.store import fingerprint
 from quantkit.workbench import Workbench
 
-REPAIRS = 8
+REPAIRS = 6
 FINALISTS = 4  # passing plans of nearly the least predicted latency, which are timed against each other
 NEARLY = 1.08
 ROUNDS = 60
