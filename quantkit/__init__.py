@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from quantkit.errors import QuantkitError
     from quantkit.metric import Metric
     from quantkit.options import Options
-    from quantkit.result import Result
     from quantkit.recipe import Recipe
+    from quantkit.result import Result
 
 __version__ = "0.1.0"
 

@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,8 @@ def build(progress: Progress) -> Recipe:
     """
     images, labels = digits()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
-    parts = order.split((TRAINING_ITEMS, CALIBRATION_ITEMS, SEARCH_ITEMS, len(order) - TRAINING_ITEMS - CALIBRATION_ITEMS - SEARCH_ITEMS))
+    cuts = list(accumulate((TRAINING_ITEMS, CALIBRATION_ITEMS, SEARCH_ITEMS)))
+    parts = torch.tensor_split(order, cuts)
     training, *held_out = [(images[part], labels[part]) for part in parts]
     model = train(*training, progress)
     splits = separate(*(collect([Batch({"x": inputs}, classes)]) for inputs, classes in held_out))
@@ -95,9 +97,10 @@ def train(images: Tensor, labels: Tensor, progress: Progress) -> DigitNet:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
     with progress.stage("train on handwritten digits", total=EPOCHS, unit="epochs") as advance, _one_thread():
         for _ in range(EPOCHS):
-            for chosen in torch.randperm(len(images), generator=generator).split(BATCH)[: len(images) // BATCH]:
+            for chosen in torch.randperm(len(images), generator=generator)[: len(images) // BATCH * BATCH].reshape(-1, BATCH):
                 optimizer.zero_grad()
-                functional.cross_entropy(model(_shifted(images[chosen], generator)), labels[chosen]).backward()
+                loss = functional.cross_entropy(model(_shifted(images[chosen], generator)), labels[chosen])
+                torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
             advance(1)

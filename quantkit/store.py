@@ -19,7 +19,7 @@ import os
 import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -139,13 +139,12 @@ class Run:
             file.seek(0)
             size = len(_whole(file.read()))
             file.truncate(size)  # a kill may have torn the last line
-            try:
+            with ExitStack() as undo:
+                undo.callback(file.truncate, size)
                 if file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
-            except BaseException:
-                file.truncate(size)
-                raise
+                undo.pop_all()
 
     def records(self) -> tuple[Any, ...]:
         """The journal's records, oldest first, a torn last line left out. Raises OutputError if another line is no JSON."""

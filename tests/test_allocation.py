@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reference import allocation_cost, allocation_loss, every_allocation
 
 from quantkit.allocation import Edge, Plan, cheapest, front, order, pin, predict, solve
 from quantkit.errors import ContractError, SchemeError
 from quantkit.graph import Group
 from quantkit.table import Interactions, Table
+from reference import allocation_cost, allocation_loss, every_allocation
 
 SCHEMES = ("fp32", "w8a8", "w4a8")
 

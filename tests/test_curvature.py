@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pyhessian import hessian
-from reference import dense_hessian
 from torch import nn
 
 from quantkit.errors import ContractError, DataError, ModelError
 from quantkit.passes.curvature import Trace, differentiable, hutchinson
+from reference import dense_hessian
 
 
 @dataclass(frozen=True)

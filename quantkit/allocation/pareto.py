@@ -68,7 +68,7 @@ def front(
     interactions: Interactions | None = None,
     edges: Sequence[Edge] = (),
     fixed: Mapping[str, str] | None = None,
-    points: int = 24,
+    points: int = 18,
     seed: int = 0,
 ) -> tuple[Plan, ...]:
     """The plans that none of the others beats on both loss and cost, cheapest first: at most one for each of `points` budgets.
