@@ -160,8 +160,9 @@ def build(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
                 assert module.running_mean is not None and module.running_var is not None
                 module.running_mean.normal_(0, 0.3)
                 module.running_var.uniform_(0.5, 2)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0, 0.2)
+                if module.affine:
+                    nn.init.uniform_(module.weight, 0.5, 1.5)
+                    nn.init.normal_(module.bias, 0, 0.2)
     return model
 
 
