@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -214,10 +215,21 @@ class Bench:
         )
 
 
+@cache
+def captured(name: str) -> Captured:
+    """A network of NETWORKS, captured once for all tests, which only read it."""
+    make, inputs = NETWORKS[name]
+    return capture(build(make), inputs())
+
+
+def formed(form: Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]]) -> Captured:
+    """A captured network whose forward pass the test writes out."""
+    return capture(build(lambda: Formed(form)), images())
+
+
 def bench(name: str, folder: Path, observer: str = "minmax") -> Bench:
     """A network of NETWORKS."""
-    make, inputs = NETWORKS[name]
-    return Bench(capture(build(make), inputs()), inputs(), folder, observer)
+    return Bench(captured(name), NETWORKS[name][1](), folder, observer)
 
 
 def run(session: Session, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
