@@ -185,7 +185,7 @@ class Bench:
             export_float(self.captured, self.float_file, ort_cpu.OPSET)
         ranges = calibrate(self.captured, [self.inputs])
         state = dict(self.captured.module.named_parameters(remove_duplicate=False))
-        self.bank = WeightBank(self.graph, state, ranges.qparams(self.observer), ort_cpu.product_rows)
+        self.bank = WeightBank(self.graph, state, ranges.qparams(self.observer, self.graph), ort_cpu.product_rows)
 
     def uniform(self, scheme: str) -> dict[str, str]:
         """`scheme` for layers with weights, and for the others the 8-bit one that goes with it."""
