@@ -21,7 +21,7 @@ from quantkit.sensitivity.scene import Scene, Scores
 from quantkit.spec import parse_scheme
 from quantkit.table import Table
 
-ITEMS = 16
+ITEMS = 8
 BATCH = 16
 MOST_PROBES = 10  # arXiv 2605.25674 recommends 5 to 10
 TOLERANCE = 0.05  # relative change of the mean trace at which probing stops
