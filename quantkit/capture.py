@@ -1,37 +1,45 @@
 """A network → its canonical graph: exported, functional, batch norm folded, its names a fixed point.
 
-export → decompose → unlift → fold batch norm → export again → decompose. After the second export the names no longer move:
-the ONNX exporter and a .pt2 round trip keep them. Plans are made on this graph only.
+export → decompose → unlift → fold batch norm, merge what is computed twice → export again → decompose. After the second export
+the names no longer move: the ONNX exporter and a .pt2 round trip keep them. Plans are made on this graph only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram, export
+from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
 from quantkit.errors import CaptureError
-from quantkit.folding import ATEN, fold_batch_norm
+from quantkit.folding import ATEN, CLIPS, bounds, fold_batch_norm, operand, simplify
 from quantkit.graph import Graph, Layer, Mover, Unsupported
 from quantkit.graph import Tensor as GraphTensor
 
-LAYERS = {
+LAYERS: Mapping[object, str] = {
     ATEN.conv1d.default: "conv",
     ATEN.conv2d.default: "conv",
     ATEN.linear.default: "linear",
     ATEN.add.Tensor: "add",
     ATEN.cat.default: "concat",
 }
-ACTIVATIONS = {ATEN.relu.default: "relu", ATEN.hardtanh.default: "clip", ATEN.clamp.default: "clip", ATEN.relu6.default: "clip"}
-MOVERS = {
+WEIGHTED = ("conv", "linear")
+PADS = (ATEN.pad.default, ATEN.constant_pad_nd.default)
+MOVERS: Mapping[object, str] = {
     ATEN.max_pool1d.default: "max_pool",
     ATEN.max_pool2d.default: "max_pool",
     ATEN.view.default: "reshape",
+    ATEN._unsafe_view.default: "reshape",
     ATEN.reshape.default: "reshape",
     ATEN.flatten.using_ints: "reshape",
     ATEN.unsqueeze.default: "reshape",
@@ -40,12 +48,20 @@ MOVERS = {
     ATEN.permute.default: "transpose",
     ATEN.transpose.int: "transpose",
     ATEN.slice.Tensor: "slice",
-    ATEN.pad.default: "pad",
     ATEN.clone.default: "identity",
+    **dict.fromkeys(PADS, "pad"),
 }
-# Written out of the graph before planning: the exporter loses the name of the first, and would keep the second's dropout.
+# Written out before planning: the exporter loses their names.
 DECOMPOSED = (ATEN.adaptive_avg_pool2d.default, ATEN.adaptive_avg_pool1d.default)
+# Operations that still learn, and the place of their `training` argument.
+TRAINING: Mapping[object, int] = {
+    ATEN.batch_norm.default: 5,
+    ATEN._native_batch_norm_legit.default: 5,
+    ATEN.native_batch_norm.default: 5,
+    ATEN.dropout.default: 2,
+}
 EXAMPLE_BATCH = 2  # a batch of 1 would be specialised
+LOGGERS = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,18 +77,45 @@ def capture(model: nn.Module | ExportedProgram, example: Mapping[str, Tensor] | 
     """The canonical graph of `model`, which is left as it was.
 
     `example` holds the inputs, batch axis first, by name or in order; only shapes and dtypes matter. The batch becomes a symbol
-    unless `model` is a program with a fixed one. Raises CaptureError with torch.export's reason in one line.
+    unless `model` is a program, whose own symbols are kept. Raises CaptureError with torch.export's reason in one line.
     """
-    program = model if isinstance(model, ExportedProgram) else _export(model, _enlarged(example))
-    if any(node.kwargs.get("training") or _trains(node) for node in program.graph.nodes):
-        raise CaptureError("the archive was exported in training mode", "an inference graph", "call model.eval() before torch.export.export")
-    first = program.run_decompositions(_decompositions())
-    folded = fold_batch_norm(first.module(check_guards=False))  # type: ignore[arg-type]
-    arguments, keywords = first.example_inputs or (tuple(_enlarged(example).values()), {})
-    second = _reexport(folded, arguments, keywords, _dynamic(first)).run_decompositions(_decompositions())
-    module = second.module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
+    program = model if isinstance(model, ExportedProgram) else _export(model, example)
+    if any(_trains(node) for node in program.graph.nodes):
+        raise CaptureError("the archive was exported in training mode", "an inference graph", "call model.eval() before exporting")
+    first = _decompose(program)
+    folded = fold_batch_norm(_unlift(first))
+    simplify(folded)
+    second = _decompose(_export_again(folded, first, example))
+    module = _unlift(second)
     return Captured(second, module, _describe(second, module))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """torch's exporters report on stdout and by logging; both would end among our results."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _export(model: nn.Module, example: Mapping[str, Tensor] | Sequence[Tensor]) -> ExportedProgram:
+    inputs = _enlarged(example)
+    by_name = not all(name.isdigit() for name in inputs)
+    batch = Dim("batch")
+    return _run_export(model, () if by_name else tuple(inputs.values()), inputs if by_name else {}, [{0: batch}] * len(inputs))
+
+
+def _export_again(module: fx.GraphModule, program: ExportedProgram, example: Mapping[str, Tensor] | Sequence[Tensor]) -> ExportedProgram:
+    """Export what was made of `program`, whose symbolic axes stay symbolic and keep the bounds that the network sets."""
+    arguments, keywords = program.example_inputs or (tuple(_enlarged(example).values()), {})
+    symbolic = [dict.fromkeys(axes, Dim.AUTO) for axes in _symbols(program).values()]
+    return _run_export(module, arguments, keywords, symbolic)
 
 
 def _enlarged(example: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
@@ -80,147 +123,223 @@ def _enlarged(example: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Ten
     return {name: torch.cat([value[:1]] * EXAMPLE_BATCH) for name, value in named.items()}
 
 
-def _export(model: nn.Module, example: Mapping[str, Tensor]) -> ExportedProgram:
-    by_name = not all(name.isdigit() for name in example)
-    arguments = () if by_name else tuple(example.values())
-    keywords = dict(example) if by_name else {}
-    batch = Dim("batch")
-    shapes = {name: {0: batch} for name in example}
-    return _checked(model, arguments, keywords, shapes if by_name else tuple(shapes.values()))
-
-
-def _reexport(
-    module: nn.Module, arguments: tuple[Tensor, ...], keywords: Mapping[str, Tensor], dynamic: dict[str, dict[int, Dim]]
+def _run_export(
+    model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], symbolic: Sequence[Mapping[int, Any]]
 ) -> ExportedProgram:
-    names = list(dynamic)
-    shapes = tuple(dynamic[name] for name in names[: len(arguments)]), {name: dynamic[name] for name in names[len(arguments) :]}
-    keyed = {key: shape for key, shape in zip(keywords, shapes[1].values(), strict=True)}
-    return _checked(module, arguments, dict(keywords), {**keyed} if not arguments else shapes[0] if not keyed else (*shapes[0], keyed))
-
-
-def _checked(model: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor], shapes: object) -> ExportedProgram:
+    """torch.export; `symbolic` gives the dynamic axes of each input tensor, in order."""
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    tensors = [leaf for leaf in pytree.tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
+    for tensor, axes in zip(tensors, symbolic, strict=True):
+        shapes[tensor] = dict(axes)
     try:
-        return export(model, arguments, keywords, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError, AssertionError, KeyError, AttributeError) as error:
+        with quiet():
+            return export(model, arguments, keywords, dynamic_shapes=shapes, strict=False)
+    except (
+        torch._dynamo.exc.TorchDynamoException,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        wanted = "a network without data-dependent control flow, called with the example's inputs"
-        raise CaptureError(f"torch.export refuses the network: {reason[:300]}", wanted, "see torch.export's documentation on that message") from error
+        wanted = "no control flow that depends on data, and inputs like the example's"
+        raise CaptureError(f"torch.export refuses {_culprit(error)}: {reason[:300]}", wanted, "rewrite what it names") from error
 
 
-def _decompositions() -> dict[torch._ops.OperatorBase, object]:
+def _culprit(error: BaseException) -> str:
+    """The model's own line at which `error` arose, as far as Python knows it."""
+    torchs = Path(torch.__file__).parent
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "forward"]
+    frames = [frame for frame in frames if torchs not in Path(frame.filename).parents and frame.line]
+    return f"`{frames[-1].line}` ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else "the network"
+
+
+def _decompose(program: ExportedProgram) -> ExportedProgram:
     table = torch.export.default_decompositions()
-    return {operation: table[operation] for operation in DECOMPOSED if operation in table}
+    wanted = {operation: table[operation] for operation in DECOMPOSED if operation in table}
+    with quiet():
+        decomposed: ExportedProgram = program.run_decompositions(wanted)
+    return decomposed
+
+
+def _unlift(program: ExportedProgram) -> fx.GraphModule:
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return module
 
 
 def _trains(node: fx.Node) -> bool:
-    """Whether the node is a batch norm or dropout that still learns: its `training` argument is True."""
-    places = {ATEN.batch_norm.default: 5, ATEN._native_batch_norm_legit.default: 5, ATEN.native_batch_norm.default: 5, ATEN.dropout.default: 2}
-    place = places.get(node.target)  # type: ignore[arg-type]
-    return place is not None and len(node.args) > place and node.args[place] is True
+    """Whether the node is a batch norm or dropout that still learns."""
+    place = TRAINING.get(node.target)
+    return node.kwargs.get("training") is True or (place is not None and len(node.args) > place and node.args[place] is True)
 
 
 def _inputs(program: ExportedProgram) -> list[fx.Node]:
     names = set(program.graph_signature.user_inputs)
-    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    found = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    return [node for node in found if isinstance(node.meta.get("val"), Tensor)]
 
 
-def _dynamic(program: ExportedProgram) -> dict[str, dict[int, Dim]]:
-    """For each input, its symbolic axes as fresh dimensions; equal symbols share one."""
-    dimensions: dict[str, Dim] = {}
-    found: dict[str, dict[int, Dim]] = {}
+def _symbols(program: ExportedProgram) -> dict[str, dict[int, str]]:
+    """The symbolic axes of each input: the batch is `batch`, others `axis_1`, …; equal symbols have equal names."""
+    names: dict[str, str] = {}
+    found: dict[str, dict[int, str]] = {}
     for node in _inputs(program):
-        axes = {axis: str(side) for axis, side in enumerate(node.meta["val"].shape) if not isinstance(side, int)}
-        for symbol in axes.values():
-            dimensions.setdefault(symbol, Dim("batch" if not dimensions else f"axis_{len(dimensions)}"))
-        found[node.name] = {axis: dimensions[symbol] for axis, symbol in axes.items()}
+        sides = {axis: str(side) for axis, side in enumerate(node.meta["val"].shape) if not isinstance(side, int)}
+        for axis, symbol in sides.items():
+            names.setdefault(symbol, "batch" if axis == 0 else f"axis_{sum(name != 'batch' for name in names.values()) + 1}")
+        found[node.name] = {axis: names[symbol] for axis, symbol in sides.items()}
     return found
 
 
 def _describe(program: ExportedProgram, module: fx.GraphModule) -> Graph:
     nodes = [node for node in module.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
     shapes = {node.name: tuple(int(s) if isinstance(s, int) else 0 for s in node.meta["val"].shape[1:]) for node in nodes}
-    result = next(node for node in module.graph.nodes if node.op == "output")
-    outputs = tuple(node.name for node in pytree.tree_leaves(result.args) if isinstance(node, fx.Node))
-    layers: list[Layer] = []
+    outputs = tuple(node.name for node in pytree.tree_leaves(module.graph.output_node().args) if isinstance(node, fx.Node))
+    flowing = _flowing(module)
+    layers: dict[str, Layer] = {}
     movers: list[Mover] = []
     unsupported: list[Unsupported] = []
     absorbed: set[str] = set()
     for node in nodes:
         if node.op != "call_function" or node.name in absorbed:
             continue
-        reason = _refusal(node)
-        if node.target in LAYERS and not reason:
-            layers.append(_layer(node, module, shapes, [layer.name for layer in layers], outputs))
-            absorbed.update(_chain(node, outputs)[1])
-        elif node.target in MOVERS and not reason:
-            movers.append(Mover(node.name, MOVERS[node.target], node.args[0].name))
-        else:
-            inputs = tuple(source.name for source in node.all_input_nodes)
-            operation = str(node.target).removeprefix("aten.")
-            unsupported.append(Unsupported(node.name, operation, inputs, reason or "no 8-bit form in this version"))
+        target = node.target
+        reason = _refusal(node, module, flowing) if target in LAYERS or target in MOVERS else "no 8-bit form in this version"
+        source = operand(node, 0)
+        if reason:
+            reads = tuple(read.name for read in node.all_input_nodes)
+            unsupported.append(Unsupported(node.name, _operation(node), reads, reason))
+        elif target in LAYERS:
+            behind = _activations(node, outputs)
+            layer = _layer(node, behind, module, shapes, layers)
+            layers[layer.name] = layer
+            absorbed.update(user.name for user in behind)
+        elif source is not None:
+            movers.append(Mover(node.name, MOVERS[target], source.name))
     tensors = tuple(
         GraphTensor(node.name, shapes[node.name], tuple(user.name for user in node.users if user.op != "output"), node.name in outputs)
         for node in nodes
         if node.op != "get_attr" and node.meta["val"].is_floating_point()
     )
     inputs = _inputs(program)
-    symbolic = {node.name: {axis: str(d.__name__) for axis, d in axes.items()} for node, axes in zip(inputs, _dynamic(program).values(), strict=True)}
-    first = inputs[0].meta["val"].shape[0]
-    fixed = int(first) if isinstance(first, int) else None
-    return Graph(tuple(layers), tuple(movers), tuple(unsupported), tensors, tuple(n.name for n in inputs), outputs, symbolic, fixed)
+    first = inputs[0].meta["val"].shape[0] if inputs else 1
+    fixed = first if isinstance(first, int) else None
+    names = tuple(node.name for node in inputs)
+    return Graph(tuple(layers.values()), tuple(movers), tuple(unsupported), tensors, names, outputs, _symbols(program), fixed)
 
 
-def _refusal(node: fx.Node) -> str:
+def _flowing(module: fx.GraphModule) -> set[fx.Node]:
+    """The tensors that depend on the network's inputs; the others are constants, even where they are computed."""
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or any(source in found and _has_values(source) for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _has_values(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (Tensor, tuple, list))
+
+
+def _operation(node: fx.Node) -> str:
+    """The operation's name as torch writes it; an item of a result goes by the operation that gave it."""
+    source = operand(node, 0)
+    named = node if isinstance(node.target, torch._ops.OpOverload) or source is None else source
+    return str(named.target).removeprefix("aten.")
+
+
+def _refusal(node: fx.Node, module: fx.GraphModule, flowing: set[fx.Node]) -> str:
     """Why a layer or mover cannot be quantized as it stands; empty if it can."""
-    tensors = [argument for argument in pytree.tree_leaves(node.args) if isinstance(argument, fx.Node) and isinstance(argument.meta.get("val"), Tensor)]
-    if not node.meta["val"].is_floating_point():
-        return "not a floating-point value"
-    if node.target in (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.linear.default):
-        return "" if tensors[1].op == "get_attr" else "its weight is computed, not a parameter"
-    if node.target is ATEN.add.Tensor:
-        if len(tensors) < 2 or any(argument.op == "get_attr" for argument in tensors):
-            return "adds a constant"
-        return "scaled addition" if node.kwargs.get("alpha", 1) != 1 else ""
-    if node.target is ATEN.pad.default:
-        mode, value = (*node.args[2:], *["constant", 0.0][len(node.args) - 2 :])[:2] if len(node.args) > 2 else ("constant", 0.0)
-        return "" if mode == "constant" and not value else "pads with something other than zero"
-    return ""
+    if node.meta["val"].dtype is not torch.float32:
+        return "not a float32 value"
+    kind = LAYERS.get(node.target, "pad" if node.target in PADS else "")
+    if kind in WEIGHTED:
+        return _refuse_weighted(node, module, flowing)
+    if not all(source in flowing for source in _read(node)):
+        return "reads a constant"
+    return REFUSALS[kind](node) if kind in REFUSALS else ""
 
 
-def _chain(node: fx.Node, outputs: tuple[str, ...]) -> tuple[fx.Node, list[str], list[str]]:
-    """The last node of the activation functions that follow `node` and only it; their node names; their own names with bounds."""
-    names: list[str] = []
-    functions: list[str] = []
+def _refuse_weighted(node: fx.Node, module: fx.GraphModule, flowing: set[fx.Node]) -> str:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for place, name in ((1, "weight"), (2, "bias")):
+        source = operand(node, place)
+        if source is not None and (source.op != "get_attr" or str(source.target) not in parameters):
+            return f"its {name} is computed, not a parameter"
+    return "" if operand(node, 0) in flowing else "reads a constant"
+
+
+def _refuse_addition(node: fx.Node) -> str:
+    sources = _read(node)
+    if len(sources) < 2:
+        return "adds a constant"
+    if node.kwargs.get("alpha", 1) != 1:
+        return "scaled addition"
+    return "" if str(sources[0].meta["val"].shape) == str(sources[1].meta["val"].shape) else "adds tensors of different shapes"
+
+
+def _refuse_pad(node: fx.Node) -> str:
+    given = ["constant", *node.args[2:]] if node.target is ATEN.constant_pad_nd.default else list(node.args[2:])
+    mode, value = [*given, *["constant", None][len(given) :]][:2]
+    return "" if mode == "constant" and not value else "pads with something other than zero"
+
+
+REFUSALS: Mapping[str, Callable[[fx.Node], str]] = {"add": _refuse_addition, "pad": _refuse_pad}
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """The tensors that `node` reads, in order, as often as it reads them."""
+    return [leaf for leaf in pytree.tree_leaves(node.args) if isinstance(leaf, fx.Node) and _has_values(leaf)]
+
+
+def _activations(node: fx.Node, outputs: tuple[str, ...]) -> list[fx.Node]:
+    """The activation functions behind `node` and only it whose lowest value is 0: a quantizer with its lowest code there absorbs them."""
+    behind: list[fx.Node] = []
     while len(node.users) == 1 and node.name not in outputs:
         (user,) = node.users
-        if user.target not in ACTIVATIONS:
+        if user.target is not ATEN.relu.default and not (user.target in CLIPS and _clips_at_zero(user)):
             break
-        kind = ACTIVATIONS[user.target]
-        bounds = (0.0, 6.0) if user.target is ATEN.relu6.default else (*user.args[1:], *(None, None))[:2]
-        functions.append(kind if kind == "relu" else f"clip:{bounds[0]}:{bounds[1]}")
-        names.append(user.name)
+        behind.append(user)
         node = user
-    return node, names, functions
+    return behind
 
 
-def _layer(node: fx.Node, module: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], taken: Sequence[str], outputs: tuple[str, ...]) -> Layer:
+def _clips_at_zero(node: fx.Node) -> bool:
+    low, high = bounds(node)
+    return low == 0 and (high is None or high > 0)
+
+
+def _layer(
+    node: fx.Node, behind: Sequence[fx.Node], module: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], taken: Mapping[str, Layer]
+) -> Layer:
     kind = LAYERS[node.target]
-    last, _, functions = _chain(node, outputs)
-    weighted = kind in ("conv", "linear")
-    weight = str(node.args[1].target) if weighted else None
-    bias = str(node.args[2].target) if weighted and len(node.args) > 2 and node.args[2] is not None else None
-    shape = tuple(module.get_parameter(weight).shape) if weight else ()
-    reads = (node.args[0],) if weighted else pytree.tree_leaves(node.args)
-    inputs = tuple(argument.name for argument in reads if isinstance(argument, fx.Node))
-    groups = int(node.args[-1]) if kind == "conv" and len(node.args) > 6 else 1
-    # (0 stands for a symbolic side, as of a token axis: macs are then for one position)
-    macs = prod(side or 1 for side in shapes[node.name]) * prod(shape[1:]) if weighted else 0
-    path = weight.rpartition(".")[0] if weight else ".".join(filter(None, (_module_path(node), kind)))
+    weight, bias = (operand(node, place) if kind in WEIGHTED else None for place in (1, 2))
+    shape = tuple(module.get_parameter(str(weight.target)).shape) if weight is not None else ()
+    functions = tuple("relu" if user.target is ATEN.relu.default else "clip:{}:{}".format(*bounds(user)) for user in behind)
+    path = str(weight.target).rpartition(".")[0] if weight is not None else ".".join(filter(None, (_module_path(node), kind)))
     name, count = path or kind, 1
     while name in taken:
         count += 1
         name = f"{path or kind}.{count}"
-    return Layer(name, kind, node.name, last.name, inputs, tuple(functions), weight, bias, shape, 0, shapes[node.name], groups, macs)
+    return Layer(
+        name,
+        kind,
+        node.name,
+        behind[-1].name if behind else node.name,
+        tuple(source.name for source in (_read(node)[:1] if kind in WEIGHTED else _read(node))),
+        functions,
+        str(weight.target) if weight is not None else None,
+        str(bias.target) if bias is not None else None,
+        shape,
+        output_shape=shapes[node.name],
+        groups=cast("int", node.args[6]) if kind == "conv" and len(node.args) > 6 else 1,
+        # 0 stands for a symbolic side, as of a token axis: macs are then for one position.
+        macs=prod(side or 1 for side in shapes[node.name]) * prod(shape[1:]) if weight is not None else 0,
+    )
 
 
 def _module_path(node: fx.Node) -> str:

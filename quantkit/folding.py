@@ -1,19 +1,23 @@
-"""Batch norm folded into the convolution or linear layer in front of it, found in the graph, never by order or name.
+"""What the graph says in fewer nodes: batch norm folded into the layer in front of it, found in the graph, never by order or name.
 
 w' = w · γ / √(σ² + ε), b' = (b − μ) · γ / √(σ² + ε) + β, in float64. A batch norm whose input has another reader, or that
-follows no weighted layer, stays as it is.
+follows no weighted layer, or one whose weight is used elsewhere, stays as it is.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 ATEN = torch.ops.aten
 WEIGHTED = {ATEN.conv2d.default, ATEN.conv1d.default, ATEN.linear.default}
+CLIPS = (ATEN.hardtanh.default, ATEN.clamp.default, ATEN.relu6.default)
+NAMED_PADDING: dict[object, Callable[..., Any]] = {ATEN.conv1d.padding: ATEN.conv1d.default, ATEN.conv2d.padding: ATEN.conv2d.default}
 BATCH_NORM = ATEN._native_batch_norm_legit_no_training.default
 
 
@@ -23,35 +27,103 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
     Parameter names survive; a bias that did not exist is added beside its weight. The caller's tensors are never written to.
     """
     folded = fx.GraphModule(module, copy.deepcopy(module.graph))
-    state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
-    for norm in [node for node in folded.graph.nodes if node.target is BATCH_NORM]:
-        layer = norm.args[0]
-        if layer.target not in WEIGHTED or len(layer.users) > 1 or _is_shared(layer.args[1]):
-            continue
-        weight_node = layer.args[1]
-        bias_node = layer.args[2] if len(layer.args) > 2 else None
-        gamma, beta, mean, variance = (None if node is None else state[node.target] for node in norm.args[1:5])
-        bias = state[bias_node.target] if bias_node is not None else None
-        weight, new_bias = _fold(state[weight_node.target], bias, gamma, beta, mean, variance, norm.args[6])
-        _assign(folded, weight_node.target, weight)
-        bias_name = bias_node.target if bias_node is not None else weight_node.target.rpartition(".")[0] + ".bias"
-        _assign(folded, bias_name.lstrip("."), new_bias)
-        if bias_node is None:
-            with folded.graph.inserting_before(layer):
-                bias_node = folded.graph.get_attr(bias_name.lstrip("."))
-            layer.args = (*layer.args[:2], bias_node, *layer.args[3:])
-        for user in list(norm.users):
-            if user.target is operator.getitem and user.args[1] == 0:
-                user.replace_all_uses_with(layer)
+    for norm in folded.graph.find_nodes(op="call_function", target=BATCH_NORM):
+        layer = operand(norm, 0)
+        if layer is not None and layer.target in WEIGHTED and len(layer.users) == 1 and _is_own(operand(layer, 1)) and _is_stored(layer, 2):
+            _fold_into(folded, layer, norm)
     folded.graph.eliminate_dead_code()
     folded.delete_all_unused_submodules()
     folded.recompile()
     return folded
 
 
-def _is_shared(weight: fx.Node) -> bool:
-    twins = [node for node in weight.graph.nodes if node.op == "get_attr" and node.target == weight.target]
-    return sum(len(node.users) for node in twins) > 1
+def operand(node: fx.Node, place: int) -> fx.Node | None:
+    """The node that `node` reads at `place`; None where there is none or a plain value."""
+    found = node.args[place] if len(node.args) > place else None
+    return found if isinstance(found, fx.Node) else None
+
+
+def simplify(module: fx.GraphModule) -> None:
+    """Spell what means the same in one way, and merge what is computed twice, which the ONNX exporter would do and so lose a name."""
+    first: dict[str, fx.Node] = {}
+    for node in list(module.graph.nodes):
+        if node.target is ATEN.clamp.default and node.meta["val"].is_floating_point():
+            limits = bounds(node)
+            node.target, node.args = (ATEN.relu.default, node.args[:1]) if limits == (0.0, None) else (node.target, (node.args[0], *limits))
+        elif node.target in NAMED_PADDING:
+            _spell_padding(node)
+        if node.op == "get_attr" or (node.op == "call_function" and not _is_random(node)):
+            twin = first.setdefault(f"{node.op} {node.target} {node.args} {node.kwargs}", node)
+            if twin is not node:
+                node.replace_all_uses_with(twin)
+                module.graph.erase_node(node)
+    module.recompile()
+
+
+def _spell_padding(node: fx.Node) -> None:
+    """`same` and `valid` in numbers; an uneven `same`, more on one side than on the other, stays as it is."""
+    weight = operand(node, 1)
+    assert weight is not None
+    kernel = weight.meta["val"].shape[2:]
+    given: list[Any] = [*node.args[3:]]
+    stride, mode, dilation, groups = [*given, *([1], "valid", [1], 1)[len(given) :]]
+    strides, steps = ([*sides] * (len(kernel) // len(sides)) for sides in (stride, dilation))
+    total = [step * (side - 1) if mode == "same" else 0 for step, side in zip(steps, kernel, strict=True)]
+    if all(extent % 2 == 0 for extent in total):
+        node.target = NAMED_PADDING[node.target]
+        node.args = (*node.args[:3], strides, [extent // 2 for extent in total], steps, groups)
+
+
+def bounds(node: fx.Node) -> tuple[float | None, float | None]:
+    """Between what the clipping `node` keeps its values."""
+    if node.target is ATEN.relu6.default:
+        return 0.0, 6.0
+    usual: tuple[float | None, ...] = (-1.0, 1.0) if node.target is ATEN.hardtanh.default else (None, None)
+    given: list[Any] = [*node.args[1:3]]
+    low, high = [*given, *usual[len(given) :]]
+    return None if low is None else float(low), None if high is None else float(high)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _is_own(parameter: fx.Node | None) -> bool:
+    """Whether the node is a stored tensor with one reader in all the graph."""
+    if parameter is None or parameter.op != "get_attr":
+        return False
+    twins = parameter.graph.find_nodes(op="get_attr")
+    return sum(len(node.users) for node in twins if node.target == parameter.target) == 1
+
+
+def _is_stored(layer: fx.Node, place: int) -> bool:
+    found = operand(layer, place)
+    return found is None or found.op == "get_attr"
+
+
+def _fold_into(module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
+    weight, bias = operand(layer, 1), operand(layer, 2)
+    gamma, beta, mean, variance = (_value(module, operand(norm, place)) for place in range(1, 5))
+    old = _value(module, weight)
+    assert weight is not None and old is not None and mean is not None and variance is not None
+    scaled, shift = _fold(old, _value(module, bias), gamma, beta, mean, variance, cast("float", norm.args[6]))
+    name = str(bias.target) if bias is not None and _is_own(bias) else _free_name(module, str(weight.target))
+    _assign(module, str(weight.target), scaled)
+    _assign(module, name, shift)
+    with module.graph.inserting_before(layer):
+        layer.args = (*layer.args[:2], module.graph.get_attr(name), *layer.args[3:])
+    for user in list(norm.users):
+        if user.target is operator.getitem and user.args[1] == 0:
+            user.replace_all_uses_with(layer)
+
+
+def _free_name(module: fx.GraphModule, weight: str) -> str:
+    """Where the bias of `weight` can go: `bias` beside it, unless another layer keeps its own there."""
+    path, _, leaf = weight.rpartition(".")
+    owner, name = module.get_submodule(path), "bias"
+    while hasattr(owner, name):
+        name = f"{leaf}_{name}"
+    return ".".join(filter(None, (path, name)))
 
 
 def _fold(
@@ -68,7 +140,13 @@ def _fold(
     return scaled.detach().float(), shift.detach().float()
 
 
+def _value(module: fx.GraphModule, node: fx.Node | None) -> Tensor | None:
+    if node is None:
+        return None
+    path, _, leaf = str(node.target).rpartition(".")
+    return cast("Tensor", getattr(module.get_submodule(path), leaf))
+
+
 def _assign(module: fx.GraphModule, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    setattr(owner, leaf, torch.nn.Parameter(value))
+    setattr(module.get_submodule(path), leaf, torch.nn.Parameter(value))

@@ -12,7 +12,6 @@ from quantkit.affine import QParams, choose_weight_qparams, floor_weight_scale, 
 from quantkit.graph import Graph, Layer
 from quantkit.spec import QuantSpec
 
-
 ProductRows = Callable[[Layer, Tensor], tuple[Tensor, bool]]  # a target's: the weight as its kernel reads it
 
 

@@ -7,17 +7,18 @@ half to even. Add follows the kernel's fused multiply-add; Concat requantizes. E
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantkit.affine import QParams, bias_codes, dequantize, fake_quantize, quantize, requantize
-from quantkit.capture import Captured
+from quantkit.affine import QParams, add_codes, bias_codes, dequantize, fake_quantize, quantize, requantize
+from quantkit.capture import PADS, Captured
+from quantkit.folding import operand
 from quantkit.graph import Layer
-from quantkit.quantization import QuantizedWeight, WeightBank
+from quantkit.quantization import WeightBank
 from quantkit.targets.placement import Placement
 
 EXACT = float(1 << 24)  # float32 holds every integer up to here
@@ -29,26 +30,24 @@ class Simulation:
 
     def __init__(self, captured: Captured, placement: Placement, bank: WeightBank) -> None:
         module = captured.module
-        self._nodes = list(module.graph.nodes)
+        self._nodes = {node.name: node for node in module.graph.nodes}
         self._state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
         self._graph, self._placement, self._bank = captured.graph, placement, bank
         self._layers = {layer.node: layer for layer in captured.graph.layers if layer.name in placement.schemes}
-        by_name = {node.name: node for node in self._nodes}
-        self._node_of = {layer.name: by_name[layer.node] for layer in self._layers.values()}
-        self._absorbed = {name for layer in self._layers.values() if layer.name in placement.outputs for name in _behind(by_name, layer)}
+        self._absorbed = {name for layer in self._layers.values() if layer.name in placement.outputs for name in self._behind(layer)}
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor]) -> Environment:
         """Every value of the network by node name, `output` among them as a tuple. Activations are real values on their grids."""
         values: Environment = dict(inputs)
-        self._walk(values, self._nodes)
+        self._walk(values, self._nodes.values())
         return values
 
     @torch.no_grad()
     def rerun(self, base: Environment, changed: Iterable[str]) -> Environment:
         """The values of the `changed` nodes and all behind them, the others from `base`, which is left as it is."""
         dirty, suffix = set(changed), []
-        for node in self._nodes:
+        for node in self._nodes.values():
             if node.name in dirty or any(source.name in dirty for source in node.all_input_nodes):
                 dirty.add(node.name)
                 suffix.append(node)
@@ -58,8 +57,11 @@ class Simulation:
 
     @torch.no_grad()
     def layer_output(self, layer: Layer, inputs: Iterable[Tensor]) -> Tensor:
-        """What the quantized `layer` makes of the given real inputs."""
-        return self._quantized(layer, list(inputs))
+        """What the quantized `layer` makes of the given real inputs, as a file gives them.
+
+        Where the exporter has folded a zero padding into a convolution, the input is the tensor in front of the padding.
+        """
+        return self._quantized(layer, [self._padded(x, name) for x, name in zip(inputs, layer.inputs, strict=True)])
 
     def _walk(self, values: Environment, nodes: Iterable[fx.Node]) -> None:
         for node in nodes:
@@ -67,74 +69,83 @@ class Simulation:
                 values[node.name] = self._state[str(node.target)]
             elif node.op == "output":
                 values["output"] = tuple(values[leaf.name] for leaf in pytree.tree_leaves(node.args) if isinstance(leaf, fx.Node))
-            elif node.op == "call_function" and node.name in self._layers:
+            elif node.name in self._layers:
                 layer = self._layers[node.name]
                 place = layer.output if layer.name in self._placement.outputs else node.name
                 values[place] = self._quantized(layer, [values[name] for name in layer.inputs])
             elif node.name in self._placement.unscaled:
-                qparams = self._bank.activations[self._graph.source(node.args[0].name)]  # type: ignore[union-attr]
-                steps = quantize(values[node.args[0].name], qparams) - qparams.zero_point  # type: ignore[union-attr]
-                values[node.name] = node.target(steps, *node.args[1:], **node.kwargs) * qparams.scale  # type: ignore[operator]
+                values[node.name] = self._average(node, values)
             elif node.op == "call_function" and node.name not in self._absorbed:
-                arguments, keywords = pytree.tree_map_only(fx.Node, lambda source: values[source.name], (node.args, node.kwargs))
-                values[node.name] = node.target(*arguments, **keywords)  # type: ignore[operator]
+                values[node.name] = _call(node, lambda source: values[source.name])
+
+    def _average(self, node: fx.Node, values: Environment) -> Tensor:
+        """An average taken in integer steps, scaled afterwards."""
+        source = operand(node, 0)
+        assert source is not None
+        qparams = self._bank.activations[self._graph.source(source.name)]
+        steps = quantize(values[source.name], qparams) - qparams.zero_point
+        average: Tensor = _call(node, lambda _: steps)
+        return average * qparams.scale
 
     def _quantized(self, layer: Layer, inputs: list[Tensor]) -> Tensor:
         """The real output of a layer with quantized inputs: on its grid if it leaves as codes, else without its activation functions."""
-        node = self._node_of[layer.name]
         qparams = [self._bank.input_qparams(layer, slot) for slot in range(len(inputs))]
         output = self._bank.output_qparams(layer) if layer.name in self._placement.outputs else None
         if layer.weight:
-            spec = self._placement.schemes[layer.name].weights
-            assert spec is not None
-            bias = self._bank.parameter(layer.bias) if layer.bias else None
-            return _weighted(node, inputs[0], qparams[0], self._bank.weight(layer, spec), bias, output)
+            return self._weighted(layer, inputs[0], qparams[0], output)
         if layer.kind == "add" and output is not None:
-            return _add(inputs, qparams, output)
+            a, b = (quantize(x, q) for x, q in zip(inputs, qparams, strict=True))
+            return dequantize(add_codes(a, qparams[0], b, qparams[1], output), output)
         real = iter([fake_quantize(x, q) for x, q in zip(inputs, qparams, strict=True)])
-        arguments, keywords = pytree.tree_map_only(fx.Node, lambda _: next(real), (node.args, node.kwargs))
-        result: Tensor = node.target(*arguments, **keywords)  # type: ignore[operator]
+        result: Tensor = _call(self._nodes[layer.node], lambda _: next(real))
         return result if output is None else fake_quantize(result, output)
 
+    def _weighted(self, layer: Layer, x: Tensor, x_qparams: QParams, output: QParams | None) -> Tensor:
+        """Integer accumulator in units of scale_x · scale_w, then requantized, or made real where `output` is None."""
+        spec = self._placement.schemes[layer.name].weights
+        assert spec is not None
+        weight = self._bank.weight(layer, spec)
+        bias = self._bank.parameter(layer.bias).detach() if layer.bias else None
+        accumulator = _product(self._nodes[layer.node], quantize(x, x_qparams) - x_qparams.zero_point, weight.codes)
+        channels = 1 if layer.kind == "conv" else accumulator.dim() - 1
+        shape = [-1 if axis == channels else 1 for axis in range(accumulator.dim())]
+        scale = x_qparams.scale * weight.qparams.scale
+        if layer.name in self._placement.float_bias and bias is not None:
+            real = accumulator.float() * scale.reshape(shape) + bias.reshape(shape)
+            return real if output is None else fake_quantize(real, output)
+        if bias is not None:
+            accumulator = accumulator.double() + bias_codes(bias, weight.qparams.scale, x_qparams.scale).reshape(shape)
+        if output is None:
+            return accumulator.float() * scale.reshape(shape)
+        return dequantize(requantize(accumulator.float(), (scale / output.scale).reshape(shape), output), output)
 
-def _weighted(
-    node: fx.Node, x: Tensor, input_qparams: QParams, weight: QuantizedWeight, bias: Tensor | None, output: QParams | None
-) -> Tensor:
-    """Integer accumulator in units of scale_x · scale_w, then requantized, or made real where `output` is None."""
-    codes = quantize(x, input_qparams) - input_qparams.zero_point
-    steps = input_qparams.spec.code_max - input_qparams.spec.code_min
-    bound = weight.codes.abs().flatten(1).sum(1).max() * steps
+    def _padded(self, x: Tensor, name: str) -> Tensor:
+        """`x` behind the padding that makes tensor `name` of it; `x` itself if it has that tensor's shape already."""
+        wanted = self._graph.tensor(name).shape
+        node, source = self._nodes[name], operand(self._nodes[name], 0)
+        if node.target not in PADS or source is None or all(side in (0, got) for side, got in zip(wanted, x.shape[1:], strict=True)):
+            return x
+        padded: Tensor = _call(node, lambda _: self._padded(x, source.name))
+        return padded
+
+    def _behind(self, layer: Layer) -> list[str]:
+        """The nodes between the layer's operation and its output, the output included."""
+        names, node = [], self._nodes[layer.node]
+        while node.name != layer.output:
+            (node,) = node.users
+            names.append(node.name)
+        return names
+
+
+def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+    """The operation of `node` on the values of the nodes that it reads."""
+    arguments, keywords = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
+    return cast("Callable[..., Any]", node.target)(*arguments, **keywords)
+
+
+def _product(node: fx.Node, codes: Tensor, weight: Tensor) -> Tensor:
+    """The operation of `node` on integers, without its bias, in a type wide enough for every sum."""
+    bound = weight.abs().flatten(1).sum(1).max() * codes.abs().max()
     wide = torch.float32 if bound < EXACT else torch.float64
-    accumulator: Tensor = node.target(codes.to(wide), weight.codes.to(wide), None, *node.args[3:])  # type: ignore[operator]
-    channels = 1 if accumulator.dim() > 2 and "conv" in str(node.target) else accumulator.dim() - 1
-    shape = [-1 if axis == channels else 1 for axis in range(accumulator.dim())]
-    scale = weight.qparams.scale
-    if bias is not None:
-        steps_of_bias = bias_codes(bias, scale, input_qparams.scale)
-        if bound + steps_of_bias.abs().max() >= EXACT:
-            accumulator = accumulator.double()
-        accumulator = accumulator + steps_of_bias.to(accumulator.dtype).reshape(shape)
-    accumulator = accumulator.float()
-    if output is None:
-        return accumulator * (input_qparams.scale * scale).reshape(shape)
-    return dequantize(requantize(accumulator, (input_qparams.scale * scale / output.scale).reshape(shape), output), output)
-
-
-def _add(inputs: list[Tensor], qparams: list[QParams], output: QParams) -> Tensor:
-    """QLinearAdd: fma(a, s_a/s_c, fma(b, s_b/s_c, z_c − (s_a/s_c·z_a + s_b/s_c·z_b))), each fma rounded once to float32."""
-    (a, b), (qa, qb) = [quantize(x, q).double() for x, q in zip(inputs, qparams, strict=True)], qparams
-    ratio_a, ratio_b = qa.scale / output.scale, qb.scale / output.scale
-    fixed = output.zero_point - (ratio_a * qa.zero_point + ratio_b * qb.zero_point)
-    inner = (b * ratio_b.double() + fixed.double()).float()
-    total = (a * ratio_a.double() + inner.double()).float()
-    codes = total.round().clamp(output.spec.code_min, output.spec.code_max)
-    return dequantize(codes, output)
-
-
-def _behind(nodes: Mapping[str, fx.Node], layer: Layer) -> list[str]:
-    """The nodes between the layer's operation and its output, the output included."""
-    names, node = [], nodes[layer.node]
-    while node.name != layer.output:
-        (node,) = node.users
-        names.append(node.name)
-    return names
+    operation = cast("Callable[..., Tensor]", node.target)
+    return operation(codes.to(wide), weight.to(wide), None, *node.args[3:])

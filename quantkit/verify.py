@@ -153,6 +153,6 @@ def _rows_equal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _top(outputs: np.ndarray) -> np.ndarray:
     """Top-1 along the last axis, one row an item (all positions of a token output must agree, so they are one value)."""
-    best = outputs.argmax(axis=-1).reshape(len(outputs), -1)
+    best = outputs.reshape(len(outputs), -1) if outputs.ndim == 1 else outputs.argmax(axis=-1).reshape(len(outputs), -1)
     return np.array([hash(row.tobytes()) for row in best]) if best.shape[1] > 1 else best[:, 0]
 

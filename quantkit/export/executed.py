@@ -10,7 +10,7 @@ from typing import Literal
 
 import onnx
 
-from quantkit.graph import Graph, Layer
+from quantkit.graph import Graph
 from quantkit.targets.placement import Placement
 
 Precision = Literal["int8", "float"]
@@ -21,8 +21,8 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "add": ("Add", "QLinearAdd", "Conv", "FusedConv"),
     "concat": ("Concat", "QLinearConcat"),
 }
-# The layout passes rename what they move: node_conv2d_5_token_50, relu_7_nchwc.
-SUFFIX = re.compile(r"(_token_\d+|_nchwc|/MatMulAddFusion\S*|_quant|_QuantizeLinear)+$")
+# The runtime's passes rename what they move: node_conv2d_5_token_50, relu_7_nchwc, conv2d_pre_q; _product is our own.
+SUFFIX = re.compile(r"(_token_\d+|_nchwc|_product|_pre_q|/\w+Fusion\S*|_quant|_QuantizeLinear)+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,16 @@ def owners(graph: Graph) -> dict[str, str]:
     """Layer names by every name that a node of the optimised graph may carry for them."""
     names: dict[str, str] = {}
     for layer in graph.layers:
-        for name in (layer.node, layer.output, f"node_{layer.node}", f"node_{layer.output}"):
+        for name in (layer.node, layer.output):
+            names.setdefault(name, layer.name)
+            names.setdefault(f"node_{name}", layer.name)
+    # A float layer takes in what only it feeds (LeakyRelu, Sigmoid, a constant that is added) and is then named after that.
+    alone = {node.node for node in graph.unsupported}
+    tensors = {tensor.name: tensor for tensor in graph.tensors}
+    for layer in graph.layers:
+        name = layer.output
+        while name in tensors and not tensors[name].is_output and len(tensors[name].consumers) == 1 and tensors[name].consumers[0] in alone:
+            (name,) = tensors[name].consumers
             names.setdefault(name, layer.name)
     return names
 
@@ -73,10 +82,6 @@ def _kinds(optimized: Path, graph: Graph) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in onnx.load(optimized, load_external_data=False).graph.node:
         owner = names.get(plain(node.name)) or next((names[plain(out)] for out in node.output if plain(out) in names), None)
-        if owner and _computes(node.op_type, layers[owner]):
+        if owner and node.op_type in OPERATIONS[layers[owner].kind]:
             found[owner] = node.op_type
     return found
-
-
-def _computes(operation: str, layer: Layer) -> bool:
-    return operation in OPERATIONS[layer.kind]

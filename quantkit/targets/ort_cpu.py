@@ -7,7 +7,7 @@ Q/DQ; Gemm with an int32 bias may leave float. Nothing is tied but what the grap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -42,7 +42,8 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     found = []
     for key, layers in owners.items():
         menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))
-        reason = f"share the weight {key}" if len(layers) > 1 else "a weight's bits are its own" if layers[0].weight else "one activation decision"
+        alone = "a weight's bits are its own" if layers[0].weight else "one activation decision"
+        reason = f"share the weight {key}" if len(layers) > 1 else alone
         found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), reason))
     return tuple(found)
 
@@ -50,7 +51,6 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
 def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     """Where Q/DQ go when each layer (by name) has the given scheme."""
     schemes = {name: scheme for name, scheme in allocation.items() if not scheme.is_float}
-    producers = {layer.output: layer for layer in graph.layers}
     int8_readers = {graph.source(tensor) for layer in graph.layers if layer.name in schemes for tensor in layer.inputs}
     outputs = frozenset(
         layer.name for layer in graph.layers if layer.name in schemes and (not _may_leave_float(layer) or layer.output in int8_readers)
@@ -63,10 +63,10 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
         if layer.name in schemes:
             inputs.update((layer.name, slot) for slot in range(len(sources)))
         elif layer.output in int8_readers:
-            dequantized = [slot for slot, source in enumerate(sources) if source in coded and source in producers]
+            dequantized = [slot for slot, source in enumerate(sources) if source in coded]
             barriers.update({(layer.name, slot): "vector" if layer.kind == "conv" else "max" for slot in dequantized[:1]})
     averages = {node.node for node in graph.unsupported if node.operation == "mean.dim" and graph.source(node.inputs[0]) in coded}
-    return Placement(schemes, frozenset(inputs), outputs, barriers, frozenset(averages))
+    return Placement(schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes))
 
 
 def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:
@@ -75,7 +75,8 @@ def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:
     Outputs are left to their readers, so that no activation is counted twice when scores are added.
     """
     slots = ((name, slot) for name in layers for slot in range(len(graph.layer(name).inputs)))
-    return Placement(dict.fromkeys(layers, scheme), frozenset(slots), frozenset(), {})
+    schemes = dict.fromkeys(layers, scheme)
+    return Placement(schemes, frozenset(slots), frozenset(), {}, float_bias=_float_biases(graph, schemes))
 
 
 def weight_bytes(layer: Layer, scheme: Scheme) -> int:
@@ -99,3 +100,9 @@ def product_rows(layer: Layer, weight: Tensor) -> tuple[Tensor, bool]:
 def _may_leave_float(layer: Layer) -> bool:
     """Whether int8 may end in a float output: a 2-D Gemm, whose bias is then stored as int32."""
     return layer.kind == "linear" and len(layer.output_shape) == 1 and not layer.activation
+
+
+def _float_biases(graph: Graph, names: Iterable[str]) -> frozenset[str]:
+    """Of the quantized layers, those over tokens: a MatMul whose product is made real before an Add brings the bias."""
+    layers = [graph.layer(name) for name in names]
+    return frozenset(layer.name for layer in layers if layer.kind == "linear" and layer.bias and len(layer.output_shape) > 1)

@@ -1,0 +1,151 @@
+"""Surgery on an ONNX graph: quantizers and constants put in by name. Knows nothing of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quantkit.affine import QParams
+from quantkit.errors import ContractError
+
+
+class Editor:
+    """The graph in the making. Remembers the codes of each value that has a QuantizeLinear: there is one a tensor."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._values = {str(value.name): value for node in graph for value in node.outputs}
+        self._codes: dict[ir.Value, ir.Value] = {}
+
+    def value(self, name: str) -> ir.Value:
+        """The value that bore that name in the float file. Raises ContractError if there is none."""
+        if name not in self._values:
+            raise ContractError(f"the float file has no value {name!r}", "the names of the canonical graph", "export the network again")
+        return self._values[name]
+
+    def producer(self, name: str) -> ir.Node:
+        """The node that makes the value of that name."""
+        node = self.value(name).producer()
+        assert node is not None
+        return node
+
+    def codes(self, value: ir.Value) -> ir.Value:
+        """The codes of a value that `quantize` was called on."""
+        return self._codes[value]
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """An initializer of that content; one that is there under that name is taken if its content is the same."""
+        for number in count(1):
+            free = name if number == 1 else f"{name}_{number}"
+            known = self._graph.initializers.get(free)
+            if known is None:
+                break
+            if _same(array_of(known), array):
+                return known
+        tensor = ir.tensor(array, name=free)
+        value = ir.Value(name=free, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+        self._graph.register_initializer(value)
+        return value
+
+    def insert(
+        self, kind: str, inputs: Sequence[ir.Value | None], name: str, before: ir.Node, like: ir.Value | None = None, **attributes: int
+    ) -> ir.Value:
+        """The output of a new node in front of `before`, of the shape and type of `like`."""
+        node = ir.node(kind, inputs, attributes=attributes, name=name)
+        self._name_output(node, f"{name}_value", like)
+        self._graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def quantize(self, value: ir.Value, qparams: QParams) -> None:
+        """Give `value` a QuantizeLinear, right behind its producer, unless it has one."""
+        if value in self._codes:
+            return
+        scale = self.constant(f"{value.name}_scale", qparams.scale.numpy())
+        zero_point = self.constant(f"{value.name}_zero_point", qparams.zero_point.numpy().astype(np.uint8))
+        node = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{value.name}_QuantizeLinear")
+        codes = node.outputs[0]
+        codes.name, codes.shape, codes.dtype = f"{value.name}_quantized", value.shape, ir.DataType.UINT8
+        producer = value.producer()
+        if producer is not None:
+            self._graph.insert_after(producer, node)
+        else:
+            self._graph.insert_before(self._graph[0], node)
+        self._codes[value] = codes
+
+    def dequantize(self, value: ir.Value, reader: ir.Node, slot: int) -> None:
+        """Let `reader` read a quantized `value` at `slot` through a DequantizeLinear of its own."""
+        inputs = self._dequantizer_inputs(value)
+        reader.replace_input_with(slot, self.insert("DequantizeLinear", inputs, f"{reader.name}_input_{slot}", reader, value))
+
+    def dequantize_output(self, value: ir.Value) -> None:
+        """If a quantized `value` is an output of the graph, let what is read from its codes go out under its name."""
+        if any(output is value for output in self._graph.outputs):
+            node = ir.node("DequantizeLinear", self._dequantizer_inputs(value), name=f"{value.name}_DequantizeLinear")
+            quantizer = self._codes[value].producer()
+            assert quantizer is not None
+            self._take_over(value, node, quantizer, "float")
+
+    def scale_behind(self, value: ir.Value, scale: ir.Value) -> None:
+        """Multiply `value` by `scale` for all its readers, the graph's outputs among them."""
+        readers, producer = list(value.uses()), value.producer()
+        assert producer is not None
+        node = ir.node("Mul", [value, scale], name=f"{value.name}_scaled")
+        self._take_over(value, node, producer, "steps")
+        for reader, slot in readers:
+            reader.replace_input_with(slot, node.outputs[0])
+
+    def remove_unread(self, value: ir.Value) -> None:
+        """Remove the node of `value` if nothing reads it."""
+        node = value.producer()
+        if node is not None and not value.uses():
+            self._graph.remove(node, safe=True)
+
+    def remove_unused_initializers(self) -> None:
+        """Drop the float weights that codes have replaced."""
+        for name, value in list(self._graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del self._graph.initializers[name]
+
+    def _dequantizer_inputs(self, value: ir.Value) -> list[ir.Value | None]:
+        quantizer = self._codes[value].producer()
+        assert quantizer is not None
+        return [self._codes[value], *quantizer.inputs[1:]]
+
+    def _take_over(self, value: ir.Value, node: ir.Node, behind: ir.Node, suffix: str) -> None:
+        """Put `node` in behind another and give its output the name of `value`, and its place among the graph's outputs."""
+        name = str(value.name)
+        value.name = f"{name}_{suffix}"
+        self._name_output(node, name, value)
+        self._graph.insert_after(behind, node)
+        for place, output in enumerate(self._graph.outputs):
+            if output is value:
+                self._graph.outputs[place] = node.outputs[0]
+
+    def _name_output(self, node: ir.Node, name: str, like: ir.Value | None) -> None:
+        output = node.outputs[0]
+        output.name = name
+        if like is not None:
+            output.shape, output.type = like.shape, like.type
+
+
+def read(node: ir.Node, slot: int) -> ir.Value:
+    """What `node` reads at `slot`. Raises ContractError where it reads nothing."""
+    value = node.inputs[slot]
+    if value is None:
+        raise ContractError(f"node {node.name} has no input {slot}", "the layer's own inputs, in order", "report this network")
+    return value
+
+
+def array_of(value: ir.Value) -> NDArray[Any]:
+    """The content of a constant value."""
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all())
