@@ -21,11 +21,15 @@ class Ranges:
 
     seen: Mapping[str, Observed]
 
-    def qparams(self, observer: str) -> dict[str, QParams]:
-        """The activation qparams that `observer` reads from the ranges."""
+    def qparams(self, observer: str, graph: Graph) -> dict[str, QParams]:
+        """The activation qparams that `observer` reads from the ranges.
+
+        Tensors that no further weight reads keep their whole range: clipping the scores themselves costs confidence
+        (SqueezeNet: a divergence of 0.9 nats instead of 0.01).
+        """
         found = {}
         for name, seen in self.seen.items():
-            low, high = read_range(seen, observer)
+            low, high = read_range(seen, "minmax" if graph.ends(name) else observer)
             found[name] = choose_qparams(torch.tensor(low), torch.tensor(high), ACTIVATION)
         return found
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from quantkit.data import Subset
 from quantkit.evaluation import evaluate, open_session
 from quantkit.export.qdq import Emitted, emit
 from quantkit.graph import Graph, Group
-from quantkit.metric import Metric, Outputs
+from quantkit.metric import Metric, Outputs, divergence
 from quantkit.quantization import WeightBank
 from quantkit.search import Measured
 from quantkit.spec import parse_scheme
-from quantkit.statistics import likely_kept
+from quantkit.statistics import Expectation, Verdict
 from quantkit.store import Run, fingerprint
 from quantkit.targets.placement import Placement
 from quantkit.verify import judge
+
+
+NEAR = 0.2  # nats: beyond that a network is broken, and says nothing about small losses
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,20 +71,38 @@ class Judge:
     metric: Metric
     budget: float
     gate_items: int
+    confidence: float
     batch_size: int
     seed: int
 
-    def measure(self, allocation: Mapping[str, str]) -> Measured:
-        """The drop on the search split, and whether the gate will likely keep the promise."""
+    def expect(self, anchors: Sequence[Mapping[str, str]]) -> Callable[[Mapping[str, str]], Measured]:
+        """How to measure a plan once the anchors are: with their drops and divergences behind the judgement whether it passes."""
+        looks = [self._look(allocation) for allocation in anchors]
+        drops, divergences = (np.array([look[key] for look in looks]) for key in ("drop", "divergence"))
+        near = divergences <= NEAR
+        expectation = Expectation.fit(drops[near], divergences[near])
+
+        def measure(allocation: Mapping[str, str]) -> Measured:
+            look = self._look(allocation)
+            verdict = Verdict("undecided", len(self.search), look["float"], look["quantized"], look["drop"], look["low"], look["high"], None)
+            passes = expectation.likely_kept(verdict, look["divergence"], self.gate_items, self.budget, self.confidence)
+            return Measured(look["drop"], passes, look)
+
+        return measure
+
+    def _look(self, allocation: Mapping[str, str]) -> dict[str, float]:
+        """Drop, interval, divergence and bytes on the search split, from the journal or measured now."""
         record_key = fingerprint(self.key, dict(allocation))
         for record in self.store.records():
             if record["key"] == record_key:
-                return Measured.from_json(record["measured"])
+                return dict(record["look"])
         path = self.candidates.emit(allocation)
         session = open_session(path, threads=0, options=self.candidates.target.SESSION_OPTIONS)
         outputs = evaluate(session, self.search, self.batch_size)
         verdict = judge(self.metric, self.reference, outputs, self.labels, self.budget, self.seed)
-        passes = likely_kept(verdict, self.gate_items, self.budget)
-        measured = Measured(verdict.drop, passes, {"low": verdict.low, "high": verdict.high, "bytes": float(path.stat().st_size)})
-        self.store.append({"key": record_key, "allocation": dict(allocation), "measured": measured.to_json()})
-        return measured
+        look = {
+            "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,
+            "divergence": divergence(self.reference, outputs, self.metric.curvature), "bytes": float(path.stat().st_size),
+        }  # fmt: skip
+        self.store.append({"key": record_key, "allocation": dict(allocation), "look": look})
+        return look

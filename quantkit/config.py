@@ -43,6 +43,7 @@ class Config:
     input_shape: tuple[int, ...] | None = None
     seed: int | None = None
     split_seed: int | None = None
+    confidence: float | None = None
     batch_size: int | None = None
     threads: int | None = None
 
@@ -158,6 +159,7 @@ KEYS = {
     "input_shape": _Kind('sizes above 0, such as "1x3x224x224"', _sides),
     "seed": SEED,
     "split_seed": SEED,
+    "confidence": _Kind("a number", _number),
     "batch_size": COUNT,
     "threads": COUNT,
 }

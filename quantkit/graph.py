@@ -109,6 +109,20 @@ class Graph:
             name = through[name]
         return name
 
+    def ends(self, name: str) -> bool:
+        """Whether what happens to this tensor reaches the outputs through no further weight."""
+        weighted = {layer.node for layer in self.layers if layer.weight}
+        consumers = {tensor.name: tensor.consumers for tensor in self.tensors}
+        waiting, seen = [name], {name}
+        while waiting:
+            for reader in consumers.get(waiting.pop(), ()):
+                if reader in weighted:
+                    return False
+                if reader not in seen:
+                    seen.add(reader)
+                    waiting.append(reader)
+        return True
+
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
         return asdict(self)

@@ -67,6 +67,26 @@ class Budget:
         return self.value if self.kind == "absolute" else abs(float_score) * self.value / 100
 
 
+def divergence(reference: Outputs, outputs: Outputs, curvature: Literal["softmax", "identity"]) -> float:
+    """How far `outputs` are from the float model's, a mean over items: KL(float ‖ quantized) in nats, or half the squared distance.
+
+    Smooth where an accuracy is not: it sees items that moved without flipping.
+    """
+    total = 0.0
+    for one, other in zip(reference, outputs, strict=True):
+        if curvature == "identity":
+            total += 0.5 * float(np.square(one - other, dtype=np.float64).reshape(len(one), -1).sum(axis=1).mean())
+        else:
+            p, q = _log_softmax(one), _log_softmax(other)
+            total += float((np.exp(p) * (p - q)).sum(axis=-1).reshape(len(one), -1).mean(axis=1).mean())
+    return total
+
+
+def _log_softmax(scores: NDArray[Any]) -> NDArray[np.float64]:
+    shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
 def parse_budget(max_drop: str | float | None = None, keep: str | None = None) -> Budget:
     """`0.5` → that much in the metric's unit; `"0.5%"` → relative; keep `"99.9%"` → relative, 0.1 percent.
 

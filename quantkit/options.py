@@ -18,7 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "minimize": ("latency", "bytes"),
     "sensitivity": ("augmented", "displacement", "hessian"),
     "search": ("pareto", "bisection"),
-    "observer": ("percentile", "mse", "minmax"),
+    "observer": ("mse", "percentile", "minmax"),
     "device": ("cpu", "cuda"),
     "undecided": ("point", "fail", "pass"),
 }
@@ -31,7 +31,7 @@ class Options:
 
     `fix` holds (group, scheme) pairs and `exclude` patterns of group names; whether they exist is known after the capture.
     `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
-    `output` is the ONNX file; `run` the folder that keeps the stages' results.
+    `confidence` is how sure the search must be that the gate will keep the promise. `output` is the ONNX file; `run` the folder that keeps the stages' results.
     """
 
     target: str = "ort-cpu"
@@ -41,7 +41,7 @@ class Options:
     schemes: tuple[str, ...] = SCHEMES
     fix: tuple[tuple[str, str], ...] = ()
     exclude: tuple[str, ...] = ()
-    observer: str = "percentile"
+    observer: str = "mse"
     seed: int = 0
     split_seed: int = 0
     batch_size: int = 32
@@ -50,6 +50,7 @@ class Options:
     output: Path | None = None
     run: Path | None = None
     undecided: str = "point"
+    confidence: float = 0.85
 
     def __post_init__(self) -> None:
         for option, known in CHOICES.items():
@@ -61,6 +62,8 @@ class Options:
                 raise SchemeError(*unknown("scheme", scheme, SCHEMES))
         if not self.schemes:
             raise SchemeError("no scheme to choose from", "at least one", f"list them as --schemes {','.join(SCHEMES)}")
+        if not 0.5 <= self.confidence < 1:
+            raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
         for option, lowest in {"batch_size": 1, "threads": 1, "seed": 0, "split_seed": 0}.items():
             value = getattr(self, option)
             if value < lowest:
@@ -97,6 +100,7 @@ class Arguments:
     threads: int | None = None
     device: str | None = None
     undecided: str | None = None
+    confidence: float | None = None
     arch: str | None = None
     trust_pickle: bool | None = None
     input_shape: str | Sequence[int] | None = None

@@ -48,6 +48,7 @@ class Recipe:
     gate: int | None = None
     seed: int | None = None
     split_seed: int | None = None
+    confidence: float | None = None
     batch_size: int | None = None
     threads: int | None = None
 

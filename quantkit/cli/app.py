@@ -45,6 +45,7 @@ MaxDrop = Annotated[str | None, Option(help="What may be lost, in the metric's u
 Keep = Annotated[str | None, Option(help="The share of the float score to keep, such as 99.9%.")]
 Metric = Annotated[str | None, Option(help="top1, top5, agreement, mse, psnr or module:function.")]
 Undecided = Annotated[str | None, _choice("undecided", "What decides where the interval does not")]
+Confidence = Annotated[float | None, _number("confidence", "How sure the search must be that the gate will keep the promise")]
 Data = Annotated[str | None, Option(help="An image folder, .npz or .safetensors, to be cut into three splits.")]
 CalibrationData = Annotated[str | None, Option(help="Items for the ranges only.")]
 SearchData = Annotated[str | None, Option(help="Items that the search may look at.")]
@@ -85,7 +86,7 @@ def start(version: Annotated[bool, Option("--version", help="Print the version a
 
 @app.command()
 def allocate(
-    model: Model, max_drop: MaxDrop = None, keep: Keep = None, metric: Metric = None, undecided: Undecided = None,
+    model: Model, max_drop: MaxDrop = None, keep: Keep = None, metric: Metric = None, undecided: Undecided = None, confidence: Confidence = None,
     data: Data = None, calibration_data: CalibrationData = None, search_data: SearchData = None, gate_data: GateData = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     target: Target = None, minimize: Minimize = None, sensitivity: Sensitivity = None, search: Search = None,
@@ -97,7 +98,7 @@ def allocate(
     """Find the fastest or smallest plan that keeps the promise, write it, and measure that very file."""
     arguments = Arguments(
         data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data,
-        resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, max_drop=max_drop, keep=keep, undecided=undecided,
+        resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, max_drop=max_drop, keep=keep, undecided=undecided, confidence=confidence,
         target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
         observer=observer, output=output, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size, threads=threads,
         device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,

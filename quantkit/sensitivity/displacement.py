@@ -25,7 +25,7 @@ from quantkit.spec import FLOAT
 from quantkit.table import Interactions, Table
 
 MOST_ITEMS = 256
-MOST_MACS = 1.5e12  # of all perturbed passes together, half of each being re-used: a minute or two on two cores
+MOST_MACS = 8e11  # of all perturbed passes together, half of each being re-used: about a minute on two cores
 BATCH = 16  # one batch of all activations is held at a time
 
 

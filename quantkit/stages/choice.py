@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from quantkit.evaluation import evaluate, open_session
 from quantkit.latency.timing import interleave
 from quantkit.metric import Outputs, check_budget
 from quantkit.request import Request
-from quantkit.search import SEARCHES, SearchResult, Space, Trial
+from quantkit.search import SEARCHES, Measured, SearchResult, Space, Trial
 from quantkit.spec import FLOAT
 from quantkit.stages.network import Network, example_feeds, group_key
 from quantkit.stages.tables import Costs
@@ -26,7 +27,8 @@ REPAIRS = 8
 FINALISTS = 4  # passing plans of nearly the least predicted latency, which are timed against each other
 NEARLY = 1.08
 ROUNDS = 60
-EXPECTED_CANDIDATES = 20
+EXPECTED_CANDIDATES = 25
+ANCHORS = 6  # plans of the front that are measured beside the uniform ones, to learn how drop follows divergence
 
 
 def search(bench: Workbench, request: Request, network: Network, candidates: Candidates, space: Space) -> SearchResult:
@@ -35,15 +37,18 @@ def search(bench: Workbench, request: Request, network: Network, candidates: Can
     The uniform plans are measured too, whatever is predicted of them, so that no answer is beaten by one of them unseen.
     """
     judge = _open(bench, request, network, candidates)
+    uniform = [space.plan(candidates.uniform(scheme)) for scheme in space.loss.schemes if scheme != FLOAT.name]
+    spaced = space.front[:: max(1, len(space.front) // ANCHORS)]
     with bench.timed("search"), bench.progress.stage("search", EXPECTED_CANDIDATES, "candidates") as advance:
+        judged = judge.expect([plan.allocation for plan in (*uniform, *spaced)])
+        advance(len(uniform) + len(spaced))
 
-        def measure(allocation: Any) -> Any:
-            measured = judge.measure(allocation)
+        def measure(allocation: Mapping[str, str]) -> Measured:
+            measured = judged(allocation)
             advance(1)
             return measured
 
         found = SEARCHES[request.options.search](measure, space, repairs=REPAIRS)
-        uniform = [space.plan(candidates.uniform(scheme)) for scheme in space.loss.schemes if scheme != FLOAT.name]
         known = [trial.plan.allocation for trial in found.measured]
         return found.extended([Trial(plan, measure(plan.allocation)) for plan in uniform if plan.allocation not in known])
 
@@ -101,5 +106,5 @@ def _open(bench: Workbench, request: Request, network: Network, candidates: Cand
         f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items, {seconds:.0f} s, {megabytes:.0f} MB a candidate"
     )
     return Judge(
-        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), options.batch_size, options.seed
+        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), options.confidence, options.batch_size, options.seed
     )

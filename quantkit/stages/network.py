@@ -117,7 +117,7 @@ def prepare_candidates(request: Request, network: Network, groups: tuple[Group, 
     """Whatever a plan needs to become a file."""
     graph, target = network.captured.graph, network.target
     state = {name: value.detach().cpu() for name, value in network.captured.module.named_parameters(remove_duplicate=False)}
-    bank = WeightBank(graph, state, ranges.qparams(request.options.observer), target.product_rows)
+    bank = WeightBank(graph, state, ranges.qparams(request.options.observer, graph), target.product_rows)
     return Candidates(network.float_file, graph, groups, target, bank, folder)
 
 
