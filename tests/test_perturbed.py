@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-
 import toys
+
 from quantkit.graph import Group
 from quantkit.passes.perturbed import FLOAT_PLACEMENT, Displacements, displace
 from quantkit.sensitivity.displacement import subtract

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 from quantkit.calibration import calibrate
@@ -21,6 +22,7 @@ from quantkit.data.splits import whole
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Group
 from quantkit.options import Options
+from quantkit.passes.batches import network_batches
 from quantkit.progress import Silent
 from quantkit.quantization import WeightBank
 from quantkit.sensitivity import Scene
@@ -104,12 +106,12 @@ class Toybox:
     items: Subset
 
 
-def unpack(model: nn.Module, schemes: Sequence[str] = SCHEMES, observer: str = "minmax") -> Toybox:
+def unpack(model: nn.Module | ExportedProgram, schemes: Sequence[str] = SCHEMES, observer: str = "minmax") -> Toybox:
     """Capture and calibrate."""
     items = subset(24, seed=2)
     captured = capture(model, {"x": images(2, seed=0)[0]})
     groups = find_groups(captured.graph, Options(schemes=tuple(schemes)))
-    ranges = calibrate(captured, [dict(batch.inputs) for batch in items.batches(8)])
+    ranges = calibrate(captured, [dict(batch.inputs) for batch in network_batches(captured.graph, items, 8)])
     state = {name: value.detach() for name, value in captured.module.named_parameters(remove_duplicate=False)}
     bank = WeightBank(captured.graph, state, ranges.qparams(observer, captured.graph), ort_cpu.product_rows)
     return Toybox(captured, groups, bank, items)

@@ -31,7 +31,7 @@ MOST_MACS = 8e11  # of all perturbed passes together, half of each being re-used
 BATCH = 16  # one batch of all activations is held at a time
 
 
-def displacement(scene: Scene) -> Scores:
+def estimate(scene: Scene) -> Scores:
     """Half the Gram diagonal as the table, and the whole Gram matrix as interactions."""
     interactions = measure_gram(scene)
     return Scores(score(interactions, scene), interactions)

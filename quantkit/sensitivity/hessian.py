@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from quantkit.affine import dequantize
@@ -31,7 +31,7 @@ MOST_PROBES = 50
 TOLERANCE = 0.02  # relative change of the mean trace at which probing stops
 
 
-def hessian(scene: Scene) -> Scores:
+def estimate(scene: Scene) -> Scores:
     """Ω of every (group, scheme); 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
     traces = _traces(scene)
     values = np.full((len(scene.groups), len(scene.schemes)), np.nan)
@@ -68,11 +68,11 @@ def _advancing(batches: Iterator[Batch], advance: Callable[[int], None]) -> Iter
 
 def _loss(scene: Scene) -> Callable[[Batch], Tensor]:
     """Cross-entropy for class scores, else half the squared distance to the float outputs; several outputs add up."""
-    names = scene.captured.graph.inputs
+    names, network = scene.captured.graph.inputs, fx.Interpreter(scene.captured.module)  # takes inputs in order, however they were exported
     of_output = {"softmax": _cross_entropy, "identity": _half_squared_distance}[scene.curvature]
 
     def loss(batch: Batch) -> Tensor:
-        outputs = pytree.tree_leaves(scene.captured.module(*[batch.inputs[name] for name in names]))
+        outputs = pytree.tree_leaves(network.run(*[batch.inputs[name] for name in names]))
         parts = [of_output(output, batch.labels if place == 0 else None) for place, output in enumerate(outputs)]
         return torch.stack(parts).sum()
 
