@@ -77,7 +77,7 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
     Raises SchemeError for a pin or pattern that meets no group or layer, and for a scheme that the group cannot take.
     """
     target = find_target(options.target)
-    groups: tuple[Group, ...] = target.groups(graph, target.check_schemes([*options.schemes, *(scheme for _, scheme in options.fix)]))
+    groups: tuple[Group, ...] = target.groups(graph, target.check_schemes(options.schemes))
     owner = {name: group.name for group in groups for name in (group.name, *group.layers)}
     pinned: dict[str, str] = {}
     for pattern in options.exclude:
@@ -89,7 +89,10 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
         if name not in owner:
             raise SchemeError(*unknown("group in --fix", name, owner))
         pinned[owner[name]] = scheme
-    return tuple(_pinned(group, pinned[group.name]) if group.name in pinned else group for group in groups)
+    possible = target.groups(graph, target.check_schemes([*options.schemes, *pinned.values()]))  # a pin may name what --schemes leaves out
+    return tuple(
+        _pinned(wider, pinned[group.name]) if group.name in pinned else group for group, wider in zip(groups, possible, strict=True)
+    )
 
 
 def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ranges:
