@@ -117,7 +117,7 @@ def probe_over_pyhessian() -> float:
         return time.perf_counter() - start
 
     ours(2), theirs(2)
-    rounds = [[seconds(ours, 12) - seconds(ours, 2), seconds(theirs, 12) - seconds(theirs, 2)] for _ in range(5)]
+    rounds = [[seconds(ours, 6) - seconds(ours, 2), seconds(theirs, 6) - seconds(theirs, 2)] for _ in range(3)]
     return float(np.median([mine / yours for mine, yours in rounds]))
 
 
