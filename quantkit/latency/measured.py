@@ -9,6 +9,7 @@ T = offset + slope · Σ layers + Σ boundaries, fitted on measured plans, most 
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class Boundary:
 class LatencyModel:
     """`table` and `boundaries` in milliseconds, already scaled by the fit; a plan takes `offset_ms` + their sum.
 
-    `rank_correlation` (Spearman) is over `tested` plans that the fit never saw, as (predicted, measured) milliseconds.
+    `rank_correlation` (Spearman) is over `tested` plans that the fit never saw, as (predicted, measured) milliseconds; nan where
+    all of them are predicted alike.
     """
 
     table: Table
@@ -58,17 +60,24 @@ class LatencyModel:
         return self.offset_ms + self.table.total(allocation) + sum(_charged(edge, allocation) for edge in self.boundaries)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON form."""
+        """A JSON form; `nan` becomes null."""
         edges = [[edge.producer, edge.consumer, edge.latency_ms] for edge in self.boundaries]
         tested = [list(pair) for pair in self.tested]
-        return {"table": self.table.to_json(), "boundaries": edges, "offset_ms": self.offset_ms, "rank_correlation": self.rank_correlation, "tested": tested}
+        return {
+            "table": self.table.to_json(),
+            "boundaries": edges,
+            "offset_ms": self.offset_ms,
+            "rank_correlation": None if math.isnan(self.rank_correlation) else self.rank_correlation,
+            "tested": tested,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyModel:
         """The inverse of `to_json`."""
         edges = tuple(Boundary(*row) for row in data["boundaries"])
         tested = tuple((row[0], row[1]) for row in data["tested"])
-        return cls(Table.from_json(data["table"]), edges, data["offset_ms"], data["rank_correlation"], tested)
+        correlation = math.nan if data["rank_correlation"] is None else data["rank_correlation"]
+        return cls(Table.from_json(data["table"]), edges, data["offset_ms"], correlation, tested)
 
 
 def measure_latency(
@@ -145,10 +154,14 @@ def _crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, in
 def _random_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[str, str]]:
     """Plans whose share of float layers varies from nearly none to nearly all, more of them near none."""
     generator = np.random.default_rng(seed)
-    plans = []
-    for share in generator.permutation(0.02 + 0.93 * np.linspace(0, 1, count) ** 2):
-        plans.append({g.name: g.schemes[0] if generator.random() < share else str(generator.choice(g.schemes[1:] or g.schemes)) for g in groups})
-    return plans
+
+    def drawn(group: Group, share: float) -> str:
+        quantized = [scheme for scheme in group.schemes if scheme != FLOAT.name]
+        stays = FLOAT.name in group.schemes and generator.random() < share
+        return FLOAT.name if stays or not quantized else str(generator.choice(quantized))
+
+    shares = generator.permutation(0.02 + 0.93 * np.linspace(0, 1, count) ** 2)
+    return [{group.name: drawn(group, share) for group in groups} for share in shares]
 
 
 def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence[Mapping[str, str]], measured: np.ndarray) -> LatencyModel:
@@ -161,7 +174,8 @@ def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence
     found, _ = nnls(features[fit] / scale * weights[:, None], np.ones(len(weights)))
     offset, slope, each, element = found / scale
     predicted = features @ (found / scale)
-    correlation = float(spearmanr(predicted[-TEST_PLANS:], measured[-TEST_PLANS:]).statistic)
+    alike = np.ptp(predicted[-TEST_PLANS:]) == 0
+    correlation = math.nan if alike else float(spearmanr(predicted[-TEST_PLANS:], measured[-TEST_PLANS:]).statistic)
     scaled = Table(table.name, table.unit, table.groups, table.schemes, table.values * slope)
     boundaries = tuple(Boundary(a, b, float(each + element * size)) for a, b, size in edges)
     tested = tuple((float(p), float(m)) for p, m in zip(predicted[-TEST_PLANS:], measured[-TEST_PLANS:], strict=True))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from quantkit.sensitivity.augmented import augmented
-from quantkit.sensitivity.displacement import displacement
-from quantkit.sensitivity.hessian import hessian
+from quantkit.sensitivity import augmented, displacement, hessian
 from quantkit.sensitivity.scene import Scene, Scores
 
 __all__ = ["SENSITIVITIES", "Scene", "Scores"]
 
 SENSITIVITIES: dict[str, Callable[[Scene], Scores]] = {
-    "augmented": augmented,
-    "displacement": displacement,
-    "hessian": hessian,
+    "augmented": augmented.estimate,
+    "displacement": displacement.estimate,
+    "hessian": hessian.estimate,
 }

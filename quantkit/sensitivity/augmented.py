@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.sensitivity.displacement import measure_gram, score
-from quantkit.sensitivity.hessian import hessian
+from quantkit.sensitivity import displacement, hessian
 from quantkit.sensitivity.scene import Scene, Scores
 from quantkit.table import Interactions, Table
 
 
-def augmented(scene: Scene) -> Scores:
+def estimate(scene: Scene) -> Scores:
     """s as the table, M as the interactions."""
-    return combine(hessian(scene).table, measure_gram(scene), scene)
+    return combine(hessian.estimate(scene).table, displacement.measure_gram(scene), scene)
 
 
 def combine(traces: Table, gram: Interactions, scene: Scene) -> Scores:
@@ -31,10 +30,10 @@ def combine(traces: Table, gram: Interactions, scene: Scene) -> Scores:
     matrix = gram.matrix.copy()
     own = np.maximum(np.diag(matrix), 2 * np.nan_to_num(traces.values).ravel())
     np.fill_diagonal(matrix, own)
-    table = score(Interactions(gram.groups, gram.schemes, matrix), scene.groups)
+    interactions = Interactions(gram.groups, gram.schemes, matrix)
     groups, schemes = len(gram.groups), len(gram.schemes)
     pairs = np.maximum(gram.matrix.reshape(groups, schemes, groups, schemes), 0.0)
     same_scheme = np.einsum("isjs->ijs", pairs)
     same_scheme[np.arange(groups), np.arange(groups)] = 0.0
-    values = table.values + 0.5 * same_scheme.sum(axis=1)
-    return Scores(Table("augmented", "nats", gram.groups, gram.schemes, values), Interactions(gram.groups, gram.schemes, matrix))
+    values = displacement.score(interactions, scene).values + 0.5 * same_scheme.sum(axis=1)
+    return Scores(Table("augmented", scene.unit, gram.groups, gram.schemes, values), interactions)

@@ -11,65 +11,53 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from quantkit.affine import dequantize
-from quantkit.data import Batch, bind
-from quantkit.passes.curvature import hutchinson
+from quantkit.data import Batch, check_labels
+from quantkit.graph import Layer
+from quantkit.passes.batches import network_batches
+from quantkit.passes.curvature import Trace, hutchinson
 from quantkit.sensitivity.scene import Scene, Scores
-from quantkit.spec import parse_scheme
+from quantkit.spec import QuantSpec, parse_scheme
 from quantkit.table import Table
 
-ITEMS = 16
+ITEMS = 8
 BATCH = 16
 MOST_PROBES = 10  # arXiv 2605.25674 recommends 5 to 10
 TOLERANCE = 0.05  # relative change of the mean trace at which probing stops
 
 
-def hessian(scene: Scene) -> Scores:
+def estimate(scene: Scene) -> Scores:
     """Ω of every (group, scheme); 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
+    traces = _traces(scene)
+    values = np.full((len(scene.groups), len(scene.schemes)), np.nan)
+    for row, group in enumerate(scene.groups):
+        layer = scene.captured.graph.layer(group.layers[0])
+        for column, scheme in enumerate(scene.schemes):
+            spec = parse_scheme(scheme).weights
+            if scheme in group.schemes:
+                per_weight = traces[layer.weight].trace / layer.weight_count if layer.weight and spec else 0.0
+                values[row, column] = 0.5 * per_weight * _squared_error(scene, layer, spec) if per_weight and spec else 0.0
+    return Scores(Table("hessian", scene.unit, tuple(group.name for group in scene.groups), scene.schemes, values))
+
+
+def _traces(scene: Scene) -> dict[str, Trace]:
     graph = scene.captured.graph
     weights = sorted({layer.weight for layer in graph.layers if layer.weight})
     items = scene.items.first(ITEMS)
     with scene.progress.stage("Hessian traces", len(items), "items") as advance:
-        traces = hutchinson(
-            scene.captured.module,
-            _loss(scene),
-            _advancing(_batches(scene), advance),
-            weights,
-            probes=MOST_PROBES,
-            tolerance=TOLERANCE,
-            seed=scene.seed,
-        )
-    values = np.full((len(scene.groups), len(scene.schemes)), np.nan)
-    for row, group in enumerate(scene.groups):
-        layer = graph.layer(group.layers[0])
-        for column, name in enumerate(scene.schemes):
-            spec = parse_scheme(name).weights
-            if name not in group.schemes:
-                continue
-            values[row, column] = 0.0
-            if layer.weight and spec:
-                error = _squared_error(scene, layer.name, name)
-                values[row, column] = 0.5 * traces[layer.weight].trace / layer.weight_count * error
-    return Scores(Table("hessian", "nats", tuple(group.name for group in scene.groups), scene.schemes, values))
+        batches = _advancing(network_batches(graph, items, BATCH, scene.device), advance)
+        return hutchinson(scene.captured.module, _loss(scene), batches, weights, probes=MOST_PROBES, tolerance=TOLERANCE, seed=scene.seed)
 
 
-def _squared_error(scene: Scene, layer_name: str, scheme: str) -> float:
-    layer, spec = scene.captured.graph.layer(layer_name), parse_scheme(scheme).weights
-    assert layer.weight is not None and spec is not None
+def _squared_error(scene: Scene, layer: Layer, spec: QuantSpec) -> float:
     quantized = scene.bank.weight(layer, spec)
-    weight = scene.bank.parameter(layer.weight).detach()
+    weight = scene.bank.parameter(str(layer.weight)).detach()
     return float((dequantize(quantized.codes, quantized.qparams) - weight).double().square().sum())
-
-
-def _batches(scene: Scene) -> Iterator[Batch]:
-    """Calibration batches under the network's input names; without labels, the float network's own answers stand in."""
-    graph = scene.captured.graph
-    for batch in scene.items.first(ITEMS).batches(graph.batch or BATCH):
-        inputs = {name: tensor.to(scene.device) for name, tensor in bind(batch.inputs, graph.inputs).items()}
-        yield Batch(inputs, None if batch.labels is None else batch.labels.to(scene.device))
 
 
 def _advancing(batches: Iterator[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
@@ -79,19 +67,27 @@ def _advancing(batches: Iterator[Batch], advance: Callable[[int], None]) -> Iter
 
 
 def _loss(scene: Scene) -> Callable[[Batch], Tensor]:
-    """Cross-entropy for class scores, else half the mean squared distance to the float outputs."""
-    names = scene.captured.graph.inputs
+    """Cross-entropy for class scores, else half the squared distance to the float outputs; several outputs add up."""
+    names, network = scene.captured.graph.inputs, fx.Interpreter(scene.captured.module)  # takes inputs in order, however they were exported
+    of_output = {"softmax": _cross_entropy, "identity": _half_squared_distance}[scene.curvature]
 
     def loss(batch: Batch) -> Tensor:
-        outputs = scene.captured.module(*[batch.inputs[name] for name in names])
-        first = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-        if scene.curvature == "softmax":
-            scores = first.flatten(0, -2)
-            labelled = batch.labels is not None and batch.labels.numel() == len(scores) and not batch.labels.is_floating_point()
-            labels = batch.labels.flatten().long() if labelled and batch.labels is not None else scores.detach().argmax(dim=1)
-            return F.cross_entropy(scores, labels)
-        return 0.5 * (first - first.detach()).square().flatten(1).sum(1).mean()
+        outputs = pytree.tree_leaves(network.run(*[batch.inputs[name] for name in names]))
+        parts = [of_output(output, batch.labels if place == 0 else None) for place, output in enumerate(outputs)]
+        return torch.stack(parts).sum()
 
     return loss
 
 
+def _cross_entropy(scores: Tensor, labels: Tensor | None) -> Tensor:
+    """Against class labels, one for each position; where there are none, the network's own answers stand in. Raises DataError."""
+    rows = scores.flatten(0, -2)
+    if labels is None or labels.is_floating_point() or labels.shape != scores.shape[:-1]:
+        return F.cross_entropy(rows, rows.detach().argmax(dim=1))
+    check_labels(labels.flatten().cpu().numpy(), rows.shape[1])
+    return F.cross_entropy(rows, labels.flatten().long())
+
+
+def _half_squared_distance(output: Tensor, _: Tensor | None) -> Tensor:
+    """Its value is zero and so is its gradient; its Hessian is J'J of the output."""
+    return 0.5 * (output - output.detach()).square().reshape(len(output), -1).sum(dim=1).mean()

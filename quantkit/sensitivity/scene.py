@@ -35,6 +35,11 @@ class Scene:
     device: torch.device
     progress: Progress
 
+    @property
+    def unit(self) -> str:
+        """What the damage to the outputs is measured in."""
+        return {"softmax": "nats", "identity": "half squared distance"}[self.curvature]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:

@@ -102,7 +102,9 @@ def _open(bench: Workbench, request: Request, network: Network, candidates: Cand
     )  # fmt: skip
     seconds = EXPECTED_CANDIDATES * (bench.seconds["float on the search split"] + 0.5)
     megabytes = sum(array.nbytes for array in reference) / 1e6
-    bench.progress.note(f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items, {seconds:.0f} s, {megabytes:.0f} MB a candidate")
+    bench.progress.note(
+        f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items, {seconds:.0f} s, {megabytes:.0f} MB a candidate"
+    )
     return Judge(
         candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), options.confidence, options.batch_size, options.seed
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from quantkit import __version__
 from quantkit.calibration import Ranges, calibrate
 from quantkit.candidates import Candidates
-from quantkit.capture import Captured, capture
+from quantkit.capture import Captured, capture, check_inputs
 from quantkit.data import bind
 from quantkit.environment import describe
 from quantkit.errors import SchemeError, unknown
@@ -52,6 +53,23 @@ def job_fingerprint(request: Request) -> str:
     return fingerprint(request.model.digest, splits, request.metric.name, asdict(request.budget), options, _versions())
 
 
+def write_request(request: Request, network: Network, folder: Path) -> None:
+    """request.json and graph.json in the run directory: what was asked, of which data, and the canonical graph that it is about."""
+    splits = {"calibration": request.splits.calibration, "search": request.splits.search, "gate": request.splits.gate}
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(request.options).items()}
+    asked = {
+        "model": {"name": request.model.name, "source": request.model.source, "digest": request.model.digest},
+        "metric": request.metric.name,
+        "budget": asdict(request.budget),
+        "options": options,
+        "preprocessing": request.preprocessing.to_json(),
+        "data": {name: {"items": len(part), "fingerprint": part.fingerprint(), **part.describe()} for name, part in splits.items()},
+    }
+    for name, content in (("request", asked), ("graph", network.captured.graph.to_json())):
+        with write_atomically(folder / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
+
+
 def capture_network(bench: Workbench, request: Request) -> Network:
     """Capture, and export the float file once."""
     target = find_target(request.options.target)
@@ -77,7 +95,7 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
     Raises SchemeError for a pin or pattern that meets no group or layer, and for a scheme that the group cannot take.
     """
     target = find_target(options.target)
-    groups: tuple[Group, ...] = target.groups(graph, target.check_schemes([*options.schemes, *(scheme for _, scheme in options.fix)]))
+    groups: tuple[Group, ...] = target.groups(graph, target.check_schemes(options.schemes))
     owner = {name: group.name for group in groups for name in (group.name, *group.layers)}
     pinned: dict[str, str] = {}
     for pattern in options.exclude:
@@ -89,13 +107,19 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
         if name not in owner:
             raise SchemeError(*unknown("group in --fix", name, owner))
         pinned[owner[name]] = scheme
-    return tuple(_pinned(group, pinned[group.name]) if group.name in pinned else group for group in groups)
+    possible = target.groups(graph, target.check_schemes([*options.schemes, *pinned.values()]))  # a pin may name what --schemes leaves out
+    return tuple(
+        _pinned(wider, pinned[group.name]) if group.name in pinned else group for group, wider in zip(groups, possible, strict=True)
+    )
 
 
 def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ranges:
     """Ranges of every activation, on the calibration split."""
     items = request.splits.calibration
     graph = network.captured.graph
+
+    first = bind(next(iter(items.batches(1))).inputs, graph.inputs)
+    check_inputs(network.captured, first)
 
     def compute() -> Ranges:
         with bench.progress.stage("calibrate", len(items), "items") as advance:

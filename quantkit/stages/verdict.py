@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +47,7 @@ class Verified:
     parity: Parity
 
 
-def verify_plan(
-    bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str]
-) -> Verified:
+def verify_plan(bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str]) -> Verified:
     """Write the plan's file into the run directory; measure it, float and the uniform baselines on the gate split, in one run."""
     folder, scratch = bench.store.folder, candidates.folder
     final = folder / "model.onnx"
@@ -65,7 +64,9 @@ def verify_plan(
         advance(1)
         verdicts = []
         for path in [final, *rivals.values()]:
-            outputs: Outputs = evaluate(open_session(path, threads=0, options=network.target.SESSION_OPTIONS), gate, request.options.batch_size)
+            outputs: Outputs = evaluate(
+                open_session(path, threads=0, options=network.target.SESSION_OPTIONS), gate, request.options.batch_size
+            )
             verdicts.append(judge(request.metric, reference, outputs, labels, budget, request.options.seed))
             advance(1)
     with bench.timed("latency of the files", "time the files side by side"):
@@ -85,7 +86,14 @@ def verify_plan(
 
 
 def report(
-    bench: Workbench, request: Request, candidates: Candidates, scores: Scores, costs: Costs, found: SearchResult, verified: Verified, key: str
+    bench: Workbench,
+    request: Request,
+    candidates: Candidates,
+    scores: Scores,
+    costs: Costs,
+    found: SearchResult,
+    verified: Verified,
+    key: str,
 ) -> Result:
     """The result object, and the sentences that belong to it."""
     decided = {"kept": True, "broken": False, "undecided": verified.verdict.drop <= verified.budget}
@@ -131,7 +139,8 @@ def _notes(request: Request, found: SearchResult, costs: Costs, verified: Verifi
     if found.best is None:
         notes.append(
             f"No plan kept the promise on the search split with room to spare; this is the nearest of {len(found.measured)}, "
-            f"which lost {found.nearest.measured.drop:.2f} there. The accuracy budget binds: a larger --max-drop or more search items relax it."
+            f"which lost {found.nearest.measured.drop:.2f} there. The accuracy budget binds: a larger --max-drop or more search items "
+            "relax it."
         )
     elif not kept:
         notes.append("The plan passed on the search split and misses on the gate split: more search items, or a larger --max-drop.")
@@ -139,14 +148,14 @@ def _notes(request: Request, found: SearchResult, costs: Costs, verified: Verifi
         notes.append("Nothing that keeps the promise is faster than the float network on this machine, so it stays as it is.")
     if verified.verdict.items_to_decide:
         notes.append(f"About {verified.verdict.items_to_decide} gate items would decide.")
-    if request.options.minimize == "latency":
+    if request.options.minimize == "latency" and not math.isnan(costs.latency.rank_correlation):
         predicted = costs.latency.predicted_ms(verified.allocation)
         notes.append(
             f"Latency: predicted {predicted:.2f} ms, measured {verified.latency.quantized_ms:.2f} ms; "
             f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} plans that the model never saw."
         )
     if verified.parity.exact < 1:
-        reason = "float layers sum in another order in torch" if has_vnni() else "float layers sum in another order, and this CPU has no VNNI"
+        reason = "float layers sum in another order in torch" + ("" if has_vnni() else ", and this CPU has no VNNI")
         notes.append(f"Simulation and file: equal bits on {100 * verified.parity.exact:.1f} % of the items ({reason}).")
     if unsupported:
         notes.append(f"{unsupported} operations have no 8-bit form here and stay float: `quantkit inspect` lists them.")
@@ -172,5 +181,3 @@ def _write_session(network: Network, folder: Path) -> Path | None:
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps({"session_options": dict(options), "onnxruntime": f">={network.target.MINIMUM_RUNTIME}"}))
     return path
-
-

@@ -1,0 +1,249 @@
+"""The latency model on machines whose every millisecond is known. Nothing here asserts how long anything really takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import toys
+
+from quantkit.evaluation import Session
+from quantkit.graph import Group
+from quantkit.latency import measured, timing
+from quantkit.latency.measured import Boundary, LatencyModel, measure_latency, steps
+from quantkit.table import Table
+
+SCHEMES = ("fp32", "w8a8", "w4a8")
+FEEDS = {"x": np.zeros((1, 1), np.float32)}
+
+
+class Clock:
+    """Time passes only where a session runs."""
+
+    def __init__(self) -> None:
+        self.now, self.ran = 0.0, ""
+
+    def __call__(self) -> float:
+        return self.now
+
+    def session(self, name: str, milliseconds: float) -> Session:
+        def run(_: Mapping[str, Any]) -> tuple[()]:
+            self.now += milliseconds / 1e3
+            self.ran += name
+            return ()
+
+        return SimpleNamespace(run=run)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(timing.time, "perf_counter", found)
+    return found
+
+
+def test_files_run_in_turn_and_the_order_of_a_round_alternates(clock: Clock) -> None:
+    times = timing.interleave([clock.session("a", 1), clock.session("b", 2), clock.session("c", 3)], FEEDS, rounds=3, inner=2)
+
+    assert clock.ran == "aaaaabbbbbccccc" + "aabbcc" + "ccbbaa" + "aabbcc"  # warmed up first
+    np.testing.assert_allclose(times, [[1, 1, 1], [2, 2, 2], [3, 3, 3]])
+
+
+@pytest.mark.parametrize(("milliseconds", "rounds"), [(10, 100), (1, 200), (1000, 15), (0, 200)])
+def test_rounds_fill_the_time_between_bounds(clock: Clock, milliseconds: float, rounds: int) -> None:
+    assert timing.rounds_within(clock.session("a", milliseconds), FEEDS, seconds=1.001) == rounds
+
+
+def allocation(text: str) -> dict[str, str]:
+    """`"f84"` → group 0 float, group 1 w8a8, group 2 w4a8."""
+    names = {"f": "fp32", "8": "w8a8", "4": "w4a8"}
+    return {f"g{place}": names[letter] for place, letter in enumerate(text)}
+
+
+def test_a_boundary_is_charged_where_exactly_one_side_is_float() -> None:
+    table = Table("latency", "ms", ("g0", "g1", "g2"), SCHEMES, np.array([[1, 2, 3], [10, 20, 30], [100, 200, np.nan]], dtype=float))
+    model = LatencyModel(table, (Boundary("g0", "g1", 0.5), Boundary("g1", "g2", 0.25)), 1000, 0.9, ())
+
+    assert model.predicted_ms(allocation("fff")) == 1111
+    assert model.predicted_ms(allocation("884")) != model.predicted_ms(allocation("888"))
+    assert model.predicted_ms(allocation("888")) == model.predicted_ms(allocation("488")) - 1 == 1222
+    assert model.predicted_ms(allocation("f88")) == 1221.5
+    assert model.predicted_ms(allocation("f8f")) == 1000 + 1 + 20 + 100 + 0.75
+
+
+@pytest.mark.parametrize("correlation", [0.75, math.nan], ids=["known", "nan"])
+def test_json_keeps_everything(correlation: float) -> None:
+    table = Table("latency", "ms", ("g0",), SCHEMES, np.array([[1.5, 0.5, np.nan]]))
+    model = LatencyModel(table, (Boundary("g0", "g1", 0.5),), 0.25, correlation, ((1.0, 1.25),))
+    again = LatencyModel.from_json(json.loads(json.dumps(model.to_json(), allow_nan=False)))
+
+    np.testing.assert_array_equal(again.table.values, table.values)
+    assert (again.boundaries, again.offset_ms, again.tested) == (model.boundaries, model.offset_ms, model.tested)
+    assert again.rank_correlation == pytest.approx(correlation, nan_ok=True)
+
+
+def test_crossings_are_the_tensors_between_groups_seen_through_what_only_moves_them() -> None:
+    box = toys.toybox()
+    found = measured._crossings(box.captured.graph, box.groups)
+    addition = next(group.name for group in box.groups if box.captured.graph.layer(group.layers[0]).kind == "add")
+
+    assert sorted(found) == sorted(
+        [
+            ("stem", "depthwise", 8 * 64), ("depthwise", "point", 8 * 64), ("point", addition, 8 * 64), ("stem", addition, 8 * 64),
+            (addition, "down", 8 * 64),
+        ]
+    )  # fmt: skip
+
+
+def test_layers_of_one_group_have_no_boundary_between_them() -> None:
+    box = toys.unpack(toys.TiedToy().eval())
+
+    assert measured._crossings(box.captured.graph, box.groups) == []
+
+
+def machine(plan: Mapping[str, str], table: Table, edges: list[tuple[str, str, int]]) -> float:
+    """A fixed cost, seven tenths of what the layers say, and each boundary a call and a price for each element."""
+    crossed = [size for a, b, size in edges if (plan[a] == "fp32") != (plan[b] == "fp32")]
+    return 0.3 + 0.7 * table.total(plan) + 0.02 * len(crossed) + 1e-5 * sum(crossed)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """`measure_latency` on a machine whose layers, boundaries and overhead are known; `emitted` are the plans it asked for."""
+    box = toys.toybox()
+    layers = [layer.name for layer in box.captured.graph.layers]
+    values = {scheme: {name: (5 - 2 * place) * (1 + n) / 10 for n, name in enumerate(layers)} for place, scheme in enumerate(SCHEMES)}
+    edges = measured._crossings(box.captured.graph, box.groups)
+    rows = [[values[scheme][group.layers[0]] if scheme in group.schemes else math.nan for scheme in SCHEMES] for group in box.groups]
+    table = Table("latency", "ms", tuple(group.name for group in box.groups), SCHEMES, np.array(rows))
+    seen = SimpleNamespace(box=box, table=table, edges=edges, emitted=[], threads=[], advanced=0)
+
+    def emit(plan: Mapping[str, str]) -> Path:
+        seen.emitted.append(dict(plan))
+        return tmp_path
+
+    def opened(_: Path, *, threads: int) -> SimpleNamespace:
+        seen.threads.append(threads)
+        return SimpleNamespace(milliseconds=machine(seen.emitted[-1], table, edges))
+
+    def profiled(*arguments: Any) -> dict[str, float]:
+        assert arguments[3] == 3
+        return values[max(set(seen.emitted[-1].values()), key=[*seen.emitted[-1].values()].count)]
+
+    def interleaved(sessions: list[SimpleNamespace], _: Any, *, rounds: int) -> np.ndarray:
+        return np.array([[session.milliseconds] * rounds for session in sessions])
+
+    monkeypatch.setattr(measured, "open_session", opened)
+    monkeypatch.setattr(measured, "_layer_ms", profiled)
+    monkeypatch.setattr(measured, "interleave", interleaved)
+
+    def advance(count: int) -> None:
+        seen.advanced += count
+
+    def measure(seed: int = 0, groups: tuple[Group, ...] = box.groups) -> LatencyModel:
+        return measure_latency(
+            box.captured.graph, groups, SCHEMES, emit, FEEDS, threads=3, seed=seed, folder=tmp_path, advance=advance
+        )  # fmt: skip
+
+    seen.measure = measure
+    return seen
+
+
+def test_the_fit_finds_the_machine_again(known: SimpleNamespace) -> None:
+    model = known.measure()
+
+    assert model.offset_ms == pytest.approx(0.3, rel=1e-3)
+    np.testing.assert_allclose(model.table.values, 0.7 * known.table.values, rtol=1e-3)
+    wanted = [0.02 + 1e-5 * size for _, _, size in known.edges]
+    assert [edge.latency_ms for edge in model.boundaries] == pytest.approx(wanted, rel=1e-2)
+    assert model.rank_correlation == pytest.approx(1)
+    for plan in known.emitted:
+        assert model.predicted_ms(plan) == pytest.approx(machine(plan, known.table, known.edges), rel=1e-4)
+
+
+def test_the_plans_it_is_tested_on_are_others_than_those_it_was_fitted_on(known: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = known.measure()
+    plans = known.emitted[len(SCHEMES) :]
+    fitted, tested = plans[: -measured.TEST_PLANS], plans[-measured.TEST_PLANS :]
+
+    assert len(model.tested) == len(tested) >= 10
+    assert [time for _, time in model.tested] == [machine(plan, known.table, known.edges) for plan in tested]
+    assert not [plan for plan in tested if plan in fitted]
+
+
+def test_every_file_is_one_step_and_every_session_has_the_threads_that_were_asked_for(known: SimpleNamespace) -> None:
+    known.measure()
+
+    assert known.advanced == len(known.emitted) == steps(SCHEMES)
+    assert set(known.threads) == {3}
+
+
+def test_the_seed_draws_the_plans(known: SimpleNamespace) -> None:
+    for seed in (0, 0, 1):
+        known.measure(seed)
+    first, again, other = (known.emitted[place * steps(SCHEMES) : (place + 1) * steps(SCHEMES)] for place in range(3))
+
+    assert first == again != other
+
+
+def test_menus_without_float_stay_without_it_and_all_alike_has_no_rank(known: SimpleNamespace) -> None:
+    pinned = tuple(Group(group.name, group.layers, ("w8a8",), "pinned") for group in known.box.groups)
+    model = known.measure(groups=pinned)
+
+    assert {scheme for plan in known.emitted for scheme in plan.values()} == {"w8a8"}
+    assert math.isnan(model.rank_correlation)
+
+
+def test_random_plans_reach_from_nearly_none_to_mostly_float_in_any_order_of_the_menu() -> None:
+    groups = [Group(f"g{place}", (), ("w8a8", "w4a8", "fp32"), "") for place in range(200)]
+    shares = [[*plan.values()].count("fp32") / 200 for plan in measured._random_plans(groups, 0, 12)]
+
+    assert min(shares) < 0.1 and max(shares) > 0.8
+
+
+def test_a_layers_time_is_the_median_of_its_own_nodes_without_what_converts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    graph = toys.toybox().captured.graph
+    stem, down = graph.layer("stem"), graph.layer("down")
+    events = [
+        *[event(f"node_{stem.node}_nchwc", "Conv", micros) for micros in (1000, 9000, 2000)],
+        event(stem.output, "Relu", 500),
+        event(down.node, "QLinearConv", 4000),
+        event(f"{down.output}_QuantizeLinear", "QuantizeLinear", 7777),
+        event("nothing_of_ours", "Transpose", 7777),
+        {"cat": "Session", "name": f"{stem.node}_kernel_time", "dur": 7777, "args": {}},
+        {"cat": "Node", "name": f"{stem.node}_fence_before", "dur": 7777, "args": {}},
+    ]
+    report = tmp_path / "profile.json"
+    report.write_text(json.dumps(events))
+    handle = SimpleNamespace(end_profiling=lambda: str(report))
+    monkeypatch.setattr(measured, "open_session", lambda *_, **__: SimpleNamespace(run=lambda _: (), handle=handle))
+
+    assert measured._layer_ms(tmp_path, graph, FEEDS, 1, tmp_path) == {"stem": 2.0 + 0.5, "down": 4.0}
+    assert not report.exists()
+
+
+def event(node: str, operation: str, micros: int) -> dict[str, Any]:
+    return {"cat": "Node", "name": f"{node}_kernel_time", "dur": micros, "args": {"op_name": operation}}
+
+
+def test_in_the_runtime_every_weighted_layer_is_found_in_both_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "PROFILE_RUNS", 2)
+    monkeypatch.setattr(measured, "FIT_PLANS", 2)
+    monkeypatch.setattr(measured, "TEST_PLANS", 3)
+    box = toys.toybox()
+    candidates = toys.candidates(box, tmp_path)
+    feeds = {"x": np.zeros((1, 3, toys.SIDE, toys.SIDE), np.float32)}
+    model = measure_latency(
+        box.captured.graph, box.groups, SCHEMES, candidates.emit, feeds, threads=1, seed=0, folder=tmp_path, advance=lambda _: None
+    )
+    for scheme in SCHEMES:
+        profile = measured._layer_ms(candidates.emit(toys.everything(box.groups, scheme)), box.captured.graph, feeds, 1, tmp_path)
+        assert set(profile) >= {"stem", "depthwise", "point", "down", "classifier"}
+    assert np.isfinite(model.predicted_ms(toys.everything(box.groups, "w4a8")))
+    assert [path.name for path in tmp_path.iterdir() if "profile" in path.name] == []
