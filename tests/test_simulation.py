@@ -91,6 +91,7 @@ FORMS: dict[str, Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]]] = {
     "average pools": lambda m, x: m.b(F.avg_pool2d(F.relu(m.a(x)), 3, 2, 1)) + m.c(F.adaptive_avg_pool2d(m.a(x), 5)),
     "negative clip": lambda m, x: m.b(F.hardtanh(m.a(x))),
     "clips with one bound": lambda m, x: m.c(m.b(m.a(x).clamp(max=0.3)).clamp(min=-0.2)),
+    "float layer behind a wide clip": lambda m, x: m.c(m.b(F.relu(m.a(x))).clamp(-9, 9)),
     "clip of an addition": lambda m, x: F.relu6(m.a(x) + m.b(m.a(x))),
     "broadcast addition": lambda m, x: (lambda t: m.b(t + m.c(t).mean((2, 3), keepdim=True)))(F.relu(m.a(x))),
     "addition to itself": lambda m, x: (lambda t: m.b(t + t))(F.relu(m.a(x))),

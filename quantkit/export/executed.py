@@ -40,14 +40,6 @@ def owners(graph: Graph) -> dict[str, str]:
         for name in (layer.node, layer.output):
             names.setdefault(name, layer.name)
             names.setdefault(f"node_{name}", layer.name)
-    # A float layer takes in what only it feeds (LeakyRelu, Sigmoid, a constant that is added) and is then named after that.
-    alone = {node.node for node in graph.unsupported}
-    tensors = {tensor.name: tensor for tensor in graph.tensors}
-    for layer in graph.layers:
-        name = layer.output
-        while name in tensors and not tensors[name].is_output and len(tensors[name].consumers) == 1 and tensors[name].consumers[0] in alone:
-            (name,) = tensors[name].consumers
-            names.setdefault(name, layer.name)
     return names
 
 
@@ -77,11 +69,27 @@ def read_executed(optimized: Path, graph: Graph, placement: Placement) -> Execut
 
 
 def _kinds(optimized: Path, graph: Graph) -> dict[str, str]:
-    names = owners(graph)
+    """The operation type that runs for each layer, by layer name; under its own names before those of what it may have taken in."""
+    nodes = list(onnx.load(optimized, load_external_data=False).graph.node)
     layers = {layer.name: layer for layer in graph.layers}
     found: dict[str, str] = {}
-    for node in onnx.load(optimized, load_external_data=False).graph.node:
-        owner = names.get(plain(node.name)) or next((names[plain(out)] for out in node.output if plain(out) in names), None)
-        if owner and node.op_type in OPERATIONS[layers[owner].kind]:
-            found[owner] = node.op_type
+    for names in (owners(graph), _taken_in(graph)):
+        for node in nodes:
+            candidates = [plain(node.name), *(plain(output) for output in node.output)]
+            owner = next((names[name] for name in candidates if name in names), None)
+            if owner and node.op_type in OPERATIONS[layers[owner].kind]:
+                found.setdefault(owner, node.op_type)
     return found
+
+
+def _taken_in(graph: Graph) -> dict[str, str]:
+    """Layer names by what only they feed: a float layer takes in a LeakyRelu or a constant that is added, and is then named after that."""
+    unsupported = {entry.node for entry in graph.unsupported}
+    tensors = {tensor.name: tensor for tensor in graph.tensors}
+    names: dict[str, str] = {}
+    for layer in graph.layers:
+        tensor = tensors.get(layer.output)
+        while tensor is not None and not tensor.is_output and len(tensor.consumers) == 1 and tensor.consumers[0] in unsupported:
+            names.setdefault(tensor.consumers[0], layer.name)
+            tensor = tensors.get(tensor.consumers[0])
+    return names

@@ -60,4 +60,9 @@ def _name_products(target: ir.Graph, graph: Graph) -> None:
             for value in node.inputs:
                 product = value.producer() if value is not None else None
                 if product is not None and product.op_type == "MatMul":
-                    product.name = f"node_{layer.node}_product"
+                    product.name = product_name(layer.node)
+
+
+def product_name(node: str) -> str:
+    """The name of the MatMul in front of the Add that bears the name of a linear layer over tokens."""
+    return f"node_{node}_product"

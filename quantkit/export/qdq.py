@@ -19,6 +19,7 @@ from torch import Tensor
 from quantkit.affine import QParams, bias_codes
 from quantkit.errors import ContractError
 from quantkit.export.editor import Editor, array_of, read
+from quantkit.export.float_onnx import product_name
 from quantkit.graph import Graph, Layer
 from quantkit.quantization import WeightBank
 from quantkit.targets.placement import Barrier, Placement, Slot
@@ -48,7 +49,7 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
         if layer.weight:
             _store_weight(editor, layer, placement, bank)
     for (name, slot), barrier in placement.barriers.items():
-        _set_barrier(editor, _operation(editor, graph.layer(name)), slot, barrier)
+        _set_barrier(editor, _operation(editor, name), slot, barrier)
     for unsupported in graph.unsupported:
         if unsupported.node in placement.unscaled:
             _scale_afterwards(editor, unsupported.node, bank.activations[graph.source(unsupported.inputs[0])])
@@ -68,7 +69,7 @@ def _quantize_output(editor: Editor, layer: Layer, qparams: QParams) -> None:
 
 
 def _quantize_inputs(editor: Editor, layer: Layer, bank: WeightBank) -> None:
-    node = _operation(editor, layer)
+    node = _operation(editor, layer.node)
     for slot in range(len(layer.inputs)):
         value = read(node, slot)
         if not _is_dequantized(value):
@@ -77,7 +78,7 @@ def _quantize_inputs(editor: Editor, layer: Layer, bank: WeightBank) -> None:
 
 
 def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
-    node, spec = _operation(editor, layer), placement.schemes[layer.name].weights
+    node, spec = _operation(editor, layer.node), placement.schemes[layer.name].weights
     old = read(node, 1)
     if spec is None or old.const_value is None:
         raise ContractError(f"the weight of {layer.name} is not a constant in the float file", "an initializer", "report this network")
@@ -162,17 +163,18 @@ def _names(editor: Editor, layers: list[Layer], placement: Placement) -> Emitted
     inputs, outputs = {}, {}
     for layer in layers:
         for slot in range(len(layer.inputs)):
-            inputs[layer.name, slot] = str(_dequantizer(read(_operation(editor, layer), slot))[0].name)
+            inputs[layer.name, slot] = str(_dequantizer(read(_operation(editor, layer.node), slot))[0].name)
         coded = layer.name in placement.outputs
         outputs[layer.name] = str((editor.codes(editor.value(layer.output)) if coded else editor.value(layer.node)).name)
     return Emitted(inputs, outputs)
 
 
-def _operation(editor: Editor, layer: Layer) -> ir.Node:
-    """The layer's operation: a linear layer over tokens is a MatMul in front of the Add that keeps its name."""
-    node = editor.producer(layer.node)
-    if layer.kind == "linear" and node.op_type == "Add":
-        node = next((v.producer() for v in node.inputs if v is not None and v.producer() is not None), None) or node
+def _operation(editor: Editor, name: str) -> ir.Node:
+    """The operation of that node: a linear layer over tokens is a MatMul in front of the Add that keeps its name."""
+    node = editor.producer(name)
+    if node.op_type == "Add":
+        products = [value.producer() for value in node.inputs if value is not None]
+        node = next((made for made in products if made is not None and made.name == product_name(name)), node)
     return node
 
 

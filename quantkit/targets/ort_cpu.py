@@ -21,11 +21,14 @@ OPSET = 21  # INT4 initializers; the IR version that goes with it
 MINIMUM_RUNTIME = "1.22"
 WEIGHT_BITS = (4, 8)
 SCHEMES = ("fp32", "w8a8", "w4a8")
+AVERAGE = "mean.dim"
+CLIPS = ("relu.default", "relu6.default", "hardtanh.default", "clamp.default")
+WEIGHTED = ("conv", "linear", "addmm", "matmul", "mm")  # of operations that are no layers, those that may still hold a constant weight
 SESSION_OPTIONS: Mapping[str, str] = {}  # nothing is needed: what keeps a float layer float lies in the file
 
 
 def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
-    """The schemes of those names. Raises SchemeError for one that this target cannot run, or if fp32 alone is left."""
+    """The schemes of those names, fp32 among them. Raises SchemeError for one that this target cannot run."""
     schemes = tuple(parse_scheme(name) for name in dict.fromkeys([*names, FLOAT.name]))
     for scheme in schemes:
         if scheme.weights and scheme.weights.bits not in WEIGHT_BITS:
@@ -56,16 +59,9 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
         layer.name for layer in graph.layers if layer.name in schemes and (not _may_leave_float(layer) or layer.output in int8_readers)
     )
     coded = {layer.output for layer in graph.layers if layer.name in outputs}
-    inputs: set[Slot] = set()
-    barriers: dict[Slot, Barrier] = {}
-    for layer in graph.layers:
-        sources = [graph.source(tensor) for tensor in layer.inputs]
-        if layer.name in schemes:
-            inputs.update((layer.name, slot) for slot in range(len(sources)))
-        elif layer.output in int8_readers:
-            dequantized = [slot for slot, source in enumerate(sources) if source in coded]
-            barriers.update({(layer.name, slot): "vector" if layer.kind == "conv" else "max" for slot in dequantized[:1]})
-    averages = {node.node for node in graph.unsupported if node.operation == "mean.dim" and graph.source(node.inputs[0]) in coded}
+    inputs = {(layer.name, slot) for layer in graph.layers if layer.name in schemes for slot in range(len(layer.inputs))}
+    averages = {entry.node for entry in graph.unsupported if entry.operation == AVERAGE and graph.source(entry.inputs[0]) in coded}
+    barriers = _barriers(graph, schemes, int8_readers, coded)
     return Placement(schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes))
 
 
@@ -100,6 +96,27 @@ def product_rows(layer: Layer, weight: Tensor) -> tuple[Tensor, bool]:
 def _may_leave_float(layer: Layer) -> bool:
     """Whether int8 may end in a float output: a 2-D Gemm, whose bias is then stored as int32."""
     return layer.kind == "linear" and len(layer.output_shape) == 1 and not layer.activation
+
+
+def _barriers(graph: Graph, schemes: Mapping[str, Scheme], int8_readers: set[str], coded: set[str]) -> dict[Slot, Barrier]:
+    """A float operation between a DequantizeLinear and a QuantizeLinear would run in int8, its weights rounded without a plan.
+
+    The QuantizeLinear may stand behind a clip, which the runtime drops where the codes' range lies within its bounds.
+    """
+    clips = {entry.node: entry.inputs[0] for entry in graph.unsupported if entry.operation in CLIPS}
+    quantized = set(int8_readers)
+    for name in int8_readers:
+        while name in clips:
+            name = graph.source(clips[name])
+            quantized.add(name)
+    floats = [(layer.node, layer.output, layer.inputs, layer.kind) for layer in graph.layers if layer.name not in schemes]
+    floats += [(entry.node, entry.node, entry.inputs[:1], "") for entry in graph.unsupported if entry.operation.startswith(WEIGHTED)]
+    found: dict[Slot, Barrier] = {}
+    for node, output, reads, kind in floats:
+        dequantized = [slot for slot, tensor in enumerate(reads) if graph.source(tensor) in coded]
+        if output in quantized and dequantized:
+            found[node, dequantized[0]] = "vector" if kind == "conv" else "max"
+    return found
 
 
 def _float_biases(graph: Graph, names: Iterable[str]) -> frozenset[str]:

@@ -17,8 +17,8 @@ class Placement:
     """Where Q/DQ go, and what the runtime's kernels make of it.
 
     `schemes`: the scheme of each quantized layer; a layer that is absent is float. `inputs`: (layer, slot) of activations that
-    are quantized on the way in. `outputs`: layers whose output leaves as codes, for every reader. `barriers`: (layer, slot) of
-    float layers that read dequantized codes and that the runtime would quantize behind our back, and what prevents it.
+    are quantized on the way in. `outputs`: layers whose output leaves as codes, for every reader. `barriers`: (node, slot) of
+    float operations that read dequantized codes and that the runtime would quantize behind our back, and what prevents it.
     `unscaled`: averages of codes that are taken in integer steps and scaled afterwards, so that their sums are exact in any order.
     `float_bias`: layers whose integer product leaves the kernel as float, and only then gets its bias.
     """

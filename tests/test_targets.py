@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from networks import captured
+
+from quantkit.errors import SchemeError
+from quantkit.graph import Graph, Layer, Mover, Tensor, Unsupported
+from quantkit.spec import FLOAT, parse_scheme
+from quantkit.targets import TARGETS, find_target, ort_cpu
+from quantkit.targets.placement import Placement
+
+
+def conv(name: str, source: str, **changes: object) -> Layer:
+    return Layer(name, "conv", name, name, (source,), (), f"{name}.weight", f"{name}.bias", (8, 8, 3, 3), output_shape=(8, 4, 4), **changes)  # type: ignore[arg-type]
+
+
+def linear(name: str, source: str, shape: tuple[int, ...] = (8,), activation: tuple[str, ...] = ()) -> Layer:
+    return Layer(name, "linear", name, name, (source,), activation, f"{name}.weight", f"{name}.bias", (8, 8), output_shape=shape)
+
+
+def joined(name: str, kind: str, *sources: str) -> Layer:
+    return Layer(name, kind, name, name, sources, output_shape=(8, 4, 4))
+
+
+def network(*layers: Layer, movers: tuple[Mover, ...] = (), unsupported: tuple[Unsupported, ...] = ()) -> Graph:
+    names = ["x", *(layer.output for layer in layers), *(mover.node for mover in movers), *(entry.node for entry in unsupported)]
+    outputs = (layers[-1].output,)
+    tensors = tuple(Tensor(name, (8, 4, 4), (), name in outputs) for name in names)
+    return Graph(layers, movers, unsupported, tensors, ("x",), outputs, {})
+
+
+def place(graph: Graph, schemes: str) -> Placement:
+    """`schemes`: one letter a layer, `8` or `4` for int8, `f` for float."""
+    names = {"8": "w8a8", "4": "w4a8", "f": "fp32"}
+    return ort_cpu.place(graph, {layer.name: parse_scheme(names[letter]) for layer, letter in zip(graph.layers, schemes, strict=True)})
+
+
+def test_every_kernel_but_gemm_has_codes_on_both_sides() -> None:
+    graph = network(conv("a", "x"), conv("b", "a"), joined("c", "add", "a", "b"), joined("d", "concat", "c", "a", "x"))
+    placement = place(graph, "8488")
+    assert placement.inputs == {("a", 0), ("b", 0), ("c", 0), ("c", 1), ("d", 0), ("d", 1), ("d", 2)}
+    assert placement.outputs == {"a", "b", "c", "d"}
+    assert placement.barriers == {} and placement.float_bias == frozenset()
+    assert {name: scheme.name for name, scheme in placement.schemes.items()} == {"a": "w8a8", "b": "w4a8", "c": "w8a8", "d": "w8a8"}
+
+
+def test_codes_leave_an_int8_layer_even_for_float_readers() -> None:
+    placement = place(network(conv("a", "x"), conv("b", "a")), "8f")
+    assert placement.outputs == {"a"} and placement.inputs == {("a", 0)}
+
+
+def test_a_plain_gemm_leaves_float_unless_int8_reads_it() -> None:
+    graph = network(linear("a", "x"), linear("b", "a"))
+    assert place(graph, "8f").outputs == frozenset()
+    assert place(graph, "88").outputs == {"a"}
+    assert place(network(linear("a", "x", activation=("relu",))), "8").outputs == {"a"}
+
+
+def test_a_linear_layer_over_tokens_has_a_float_bias_and_codes_behind_it() -> None:
+    graph = network(linear("a", "x", shape=(7, 8)), linear("b", "a"))
+    placement = place(graph, "88")
+    assert placement.float_bias == {"a"} and placement.outputs == {"a"}
+    assert ort_cpu.isolate(graph, ["a"], parse_scheme("w8a8")).float_bias == {"a"}
+    assert place(graph, "f8").float_bias == frozenset()
+
+
+BARRIERS: dict[str, tuple[str, Mapping[tuple[str, int], str]]] = {
+    "float between int8": ("8f8", {("b", 0): "vector"}),
+    "float reads float": ("ff8", {}),
+    "no int8 reader": ("8ff", {}),
+    "all int8": ("888", {}),
+}
+
+
+@pytest.mark.parametrize(("schemes", "wanted"), BARRIERS.values(), ids=BARRIERS)
+def test_a_barrier_stands_where_the_runtime_would_quantize_a_float_layer(schemes: str, wanted: Mapping[tuple[str, int], str]) -> None:
+    assert place(network(conv("a", "x"), conv("b", "a"), conv("c", "b")), schemes).barriers == wanted
+
+
+def test_other_kernels_get_a_max_at_their_first_dequantized_input() -> None:
+    graph = network(conv("a", "x"), conv("b", "x"), joined("c", "add", "a", "b"), conv("d", "c"))
+    assert place(graph, "88f8").barriers == {("c", 0): "max"}
+    assert place(graph, "f8f8").barriers == {("c", 1): "max"}
+    assert place(network(linear("a", "x", activation=("relu",)), linear("b", "a"), linear("c", "b")), "8f8").barriers == {("b", 0): "max"}
+
+
+def test_movers_are_seen_through() -> None:
+    graph = network(conv("a", "x"), conv("b", "pool"), conv("c", "b"), movers=(Mover("pool", "max_pool", "a"),))
+    assert place(graph, "8f8").barriers == {("b", 0): "vector"}
+
+
+def test_a_clip_that_the_runtime_may_drop_is_seen_through() -> None:
+    clip = Unsupported("clip", "hardtanh.default", ("b",), "")
+    graph = network(conv("a", "x"), conv("b", "a"), conv("c", "clip"), unsupported=(clip,))
+    assert place(graph, "8f8").barriers == {("b", 0): "vector"}
+    other = Unsupported("clip", "silu.default", ("b",), "")
+    assert place(network(*graph.layers, unsupported=(other,)), "8f8").barriers == {}
+
+
+def test_a_weighted_operation_that_is_no_layer_gets_a_barrier() -> None:
+    entry = Unsupported("conv3d", "conv3d.default", ("a", "weight"), "")
+    assert place(network(conv("a", "x"), conv("b", "conv3d"), unsupported=(entry,)), "88").barriers == {("conv3d", 0): "max"}
+    assert place(network(conv("a", "x"), conv("b", "conv3d"), unsupported=(entry,)), "f8").barriers == {}
+
+
+def test_averages_of_codes_are_unscaled_and_of_floats_are_not() -> None:
+    mean = Unsupported("mean", "mean.dim", ("pool",), "")
+    graph = network(conv("a", "x"), linear("b", "mean"), movers=(Mover("pool", "max_pool", "a"),), unsupported=(mean,))
+    assert place(graph, "8f").unscaled == {"mean"}
+    assert place(graph, "f8").unscaled == frozenset()
+
+
+def test_isolation_quantizes_the_inputs_and_weights_of_a_group_alone() -> None:
+    graph = network(conv("a", "x"), conv("b", "a"), joined("c", "add", "a", "b"))
+    scheme = parse_scheme("w4a8")
+    placement = ort_cpu.isolate(graph, ["b", "c"], scheme)
+    assert placement.schemes == {"b": scheme, "c": scheme}
+    assert placement.inputs == {("b", 0), ("c", 0), ("c", 1)}
+    assert placement.outputs == frozenset() and placement.barriers == {}
+
+
+def test_groups_are_layers_save_where_a_weight_is_shared() -> None:
+    groups = ort_cpu.groups(captured("mlp").graph, ort_cpu.check_schemes(["w8a8", "w4a8"]))
+    assert [(group.name, group.layers) for group in groups] == [("one", ("one",)), ("middle", ("middle", "middle.2")), ("last", ("last",))]
+    assert "middle.weight" in groups[1].reason
+
+
+def test_an_operation_without_weights_takes_the_widest_scheme_only() -> None:
+    graph = network(conv("a", "x"), joined("b", "add", "a", "x"))
+    menus = {group.name: group.schemes for group in ort_cpu.groups(graph, ort_cpu.check_schemes(["w4a8", "w8a8"]))}
+    assert set(menus["a"]) == {"fp32", "w8a8", "w4a8"} and set(menus["b"]) == {"fp32", "w8a8"}
+    menus = {group.name: group.schemes for group in ort_cpu.groups(graph, ort_cpu.check_schemes(["w4a8"]))}
+    assert set(menus["b"]) == {"fp32", "w4a8"}
+    assert {group.schemes for group in ort_cpu.groups(graph, [FLOAT])} == {("fp32",)}
+
+
+def test_float_is_always_among_the_schemes_and_none_is_there_twice() -> None:
+    assert [scheme.name for scheme in ort_cpu.check_schemes(["w8a8", "w8a8"])] == ["w8a8", "fp32"]
+
+
+@pytest.mark.parametrize("scheme", ["w3a8", "w5a8"])
+def test_a_scheme_that_the_target_cannot_run_is_refused(scheme: str) -> None:
+    with pytest.raises(SchemeError, match=f"{scheme}.*ort-cpu.*fp32, w8a8, w4a8"):
+        ort_cpu.check_schemes([scheme])
+
+
+def test_an_unknown_target_is_refused_with_the_nearest_name() -> None:
+    assert find_target("ort-cpu") is TARGETS["ort-cpu"]
+    with pytest.raises(SchemeError, match="did you mean 'ort-cpu'"):
+        find_target("ort_cpu")
+
+
+def test_bytes_of_a_layer() -> None:
+    layer = conv("a", "x")
+    count = 8 * 8 * 9
+    assert ort_cpu.weight_bytes(layer, FLOAT) == 4 * count + 4 * 8
+    assert ort_cpu.weight_bytes(layer, parse_scheme("w8a8")) == count + 4 * 8 + 4 * 8
+    assert ort_cpu.weight_bytes(layer, parse_scheme("w4a8")) == count // 2 + 4 * 8 + 4 * 8
+    assert ort_cpu.weight_bytes(joined("b", "add", "a", "a"), parse_scheme("w8a8")) == 0
+
+
+def test_products_lie_in_the_order_in_which_the_kernel_adds_them() -> None:
+    weight = torch.arange(8 * 8 * 9.0).reshape(8, 8, 3, 3)
+    rows, paired = ort_cpu.product_rows(conv("a", "x"), weight)
+    assert paired and rows[2, :8].tolist() == weight[2, :, 0, 0].tolist()
+    assert rows[2, 8:16].tolist() == weight[2, :, 0, 1].tolist()
+
+
+def test_a_depthwise_kernel_adds_no_pairs() -> None:
+    assert not ort_cpu.product_rows(conv("a", "x", groups=8), torch.zeros(8, 1, 3, 3))[1]
+    assert ort_cpu.product_rows(conv("a", "x", groups=2), torch.zeros(8, 4, 3, 3))[1]
+    assert ort_cpu.product_rows(linear("a", "x"), torch.zeros(8, 8))[1]
