@@ -80,10 +80,10 @@ def test_a_barrier_stands_where_the_runtime_would_quantize_a_float_layer(schemes
     assert place(network(conv("a", "x"), conv("b", "a"), conv("c", "b")), schemes).barriers == wanted
 
 
-def test_other_kernels_get_a_max_at_their_first_dequantized_input() -> None:
+def test_other_kernels_get_a_max_where_all_their_inputs_are_codes() -> None:
     graph = network(conv("a", "x"), conv("b", "x"), joined("c", "add", "a", "b"), conv("d", "c"))
     assert place(graph, "88f8").barriers == {("c", 0): "max"}
-    assert place(graph, "f8f8").barriers == {("c", 1): "max"}
+    assert place(graph, "f8f8").barriers == {}
     assert place(network(linear("a", "x", activation=("relu",)), linear("b", "a"), linear("c", "b")), "8f8").barriers == {("b", 0): "max"}
 
 

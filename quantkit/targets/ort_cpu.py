@@ -113,9 +113,8 @@ def _barriers(graph: Graph, schemes: Mapping[str, Scheme], int8_readers: set[str
     floats += [(entry.node, entry.node, entry.inputs[:1], "") for entry in graph.unsupported if entry.operation.startswith(WEIGHTED)]
     found: dict[Slot, Barrier] = {}
     for node, output, reads, kind in floats:
-        dequantized = [slot for slot, tensor in enumerate(reads) if graph.source(tensor) in coded]
-        if output in quantized and dequantized:
-            found[node, dequantized[0]] = "vector" if kind == "conv" else "max"
+        if output in quantized and all(graph.source(tensor) in coded for tensor in reads):
+            found[node, 0] = "vector" if kind == "conv" else "max"
     return found
 
 

@@ -1,0 +1,310 @@
+"""Emitted files as ONNX Runtime really runs them, and as the ONNX standard reads them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import NETWORKS, Bench, Formed, bench, build, captured, formed, images, run
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from quantkit.capture import Captured, capture
+from quantkit.data import Batch, Subset, collect
+from quantkit.errors import CaptureError, ContractError
+from quantkit.evaluation import open_session
+from quantkit.export.executed import plain
+from quantkit.export.float_onnx import export_float
+from quantkit.export.static_baseline import quantize_with_onnxruntime
+from quantkit.export.watch import expose
+from quantkit.quantization import WeightBank
+from quantkit.spec import QuantSpec
+from quantkit.targets import ort_cpu
+
+
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
+    """The networks of NETWORKS on their benches, each made once."""
+    made: dict[str, Bench] = {}
+
+    def get(name: str) -> Bench:
+        if name not in made:
+            made[name] = bench(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+def operations(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+CHAINS: dict[str, Callable[[Formed, Tensor], Tensor]] = {
+    "convolutions": lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))),
+    "convolutions without activation": lambda m, x: m.c(m.b(m.a(x))),
+    "linear": lambda m, x: m.fd(F.relu(m.fc(F.relu(m.a(x)).mean((2, 3))))),
+    "linear over tokens": lambda m, x: m.fd(F.relu(m.fc(m.a(x).flatten(2).transpose(1, 2)))),
+    "addition": lambda m, x: (lambda t: m.b(F.relu(t + x.repeat(1, 3, 1, 1)[:, :8])))(m.a(x)),
+    "concatenation": lambda m, x: (lambda t: m.c(torch.cat([t[:, :4], t[:, 4:]], 1)))(F.relu(m.a(x))),
+}
+
+
+@pytest.mark.parametrize("form", CHAINS.values(), ids=CHAINS)
+def test_what_is_planned_runs_in_every_mix_of_a_chain(form: Callable[[Formed, Tensor], Tensor], tmp_path: Path) -> None:
+    """The runtime would quantize a float layer between Q and DQ behind our back, and drop int8 kernels for want of one Q."""
+    work = Bench(formed(form), images(), tmp_path)
+    names = [layer.name for layer in work.graph.layers]
+    for mix in itertools.product(["fp32", "w8a8"], repeat=len(names)):
+        allocation = dict(zip(names, mix, strict=True))
+        placement = work.place(allocation)
+        executed = work.executed(work.emit(placement)[0], placement)
+        assert executed.mismatches == ()
+        assert executed.precisions == {name: "float" if scheme == "fp32" else "int8" for name, scheme in allocation.items()}
+
+
+NAKED: dict[str, tuple[Callable[[Formed, Tensor], Tensor], str, str]] = {
+    "convolution": (CHAINS["convolutions"], "8f8", "QLinearConv"),
+    "linear": (lambda m, x: m.fd(m.fc(F.relu(m.fd(x.mean((2, 3)).repeat(1, 3)[:, :8])))), "8f8", "QGemm"),
+    "addition": (lambda m, x: (lambda t: m.c(t + m.b(t)))(F.relu(m.a(x))), "88f8", "QLinearAdd"),
+    "concatenation": (CHAINS["concatenation"], "8f8", "QLinearConcat"),
+}
+
+
+@pytest.mark.parametrize(("form", "mix", "kernel"), NAKED.values(), ids=NAKED)
+def test_without_its_barrier_a_float_layer_is_a_named_mismatch(
+    form: Callable[[Formed, Tensor], Tensor], mix: str, kernel: str, tmp_path: Path
+) -> None:
+    work = Bench(formed(form), images(), tmp_path)
+    names = [layer.name for layer in work.graph.layers]
+    placement = work.place({name: "fp32" if letter == "f" else "w8a8" for name, letter in zip(names, mix, strict=True)})
+    assert placement.barriers
+    naked = replace(placement, barriers={})
+    assert work.executed(work.emit(naked)[0], naked).mismatches == (f"{names[mix.index('f')]}: planned float, ran int8 ({kernel})",)
+
+
+def test_a_missing_quantizer_is_a_named_mismatch(tmp_path: Path) -> None:
+    work = Bench(formed(CHAINS["convolutions"]), images(), tmp_path)
+    placement = work.place(work.uniform("w8a8"))
+    short = replace(placement, outputs=placement.outputs - {"b"}, inputs=placement.inputs - {("c", 0)}, schemes={
+        name: scheme for name, scheme in placement.schemes.items() if name != "c"
+    })
+    path, _ = work.emit(short)
+    (mismatch,) = work.executed(path, short).mismatches
+    assert mismatch.startswith("b: planned int8, ran float")
+
+
+def test_a_layer_that_vanished_is_a_named_mismatch(benches: Callable[[str], Bench]) -> None:
+    work = benches("chain")
+    placement = work.place(work.uniform("w8a8"))
+    path, _ = work.emit(placement)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.name = node.name.replace("conv2d_1", "other")
+        for names in (node.input, node.output):
+            names[:] = ["other" if name in ("conv2d_1", "relu_1") else name.replace("relu_1_quantized", "codes") for name in names]
+        if node.op_type == "Relu" and node.name == "node_relu_1":
+            node.output[:], node.name = ["behind"], "behind"
+        if node.name == "relu_1_QuantizeLinear":
+            node.input[0], node.name = "behind", "quantizer"
+    onnx.save(model, path)
+    assert work.executed(path, placement).mismatches == ("b: planned int8, not found in the runtime's graph",)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_int4_storage_runs_the_int8_kernel_with_the_same_bits(benches: Callable[[str], Bench], name: str) -> None:
+    """The twin stores the same 4-bit codes as INT8: equal outputs, equal optimised graph, a larger file."""
+    work = benches(name)
+    placement = work.place(work.uniform("w4a8"))
+    narrow, _ = work.emit(placement, "narrow.onnx")
+    twin = onnx.load(narrow)
+    stored = {tensor.name: tensor for tensor in twin.graph.initializer}
+    for cast in [node for node in twin.graph.node if node.op_type == "Cast"]:
+        codes = onnx.numpy_helper.to_array(stored[cast.input[0]]).astype(np.int8)
+        twin.graph.initializer.append(onnx.numpy_helper.from_array(codes, cast.output[0]))
+        twin.graph.node.remove(cast)
+    used = {name for node in twin.graph.node for name in node.input}
+    for tensor in [tensor for tensor in twin.graph.initializer if tensor.name not in used]:
+        twin.graph.initializer.remove(tensor)
+    wide = work.folder / "wide.onnx"
+    onnx.save(twin, wide)
+    optimized = [path.with_suffix(".optimized.onnx") for path in (narrow, wide)]
+    sessions = [open_session(path, threads=1, optimized=out) for path, out in zip((narrow, wide), optimized, strict=True)]
+    for one, other in zip(*(run(session, work.inputs) for session in sessions), strict=True):
+        assert torch.equal(one, other)
+    assert operations(optimized[0]) == operations(optimized[1])
+    assert not operations(optimized[0]) & Counter(["Cast", "Conv", "FusedConv", "Gemm", "MatMul"])
+    weights = {layer.weight: layer.weight_count for layer in work.graph.layers if layer.weight}
+    saved = wide.stat().st_size - narrow.stat().st_size
+    assert saved == pytest.approx(sum(weights.values()) / 2, abs=200 * len(weights))
+
+
+def test_file_sizes_follow_the_bits(tmp_path: Path) -> None:
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(512, 512)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x)
+
+    inputs = {"x": torch.randn(8, 512)}
+    work = Bench(capture(build(Large), inputs), inputs, tmp_path)
+    sizes = {scheme: work.emit(work.place(work.uniform(scheme)))[0].stat().st_size for scheme in ("fp32", "w8a8", "w4a8")}
+    for scheme, bits in (("fp32", 32), ("w8a8", 8), ("w4a8", 4)):
+        assert sizes[scheme] == pytest.approx(512 * 512 * bits / 8, abs=12_000)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_files_are_valid_and_agree_with_the_standard(benches: Callable[[str], Bench], name: str) -> None:
+    """onnx.reference computes Q/DQ in float and does not round biases: where a sum lies between two codes, a step is its right."""
+    work = benches(name)
+    allocation = work.uniform("w8a8") | {next(layer.name for layer in work.graph.layers if layer.weight): "w4a8"}
+    placement = work.place(allocation)
+    path, emitted = work.emit(placement)
+    onnx.checker.check_model(path, full_check=True)
+    watched = work.folder / "watched.onnx"
+    expose(path, [*emitted.inputs.values(), *emitted.outputs.values()], watched)
+    session = open_session(watched, threads=1)
+    feeds = {key: value.numpy() for key, value in work.inputs.items()}
+    names = [output.name for output in session.handle.get_outputs()]
+    ours, standard = session.run(feeds), ReferenceEvaluator(str(watched)).run(None, feeds)
+    codes = [key for key, one in zip(names, ours, strict=True) if one.dtype == np.uint8]
+    pairs = [(one, np.asarray(other)) for key, one, other in zip(names, ours, standard, strict=True) if key in codes]
+    apart = np.concatenate([np.abs(one.astype(int) - other.astype(int)).ravel() for one, other in pairs])
+    assert apart.max() <= (1 if name in ("mlp", "tokens") else 3)  # steps add up with depth
+    assert (apart > 0).mean() < 0.05
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_one_convolution_agrees_with_the_standard_to_one_step(scheme: str, tmp_path: Path) -> None:
+    work = Bench(formed(lambda m, x: F.relu(m.a(x))), images(), tmp_path)
+    path, _ = work.emit(work.place(work.uniform(scheme)))
+    (ours,) = run(open_session(path, threads=1), work.inputs)
+    (standard,) = ReferenceEvaluator(str(path)).run(None, {"x": work.inputs["x"].numpy()})
+    apart = (ours - torch.from_numpy(np.array(standard))).abs() / work.bank.output_qparams(work.graph.layer("a")).scale
+    assert apart.max() < 1.001 and (apart > 0.5).float().mean() < 0.02
+
+
+def test_one_quantizer_a_tensor_and_one_dequantizer_a_reader(benches: Callable[[str], Bench]) -> None:
+    work = benches("residual")
+    path, _ = work.emit(work.place(work.uniform("w8a8")))
+    file = onnx.load(path).graph
+    quantized = [node.input[0] for node in file.node if node.op_type == "QuantizeLinear"]
+    assert len(quantized) == len(set(quantized))
+    readers = Counter(name for node in file.node for name in node.input)
+    assert all(readers[node.output[0]] == 1 for node in file.node if node.op_type == "DequantizeLinear" and node.output[0] != "linear")
+    assert not [tensor for tensor in file.initializer if tensor.name.endswith(".weight")]
+
+
+def test_a_float_plan_is_the_float_file(benches: Callable[[str], Bench]) -> None:
+    work = benches("inception")
+    path, emitted = work.emit(work.place(work.uniform("fp32")))
+    assert operations(path) == operations(work.float_file)
+    assert emitted.inputs == {} and emitted.outputs == {}
+
+
+def test_outputs_keep_their_names_whatever_is_put_behind_them(benches: Callable[[str], Bench], tmp_path: Path) -> None:
+    for work in (benches("several"), Bench(formed(lambda m, x: (lambda t: (t, m.fc(t)))(F.relu(m.a(x)).mean((2, 3)))), images(), tmp_path)):
+        path, _ = work.emit(work.place(work.uniform("w8a8")))
+        assert tuple(value.name for value in onnx.load(path).graph.output) == work.graph.outputs
+
+
+def test_layers_that_share_a_weight_keep_their_own_biases(tmp_path: Path) -> None:
+    """The int32 bias depends on the input's scale, and the two uses see inputs of different size."""
+    work = Bench(formed(lambda m, x: m.fc(torch.tanh(m.fc(F.relu(m.a(x)).mean((2, 3)) * 50)) * 0.01)), images(), tmp_path)
+    path, _ = work.emit(work.place(work.uniform("w8a8")))
+    codes = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name.startswith("fc.bias_codes")]
+    assert len(codes) == 2 and not np.array_equal(*codes)
+    assert len([t for t in onnx.load(path).graph.initializer if t.name.startswith("fc.weight_w8_codes")]) == 1
+
+
+def test_nothing_of_the_author_s_source_is_in_the_file(benches: Callable[[str], Bench]) -> None:
+    work = benches("residual")
+    for path in (work.float_file, work.emit(work.place(work.uniform("w4a8")))[0]):
+        content = path.read_bytes()
+        assert not [mark for mark in (b"stack_trace", b"networks.py", b"tests/", b"F.relu", b"Residual", b"def forward") if mark in content]
+
+
+def test_a_name_that_the_exporter_lost_is_our_fault(tmp_path: Path) -> None:
+    network = captured("residual")
+    graph = network.graph
+    lost = replace(graph, layers=(replace(graph.layers[0], node="gone"), *graph.layers[1:]))
+    with pytest.raises(ContractError, match="lost the names of stem"):
+        export_float(Captured(network.program, network.module, lost), tmp_path / "float.onnx", ort_cpu.OPSET)
+    assert not (tmp_path / "float.onnx").exists()
+
+
+def test_a_name_that_the_float_file_lacks_is_our_fault(benches: Callable[[str], Bench]) -> None:
+    work = benches("residual")
+    placement = work.place(work.uniform("w8a8"))
+    model = onnx.load(work.float_file)
+    model.graph.node[0].output[0] = "other"
+    model.graph.node[1].input[0] = "other"
+    wrong = Bench.__new__(Bench)
+    wrong.__dict__.update(work.__dict__ | {"float_file": work.folder / "wrong.onnx"})
+    onnx.save(model, wrong.float_file)
+    with pytest.raises(ContractError, match="no value 'conv2d'"):
+        wrong.emit(placement, "never.onnx")
+    assert not (work.folder / "never.onnx").exists()
+
+
+def test_what_the_exporter_cannot_write_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flat = formed(lambda m, x: (lambda t: F.scaled_dot_product_attention(m.fc(t), m.fd(t), t))(m.a(x).flatten(2).transpose(1, 2)))
+    with pytest.raises(CaptureError, match=r"torch\.onnx\.export refuses the network: only 4D query") as refusal:
+        export_float(flat, tmp_path / "float.onnx", ort_cpu.OPSET)
+    assert "\n" not in str(refusal.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_float_file_computes_the_network(benches: Callable[[str], Bench]) -> None:
+    for name in NETWORKS:
+        work = benches(name)
+        wanted = build(NETWORKS[name][0])(**work.inputs)
+        got = run(open_session(work.float_file, threads=1), work.inputs)
+        for one, other in zip(got, wanted if isinstance(wanted, tuple) else (wanted,), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stripped"),
+    [
+        ("node_conv2d_5_token_50", "node_conv2d_5"),
+        ("relu_7_nchwc", "relu_7"),
+        ("conv2d_pre_q_nchwc", "conv2d"),
+        ("node_linear_product/MatMulAddFusion", "node_linear"),
+        ("node_linear_product/MatmulTransposeFusion/", "node_linear"),
+        ("node_conv2d_1", "node_conv2d_1"),
+    ],
+)
+def test_what_the_runtime_appends_to_names_is_taken_off(name: str, stripped: str) -> None:
+    assert plain(name) == stripped
+
+
+def test_the_baseline_is_onnxruntimes_own_file(benches: Callable[[str], Bench], capsys: pytest.CaptureFixture[str]) -> None:
+    work = benches("residual")
+    path = work.folder / "static.onnx"
+    data = Subset(collect([Batch(work.inputs)]), tuple(range(4)))
+    feeds = ({"x": batch.inputs["x"].numpy()} for batch in data.batches(2))
+    quantize_with_onnxruntime(work.float_file, feeds, path, reduce_range=False)
+    assert operations(path)["QuantizeLinear"] > 3
+    (scores,) = run(open_session(path, threads=1), work.inputs)
+    assert (scores - work.captured.module(*work.inputs.values())).abs().max() < 0.5
+    assert capsys.readouterr().out == ""
+
+
+def test_weights_are_computed_once_for_a_layer_and_spec(benches: Callable[[str], Bench]) -> None:
+    work = benches("chain")
+    layer = work.graph.layer("b")
+    assert isinstance(work.bank, WeightBank)
+    spec = work.place(work.uniform("w8a8")).schemes["b"].weights
+    assert isinstance(spec, QuantSpec)
+    assert work.bank.weight(layer, spec) is work.bank.weight(layer, spec)
+    assert work.bank.to(torch.device("cpu")) is work.bank
