@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from quantkit.allocation import Edge, front
@@ -20,6 +21,9 @@ from quantkit.stages.network import Network, example_feeds, group_key
 from quantkit.store import write_atomically
 from quantkit.table import Table
 from quantkit.workbench import Workbench
+
+
+TIE_SHARE = 0.005
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,10 +64,14 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
     depends_on = (network.key, group_key(groups), options.observer, options.threads, options.seed, host["cpu"], host["isa"])
     latency = bench.keep("latency", (*depends_on, request.splits.calibration.fingerprint()), compute, LatencyModel.from_json)
     sizes = byte_costs(network.captured.graph, groups, schemes, network.target)
-    if options.minimize == "bytes":
-        return Costs(sizes, (), latency, sizes)
     edges = tuple(Edge(edge.producer, edge.consumer, edge.latency_ms) for edge in latency.boundaries)
-    return Costs(latency.table, edges, latency, sizes)
+    if options.minimize == "latency":
+        return Costs(latency.table, edges, latency, sizes)
+    # Of plans of nearly equal bytes the faster one: TIE_SHARE of the float file's bytes for the whole of its latency.
+    dearest = float(np.nansum(sizes.values.max(axis=1, initial=0.0, where=~np.isnan(sizes.values))))
+    price = TIE_SHARE * dearest / max(latency.predicted_ms({group.name: group.schemes[0] for group in groups}), 1e-6)
+    table = Table(sizes.name, sizes.unit, sizes.groups, sizes.schemes, sizes.values + price * latency.table.values)
+    return Costs(table, tuple(Edge(edge.producer, edge.consumer, price * edge.cost) for edge in edges), latency, sizes)
 
 
 def find_front(bench: Workbench, request: Request, groups: tuple[Group, ...], scores: Scores, costs: Costs) -> Space:

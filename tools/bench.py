@@ -1,0 +1,119 @@
+"""Measure the goals of the project on real networks and write docs/results/spine.json. Nothing here passes or fails.
+
+    python tools/bench.py                                  # all networks, five split seeds: about an hour on two cores
+    python tools/bench.py --networks resnet20 --seeds 0    # some of it
+
+Every allocation is a `quantkit allocate` of a recipe in a process of its own, kept in a run directory (--runs), so that a bench that was
+stopped goes on where it was. Needs the data and weights that the recipes name (QUANTKIT_DATA).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGETS = {"resnet20": 0.5, "resnet44": 0.5, "squeezenet1_1": 1.0, "mobilenet_v2": 1.0}
+SMALLEST = ("squeezenet1_1", "resnet44")  # also with --minimize bytes, at one point
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def allocate(name: str, seed: int, runs: Path, *options: str, label: str = "") -> dict[str, Any]:
+    """The result object of one `quantkit allocate`, from the run directory if it is there."""
+    folder = runs / f"{name}-{seed}"
+    kept = runs / f"{name}-{seed}{label}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    command = [sys.executable, "-m", "quantkit", "allocate", str(ROOT / "recipes" / f"{name}.py"), "--split-seed", str(seed)]
+    start = time.perf_counter()
+    done = subprocess.run([*command, "--run", str(folder), "--json", *options], capture_output=True, text=True, check=False)
+    if done.returncode > 1:
+        raise SystemExit(f"{name}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
+    result = {**json.loads(done.stdout), "wall_s": time.perf_counter() - start}
+    result["peak_mb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    kept.write_text(json.dumps(result, indent=1))
+    return result
+
+
+def figures_of(name: str, results: list[dict[str, Any]]) -> dict[str, float]:
+    """The goals' numbers over all seeds of one network."""
+    static = [next(row for row in result["baselines"] if "quantize_static" in row["name"]) for result in results]
+    uniform = [next(row for row in result["baselines"] if row["name"].startswith("uniform")) for result in results]
+    drops = [result["verdict"]["drop"] for result in results]
+    agreements = [result["simulation"]["agreement"] for result in results]
+    return {
+        "seeds": len(results),
+        "kept_point": sum(result["verdict"]["drop"] <= result["budget"]["max_drop"] for result in results),
+        "kept_sure": sum(result["verdict"]["decision"] == "kept" for result in results),
+        "broken": sum(result["verdict"]["decision"] == "broken" for result in results),
+        "drop_mean": statistics.mean(drops),
+        "drop_worst": max(drops),
+        "drop_spread": statistics.stdev(drops) if len(drops) > 1 else 0.0,
+        "uniform_drop_mean": statistics.mean(row["drop"] for row in uniform),
+        "static_drop_mean": statistics.mean(row["drop"] for row in static),
+        "latency_over_float": statistics.median(result["latency"]["ratio"] for result in results),
+        "latency_over_static": statistics.median(r["latency"]["ratio"] / row["latency_ratio"] for r, row in zip(results, static, strict=True)),
+        "uniform_latency_over_float": statistics.median(row["latency_ratio"] for row in uniform),
+        "bytes_over_static": statistics.median(r["bytes"]["ratio"] / row["bytes_ratio"] for r, row in zip(results, static, strict=True)),
+        "dominated_by_uniform": sum(
+            row["drop"] <= result["verdict"]["drop"] and row["latency_ratio"] < result["latency"]["low"]
+            for result, row in zip(results, uniform, strict=True)
+        ),
+        "as_planned": sum(result["executed"]["as_planned"] for result in results),
+        "agreement_min": min(agreements),
+        "exact_min": min(result["simulation"]["exact"] for result in results),
+        "layers_exact_min": min(result["simulation"]["layers_exact"] for result in results),
+        "wall_s": max(result["wall_s"] for result in results),
+        "peak_mb": max(result["peak_mb"] for result in results),
+    }
+
+
+def import_seconds() -> float:
+    """The median wall time of `import quantkit` in a fresh process, the interpreter's own start taken off."""
+
+    def run(code: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
+
+    return statistics.median(run("import quantkit") for _ in range(5)) - statistics.median(run("pass") for _ in range(5))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "spine.json")
+    arguments = parser.parse_args()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.networks}
+    small: dict[str, dict[str, Any]] = {}
+    for seed in arguments.seeds:
+        for name in arguments.networks:
+            result = allocate(name, seed, arguments.runs, "--max-drop", str(BUDGETS[name]))
+            results[name].append(result)
+            told = f"drop {result['verdict']['drop']:+.2f}, latency {result['latency']['ratio']:.2f}, {result['wall_s']:.0f} s"
+            print(f"{name}, seed {seed}: {told}", file=sys.stderr, flush=True)
+            if name in SMALLEST and seed == arguments.seeds[0]:
+                small[name] = allocate(name, seed, arguments.runs, "--max-drop", "1.0", "--minimize", "bytes", label="-bytes")
+    figures = {f"{name}.{key}": value for name, rows in results.items() for key, value in figures_of(name, rows).items()}
+    for name, result in small.items():
+        figures |= {f"{name}.bytes.{key}": value for key, value in figures_of(name, [result]).items()}
+    figures["quantkit.import_s"] = import_seconds()
+    environment = next(iter(results.values()))[0]["environment"]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps({"figures": figures, "environment": environment}, indent=1) + "\n")
+    for key, value in figures.items():
+        print(f"{key:45s} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()
