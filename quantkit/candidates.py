@@ -23,13 +23,12 @@ from quantkit.store import Run, fingerprint
 from quantkit.targets.placement import Placement
 from quantkit.verify import judge
 
-
 NEAR = 0.2  # nats: beyond that a network is broken, and says nothing about small losses
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Everything a plan needs to become a file and a number. `key` stands for all of it in the journal."""
+    """Everything a plan needs to become a file; `folder` is where files lie that are looked at once."""
 
     float_file: Path
     graph: Graph
@@ -84,7 +83,9 @@ class Judge:
 
         def measure(allocation: Mapping[str, str]) -> Measured:
             look = self._look(allocation)
-            verdict = Verdict("undecided", len(self.search), look["float"], look["quantized"], look["drop"], look["low"], look["high"], None)
+            verdict = Verdict(
+                "undecided", len(self.search), look["float"], look["quantized"], look["drop"], look["low"], look["high"], None
+            )
             passes = expectation.likely_kept(verdict, look["divergence"], self.gate_items, self.budget, self.confidence)
             return Measured(look["drop"], passes, look)
 

@@ -98,10 +98,12 @@ def test_without_labels_the_networks_own_answers_stand_in(box: toys.Toybox) -> N
     x, labels = inputs_and_labels(box)
     own = box.captured.module(x=x).argmax(1)
     unlabelled = toys.scene(box, items=toys.subset(len(box.items), seed=2, labelled=False))
+    ignored = toys.scene(box, labelled=False)
     trace = dense_trace(box.captured, "head.weight", own, x)
 
     assert not torch.equal(own, labels)
     assert hessian.estimate(unlabelled).table.at("head", "w4a8") == pytest.approx(wanted(box, "head", "w4a8", trace), rel=0.08)
+    assert hessian.estimate(unlabelled).table.at("head", "w4a8") == hessian.estimate(ignored).table.at("head", "w4a8")
     assert hessian.estimate(unlabelled).table.at("head", "w4a8") != hessian.estimate(toys.scene(box)).table.at("head", "w4a8")
 
 
