@@ -117,21 +117,30 @@ def test_confidence_and_the_size_of_the_gate_set_the_margin(judge: Judge) -> Non
 
 
 def test_broken_anchors_say_nothing_about_small_losses(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    seen: list[tuple[np.ndarray, ...]] = []
     fit = Expectation.fit
 
-    def spy(drops: np.ndarray, divergences: np.ndarray) -> Expectation:
-        seen.append((drops, divergences))
-        return fit(drops, divergences)
+    def spy(*told: np.ndarray) -> Expectation:
+        seen.append(told)
+        return fit(*told)
 
     monkeypatch.setattr(room.Expectation, "fit", spy)
     looks = {"w8a8": 0.01, "w4a8": 1.0}
     for scheme, divergence in looks.items():
         monkeypatch.setattr(room, "divergence", lambda *_, value=divergence: value)
         judge._look(plans(scheme)[0])
-    judge.expect(plans("w8a8", "w4a8"))
+    measure = judge.expect(plans("w8a8", "w4a8"))
+    measure(plans("w4a8")[0])
 
-    assert [list(divergences) for _, divergences in seen] == [[0.01]]
+    assert [list(divergences) for *_, divergences in seen] == [[0.01]]
+
+
+def test_a_broken_plan_is_judged_by_its_own_drop_whatever_the_anchors_say(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anchors that lost nothing do not vouch for a plan that is far from float."""
+    float_plan, narrow = plans("fp32", "w4a8")
+    measured = judge.expect([float_plan])(narrow)
+
+    assert measured.drop > 5 and not replace(judge, budget=5.0).expect([float_plan])(narrow).passes
 
 
 def test_a_placement_gives_every_layer_of_a_group_its_scheme() -> None:
