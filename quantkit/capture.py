@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
-from quantkit.errors import CaptureError
+from quantkit.errors import CaptureError, DataError
 from quantkit.folding import ATEN, CLIPS, bounds, fold_batch_norm, operand, simplify
 from quantkit.graph import Graph, Layer, Mover, Unsupported
 from quantkit.graph import Tensor as GraphTensor
@@ -175,6 +175,21 @@ def _trains(node: fx.Node) -> bool:
     """Whether the node is a batch norm or dropout that still learns."""
     place = TRAINING.get(node.target)
     return node.kwargs.get("training") is True or (place is not None and len(node.args) > place and node.args[place] is True)
+
+
+def check_inputs(captured: Captured, inputs: Mapping[str, Tensor]) -> None:
+    """Raises DataError where a batch's dtype, or a side other than the batch's, is not what the network was captured with."""
+    for node in _inputs(captured.program):
+        wanted, got = node.meta["val"], inputs[node.name]
+        sides = [side if isinstance(side, int) else "*" for side in wanted.shape[1:]]
+        fits = len(sides) == got.dim() - 1 and all(side in ("*", have) for side, have in zip(sides, got.shape[1:], strict=True))
+        if not fits or got.dtype != wanted.dtype:
+            have = f"input {node.name!r} of shape {list(got.shape[1:])} and type {_dtype(got)} for each item"
+            raise DataError(have, f"{sides} and {_dtype(wanted)}", "mend the data, or its --resize, --crop and --scale")
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _inputs(program: ExportedProgram) -> list[fx.Node]:

@@ -24,7 +24,7 @@ from quantkit.progress import Progress
 from quantkit.request import Request
 from quantkit.result import Result
 from quantkit.stages.choice import choose, search
-from quantkit.stages.network import calibrate_ranges, capture_network, find_groups, job_fingerprint, prepare_candidates
+from quantkit.stages.network import calibrate_ranges, capture_network, find_groups, job_fingerprint, prepare_candidates, write_request
 from quantkit.stages.tables import cost_groups, find_front, score_groups
 from quantkit.stages.verdict import report, verify_plan
 from quantkit.store import Run, write_atomically
@@ -52,6 +52,7 @@ def run(request: Request, progress: Progress) -> Result:
     with Run(folder) as store, tempfile.TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
         bench = Workbench(store, progress)
         network = capture_network(bench, request)
+        write_request(request, network, folder)
         groups = find_groups(network.captured.graph, request.options)
         ranges = calibrate_ranges(bench, request, network)
         candidates = prepare_candidates(request, network, groups, ranges, Path(scratch))

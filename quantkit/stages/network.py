@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from quantkit import __version__
 from quantkit.calibration import Ranges, calibrate
 from quantkit.candidates import Candidates
-from quantkit.capture import Captured, capture
+from quantkit.capture import Captured, capture, check_inputs
 from quantkit.environment import describe
 from quantkit.errors import SchemeError, unknown
 from quantkit.evaluation import feeds
@@ -51,6 +52,23 @@ def job_fingerprint(request: Request) -> str:
     options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run")}
     splits = [subset.fingerprint() for subset in (request.splits.calibration, request.splits.search, request.splits.gate)]
     return fingerprint(request.model.digest, splits, request.metric.name, asdict(request.budget), options, _versions())
+
+
+def write_request(request: Request, network: Network, folder: Path) -> None:
+    """request.json and graph.json in the run directory: what was asked, of which data, and the canonical graph that it is about."""
+    splits = {"calibration": request.splits.calibration, "search": request.splits.search, "gate": request.splits.gate}
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(request.options).items()}
+    asked = {
+        "model": {"name": request.model.name, "source": request.model.source, "digest": request.model.digest},
+        "metric": request.metric.name,
+        "budget": asdict(request.budget),
+        "options": options,
+        "preprocessing": request.preprocessing.to_json(),
+        "data": {name: {"items": len(part), "fingerprint": part.fingerprint(), **part.describe()} for name, part in splits.items()},
+    }
+    for name, content in (("request", asked), ("graph", network.captured.graph.to_json())):
+        with write_atomically(folder / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
 
 
 def capture_network(bench: Workbench, request: Request) -> Network:
@@ -99,6 +117,8 @@ def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ra
     """Ranges of every activation, on the calibration split."""
     items = request.splits.calibration
     graph, options = network.captured.graph, request.options
+
+    check_inputs(network.captured, next(network_batches(graph, items, 1)).inputs)
 
     def compute() -> Ranges:
         with bench.progress.stage("calibrate", len(items), "items") as advance:
