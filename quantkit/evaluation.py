@@ -35,7 +35,7 @@ class Session:
         if self.batch is None or count == self.batch:
             return tuple(self.handle.run(None, dict(feeds)))
         if count > self.batch:
-            raise DataError(f"a batch of {count} for a network whose batch is fixed at {self.batch}", f"at most {self.batch}", "--batch-size")
+            raise DataError(f"a batch of {count} for a network of fixed batch {self.batch}", f"at most {self.batch}", "--batch-size")
         padded = {name: np.concatenate([array, np.repeat(array[-1:], self.batch - count, axis=0)]) for name, array in feeds.items()}
         return tuple(output[:count] for output in self.handle.run(None, padded))
 
@@ -43,7 +43,10 @@ class Session:
 def open_session(
     path: Path, *, threads: int, options: Mapping[str, str] | None = None, optimized: Path | None = None, profile: Path | None = None
 ) -> Session:
-    """Open `path` with all of the runtime's optimisations; `optimized` receives the graph that really runs, `profile` prefixes a profile."""
+    """Open `path` with all of the runtime's optimisations.
+
+    `threads` 0 takes every core. `optimized` receives the graph that really runs, `profile` prefixes a profile's name.
+    """
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.log_severity_level = threads, QUIET
     if optimized is not None:

@@ -5,16 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from quantkit.progress import Progress
 from quantkit.store import Run, fingerprint
 
-T = TypeVar("T")
+
+class Kept(Protocol):
+    """What can lie in a run directory."""
+
+    def to_json(self) -> Any:
+        """A JSON form, finite numbers only."""
+        ...
+
+
+T = TypeVar("T", bound=Kept)
 
 
 class Workbench:
-    """`seconds` tells how long each stage took in this process; a stage that was found ready took none."""
+    """`seconds` tells how long each stage took in this process; `computed` names those that were not found ready, in order."""
 
     def __init__(self, store: Run, progress: Progress) -> None:
         self.store, self.progress = store, progress
@@ -30,16 +39,13 @@ class Workbench:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def keep(self, stage: str, depends_on: tuple[Any, ...], compute: Callable[[], T], load: Callable[[Any], T]) -> T:
-        """The result of `stage`: read back by `load` if it was kept under the same dependencies, else computed and kept.
-
-        `compute`'s result has `to_json()`.
-        """
+        """The result of `stage`: read back by `load` if it was kept under the same dependencies, else computed and kept."""
         key = fingerprint(stage, *depends_on)
         start = time.perf_counter()
         kept = self.store.get(stage, key)
         if kept is None:
             result = compute()
-            self.store.put(stage, key, result.to_json())  # type: ignore[attr-defined]
+            self.store.put(stage, key, result.to_json())
             self.computed.append(stage)
         else:
             result = load(kept)

@@ -18,7 +18,6 @@ from quantkit import __version__
 from quantkit.calibration import Ranges, calibrate
 from quantkit.candidates import Candidates
 from quantkit.capture import Captured, capture, check_inputs
-from quantkit.data import bind
 from quantkit.environment import describe
 from quantkit.errors import SchemeError, unknown
 from quantkit.evaluation import feeds
@@ -26,6 +25,7 @@ from quantkit.export.float_onnx import export_float
 from quantkit.graph import Graph, Group
 from quantkit.latency.timing import Feeds
 from quantkit.options import Options
+from quantkit.passes.batches import network_batches
 from quantkit.quantization import WeightBank
 from quantkit.request import Request
 from quantkit.spec import FLOAT
@@ -38,9 +38,10 @@ CALIBRATION_BATCH = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """The captured network (its module on the request's device), its float file, and the fingerprint of all that made them."""
+    """The captured network, the same on the device where torch is to compute, its float file, and the fingerprint of all that made them."""
 
     captured: Captured
+    on_device: Captured
     float_file: Path
     target: ModuleType
     key: str
@@ -84,9 +85,8 @@ def capture_network(bench: Workbench, request: Request) -> Network:
         with bench.timed("export", "export the float file"), write_atomically(float_file) as temporary:
             export_float(captured, temporary, target.OPSET)
     device = torch.device(request.options.device)
-    if device.type != "cpu":
-        captured = replace(captured, module=copy.deepcopy(captured.module).to(device))
-    return Network(captured, float_file, target, key)
+    on_device = captured if device.type == "cpu" else replace(captured, module=copy.deepcopy(captured.module).to(device))
+    return Network(captured, on_device, float_file, target, key)
 
 
 def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
@@ -116,20 +116,19 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
 def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ranges:
     """Ranges of every activation, on the calibration split."""
     items = request.splits.calibration
-    graph = network.captured.graph
+    graph, options = network.captured.graph, request.options
 
-    first = bind(next(iter(items.batches(1))).inputs, graph.inputs)
-    check_inputs(network.captured, first)
+    check_inputs(network.captured, next(network_batches(graph, items, 1)).inputs)
 
     def compute() -> Ranges:
         with bench.progress.stage("calibrate", len(items), "items") as advance:
 
             def batches() -> Iterator[Mapping[str, Tensor]]:
-                for batch in items.batches(graph.batch or min(request.options.batch_size, CALIBRATION_BATCH)):
-                    yield {name: tensor.to(request.options.device) for name, tensor in bind(batch.inputs, graph.inputs).items()}
+                for batch in network_batches(graph, items, min(options.batch_size, CALIBRATION_BATCH), options.device):
+                    yield batch.inputs
                     advance(batch.size)
 
-            return calibrate(network.captured, batches())
+            return calibrate(network.on_device, batches())
 
     return bench.keep("ranges", (network.key, items.fingerprint()), compute, Ranges.from_json)
 
@@ -145,7 +144,7 @@ def prepare_candidates(request: Request, network: Network, groups: tuple[Group, 
 def example_feeds(request: Request, network: Network) -> Feeds:
     """One item (or one fixed batch) as the files are fed while they are timed."""
     graph = network.captured.graph
-    return feeds(next(iter(request.splits.calibration.batches(graph.batch or 1))), graph.inputs)
+    return feeds(next(network_batches(graph, request.splits.calibration, 1)), graph.inputs)
 
 
 def group_key(groups: tuple[Group, ...]) -> list[list[Any]]:
