@@ -38,7 +38,8 @@ def allocate(
     arguments = Arguments(
         data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data, metric=metric, max_drop=max_drop,
         keep=keep, undecided=undecided, confidence=confidence, target=target, minimize=minimize,
-        sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude, observer=observer, output=output, run=run, seed=seed, split_seed=split_seed,
+        sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
+        observer=observer, output=output, run=run, seed=seed, split_seed=split_seed,
         batch_size=batch_size, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle, input_shape=input_shape,
         resize=resize, crop=crop, mean=mean, std=std, scale=scale,
     )  # fmt: skip

@@ -87,7 +87,8 @@ def start(version: Annotated[bool, Option("--version", help="Print the version a
 @app.command()
 def allocate(
     model: Model, max_drop: MaxDrop = None, keep: Keep = None, metric: Metric = None, undecided: Undecided = None,
-    confidence: Confidence = None, data: Data = None, calibration_data: CalibrationData = None, search_data: SearchData = None, gate_data: GateData = None,
+    confidence: Confidence = None, data: Data = None, calibration_data: CalibrationData = None,
+    search_data: SearchData = None, gate_data: GateData = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     target: Target = None, minimize: Minimize = None, sensitivity: Sensitivity = None, search: Search = None,
     schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None,
