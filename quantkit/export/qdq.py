@@ -116,7 +116,8 @@ def _store_bias(editor: Editor, layer: Layer, node: ir.Node, bias: Tensor, weigh
     steps = bias_codes(bias, weight_scale, input_scale).numpy().astype(np.int32)
     codes = editor.constant(f"{layer.bias}_codes", steps)
     scale = editor.constant(f"{layer.bias}_scale", (input_scale * weight_scale).numpy())
-    node.replace_input_with(2, editor.insert("DequantizeLinear", [codes, scale], f"{node.name}_bias", node, read(node, 2), attributes={"axis": 0}))
+    bias_value = editor.insert("DequantizeLinear", [codes, scale], f"{node.name}_bias", node, read(node, 2), attributes={"axis": 0})
+    node.replace_input_with(2, bias_value)
 
 
 def _spread_bias(editor: Editor, layer: Layer) -> None:
