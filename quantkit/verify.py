@@ -111,7 +111,7 @@ def compare_simulation(
     expose(path, [*emitted.inputs.values(), *emitted.outputs.values()], watched)
     session = open_session(watched, threads=0)
     names = [output.name for output in session.handle.get_outputs()]
-    graph, simulation = captured.graph, Simulation(captured, placement, bank)
+    graph, simulation = captured.graph, Simulation(captured, placement, bank, precise=True)
     unequal: set[str] = set()
     same_top, same_bits = [], []
     for batch in network_batches(graph, subset, batch_size):

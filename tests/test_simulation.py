@@ -21,7 +21,7 @@ from quantkit.affine import dequantize, fake_quantize
 from quantkit.capture import capture
 from quantkit.evaluation import open_session
 from quantkit.simulation import Simulation
-from quantkit.spec import parse_scheme
+from quantkit.spec import QuantSpec, parse_scheme
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
 
@@ -45,8 +45,13 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
 def random_allocation(work: Bench, seed: int) -> dict[str, str]:
     """Any scheme for layers with weights, int8 or float for the others."""
     generator = np.random.default_rng(seed)
+<<<<<<< HEAD
     menus = {True: ["fp32", "w8a8", "w4a8"], False: ["fp32", "w8a8"]}
     return {layer.name: str(generator.choice(menus[bool(layer.weight)])) for layer in work.graph.layers}
+=======
+    menus = {layer.name: ["fp32", "w8a8", "w4a8"] if layer.weight else ["fp32", "w8a8"] for layer in work.graph.layers}
+    return {name: str(generator.choice(menu)) for name, menu in menus.items()}
+>>>>>>> tests1
 
 
 def assert_every_output_equal(work: Bench, placement: Placement) -> None:
@@ -65,9 +70,12 @@ def test_every_output_of_a_uniform_plan_equals_the_file_s(benches: Callable[[str
 
 @pytest.mark.parametrize("observer", ["percentile", "mse"])
 def test_every_output_equals_the_file_s_where_ranges_are_cut(benches: Callable[[str], Bench], observer: str) -> None:
+    """Cut ranges end at a histogram's edges: their scales are simple fractions of one another, and additions meet exact ties."""
     plain = benches("residual")
-    work = Bench(plain.captured, plain.inputs, plain.folder, observer)
-    assert work.bank.activations["relu"].scale < plain.bank.activations["relu"].scale
+    inputs = {"x": images(64)["x"]}
+    inputs["x"][0, 0, 0, 0] = 40.0
+    whole, work = (Bench(plain.captured, inputs, plain.folder, kind) for kind in ("minmax", observer))
+    assert work.bank.activations["relu"].scale < whole.bank.activations["relu"].scale
     assert_every_output_equal(work, work.place(work.uniform("w8a8")))
 
 
@@ -121,12 +129,14 @@ def test_every_form_loads_runs_as_planned_and_is_simulated(
     form: Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]], tmp_path: Path
 ) -> None:
     work = Bench(formed(form), images(), tmp_path)
-    for allocation in [work.uniform("w8a8"), *(random_allocation(work, seed) for seed in range(3))]:
+    uniform = work.uniform("w8a8")
+    for allocation in [uniform, *(random_allocation(work, seed) for seed in range(2))]:
         placement = work.place(allocation)
         path, emitted = work.emit(placement)
         assert work.executed(path, placement).mismatches == ()
-        assert work.parity(path, placement, emitted).layers_exact == 1.0
-    assert_every_output_equal(work, work.place(work.uniform("w8a8")))
+        parity = work.parity(path, placement, emitted)
+        assert parity.layers_exact == 1.0
+        assert parity.exact == 1.0 or allocation != uniform
 
 
 @pytest.mark.parametrize("name", ["tokens", "mlp", "several"])
@@ -236,5 +246,7 @@ def test_a_layer_that_differs_is_seen(benches: Callable[[str], Bench]) -> None:
     assert wrong.parity(path, placement, emitted).layers_exact == pytest.approx(2 / 3)
 
 
-def _weights(scheme: str):  # type: ignore[no-untyped-def]
-    return parse_scheme(scheme).weights
+def _weights(scheme: str) -> QuantSpec:
+    spec = parse_scheme(scheme).weights
+    assert spec is not None
+    return spec
