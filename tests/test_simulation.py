@@ -45,13 +45,8 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
 def random_allocation(work: Bench, seed: int) -> dict[str, str]:
     """Any scheme for layers with weights, int8 or float for the others."""
     generator = np.random.default_rng(seed)
-<<<<<<< HEAD
-    menus = {True: ["fp32", "w8a8", "w4a8"], False: ["fp32", "w8a8"]}
-    return {layer.name: str(generator.choice(menus[bool(layer.weight)])) for layer in work.graph.layers}
-=======
     menus = {layer.name: ["fp32", "w8a8", "w4a8"] if layer.weight else ["fp32", "w8a8"] for layer in work.graph.layers}
     return {name: str(generator.choice(menu)) for name, menu in menus.items()}
->>>>>>> tests1
 
 
 def assert_every_output_equal(work: Bench, placement: Placement) -> None:
