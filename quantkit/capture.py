@@ -112,10 +112,16 @@ def _export(model: nn.Module, example: Mapping[str, Tensor] | Sequence[Tensor]) 
 
 
 def _export_again(module: fx.GraphModule, program: ExportedProgram, example: Mapping[str, Tensor] | Sequence[Tensor]) -> ExportedProgram:
-    """Export what was made of `program`, whose symbolic axes stay symbolic and keep the bounds that the network sets."""
-    arguments, keywords = program.example_inputs or (tuple(_enlarged(example).values()), {})
-    symbolic = [dict.fromkeys(axes, Dim.AUTO) for axes in _symbols(program).values()]
-    return _run_export(module, arguments, keywords, symbolic)
+    """Export what was made of `program`, its inputs in order and its outputs flat.
+
+    Symbolic axes stay symbolic, with the bounds that the network sets.
+    """
+    leaves = pytree.tree_leaves(program.example_inputs or tuple(_enlarged(example).values()))
+    found = [node for node in pytree.tree_leaves(module.graph.output_node().args) if isinstance(node, fx.Node)]
+    module.graph.output_node().args = (found[0] if len(found) == 1 else tuple(found),)
+    module.graph.set_codegen(fx.graph.CodeGen())
+    module.recompile()
+    return _run_export(module, tuple(leaves), {}, [dict.fromkeys(axes, Dim.AUTO) for axes in _symbols(program).values()])
 
 
 def _enlarged(example: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:

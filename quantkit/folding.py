@@ -66,7 +66,8 @@ def _spell_padding(node: fx.Node) -> None:
     assert weight is not None
     kernel = weight.meta["val"].shape[2:]
     given: list[Any] = [*node.args[3:]]
-    stride, mode, dilation, groups = [*given, *([1], "valid", [1], 1)[len(given) :]]
+    settings: list[Any] = [*given, *([1], "valid", [1], 1)[len(given) :]]
+    stride, mode, dilation, groups = settings
     strides, steps = ([*sides] * (len(kernel) // len(sides)) for sides in (stride, dilation))
     total = [step * (side - 1) if mode == "same" else 0 for step, side in zip(steps, kernel, strict=True)]
     if all(extent % 2 == 0 for extent in total):
@@ -80,7 +81,8 @@ def bounds(node: fx.Node) -> tuple[float | None, float | None]:
         return 0.0, 6.0
     usual: tuple[float | None, ...] = (-1.0, 1.0) if node.target is ATEN.hardtanh.default else (None, None)
     given: list[Any] = [*node.args[1:3]]
-    low, high = [*given, *usual[len(given) :]]
+    limits: list[Any] = [*given, *usual[len(given) :]]
+    low, high = limits
     return None if low is None else float(low), None if high is None else float(high)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -160,8 +161,9 @@ def build(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
                 assert module.running_mean is not None and module.running_var is not None
                 module.running_mean.normal_(0, 0.3)
                 module.running_var.uniform_(0.5, 2)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0, 0.2)
+                if module.affine:
+                    nn.init.uniform_(module.weight, 0.5, 1.5)
+                    nn.init.normal_(module.bias, 0, 0.2)
     return model
 
 
@@ -183,7 +185,7 @@ class Bench:
             export_float(self.captured, self.float_file, ort_cpu.OPSET)
         ranges = calibrate(self.captured, [self.inputs])
         state = dict(self.captured.module.named_parameters(remove_duplicate=False))
-        self.bank = WeightBank(self.graph, state, ranges.qparams(self.observer), ort_cpu.product_rows)
+        self.bank = WeightBank(self.graph, state, ranges.qparams(self.observer, self.graph), ort_cpu.product_rows)
 
     def uniform(self, scheme: str) -> dict[str, str]:
         """`scheme` for layers with weights, and for the others the 8-bit one that goes with it."""
@@ -213,10 +215,21 @@ class Bench:
         )
 
 
+@cache
+def captured(name: str) -> Captured:
+    """A network of NETWORKS, captured once for all tests, which only read it."""
+    make, inputs = NETWORKS[name]
+    return capture(build(make), inputs())
+
+
+def formed(form: Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]]) -> Captured:
+    """A captured network whose forward pass the test writes out."""
+    return capture(build(lambda: Formed(form)), images())
+
+
 def bench(name: str, folder: Path, observer: str = "minmax") -> Bench:
     """A network of NETWORKS."""
-    make, inputs = NETWORKS[name]
-    return Bench(capture(build(make), inputs()), inputs(), folder, observer)
+    return Bench(captured(name), NETWORKS[name][1](), folder, observer)
 
 
 def run(session: Session, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,3 +67,21 @@ def dense_hessian(module: nn.Module, loss: Callable[[Tensor], Tensor], inputs: T
             return loss(torch.func.functional_call(module, {weight: flat.reshape(parameter.shape)}, (inputs,), tie_weights=True))
 
     return torch.autograd.functional.hessian(of_weight, parameter.flatten())
+
+
+def round_half_even(value: float) -> int:
+    """The nearest whole number, the even one of two; from floor and a comparison, no library rounding."""
+    whole = math.floor(value)
+    rest = value - whole
+    return whole + int(rest > 0.5 or (rest == 0.5 and whole % 2 == 1))
+
+
+def quantize_loop(values: Sequence[float], scale: float, zero_point: int, code_min: int, code_max: int) -> list[int]:
+    """ONNX QuantizeLinear, value by value: one float32 division, then rounding, then the zero point, then saturation."""
+    quotients = [float(np.float32(value) / np.float32(scale)) for value in values]
+    return [min(max(round_half_even(quotient) + zero_point, code_min), code_max) for quotient in quotients]
+
+
+def nearest_codes(values: Sequence[float], scale: float, largest: int) -> list[int]:
+    """The codes in ±largest with the least error, by trying them all."""
+    return [min(range(-largest, largest + 1), key=lambda code: abs(code * scale - value)) for value in values]

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from quantkit.affine import (
+    CLIP_RATIOS,
+    COARSER_RATIOS,
+    PAIR_LIMIT,
+    QParams,
+    add_codes,
+    bias_codes,
+    choose_qparams,
+    choose_weight_qparams,
+    dequantize,
+    fake_quantize,
+    floor_weight_scale,
+    quantize,
+    requantize,
+    separate_pairs,
+)
+from quantkit.spec import PerChannel, PerTensor, QuantSpec
+from reference import nearest_codes, quantize_loop
+
+U8 = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
+W8 = QuantSpec(8, signed=True, symmetric=True, granularity=PerChannel(0))
+W4 = QuantSpec(4, signed=True, symmetric=True, granularity=PerChannel(0))
+FINITE = st.floats(-100, 100, width=32)
+
+
+def qparams(scale: float, zero_point: int, spec: QuantSpec = U8) -> QParams:
+    return QParams(spec, torch.tensor(scale), torch.tensor(float(zero_point)))
+
+
+@given(st.lists(FINITE, min_size=1, max_size=30), st.floats(2**-10, 10, width=32), st.integers(0, 255))
+def test_codes_are_those_of_the_loop(values: list[float], scale: float, zero_point: int) -> None:
+    codes = quantize(torch.tensor(values), qparams(scale, zero_point))
+    assert codes.tolist() == quantize_loop(values, scale, zero_point, 0, 255)
+
+
+def test_ties_go_to_the_even_code() -> None:
+    x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 253.5])
+    assert quantize(x, qparams(1.0, 0)).tolist() == [0, 2, 2, 0, 0, 254]
+
+
+def test_divides_and_does_not_multiply_by_the_reciprocal() -> None:
+    wrong = 0
+    for scale in torch.linspace(0.01, 0.2, 40):
+        x = (torch.arange(512) * 0.5 * scale).float()
+        right = torch.tensor(quantize_loop(x.tolist(), float(scale), 0, 0, 255), dtype=torch.float32)
+        assert torch.equal(quantize(x, qparams(float(scale), 0)), right)
+        wrong += int(((x * (1 / scale)).round().clamp(0, 255) != right).sum())
+    assert wrong > 0  # the two do differ on these numbers
+
+
+@given(FINITE, FINITE)
+def test_zero_is_exact_and_the_range_is_covered(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    fitted = choose_qparams(torch.tensor(low), torch.tensor(high), U8)
+    assert float(fake_quantize(torch.zeros(()), fitted)) == 0.0
+    assert 0 <= fitted.zero_point <= 255 and fitted.zero_point == fitted.zero_point.round()
+    ends = torch.tensor([low, high])
+    assert ((fake_quantize(ends, fitted) - ends).abs() <= fitted.scale * 1.001).all()
+
+
+def test_a_range_without_negatives_starts_at_the_lowest_code() -> None:
+    fitted = choose_qparams(torch.tensor(0.3), torch.tensor(6.0), U8)
+    assert fitted.zero_point == 0 and float(fitted.scale) == pytest.approx(6 / 255)
+
+
+def test_an_empty_range_gets_scale_one() -> None:
+    fitted = choose_qparams(torch.tensor(0.0), torch.tensor(0.0), U8)
+    assert fitted.scale == 1 and fitted.zero_point == 0
+
+
+def test_each_channel_has_its_own_scale_along_its_axis() -> None:
+    spec = QuantSpec(8, signed=True, symmetric=True, granularity=PerChannel(1))
+    x = torch.tensor([[1.0, 100.0], [-0.5, 50.0]])
+    fitted = choose_qparams(x.amin(0), x.amax(0), spec)
+    for channel in (0, 1):
+        scale = float(fitted.scale[channel])
+        assert quantize(x, fitted)[:, channel].tolist() == quantize_loop(x[:, channel].tolist(), scale, 0, -127, 127)
+    assert torch.allclose(dequantize(quantize(x, fitted), fitted), x, rtol=0.01)
+
+
+def test_requantization_is_float32_with_ties_to_even() -> None:
+    accumulator = torch.tensor([1.0, 3.0, -1.0, 1e7, -1e7])
+    assert requantize(accumulator, torch.tensor(0.5), qparams(1.0, 10)).tolist() == [10, 12, 10, 255, 0]
+
+
+@pytest.mark.parametrize("spec", [W8, W4], ids=["8 bits", "4 bits"])
+def test_weight_scales_are_the_best_of_those_tried(spec: QuantSpec) -> None:
+    rows = torch.randn(4, 12, generator=torch.Generator().manual_seed(0)).double()
+    rows[1, 3] = 9.0
+    fitted = choose_weight_qparams(rows, spec, paired=False)
+    for row, scale in zip(rows.float().tolist(), fitted.scale.tolist(), strict=True):
+        least = min(_error(row, max(map(abs, row)) * ratio / spec.code_max, spec) for ratio in CLIP_RATIOS)
+        assert _error(row, scale, spec) == pytest.approx(least, rel=1e-5)
+
+
+def _error(row: list[float], scale: float, spec: QuantSpec) -> float:
+    codes = nearest_codes(row, scale, spec.code_max)
+    return sum((code * scale - value) ** 2 for code, value in zip(codes, row, strict=True))
+
+
+def test_a_row_of_large_neighbours_gets_a_coarser_scale_rather_than_saturating() -> None:
+    rows = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 0.0]])
+    fitted = choose_weight_qparams(rows, W8, paired=True)
+    codes = separate_pairs(quantize(rows, fitted))
+    assert torch.allclose(codes * fitted.scale[:, None], rows, atol=0.01)
+    assert fitted.scale[0] > 1.9 / 127 > fitted.scale[1]
+    assert min(COARSER_RATIOS) > max(CLIP_RATIOS) and max(COARSER_RATIOS) == 2.0
+
+
+def test_a_per_tensor_weight_has_one_scale() -> None:
+    spec = QuantSpec(8, signed=True, symmetric=True, granularity=PerTensor())
+    fitted = choose_weight_qparams(torch.tensor([[1.0, 2.0], [3.0, -4.0]]), spec, paired=False)
+    assert fitted.scale.shape == () and float(fitted.scale) == pytest.approx(4 / 127, rel=0.1)
+
+
+@given(st.lists(st.lists(st.integers(-127, 127), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_no_two_neighbours_can_saturate(rows: list[list[int]]) -> None:
+    before = torch.tensor(rows, dtype=torch.float32)
+    after = separate_pairs(before)
+    for row, old in zip(after.tolist(), before.tolist(), strict=True):
+        for place in (0, 2):
+            assert abs(row[place] + row[place + 1]) <= PAIR_LIMIT
+            assert 255 * (max(row[place], 0) + max(row[place + 1], 0)) <= 32767
+            assert 255 * (min(row[place], 0) + min(row[place + 1], 0)) >= -32768
+            if abs(old[place] + old[place + 1]) <= PAIR_LIMIT:
+                assert row[place : place + 2] == old[place : place + 2]
+            assert all(abs(new) <= abs(was) for new, was in zip(row[place : place + 2], old[place : place + 2], strict=True))
+        assert row[4] == old[4]
+
+
+def test_separated_pairs_share_the_excess() -> None:
+    assert separate_pairs(torch.tensor([[127.0, 127.0], [-127.0, -2.0], [100.0, 20.0]])).tolist() == [[64, 64], [-126, -2], [100, 20]]
+
+
+def test_a_dead_channel_keeps_its_bias_within_int32() -> None:
+    weight = QParams(W8, torch.tensor([1e-19, 0.01]), torch.zeros(2))
+    bias, input_scale = torch.tensor([3.0, 3.0]), torch.tensor(0.02)
+    assert bias_codes(bias, weight.scale, input_scale).abs().max() > 2**31
+    floored = floor_weight_scale(weight, bias, input_scale)
+    codes = bias_codes(bias, floored.scale, input_scale)
+    assert codes.abs().max() <= 2**30 * 1.001
+    assert floored.scale[1] == weight.scale[1]
+    assert torch.allclose(codes * floored.scale * input_scale, bias.double(), rtol=1e-4)
+
+
+def test_without_a_bias_no_scale_is_raised() -> None:
+    weight = QParams(W8, torch.tensor([1e-19]), torch.zeros(1))
+    assert floor_weight_scale(weight, None, torch.tensor(0.02)) is weight
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(*[st.integers(1, 2000)] * 3), st.tuples(*[st.integers(0, 255)] * 3))
+def test_addition_is_the_runtimes_on_every_pair_of_codes(steps: tuple[int, ...], zero_points: tuple[int, ...]) -> None:
+    """Scales are k/(255·16), as a histogram's are: their ratios are simple, and exact ties between two codes are common."""
+    scales = [np.float32(step) / np.float32(255 * 16) for step in steps]
+    a, b = (grid.flatten() for grid in torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij"))
+    specs = [qparams(float(scale), zero) for scale, zero in zip(scales, zero_points, strict=True)]
+    ours = add_codes(a, specs[0], b, specs[1], specs[2])
+    assert torch.equal(ours, _run_addition(a, specs[0], b, specs[1], specs[2]))
+
+
+def _run_addition(a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, output: QParams) -> Tensor:
+    names = ["a", "a_scale", "a_zero", "b", "b_scale", "b_zero", "scale", "zero"]
+    values = [a, a_qparams.scale, a_qparams.zero_point, b, b_qparams.scale, b_qparams.zero_point, output.scale, output.zero_point]
+    feeds = {
+        name: value.numpy().astype(np.float32 if "scale" in name else np.uint8) for name, value in zip(names, values, strict=True)
+    }
+    types = [TensorProto.FLOAT if "scale" in name else TensorProto.UINT8 for name in names]
+    inputs = [helper.make_tensor_value_info(name, kind, feeds[name].shape) for name, kind in zip(names, types, strict=True)]
+    node = helper.make_node("QLinearAdd", names, ["c"], domain="com.microsoft")
+    graph = helper.make_graph([node], "addition", inputs, [helper.make_tensor_value_info("c", TensorProto.UINT8, a.shape)])
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, feeds)[0]).float()

@@ -1,0 +1,240 @@
+"""The simulation against ONNX Runtime's own file, bit for bit.
+
+Equality holds on any x86-64 CPU, with or without VNNI: `separate_pairs` keeps every two neighbouring products within int16, so
+that no kernel saturates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import NETWORKS, Bench, Formed, bench, build, formed, images, run
+from torch import Tensor, nn
+from torch.export import export
+
+from quantkit.affine import dequantize, fake_quantize
+from quantkit.capture import capture
+from quantkit.evaluation import open_session
+from quantkit.simulation import Simulation
+from quantkit.spec import parse_scheme
+from quantkit.targets import ort_cpu
+from quantkit.targets.placement import Placement
+
+SCHEMES = ("w8a8", "w4a8")
+FLOAT = Placement({}, frozenset(), frozenset(), {})
+
+
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
+    """The networks of NETWORKS on their benches, each made once."""
+    made: dict[str, Bench] = {}
+
+    def get(name: str) -> Bench:
+        if name not in made:
+            made[name] = bench(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+def random_allocation(work: Bench, seed: int) -> dict[str, str]:
+    """Any scheme for layers with weights, int8 or float for the others."""
+    generator = np.random.default_rng(seed)
+    menus = {True: ["fp32", "w8a8", "w4a8"], False: ["fp32", "w8a8"]}
+    return {layer.name: str(generator.choice(menus[bool(layer.weight)])) for layer in work.graph.layers}
+
+
+def assert_every_output_equal(work: Bench, placement: Placement) -> None:
+    path, _ = work.emit(placement)
+    simulated = Simulation(work.captured, placement, work.bank).run(work.inputs)["output"]
+    for ours, file in zip(simulated, run(open_session(path, threads=1), work.inputs), strict=True):
+        assert torch.equal(ours, file)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_output_of_a_uniform_plan_equals_the_file_s(benches: Callable[[str], Bench], name: str, scheme: str) -> None:
+    work = benches(name)
+    assert_every_output_equal(work, work.place(work.uniform(scheme)))
+
+
+@pytest.mark.parametrize("observer", ["percentile", "mse"])
+def test_every_output_equals_the_file_s_where_ranges_are_cut(benches: Callable[[str], Bench], observer: str) -> None:
+    plain = benches("residual")
+    work = Bench(plain.captured, plain.inputs, plain.folder, observer)
+    assert work.bank.activations["relu"].scale < plain.bank.activations["relu"].scale
+    assert_every_output_equal(work, work.place(work.uniform("w8a8")))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_of_a_mixed_plan_equals_the_file_s_given_its_inputs(benches: Callable[[str], Bench], name: str) -> None:
+    work = benches(name)
+    for seed in range(4):
+        placement = work.place(random_allocation(work, seed))
+        path, emitted = work.emit(placement)
+        assert work.executed(path, placement).mismatches == ()
+        assert work.parity(path, placement, emitted).layers_exact == 1.0
+
+
+FORMS: dict[str, Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]]] = {
+    "max pool, rounded up and padded": lambda m, x: m.b(F.max_pool2d(m.a(x), 3, 2, 1, ceil_mode=True)),
+    "convolution in one dimension": lambda m, x: m.one(F.relu(m.one(m.a(x).flatten(2)))),
+    "dilated with strides": lambda m, x: F.conv2d(F.relu(m.a(x)), m.b.weight, m.b.bias, stride=(2, 3), padding=(1, 2), dilation=(1, 2)),
+    "average pools": lambda m, x: m.b(F.avg_pool2d(F.relu(m.a(x)), 3, 2, 1)) + m.c(F.adaptive_avg_pool2d(m.a(x), 5)),
+    "negative clip": lambda m, x: m.b(F.hardtanh(m.a(x))),
+    "clips with one bound": lambda m, x: m.c(m.b(m.a(x).clamp(max=0.3)).clamp(min=-0.2)),
+    "clip of an addition": lambda m, x: F.relu6(m.a(x) + m.b(m.a(x))),
+    "broadcast addition": lambda m, x: (lambda t: m.b(t + m.c(t).mean((2, 3), keepdim=True)))(F.relu(m.a(x))),
+    "addition to itself": lambda m, x: (lambda t: m.b(t + t))(F.relu(m.a(x))),
+    "addition of a number": lambda m, x: m.b(m.a(x) + 1.5),
+    "three joined": lambda m, x: (lambda t: torch.cat([t, m.b(t), m.c(t)], 1))(F.relu(m.a(x))),
+    "joined with itself along rows": lambda m, x: (lambda t: m.b(torch.cat([t, t], -1)))(F.relu(m.a(x))),
+    "joined batches": lambda m, x: m.c(torch.cat([F.relu(m.a(x)), m.b(F.relu(m.a(x)))], 0))[: x.shape[0]],
+    "output read inside": lambda m, x: (lambda t: (t, m.b(t)))(F.relu(m.a(x))),
+    "output twice": lambda m, x: (lambda t: (t, t))(m.a(x)),
+    "input to a float and an int8 layer": lambda m, x: torch.cat([m.a(x), F.gelu(x), x], 1),
+    "linear with activation goes out": lambda m, x: F.relu(m.fc(F.relu(m.a(x)).mean((2, 3)))),
+    "average goes out and on": lambda m, x: (lambda t: (m.fc(t), t))(F.relu(m.a(x)).mean((2, 3))),
+    "average behind a pool": lambda m, x: m.fc(F.max_pool2d(F.relu(m.a(x)), 2).mean((2, 3))),
+    "convolution goes out": lambda m, x: m.b(m.a(x)),
+    "slices and shuffles": lambda m, x: m.b(m.a(x).view(x.shape[0], 2, 4, 10, 10).transpose(1, 2).reshape(x.shape[0], 8, 10, 10)[:, :, :8]),
+    "zero padding": lambda m, x: m.b(F.pad(F.relu(m.a(x)), (0, 1, 0, 1))),
+    "zero padding that others read": lambda m, x: (lambda t: m.b(t) + m.c(t))(F.pad(m.a(x), (1, 1, 1, 1))),
+    "same padding": lambda m, x: F.conv2d(F.relu(m.a(x)), m.b.weight, m.b.bias, padding="same"),
+    "tokens without bias": lambda m, x: m.fd(F.linear(m.a(x).flatten(2).transpose(1, 2), m.fc.weight)),
+    "tokens through a norm": lambda m, x: m.fd(F.layer_norm(m.fc(m.a(x).flatten(2).transpose(1, 2)), (8,))),
+    "leaky": lambda m, x: m.b(F.leaky_relu(m.a(x), 0.1)),
+    "squeeze and excite": lambda m, x: (lambda t: m.c(t * torch.sigmoid(m.b(t.mean((2, 3), keepdim=True)))))(F.relu(m.a(x))),
+    "a weight used twice": lambda m, x: m.c(F.relu(m.b(F.relu(m.b(F.relu(m.a(x))))))),
+    "one linear layer used twice, going out": lambda m, x: m.fc(m.fc(F.relu(m.a(x)).mean((2, 3))).abs()),
+    "nothing to see": lambda m, x: m.b(F.relu(m.a(x) - 100)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_form_loads_runs_as_planned_and_is_simulated(
+    form: Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]], tmp_path: Path
+) -> None:
+    work = Bench(formed(form), images(), tmp_path)
+    for allocation in [work.uniform("w8a8"), *(random_allocation(work, seed) for seed in range(3))]:
+        placement = work.place(allocation)
+        path, emitted = work.emit(placement)
+        assert work.executed(path, placement).mismatches == ()
+        assert work.parity(path, placement, emitted).layers_exact == 1.0
+    assert_every_output_equal(work, work.place(work.uniform("w8a8")))
+
+
+@pytest.mark.parametrize("name", ["tokens", "mlp", "several"])
+def test_a_fixed_batch_gives_the_same_bits(name: str, tmp_path: Path) -> None:
+    """All shapes known, the runtime fuses more: MatMul and Add would become a Gemm with other arithmetic."""
+    make, inputs = NETWORKS[name]
+    work = Bench(capture(export(build(make), (), inputs()), {}), inputs(), tmp_path)
+    for scheme in SCHEMES:
+        placement = work.place(work.uniform(scheme))
+        assert work.executed(work.emit(placement)[0], placement).mismatches == ()
+        assert_every_output_equal(work, placement)
+
+
+def test_weights_that_would_saturate_do_not(tmp_path: Path) -> None:
+    """All weights as large as can be and of one sign, all inputs at their highest code: the worst for an int16 sum of two products."""
+    model = build(lambda: Formed(lambda m, x: m.fc(F.relu(m.b(F.relu(m.a(x)))).flatten(2).transpose(1, 2).mean(1))))
+    for parameter in model.parameters():
+        parameter.data = torch.ones_like(parameter)
+    inputs = {"x": torch.full((8, 3, 10, 10), 3.0)}
+    work = Bench(capture(model, inputs), inputs, tmp_path)
+    b = work.graph.layer("b")
+    codes = ort_cpu.product_rows(b, work.bank.weight(b, _weights("w8a8")).codes)[0]
+    assert codes[:, 0::2].add(codes[:, 1::2]).abs().max() <= 128 and codes.abs().max() >= 63
+    assert_every_output_equal(work, work.place(work.uniform("w8a8")))
+
+
+def test_sums_beyond_float32_are_exact(tmp_path: Path) -> None:
+    """4,096 products of up to 255 · 127 pass 2^24, where float32 loses the last bits."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4096, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.head(x))
+
+    model = build(Wide)
+    assert isinstance(model, Wide)
+    model.head.weight.data = model.head.weight.data.abs() + 0.2
+    inputs = {"x": torch.rand(8, 4096, generator=torch.Generator().manual_seed(0)) + 1}
+    work = Bench(capture(model, inputs), inputs, tmp_path)
+    placement = work.place(work.uniform("w4a8"))
+    assert 255 * work.bank.weight(work.graph.layer("head"), _weights("w8a8")).codes.abs().sum(1).max() > 1 << 24
+    assert_every_output_equal(work, placement)
+    assert_every_output_equal(work, work.place(work.uniform("w8a8")))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rerunning_behind_a_change_equals_a_whole_pass(benches: Callable[[str], Bench], name: str) -> None:
+    work = benches(name)
+    base = Simulation(work.captured, FLOAT, work.bank).run(work.inputs)
+    kept = {key: value.clone() for key, value in base.items() if isinstance(value, Tensor)}
+    for layer in work.graph.layers:
+        simulation = Simulation(work.captured, ort_cpu.isolate(work.graph, [layer.name], parse_scheme("w8a8")), work.bank)
+        again, whole = simulation.rerun(base, [layer.node])["output"], simulation.run(work.inputs)["output"]
+        assert all(torch.equal(one, other) for one, other in zip(again, whole, strict=True))
+        assert not all(torch.equal(one, other) for one, other in zip(again, base["output"], strict=True))
+    assert all(torch.equal(base[key], value) for key, value in kept.items())
+
+
+def test_an_isolated_layer_is_quantized_alone(benches: Callable[[str], Bench]) -> None:
+    work = benches("residual")
+    layer = work.graph.layer("two")
+    values = Simulation(work.captured, ort_cpu.isolate(work.graph, ["two"], parse_scheme("w4a8")), work.bank).run(work.inputs)
+    plain = Simulation(work.captured, FLOAT, work.bank).run(work.inputs)
+    assert torch.equal(values[layer.inputs[0]], plain[layer.inputs[0]])
+    assert layer.weight is not None and layer.bias is not None
+    weight = work.bank.weight(layer, _weights("w4a8"))
+    x = fake_quantize(plain[layer.inputs[0]], work.bank.input_qparams(layer, 0))
+    wanted = F.conv2d(x, dequantize(weight.codes, weight.qparams), work.bank.parameter(layer.bias), padding=1)
+    torch.testing.assert_close(values[layer.node], wanted, rtol=1e-4, atol=1e-4)
+    assert len(values[layer.node].unique()) > 256  # its output is left to its readers
+
+
+def test_without_a_plan_the_simulation_is_the_network(benches: Callable[[str], Bench]) -> None:
+    work = benches("inception")
+    values = Simulation(work.captured, FLOAT, work.bank).run(work.inputs)
+    assert torch.equal(values["output"][0], work.captured.module(*work.inputs.values()))
+
+
+def test_averages_of_codes_are_taken_in_steps(benches: Callable[[str], Bench]) -> None:
+    work = benches("residual")
+    placement = work.place(work.uniform("w8a8"))
+    assert placement.unscaled == {"mean"}
+    values = Simulation(work.captured, placement, work.bank).run(work.inputs)
+    source, qparams = work.graph.layer("add").output, work.bank.output_qparams(work.graph.layer("add"))
+    steps = (values[source].double() / qparams.scale.double()).round()
+    assert torch.equal(values["mean"], (steps.sum((2, 3)) / 25).float() * qparams.scale)
+
+
+def test_the_captured_module_is_left_as_it_was(benches: Callable[[str], Bench]) -> None:
+    work = benches("mlp")
+    before = {name: value.clone() for name, value in work.captured.module.state_dict().items()}
+    nodes = [node.format_node() for node in work.captured.module.graph.nodes]
+    Simulation(work.captured, work.place(work.uniform("w4a8")), work.bank).run(work.inputs)
+    assert all(torch.equal(value, before[name]) for name, value in work.captured.module.state_dict().items())
+    assert nodes == [node.format_node() for node in work.captured.module.graph.nodes]
+
+
+def test_a_layer_that_differs_is_seen(benches: Callable[[str], Bench]) -> None:
+    work = benches("chain")
+    placement = work.place(work.uniform("w8a8"))
+    path, emitted = work.emit(placement)
+    wrong = Bench(work.captured, work.inputs, work.folder)
+    wrong.bank.weight(wrong.graph.layer("b"), _weights("w8a8")).codes[0, 0, 0, 0] += 20
+    assert wrong.parity(path, placement, emitted).layers_exact == pytest.approx(2 / 3)
+
+
+def _weights(scheme: str):  # type: ignore[no-untyped-def]
+    return parse_scheme(scheme).weights
