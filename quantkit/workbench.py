@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from quantkit.errors import OutputError
 from quantkit.progress import Progress
 from quantkit.store import Run, fingerprint
+
+SCRATCH = ".scratch-"
+TORN = re.compile(r"\.(model|float-[0-9a-f]{8}|result|front|request|graph|session)-[0-9a-f]{8}\.(onnx|json)")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class Kept(Protocol):
@@ -51,3 +62,24 @@ class Workbench:
             result = load(kept)
         self.seconds[stage] = time.perf_counter() - start
         return result
+
+
+@contextmanager
+def scratch_folder(store: Run) -> Iterator[Path]:
+    """A folder in the run directory for files that are looked at once; gone afterwards, and with it what a killed process left.
+
+    Raises OutputError where the disk is full, whoever wrote.
+    """
+    for left in store.folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left)
+    for left in store.folder.glob(".*"):
+        if TORN.fullmatch(left.name):
+            left.unlink()
+    try:
+        with tempfile.TemporaryDirectory(dir=store.folder, prefix=SCRATCH) as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        got = f"cannot write into {store.folder}: {os.strerror(error.errno)}"
+        raise OutputError(got, "a disk with room", "make room, or choose another --run") from error

@@ -10,10 +10,12 @@ import torch
 import toys
 from torch import Tensor, nn
 
+from quantkit.capture import capture
 from quantkit.data import Batch, collect
 from quantkit.data.splits import whole
 from quantkit.errors import DataError
 from quantkit.evaluation import evaluate, feeds, open_session
+from quantkit.export.float_onnx import export_float
 
 
 class FixedBatch(nn.Module):
@@ -66,13 +68,26 @@ def test_more_than_a_fixed_batch_at_once_is_refused(fixed: toys.Toybox, tmp_path
         session.run({session.input_names[0]: np.zeros((5, 3, 8, 8), np.float32)})
 
 
-def test_answers_that_are_not_finite_are_the_datas_fault(tmp_path: Path) -> None:
+def overflowing() -> toys.Toy:
+    """Finite weights whose scores are not."""
     model = toys.trained()
     with torch.no_grad():
-        model.classifier.bias.fill_(3e38).mul_(10)
-    box = toys.unpack(model)
+        model.classifier.weight.fill_(3e38)
+    return model
+
+
+def test_answers_that_are_not_finite_are_told_with_the_file(tmp_path: Path) -> None:
+    box = toys.toybox()
+    candidates = toys.candidates(box, tmp_path)
+    export_float(capture(overflowing(), {"x": toys.images(2, seed=0)[0]}), candidates.float_file, toys.ort_cpu.OPSET)
+
     with pytest.raises(DataError, match=r"float\.onnx.*NaN or infinite"):
-        evaluate(open_session(toys.candidates(box, tmp_path).float_file, threads=1), box.items, 8)
+        evaluate(open_session(candidates.float_file, threads=1), box.items, 8)
+
+
+def test_ranges_of_what_is_not_finite_are_refused() -> None:
+    with pytest.raises(DataError, match="NaN or infinite"):
+        toys.unpack(overflowing())
 
 
 def test_inputs_are_bound_to_the_files_names() -> None:

@@ -98,7 +98,7 @@ def _open(bench: Workbench, request: Request, network: Network, candidates: Cand
     check_budget(budget, min(len(subset), len(gate)), request.metric.unit)
     key = fingerprint(
         network.key, group_key(candidates.groups), options.observer, request.splits.calibration.fingerprint(),
-        subset.fingerprint(), len(gate), request.metric.name, budget, describe()["isa"], options.seed,
+        subset.fingerprint(), len(gate), request.metric.name, request.metric.source, budget, describe()["isa"], options.seed,
     )  # fmt: skip
     seconds = EXPECTED_CANDIDATES * (bench.seconds["float on the search split"] + 0.5)
     megabytes = sum(array.nbytes for array in reference) / 1e6

@@ -12,18 +12,20 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from quantkit import __version__
 from quantkit.calibration import Ranges, calibrate
 from quantkit.candidates import Candidates
 from quantkit.capture import Captured, capture, check_inputs
 from quantkit.environment import describe
-from quantkit.errors import SchemeError, unknown
+from quantkit.errors import ContractError, SchemeError, unknown
 from quantkit.evaluation import feeds
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Graph, Group
 from quantkit.latency.timing import Feeds
+from quantkit.loading import LoadedModel
 from quantkit.options import Options
 from quantkit.passes.batches import network_batches
 from quantkit.quantization import WeightBank
@@ -51,7 +53,8 @@ def job_fingerprint(request: Request) -> str:
     """Stands for the network, the data and every option that changes the result."""
     options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run")}
     splits = [subset.fingerprint() for subset in (request.splits.calibration, request.splits.search, request.splits.gate)]
-    return fingerprint(request.model.digest, splits, request.metric.name, asdict(request.budget), options, _versions())
+    metric = (request.metric.name, request.metric.source)
+    return fingerprint(request.model.digest, splits, metric, asdict(request.budget), options, _versions())
 
 
 def write_request(request: Request, network: Network, folder: Path) -> None:
@@ -72,21 +75,27 @@ def write_request(request: Request, network: Network, folder: Path) -> None:
 
 
 def capture_network(bench: Workbench, request: Request) -> Network:
-    """Capture, and export the float file once."""
+    """Capture, and export the float file once for all jobs of this run directory that capture the same."""
     target = find_target(request.options.target)
-    model = request.model.program or request.model.module
-    assert model is not None
-    shapes = {name: [list(tensor.shape[1:]), str(tensor.dtype)] for name, tensor in (request.example or {}).items()}
-    key = fingerprint(request.model.digest, shapes, _versions(), target.OPSET)
-    float_file = bench.store.folder / f"float-{key[:8]}.onnx"
     with bench.timed("capture", "capture the graph"):
-        captured = capture(model, request.example or {})
+        captured = capture(network_of(request.model), request.example or {})
+    # The digest stands for the weights; what is computed with them, only the graph says.
+    key = fingerprint(request.model.digest, captured.module.code, captured.graph.to_json(), _versions(), target.OPSET)
+    float_file = bench.store.folder / f"float-{key[:8]}.onnx"
     if not float_file.exists():
         with bench.timed("export", "export the float file"), write_atomically(float_file) as temporary:
             export_float(captured, temporary, target.OPSET)
     device = torch.device(request.options.device)
     on_device = captured if device.type == "cpu" else replace(captured, module=copy.deepcopy(captured.module).to(device))
     return Network(captured, on_device, float_file, target, key)
+
+
+def network_of(model: LoadedModel) -> nn.Module | ExportedProgram:
+    """What of the model is captured: its program where it has one."""
+    network = model.program or model.module
+    if network is None:
+        raise ContractError(f"model {model.name} was loaded as nothing", "a module or a program")
+    return network
 
 
 def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
