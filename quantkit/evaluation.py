@@ -22,12 +22,13 @@ QUIET = 3  # errors only: the runtime's warnings about folding are noise here
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
-    """An open file. `batch` is its fixed batch size, None where the batch axis is a symbol."""
+    """An open file and how many threads run it, 0 for all. `batch` is its fixed batch size, None where that axis is a symbol."""
 
     path: Path
     handle: onnxruntime.InferenceSession
     input_names: tuple[str, ...]
     batch: int | None
+    threads: int
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Outputs:
         """The outputs for one batch; shorter than a fixed batch is padded and cut again."""
@@ -60,7 +61,7 @@ def open_session(
     handle = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     sides = [entry.shape[0] if entry.shape else None for entry in handle.get_inputs()]
     fixed = next((side for side in sides if isinstance(side, int)), None)
-    return Session(path, handle, tuple(entry.name for entry in handle.get_inputs()), fixed)
+    return Session(path, handle, tuple(entry.name for entry in handle.get_inputs()), fixed, threads)
 
 
 def feeds(batch: Batch, names: Iterable[str]) -> dict[str, NDArray[np.generic]]:
