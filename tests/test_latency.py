@@ -62,8 +62,8 @@ def test_one_thread_is_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(wall) / 1e3)
     times = {count: timing.interleave([SimpleNamespace(run=lambda _: (), threads=count)], {}, rounds=3) for count in (1, 2)}  # type: ignore[list-item]
 
-    assert times[1].tolist() == [[2.0, 2.0, 2.0]]
-    assert times[2].tolist() == [[100.0, 100.0, 100.0]]
+    np.testing.assert_allclose(times[1], [[2, 2, 2]])
+    np.testing.assert_allclose(times[2], [[100, 100, 100]])
 
 
 @pytest.mark.parametrize(("milliseconds", "rounds"), [(10, 100), (1, 300), (1000, 15), (0, 300)])
