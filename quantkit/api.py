@@ -17,7 +17,8 @@ def allocate(
     model: Source,
     *,
     data: Any = None, calibration_data: Any = None, search_data: Any = None, gate_data: Any = None,
-    metric: Any = None, max_drop: float | str | None = None, keep: str | None = None, undecided: str | None = None, confidence: float | None = None,
+    metric: Any = None, max_drop: float | str | None = None, keep: str | None = None,
+    undecided: str | None = None, confidence: float | None = None,
     target: str | None = None, minimize: str | None = None, sensitivity: str | None = None, search: str | None = None,
     schemes: Sequence[str] | str | None = None, fix: Mapping[str, str] | Sequence[str] | None = None,
     exclude: Sequence[str] | None = None, observer: str | None = None, output: str | Path | None = None, run: str | Path | None = None,
@@ -36,8 +37,9 @@ def allocate(
     """
     arguments = Arguments(
         data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data, metric=metric, max_drop=max_drop,
-        keep=keep, undecided=undecided, confidence=confidence, target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes,
-        fix=fix, exclude=exclude, observer=observer, output=output, run=run, seed=seed, split_seed=split_seed,
+        keep=keep, undecided=undecided, confidence=confidence, target=target, minimize=minimize,
+        sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
+        observer=observer, output=output, run=run, seed=seed, split_seed=split_seed,
         batch_size=batch_size, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle, input_shape=input_shape,
         resize=resize, crop=crop, mean=mean, std=std, scale=scale,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,18 @@ from quantkit.metric import Metric, Outputs, divergence
 from quantkit.quantization import WeightBank
 from quantkit.search import Measured
 from quantkit.spec import parse_scheme
-from quantkit.statistics import Expectation, Verdict
+from quantkit.statistics import UNKNOWING, Expectation, Verdict, noise
 from quantkit.store import Run, fingerprint
 from quantkit.targets.placement import Placement
 from quantkit.verify import judge
 
-
-NEAR = 0.2  # nats: beyond that a network is broken, and says nothing about small losses
+# Beyond 0.2 nats a network is broken, and says nothing about small losses. A squared distance is what a loss is made of, however large.
+NEAR = {"softmax": 0.2, "identity": math.inf}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Everything a plan needs to become a file and a number. `key` stands for all of it in the journal."""
+    """Everything a plan needs to become a file; `folder` is where files lie that are looked at once."""
 
     float_file: Path
     graph: Graph
@@ -77,18 +78,21 @@ class Judge:
 
     def expect(self, anchors: Sequence[Mapping[str, str]]) -> Callable[[Mapping[str, str]], Measured]:
         """How to measure a plan once the anchors are: with their drops and divergences behind the judgement whether it passes."""
-        looks = [self._look(allocation) for allocation in anchors]
+        near = NEAR[self.metric.curvature]
+        looks = [look for look in map(self._look, anchors) if look["divergence"] <= near]
         drops, divergences = (np.array([look[key] for look in looks]) for key in ("drop", "divergence"))
-        near = divergences <= NEAR
-        expectation = Expectation.fit(drops[near], divergences[near])
+        told = Expectation.fit(drops, np.array([noise(self._verdict(look)) for look in looks]), divergences)
 
         def measure(allocation: Mapping[str, str]) -> Measured:
             look = self._look(allocation)
-            verdict = Verdict("undecided", len(self.search), look["float"], look["quantized"], look["drop"], look["low"], look["high"], None)
-            passes = expectation.likely_kept(verdict, look["divergence"], self.gate_items, self.budget, self.confidence)
+            expectation = told if look["divergence"] <= near else UNKNOWING
+            passes = expectation.likely_kept(self._verdict(look), look["divergence"], self.gate_items, self.budget, self.confidence)
             return Measured(look["drop"], passes, look)
 
         return measure
+
+    def _verdict(self, look: Mapping[str, float]) -> Verdict:
+        return Verdict("undecided", len(self.search), look["float"], look["quantized"], look["drop"], look["low"], look["high"], None)
 
     def _look(self, allocation: Mapping[str, str]) -> dict[str, float]:
         """Drop, interval, divergence and bytes on the search split, from the journal or measured now."""

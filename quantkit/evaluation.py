@@ -22,12 +22,13 @@ QUIET = 3  # errors only: the runtime's warnings about folding are noise here
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
-    """An open file. `batch` is its fixed batch size, None where the batch axis is a symbol."""
+    """An open file and how many threads run it, 0 for all. `batch` is its fixed batch size, None where that axis is a symbol."""
 
     path: Path
     handle: onnxruntime.InferenceSession
     input_names: tuple[str, ...]
     batch: int | None
+    threads: int
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Outputs:
         """The outputs for one batch; shorter than a fixed batch is padded and cut again."""
@@ -35,7 +36,7 @@ class Session:
         if self.batch is None or count == self.batch:
             return tuple(self.handle.run(None, dict(feeds)))
         if count > self.batch:
-            raise DataError(f"a batch of {count} for a network whose batch is fixed at {self.batch}", f"at most {self.batch}", "--batch-size")
+            raise DataError(f"a batch of {count} for a network of fixed batch {self.batch}", f"at most {self.batch}", "--batch-size")
         padded = {name: np.concatenate([array, np.repeat(array[-1:], self.batch - count, axis=0)]) for name, array in feeds.items()}
         return tuple(output[:count] for output in self.handle.run(None, padded))
 
@@ -43,7 +44,10 @@ class Session:
 def open_session(
     path: Path, *, threads: int, options: Mapping[str, str] | None = None, optimized: Path | None = None, profile: Path | None = None
 ) -> Session:
-    """Open `path` with all of the runtime's optimisations; `optimized` receives the graph that really runs, `profile` prefixes a profile."""
+    """Open `path` with all of the runtime's optimisations.
+
+    `threads` 0 takes every core. `optimized` receives the graph that really runs, `profile` prefixes a profile's name.
+    """
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.log_severity_level = threads, QUIET
     if optimized is not None:
@@ -57,7 +61,7 @@ def open_session(
     handle = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     sides = [entry.shape[0] if entry.shape else None for entry in handle.get_inputs()]
     fixed = next((side for side in sides if isinstance(side, int)), None)
-    return Session(path, handle, tuple(entry.name for entry in handle.get_inputs()), fixed)
+    return Session(path, handle, tuple(entry.name for entry in handle.get_inputs()), fixed, threads)
 
 
 def feeds(batch: Batch, names: Iterable[str]) -> dict[str, NDArray[np.generic]]:

@@ -6,6 +6,7 @@ A metric is `(outputs, labels, index) -> float`, so that items can be resampled 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ class Metric:
     """`function` over the items of `index`; `per_item`, where given, has that value as its mean.
 
     With reference "float" the labels handed to both are the float model's outputs. `curvature` is the metric of the output space
-    that interactions are taken in: "softmax" for class scores, "identity" for plain values.
+    that interactions are taken in: "softmax" for class scores, "identity" for plain values. `source` is the text of a user's own
+    function, so that a changed one is another metric.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Metric:
     per_item: Callable[[Outputs, Any], PerItem] | None = None
     reference: Literal["labels", "float"] = "labels"
     curvature: Literal["softmax", "identity"] = "softmax"
+    source: str = ""
 
     def score(self, outputs: Outputs, labels: Any, index: Index | None = None) -> float:
         """The value over the items of `index`, or over all. Raises MetricError where labels are missing, or the value is not finite."""
@@ -172,7 +175,15 @@ def _from_function(function: Callable[..., Any], name: str) -> Metric:
         with _their_code(f"metric {name}"):
             return function(outputs, labels, index)  # type: ignore[no-any-return]
 
-    return Metric(name, str(getattr(function, "unit", "")), better, guarded, reference=reference)
+    return Metric(name, str(getattr(function, "unit", "")), better, guarded, reference=reference, source=_source(function))
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """Its text; empty where there is none, as for what was typed at a prompt."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
 
 
 @contextmanager

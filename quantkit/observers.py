@@ -6,6 +6,7 @@ chosen afterwards without the data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.affine import choose_qparams, fake_quantize
-from quantkit.errors import SchemeError, unknown
+from quantkit.errors import DataError, SchemeError, unknown
 from quantkit.spec import PerTensor, QuantSpec
 
 BINS = 4096
@@ -56,9 +57,16 @@ class Observed:
 
 
 def observe(seen: Observed | None, values: Tensor) -> Observed:
-    """`seen` with `values` added; `seen` itself is left as it was. The result does not depend on how the values were cut into calls."""
+    """`seen` with `values` added; `seen` itself is left as it was. The result does not depend on how the values were cut into calls.
+
+    Raises DataError for values that are not finite: they have no range.
+    """
     values = values.detach().float().flatten()
     low, high = float(values.min()), float(values.max())
+    if not math.isfinite(low + high):
+        raise DataError(
+            "the network computes NaN or infinite values", "finite activations", "check the weights, and the inputs' preprocessing"
+        )
     if seen is None:
         seen = Observed(low, high, TINY, np.zeros(BINS))
     bound, counts = seen.bound, seen.counts

@@ -31,7 +31,8 @@ class Options:
 
     `fix` holds (group, scheme) pairs and `exclude` patterns of group names; whether they exist is known after the capture.
     `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
-    `confidence` is how sure the search must be that the gate will keep the promise. `output` is the ONNX file; `run` the folder that keeps the stages' results.
+    `confidence` is how sure the search must be that the gate will keep the promise. `output` is the ONNX
+    file; `run` the folder that keeps the stages' results.
     """
 
     target: str = "ort-cpu"

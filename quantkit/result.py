@@ -11,6 +11,7 @@ from quantkit.statistics import Verdict
 from quantkit.verify import Latency, Parity
 
 SCHEMA = 1
+Number = float  # `Execution.float` would hide the type from the field behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Execution:
     as_planned: bool
     int8: int
     float: int
-    int8_macs: float
+    int8_macs: Number
     mismatches: tuple[str, ...]
 
 
@@ -97,3 +98,29 @@ class Result:
             "environment": dict(self.environment),
             "fingerprint": self.fingerprint,
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], notes: tuple[str, ...], items_to_decide: int | None, run: Path) -> Result:
+        """The inverse of `to_json`, with what that leaves out; the files are looked for in `run`, wherever the folder lay before."""
+        onnx, float_onnx = (run / Path(data["files"][kind]).name for kind in ("onnx", "float_onnx"))
+        session = run / Path(data["files"]["session"]).name if data["files"]["session"] else None
+        rows = [{**row, "layers": tuple(row["layers"])} for row in data["allocation"]]
+        return cls(
+            run=run,
+            kept=data["kept"],
+            max_drop=data["budget"]["max_drop"],
+            unit=data["budget"]["unit"],
+            metric=data["budget"]["metric"],
+            verdict=Verdict(**data["verdict"], items_to_decide=items_to_decide),
+            latency=Latency(**data["latency"]),
+            bytes=data["bytes"],
+            baselines=tuple(Baseline(**row) for row in data["baselines"]),
+            allocation=tuple(GroupRow(**row) for row in rows),
+            executed=Execution(**{**data["executed"], "mismatches": tuple(data["executed"]["mismatches"])}),
+            simulation=Parity(**data["simulation"]),
+            files=Files(onnx, float_onnx, session),
+            seconds=data["seconds"],
+            environment=data["environment"],
+            fingerprint=data["fingerprint"],
+            notes=notes,
+        )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import ceil, isfinite, sqrt
+from math import ceil, hypot, inf, isfinite, sqrt
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -239,32 +239,44 @@ def _accelerated(drops: Floats, drop: float, pseudo: Floats, level: float) -> fl
     return float(np.quantile(drops, NORMAL.cdf(bias + z / max(1e-9, 1 - acceleration * z))))
 
 
+def noise(verdict: Verdict) -> float:
+    """The standard deviation of the drop, from its 95 % interval."""
+    return (verdict.high - verdict.low) / (2 * NORMAL.inv_cdf(INTERVAL[1]))
+
+
 @dataclass(frozen=True, slots=True)
 class Expectation:
     """What a plan will probably lose, from its own measured drop and from its divergence.
 
     On a few hundred items a drop of half a point is a handful of flips. The divergence of the outputs is far less noisy, and near the
-    float network the drop grows in proportion to it; `rate` is that proportion, fitted on plans measured on the same items.
+    float network the drop grows in proportion to it; `rate` is that proportion, fitted on plans measured on the same items, and
+    `error` its standard error: infinite where nothing told the rate, so that a drop is then taken as it was measured.
     """
 
     rate: float
+    error: float
 
     @classmethod
-    def fit(cls, drops: Floats, divergences: Floats) -> Expectation:
-        """Least squares through the origin, each plan's noise growing with its divergence; never below 0."""
+    def fit(cls, drops: Floats, noises: Floats, divergences: Floats) -> Expectation:
+        """Least squares through the origin, each plan's noise growing with its divergence; the rate is never below 0."""
         total = float(divergences.sum())
-        return cls(max(float(drops.sum()) / total, 0.0) if total > 0 else 0.0)
+        return cls(max(float(drops.sum()) / total, 0.0), float(np.linalg.norm(noises)) / total) if total > 0 else UNKNOWING
 
-    def likely_kept(self, verdict: Verdict, divergence: Number, gate_items: int, budget: Number, confidence: Number) -> bool:
+    def likely_kept(self, verdict: Verdict, divergence: float, gate_items: int, budget: float, confidence: float) -> bool:
         """Whether a gate split of `gate_items` will keep `budget` with probability `confidence`.
 
-        A normal prior about rate · divergence, as wide as half of it, meets the drop that was measured; what the gate will show
-        scatters about the result as the measured drop did, scaled by the counts. Without this margin a search picks what was lucky.
+        A normal prior about rate · divergence, as wide as half of it and as the rate's error, meets the drop that was measured; what
+        the gate will show scatters about the result as the measured drop did, scaled by the counts. Without this margin a search
+        picks what was lucky. Outputs that are equal lose what they lose, and no chance is in it.
         """
-        noise = max((verdict.high - verdict.low) / (2 * NORMAL.inv_cdf(INTERVAL[1])), 1e-9)
-        prior = self.rate * divergence
-        width = max(prior * PRIOR_WIDTH, 1e-9)
-        share = width**2 / (width**2 + noise**2)
+        if divergence <= 0:
+            return verdict.drop <= budget
+        prior, deviation = self.rate * divergence, noise(verdict)
+        width = max(hypot(prior * PRIOR_WIDTH, self.error * divergence), 1e-9)
+        share = 1 / (1 + (deviation / width) ** 2)
         expected = prior + share * (verdict.drop - prior)
-        spread = sqrt(share * noise**2 + noise**2 * verdict.n / gate_items)
+        spread = deviation * sqrt(share + verdict.n / gate_items)
         return expected + NORMAL.inv_cdf(confidence) * spread <= budget
+
+
+UNKNOWING = Expectation(0.0, inf)

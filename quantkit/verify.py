@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from quantkit.affine import dequantize
+from quantkit.affine import QParams, dequantize
 from quantkit.capture import Captured
-from quantkit.data import Subset, bind
+from quantkit.data import Subset
 from quantkit.evaluation import feeds, open_session
 from quantkit.export.executed import Executed, read_executed
 from quantkit.export.qdq import Emitted
@@ -20,6 +22,7 @@ from quantkit.export.watch import expose
 from quantkit.graph import Graph
 from quantkit.latency.timing import Feeds, interleave, rounds_within
 from quantkit.metric import Metric, Outputs
+from quantkit.passes.batches import network_batches
 from quantkit.quantization import WeightBank
 from quantkit.simulation import Simulation
 from quantkit.statistics import Verdict, decide, ratio_interval
@@ -43,7 +46,9 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Simulation against the file: shares of items with equal top-1 and with equal bits; of layers whose codes equal given the file's inputs."""
+    """Simulation against the file: shares of items with equal top-1 and with equal bits, and of quantized layers whose output is
+    the file's, given the file's own input codes.
+    """
 
     agreement: float
     exact: float
@@ -72,12 +77,9 @@ def time_files(files: Sequence[Path], example: Feeds, threads: int, options: Map
     rounds = rounds_within(sessions[0], example, LATENCY_SECONDS / len(files))
     times = interleave(sessions, example, rounds=rounds)
     batch = len(next(iter(example.values())))
-    base = float(np.median(times[0]))
-    found = []
-    for row in times:
-        ratio, low, high = ratio_interval(row, times[0]) if row is not times[0] else (1.0, 1.0, 1.0)
-        found.append(Latency(base, float(np.median(row)), ratio, low, high, threads, batch))
-    return tuple(found)
+    base, *medians = (float(median) for median in np.median(times, axis=1))
+    rows = zip((base, *medians), times, strict=True)
+    return tuple(Latency(base, median, *ratio_interval(row, times[0]), threads, batch) for median, row in rows)
 
 
 def executed(path: Path, graph: Graph, placement: Placement, options: Mapping[str, str], folder: Path) -> Executed:
@@ -104,55 +106,57 @@ def compare_simulation(
     folder: Path,
     advance: Callable[[int], None],
 ) -> Parity:
-    """Run the simulation and the file, with its codes exposed, over `subset`."""
+    """Run the simulation and the file, with its codes exposed, over `subset`, both on the CPU."""
     watched = folder / "watched.onnx"
     expose(path, [*emitted.inputs.values(), *emitted.outputs.values()], watched)
     session = open_session(watched, threads=0)
     names = [output.name for output in session.handle.get_outputs()]
-    simulation = Simulation(captured, placement, bank)
-    device = next(iter(captured.module.parameters())).device if list(captured.module.parameters()) else torch.device("cpu")
+    graph, simulation = captured.graph, Simulation(captured, placement, bank, precise=True)
     unequal: set[str] = set()
-    same_top, same_bits, count = 0, 0, 0
-    for batch in subset.batches(session.batch or batch_size):
+    same_top, same_bits = [], []
+    for batch in network_batches(graph, subset, batch_size):
         values = dict(zip(names, session.run(feeds(batch, session.input_names)), strict=True))
-        inputs = {name: tensor.to(device) for name, tensor in bind(batch.inputs, captured.graph.inputs).items()}
-        simulated = [output.cpu().numpy() for output in simulation.run(inputs)["output"]]
-        files = [values[name] for name in captured.graph.outputs]
-        same_bits += int(np.all([_rows_equal(a, b) for a, b in zip(simulated, files, strict=True)], axis=0).sum())
-        same_top += int((_top(simulated[0]) == _top(files[0])).sum())
-        unequal |= _unequal_layers(captured.graph, placement, bank, simulation, emitted, values)
-        count += batch.size
+        pairs = [(one.numpy(), values[name]) for one, name in zip(simulation.run(batch.inputs)["output"], graph.outputs, strict=True)]
+        same_bits.append(np.all([_equal(one, other) for one, other in pairs], axis=0))
+        same_top.append(_equal(_best(pairs[0][0]), _best(pairs[0][1])))
+        unequal |= _unequal_layers(graph, placement, bank, simulation, emitted, values)
         advance(batch.size)
     layers = len(placement.schemes)
-    return Parity(same_top / count, same_bits / count, 1.0 - len(unequal) / layers if layers else 1.0)
+    exact = 1.0 - len(unequal) / layers if layers else 1.0
+    agreement, bits = (float(np.concatenate(rows)[: len(subset)].mean()) for rows in (same_top, same_bits))  # without what fills a batch
+    return Parity(agreement, bits, exact)
 
 
 def _unequal_layers(
-    graph: Graph, placement: Placement, bank: WeightBank, simulation: Simulation, emitted: Emitted, values: Mapping[str, np.ndarray]
+    graph: Graph,
+    placement: Placement,
+    bank: WeightBank,
+    simulation: Simulation,
+    emitted: Emitted,
+    values: Mapping[str, NDArray[np.generic]],
 ) -> set[str]:
+    """The layers whose simulated output, given the file's own input codes, is not the file's."""
+
+    def real(name: str, qparams: QParams | None) -> Tensor:
+        tensor = torch.from_numpy(values[name])
+        return tensor if qparams is None else dequantize(tensor.float(), qparams)
+
     found = set()
     for layer in graph.layers:
         if layer.name not in placement.schemes:
             continue
-        real = [
-            dequantize(torch.from_numpy(values[emitted.inputs[layer.name, slot]]).float(), bank.input_qparams(layer, slot))
-            for slot in range(len(layer.inputs))
-        ]
-        ours = simulation.layer_output(layer, real)
-        theirs = torch.from_numpy(values[emitted.outputs[layer.name]])
-        if layer.name in placement.outputs:
-            theirs = dequantize(theirs.float(), bank.output_qparams(layer))
-        if not torch.equal(ours, theirs):
+        inputs = [real(emitted.inputs[layer.name, slot], bank.input_qparams(layer, slot)) for slot in range(len(layer.inputs))]
+        theirs = real(emitted.outputs[layer.name], bank.output_qparams(layer) if layer.name in placement.outputs else None)
+        if not torch.equal(simulation.layer_output(layer, inputs), theirs):
             found.add(layer.name)
     return found
 
 
-def _rows_equal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return (one == other).reshape(len(one), -1).all(axis=1)
+def _equal(one: NDArray[np.generic], other: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Which items are equal in all their values."""
+    return np.asarray((one == other).reshape(len(one), -1).all(axis=1))
 
 
-def _top(outputs: np.ndarray) -> np.ndarray:
-    """Top-1 along the last axis, one row an item (all positions of a token output must agree, so they are one value)."""
-    best = outputs.reshape(len(outputs), -1) if outputs.ndim == 1 else outputs.argmax(axis=-1).reshape(len(outputs), -1)
-    return np.array([hash(row.tobytes()) for row in best]) if best.shape[1] > 1 else best[:, 0]
-
+def _best(outputs: NDArray[np.generic]) -> NDArray[np.intp]:
+    """The top class of each item, or of each of its positions."""
+    return outputs.argmax(axis=-1) if outputs.ndim > 1 else np.zeros(len(outputs), np.intp)

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
+from quantkit.errors import OutputError
 from quantkit.progress import Progress
 from quantkit.store import Run, fingerprint
 
-T = TypeVar("T")
+SCRATCH = ".scratch-"
+TORN = re.compile(r"\.(model|float-[0-9a-f]{8}|result|front|request|graph|session)-[0-9a-f]{8}\.(onnx|json)")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+class Kept(Protocol):
+    """What can lie in a run directory."""
+
+    def to_json(self) -> Any:
+        """A JSON form, finite numbers only."""
+        ...
+
+
+T = TypeVar("T", bound=Kept)
 
 
 class Workbench:
-    """`seconds` tells how long each stage took in this process; a stage that was found ready took none."""
+    """`seconds` tells how long each stage took in this process; `computed` names those that were not found ready, in order."""
 
     def __init__(self, store: Run, progress: Progress) -> None:
         self.store, self.progress = store, progress
@@ -30,18 +50,36 @@ class Workbench:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def keep(self, stage: str, depends_on: tuple[Any, ...], compute: Callable[[], T], load: Callable[[Any], T]) -> T:
-        """The result of `stage`: read back by `load` if it was kept under the same dependencies, else computed and kept.
-
-        `compute`'s result has `to_json()`.
-        """
+        """The result of `stage`: read back by `load` if it was kept under the same dependencies, else computed and kept."""
         key = fingerprint(stage, *depends_on)
         start = time.perf_counter()
         kept = self.store.get(stage, key)
         if kept is None:
             result = compute()
-            self.store.put(stage, key, result.to_json())  # type: ignore[attr-defined]
+            self.store.put(stage, key, result.to_json())
             self.computed.append(stage)
         else:
             result = load(kept)
         self.seconds[stage] = time.perf_counter() - start
         return result
+
+
+@contextmanager
+def scratch_folder(store: Run) -> Iterator[Path]:
+    """A folder in the run directory for files that are looked at once; gone afterwards, and with it what a killed process left.
+
+    Raises OutputError where the disk is full, whoever wrote.
+    """
+    for left in store.folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left)
+    for left in store.folder.glob(".*"):
+        if TORN.fullmatch(left.name):
+            left.unlink()
+    try:
+        with tempfile.TemporaryDirectory(dir=store.folder, prefix=SCRATCH) as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        got = f"cannot write into {store.folder}: {os.strerror(error.errno)}"
+        raise OutputError(got, "a disk with room", "make room, or choose another --run") from error

@@ -194,6 +194,7 @@ def test_stages_inside_stages_are_told_in_order(work: SimpleNamespace, capfd: py
 OPTIONS = {
     "max_drop": ("0.5%", "0.5%"),
     "threads": ("2", 2),
+    "confidence": ("0.9", 0.9),
     "seed": ("3", 3),
     "split_seed": ("4", 4),
     "batch_size": ("5", 5),

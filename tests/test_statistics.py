@@ -10,7 +10,7 @@ import pytest
 
 from quantkit import statistics
 from quantkit.errors import MetricError
-from quantkit.statistics import Verdict, decide, ratio_interval
+from quantkit.statistics import UNKNOWING, Expectation, Verdict, decide, ratio_interval
 
 N = 400
 
@@ -222,3 +222,45 @@ def test_a_ratio_of_timings_is_the_median_over_paired_rounds() -> None:
     assert ratio == np.median(numerator / slow_machine)
     assert 0.48 < low < ratio < high < 0.52
     assert len({ratio_interval(numerator[:12], slow_machine[:12], seed, resamples=50) for seed in range(5)}) > 1
+
+
+def seen(drop: float, low: float, high: float, n: int = 100) -> Verdict:
+    return Verdict("undecided", n, 90.0, 90.0 - drop, drop, low, high, None)
+
+
+def test_the_drop_is_expected_in_proportion_to_the_divergence_of_plans_already_seen() -> None:
+    told = Expectation.fit(np.array([1.0, 3.0]), np.array([0.3, 0.4]), np.array([0.1, 0.1]))
+
+    assert (told.rate, told.error) == (pytest.approx(20), pytest.approx(2.5))
+    assert Expectation.fit(np.array([-1.0, 0.5]), np.array([1.0, 1.0]), np.array([0.1, 0.1])).rate == 0
+    assert Expectation.fit(np.array([]), np.array([]), np.array([])) == UNKNOWING
+
+
+@pytest.mark.parametrize("rate", [0.0, 30.0], ids=["others lost nothing", "others lost"])
+def test_a_lucky_drop_is_not_believed_and_a_bad_one_is_not_forgotten(rate: float) -> None:
+    """0.01 nats at 30 points a nat are 0.3 points; one that gained half a point is still expected to lose."""
+    told = Expectation(rate, 10.0)
+
+    assert not Expectation(300.0, 10.0).likely_kept(seen(-0.5, -2.5, 1.5), 0.01, 10_000, 0.5, 0.5)
+    assert not told.likely_kept(seen(10.0, 9.0, 11.0), 0.5, 10_000, 1.0, 0.5)
+    assert not UNKNOWING.likely_kept(seen(1.1, -1.0, 3.0), 0.5, 10_000, 1.0, 0.5)
+    assert UNKNOWING.likely_kept(seen(0.9, -1.0, 3.0), 0.5, 10_000, 1.0, 0.5)
+
+
+def test_equal_outputs_keep_any_promise_however_few_the_items() -> None:
+    assert Expectation(30.0, 10.0).likely_kept(seen(0.0, -4.0, 4.0, n=20), 0.0, 20, 0.1, 0.99)
+
+
+@pytest.mark.parametrize("confidence", [0.6, 0.85])
+def test_plans_that_are_said_to_be_kept_are_kept_as_often_as_said(confidence: float) -> None:
+    """Plans whose true drops follow the prior, seen on a search split, and what a gate split of another size then shows."""
+    generator = np.random.default_rng(0)
+    told, kept = Expectation(20.0, 5.0), []
+    for _ in range(20_000):
+        divergence = generator.uniform(0.01, 0.1)
+        true = generator.normal(20 * divergence, np.hypot(10 * divergence, 5 * divergence))
+        measured = generator.normal(true, 0.8)
+        if told.likely_kept(seen(measured, measured - 1.96 * 0.8, measured + 1.96 * 0.8, n=100), divergence, 400, 1.5, confidence):
+            kept.append(generator.normal(true, 0.8 * 0.5) <= 1.5)
+
+    assert confidence <= np.mean(kept) < 1

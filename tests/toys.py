@@ -90,9 +90,9 @@ def trained() -> Toy:
     return copy.deepcopy(_trained())
 
 
-def subset(count: int, seed: int, labelled: bool = True) -> Subset:
+def subset(count: int, seed: int, labelled: bool = True, noise: float = 0.8) -> Subset:
     """Items in memory."""
-    inputs, labels = images(count, seed)
+    inputs, labels = images(count, seed, noise)
     return whole(collect([Batch({"x": inputs}, labels if labelled else None)]))
 
 
@@ -126,7 +126,17 @@ def toybox() -> Toybox:
 def scene(box: Toybox, curvature: Literal["softmax", "identity"] = "softmax", **changes: Any) -> Scene:
     """What an estimator gets."""
     plain = Scene(
-        box.captured, box.groups, SCHEMES, ort_cpu, box.bank, box.items, curvature, seed=0, device=torch.device("cpu"), progress=Silent()
+        box.captured,
+        box.groups,
+        SCHEMES,
+        ort_cpu,
+        box.bank,
+        box.items,
+        curvature,
+        labelled=True,
+        seed=0,
+        device=torch.device("cpu"),
+        progress=Silent(),
     )
     return replace(plain, **changes)
 

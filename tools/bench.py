@@ -42,7 +42,7 @@ def allocate(name: str, seed: int, runs: Path, *options: str, label: str = "") -
     return result
 
 
-def figures_of(name: str, results: list[dict[str, Any]]) -> dict[str, float]:
+def figures_of(results: list[dict[str, Any]]) -> dict[str, float]:
     """The goals' numbers over all seeds of one network."""
     static = [next(row for row in result["baselines"] if "quantize_static" in row["name"]) for result in results]
     uniform = [next(row for row in result["baselines"] if row["name"].startswith("uniform")) for result in results]
@@ -59,7 +59,9 @@ def figures_of(name: str, results: list[dict[str, Any]]) -> dict[str, float]:
         "uniform_drop_mean": statistics.mean(row["drop"] for row in uniform),
         "static_drop_mean": statistics.mean(row["drop"] for row in static),
         "latency_over_float": statistics.median(result["latency"]["ratio"] for result in results),
-        "latency_over_static": statistics.median(r["latency"]["ratio"] / row["latency_ratio"] for r, row in zip(results, static, strict=True)),
+        "latency_over_static": statistics.median(
+            result["latency"]["ratio"] / row["latency_ratio"] for result, row in zip(results, static, strict=True)
+        ),
         "uniform_latency_over_float": statistics.median(row["latency_ratio"] for row in uniform),
         "bytes_over_static": statistics.median(r["bytes"]["ratio"] / row["bytes_ratio"] for r, row in zip(results, static, strict=True)),
         "dominated_by_uniform": sum(
@@ -139,9 +141,9 @@ def main() -> None:
             print(f"{name}, seed {seed}: {told}", file=sys.stderr, flush=True)
             if name in SMALLEST and seed == arguments.seeds[0]:
                 small[name] = allocate(name, seed, arguments.runs, "--max-drop", "1.0", "--minimize", "bytes", label="-bytes")
-    figures = {f"{name}.{key}": value for name, rows in results.items() for key, value in figures_of(name, rows).items()}
+    figures = {f"{name}.{key}": value for name, rows in results.items() for key, value in figures_of(rows).items()}
     for name, result in small.items():
-        figures |= {f"{name}.bytes.{key}": value for key, value in figures_of(name, [result]).items()}
+        figures |= {f"{name}.bytes.{key}": value for key, value in figures_of([result]).items()}
     figures["quantkit.import_s"] = import_seconds()
     figures["quantkit.probe_over_pyhessian"] = probe_over_pyhessian()
     environment = next(iter(results.values()))[0]["environment"]

@@ -41,8 +41,11 @@ class Solution:
     gap: float
 
 
-def minimise(objective: Floats, rows: Sequence[Row], binary: NDArray[np.bool_]) -> Solution | None:
-    """The x in [0, 1] of least objective · x that keeps every row, whole where `binary`; None if there is none."""
+def minimise(objective: Floats, rows: Sequence[Row], binary: NDArray[np.bool_], gap: float = 0.0) -> Solution | None:
+    """The x in [0, 1] of least objective · x that keeps every row, whole where `binary`; None if there is none.
+
+    `gap` is the relative distance to the proven bound at which the search for it may end.
+    """
     scaled = [_scaled(row) for row in rows]
     constraint = LinearConstraint(np.stack([row.coefficients for row in scaled]), [row.low for row in scaled], [row.high for row in scaled])
     with silent_stdout():
@@ -51,7 +54,7 @@ def minimise(objective: Floats, rows: Sequence[Row], binary: NDArray[np.bool_]) 
             integrality=binary.astype(np.uint8),
             bounds=Bounds(0, 1),
             constraints=constraint,
-            options={"mip_rel_gap": 0.0, "node_limit": _NODES},
+            options={"mip_rel_gap": gap, "node_limit": _NODES},
         )
     if found.x is None:
         if found.status == _INFEASIBLE:

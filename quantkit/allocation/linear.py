@@ -26,10 +26,10 @@ def limit(budget: float) -> float:
     return budget + _SLACK * abs(budget)
 
 
-def least_loss(problem: Problem, losses: Floats, budget: float) -> tuple[Chosen, float] | None:
+def least_loss(problem: Problem, losses: Floats, budget: float, gap: float = 0.0) -> tuple[Chosen, float] | None:
     """The options of least total loss within budget, and the relative gap to the proven bound; None if none are within budget."""
     rows = [*_structure(problem), Row(_costs(problem), -math.inf, budget)]
-    while solution := minimise(_padded(losses, problem), rows, _binary(problem)):
+    while solution := minimise(_padded(losses, problem), rows, _binary(problem), gap):
         chosen = _chosen(problem, solution.x)
         if problem.cost.total(chosen) <= limit(budget):
             return chosen, solution.gap

@@ -15,7 +15,8 @@ from quantkit.allocation.linear import least_loss, limit
 from quantkit.allocation.problem import Chosen, Form, Problem
 from quantkit.table import Floats
 
-_STEPS = 8  # linearisations of one start; they settle or begin to circle long before
+_STEPS = 4  # linearisations of one start; they settle or begin to circle long before
+GAP = 1e-3  # of a linearisation, which is no more exact than that itself
 _SPREAD = 2.0  # of the logarithm of the factor that disturbs a random start's losses: wide enough to reorder most groups
 
 
@@ -43,19 +44,21 @@ def _worth(problem: Problem, chosen: Chosen) -> tuple[float, float]:
 def _starts(problem: Problem, budget: float, restarts: int, seed: int) -> Iterator[Chosen]:
     """Answers of knapsacks that ignore the interactions, see them at the lossless end, or see disturbed losses."""
     isolated = [problem.loss.linear, problem.isolated]
-    lossless = least_loss(problem, problem.loss.linear, np.inf)
-    context = [problem.loss.field(lossless[0])] if lossless else []
+    if not restarts:  # along a front the neighbour's answer is the better start
+        isolated = isolated[:1]
+    lossless = least_loss(problem, problem.loss.linear, np.inf, GAP)
+    context = [problem.loss.field(lossless[0])] if lossless and restarts else []
     random = np.random.default_rng(seed)
     disturbed = [problem.loss.linear * random.lognormal(0.0, _SPREAD, len(problem.scheme)) for _ in range(restarts)]
     for losses in (*isolated, *context, *disturbed):
-        if found := least_loss(problem, losses, budget):
+        if found := least_loss(problem, losses, budget, GAP):
             yield found[0]
 
 
 def _linearised(problem: Problem, start: Chosen, budget: float) -> Chosen:
     best = here = start
     for _ in range(_STEPS):
-        found = least_loss(problem, problem.loss.field(here), budget)
+        found = least_loss(problem, problem.loss.field(here), budget, GAP)
         if found is None or np.array_equal(found[0], here):
             break
         here = found[0]

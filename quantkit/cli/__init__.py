@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-# Read when torch loads: workers that spin between operations cost up to ten times where cores are shared (measured on two).
+# Before anything imports torch, which reads it as it loads: workers that spin between operations cost up to ten times the time
+# where cores are shared (measured on two).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from quantkit.cli.app import main, recipe_main  # noqa: E402 - after the setting above
+from quantkit.cli.app import main, recipe_main
 
 __all__ = ["main", "recipe_main"]

@@ -86,8 +86,9 @@ def start(version: Annotated[bool, Option("--version", help="Print the version a
 
 @app.command()
 def allocate(
-    model: Model, max_drop: MaxDrop = None, keep: Keep = None, metric: Metric = None, undecided: Undecided = None, confidence: Confidence = None,
-    data: Data = None, calibration_data: CalibrationData = None, search_data: SearchData = None, gate_data: GateData = None,
+    model: Model, max_drop: MaxDrop = None, keep: Keep = None, metric: Metric = None, undecided: Undecided = None,
+    confidence: Confidence = None, data: Data = None, calibration_data: CalibrationData = None,
+    search_data: SearchData = None, gate_data: GateData = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     target: Target = None, minimize: Minimize = None, sensitivity: Sensitivity = None, search: Search = None,
     schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None,
@@ -98,7 +99,8 @@ def allocate(
     """Find the fastest or smallest plan that keeps the promise, write it, and measure that very file."""
     arguments = Arguments(
         data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data,
-        resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, max_drop=max_drop, keep=keep, undecided=undecided, confidence=confidence,
+        resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, max_drop=max_drop, keep=keep,
+        undecided=undecided, confidence=confidence,
         target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
         observer=observer, output=output, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size, threads=threads,
         device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,

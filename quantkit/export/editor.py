@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -53,10 +53,16 @@ class Editor:
         return value
 
     def insert(
-        self, kind: str, inputs: Sequence[ir.Value | None], name: str, before: ir.Node, like: ir.Value | None = None, **attributes: int
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        before: ir.Node,
+        like: ir.Value | None = None,
+        attributes: Mapping[str, int] | None = None,
     ) -> ir.Value:
         """The output of a new node in front of `before`, of the shape and type of `like`."""
-        node = ir.node(kind, inputs, attributes=attributes, name=name)
+        node = ir.node(kind, inputs, attributes=attributes or {}, name=name)
         self._name_output(node, f"{name}_value", like)
         self._graph.insert_before(before, node)
         return node.outputs[0]

@@ -97,7 +97,7 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
         # QGemm wants the zero point spelled out; all layers of one width share it.
         editor.constant(f"zeros_{codes.shape[axis]}", np.zeros(codes.shape[axis], np.int8)),
     ]
-    node.replace_input_with(1, editor.insert("DequantizeLinear", inputs, f"{node.name}_weight", node, old, axis=axis))
+    node.replace_input_with(1, editor.insert("DequantizeLinear", inputs, f"{node.name}_weight", node, old, attributes={"axis": axis}))
     if layer.name in placement.float_bias:
         _spread_bias(editor, layer)
     elif layer.bias and layer.name not in placement.outputs:
@@ -109,7 +109,7 @@ def _unpacked(editor: Editor, stem: str, codes: NDArray[np.int8], bits: int, bef
     if bits == 8:
         return editor.constant(f"{stem}_codes", codes)
     packed = editor.constant(f"{stem}_codes", codes.astype(ml_dtypes.int4))
-    return editor.insert("Cast", [packed], f"{before.name}_unpacked", before, to=int(ir.DataType.INT8))
+    return editor.insert("Cast", [packed], f"{before.name}_unpacked", before, attributes={"to": int(ir.DataType.INT8)})
 
 
 def _store_bias(editor: Editor, layer: Layer, node: ir.Node, bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> None:
@@ -117,7 +117,8 @@ def _store_bias(editor: Editor, layer: Layer, node: ir.Node, bias: Tensor, weigh
     steps = bias_codes(bias, weight_scale, input_scale).numpy().astype(np.int32)
     codes = editor.constant(f"{layer.bias}_codes", steps)
     scale = editor.constant(f"{layer.bias}_scale", (input_scale * weight_scale).numpy())
-    node.replace_input_with(2, editor.insert("DequantizeLinear", [codes, scale], f"{node.name}_bias", node, read(node, 2), axis=0))
+    bias_value = editor.insert("DequantizeLinear", [codes, scale], f"{node.name}_bias", node, read(node, 2), attributes={"axis": 0})
+    node.replace_input_with(2, bias_value)
 
 
 def _spread_bias(editor: Editor, layer: Layer) -> None:
@@ -136,7 +137,7 @@ def _set_barrier(editor: Editor, node: ir.Node, slot: int, barrier: Barrier) -> 
         codes, scale, zero_point = _dequantizer(value)
         scales = editor.constant(f"{node.name}_scales", np.full(channels, array_of(scale)))
         zeros = editor.constant(f"{node.name}_zero_points", np.full(channels, array_of(zero_point)))
-        guarded = editor.insert("DequantizeLinear", [codes, scales, zeros], f"{node.name}_vector", node, value, axis=1)
+        guarded = editor.insert("DequantizeLinear", [codes, scales, zeros], f"{node.name}_vector", node, value, attributes={"axis": 1})
         node.replace_input_with(slot, guarded)
         editor.remove_unread(value)
     else:

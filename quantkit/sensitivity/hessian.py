@@ -73,7 +73,7 @@ def _loss(scene: Scene) -> Callable[[Batch], Tensor]:
 
     def loss(batch: Batch) -> Tensor:
         outputs = pytree.tree_leaves(network.run(*[batch.inputs[name] for name in names]))
-        parts = [of_output(output, batch.labels if place == 0 else None) for place, output in enumerate(outputs)]
+        parts = [of_output(output, batch.labels if scene.labelled and place == 0 else None) for place, output in enumerate(outputs)]
         return torch.stack(parts).sum()
 
     return loss

@@ -21,7 +21,8 @@ from quantkit.table import Interactions, Table
 class Scene:
     """The captured network, its groups, and the calibration items that may be looked at.
 
-    `curvature` is the metric of the output space: "softmax" for class scores, "identity" otherwise.
+    `curvature` is the metric of the output space: "softmax" for class scores, "identity" otherwise. `labelled` says whether the items'
+    labels mean anything here; a network that is compared with itself goes by its own answers.
     """
 
     captured: Captured
@@ -31,6 +32,7 @@ class Scene:
     bank: WeightBank
     items: Subset
     curvature: Literal["softmax", "identity"]
+    labelled: bool
     seed: int
     device: torch.device
     progress: Progress

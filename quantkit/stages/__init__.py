@@ -4,4 +4,5 @@ network.py   capture, groups, calibration, what makes candidates
 tables.py    scores, costs, the front
 choice.py    the search on measured drops, and the choice among its finalists
 verdict.py   the final file on the gate split, its baselines, the result
+kept.py      the whole result, asked for again
 """

@@ -95,10 +95,10 @@ def _open(bench: Workbench, request: Request, network: Network, candidates: Cand
         reference = float_outputs(request, network.float_file, subset)
     labels = labels_for(request, subset, reference)
     budget = budget_for(request, reference, labels)
-    check_budget(budget, len(subset), request.metric.unit)
+    check_budget(budget, min(len(subset), len(gate)), request.metric.unit)
     key = fingerprint(
         network.key, group_key(candidates.groups), options.observer, request.splits.calibration.fingerprint(),
-        subset.fingerprint(), len(gate), request.metric.name, budget, describe()["isa"], options.seed,
+        subset.fingerprint(), len(gate), request.metric.name, request.metric.source, budget, describe()["isa"], options.seed,
     )  # fmt: skip
     seconds = EXPECTED_CANDIDATES * (bench.seconds["float on the search split"] + 0.5)
     megabytes = sum(array.nbytes for array in reference) / 1e6
@@ -106,5 +106,6 @@ def _open(bench: Workbench, request: Request, network: Network, candidates: Cand
         f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items, {seconds:.0f} s, {megabytes:.0f} MB a candidate"
     )
     return Judge(
-        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), options.confidence, options.batch_size, options.seed
-    )
+        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), options.confidence,
+        options.batch_size, options.seed,
+    )  # fmt: skip

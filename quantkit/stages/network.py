@@ -12,20 +12,22 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from quantkit import __version__
 from quantkit.calibration import Ranges, calibrate
 from quantkit.candidates import Candidates
 from quantkit.capture import Captured, capture, check_inputs
-from quantkit.data import bind
 from quantkit.environment import describe
-from quantkit.errors import SchemeError, unknown
+from quantkit.errors import ContractError, SchemeError, unknown
 from quantkit.evaluation import feeds
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Graph, Group
 from quantkit.latency.timing import Feeds
+from quantkit.loading import LoadedModel
 from quantkit.options import Options
+from quantkit.passes.batches import network_batches
 from quantkit.quantization import WeightBank
 from quantkit.request import Request
 from quantkit.spec import FLOAT
@@ -38,9 +40,10 @@ CALIBRATION_BATCH = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """The captured network (its module on the request's device), its float file, and the fingerprint of all that made them."""
+    """The captured network, the same on the device where torch is to compute, its float file, and the fingerprint of all that made them."""
 
     captured: Captured
+    on_device: Captured
     float_file: Path
     target: ModuleType
     key: str
@@ -50,7 +53,8 @@ def job_fingerprint(request: Request) -> str:
     """Stands for the network, the data and every option that changes the result."""
     options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run")}
     splits = [subset.fingerprint() for subset in (request.splits.calibration, request.splits.search, request.splits.gate)]
-    return fingerprint(request.model.digest, splits, request.metric.name, asdict(request.budget), options, _versions())
+    metric = (request.metric.name, request.metric.source)
+    return fingerprint(request.model.digest, splits, metric, asdict(request.budget), options, _versions())
 
 
 def write_request(request: Request, network: Network, folder: Path) -> None:
@@ -71,22 +75,27 @@ def write_request(request: Request, network: Network, folder: Path) -> None:
 
 
 def capture_network(bench: Workbench, request: Request) -> Network:
-    """Capture, and export the float file once."""
+    """Capture, and export the float file once for all jobs of this run directory that capture the same."""
     target = find_target(request.options.target)
-    model = request.model.program or request.model.module
-    assert model is not None
-    shapes = {name: [list(tensor.shape[1:]), str(tensor.dtype)] for name, tensor in (request.example or {}).items()}
-    key = fingerprint(request.model.digest, shapes, _versions(), target.OPSET)
-    float_file = bench.store.folder / f"float-{key[:8]}.onnx"
     with bench.timed("capture", "capture the graph"):
-        captured = capture(model, request.example or {})
+        captured = capture(network_of(request.model), request.example or {})
+    # The digest stands for the weights; what is computed with them, only the graph says.
+    key = fingerprint(request.model.digest, captured.module.code, captured.graph.to_json(), _versions(), target.OPSET)
+    float_file = bench.store.folder / f"float-{key[:8]}.onnx"
     if not float_file.exists():
         with bench.timed("export", "export the float file"), write_atomically(float_file) as temporary:
             export_float(captured, temporary, target.OPSET)
     device = torch.device(request.options.device)
-    if device.type != "cpu":
-        captured = replace(captured, module=copy.deepcopy(captured.module).to(device))
-    return Network(captured, float_file, target, key)
+    on_device = captured if device.type == "cpu" else replace(captured, module=copy.deepcopy(captured.module).to(device))
+    return Network(captured, on_device, float_file, target, key)
+
+
+def network_of(model: LoadedModel) -> nn.Module | ExportedProgram:
+    """What of the model is captured: its program where it has one."""
+    network = model.program or model.module
+    if network is None:
+        raise ContractError(f"model {model.name} was loaded as nothing", "a module or a program")
+    return network
 
 
 def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
@@ -116,20 +125,19 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
 def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ranges:
     """Ranges of every activation, on the calibration split."""
     items = request.splits.calibration
-    graph = network.captured.graph
+    graph, options = network.captured.graph, request.options
 
-    first = bind(next(iter(items.batches(1))).inputs, graph.inputs)
-    check_inputs(network.captured, first)
+    check_inputs(network.captured, next(network_batches(graph, items, 1)).inputs)
 
     def compute() -> Ranges:
         with bench.progress.stage("calibrate", len(items), "items") as advance:
 
             def batches() -> Iterator[Mapping[str, Tensor]]:
-                for batch in items.batches(graph.batch or min(request.options.batch_size, CALIBRATION_BATCH)):
-                    yield {name: tensor.to(request.options.device) for name, tensor in bind(batch.inputs, graph.inputs).items()}
+                for batch in network_batches(graph, items, min(options.batch_size, CALIBRATION_BATCH), options.device):
+                    yield batch.inputs
                     advance(batch.size)
 
-            return calibrate(network.captured, batches())
+            return calibrate(network.on_device, batches())
 
     return bench.keep("ranges", (network.key, items.fingerprint()), compute, Ranges.from_json)
 
@@ -145,7 +153,7 @@ def prepare_candidates(request: Request, network: Network, groups: tuple[Group, 
 def example_feeds(request: Request, network: Network) -> Feeds:
     """One item (or one fixed batch) as the files are fed while they are timed."""
     graph = network.captured.graph
-    return feeds(next(iter(request.splits.calibration.batches(graph.batch or 1))), graph.inputs)
+    return feeds(next(network_batches(graph, request.splits.calibration, 1)), graph.inputs)
 
 
 def group_key(groups: tuple[Group, ...]) -> list[list[Any]]:

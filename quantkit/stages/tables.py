@@ -22,7 +22,6 @@ from quantkit.store import write_atomically
 from quantkit.table import Table
 from quantkit.workbench import Workbench
 
-
 TIE_SHARE = 0.005
 
 
@@ -39,12 +38,12 @@ class Costs:
 def score_groups(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Scores:
     """The chosen sensitivity, on calibration items."""
     options, items, groups = request.options, request.splits.calibration, candidates.groups
-    device = torch.device(options.device)
+    device, curvature, labelled = torch.device(options.device), request.metric.curvature, request.metric.reference == "labels"
     scene = Scene(
-        network.captured, groups, _schemes(groups), network.target, candidates.bank.to(device), items,
-        request.metric.curvature, options.seed, device, bench.progress,
+        network.on_device, groups, _schemes(groups), network.target, candidates.bank.to(device), items,
+        curvature, labelled, options.seed, device, bench.progress,
     )  # fmt: skip
-    depends_on = (network.key, group_key(groups), options.observer, options.sensitivity, options.seed, request.metric.curvature)
+    depends_on = (network.key, group_key(groups), options.observer, options.sensitivity, options.seed, curvature, labelled)
     estimate = SENSITIVITIES[options.sensitivity]
     return bench.keep("scores", (*depends_on, items.fingerprint()), lambda: estimate(scene), Scores.from_json)
 
