@@ -290,7 +290,7 @@ def clipped() -> Graph:
     return formed(lambda m, x: tuple(function(m.a(x * (place + 1))) for place, (function, _) in enumerate(CLIPS.values()))).graph
 
 
-@pytest.mark.parametrize(("place", "absorbed"), enumerate(functions for _, functions in CLIPS.values()), ids=CLIPS)
+@pytest.mark.parametrize(("place", "absorbed"), list(enumerate(functions for _, functions in CLIPS.values())), ids=CLIPS)
 def test_only_functions_whose_lowest_value_is_zero_are_absorbed(place: int, absorbed: tuple[str, ...]) -> None:
     layer = clipped().layers[place]
     assert layer.activation == absorbed

@@ -120,7 +120,22 @@ FORMS: dict[str, Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+# Variations on the others, for `make test-all`.
+SLOW = {
+    "clips with one bound",
+    "addition of a number",
+    "joined with itself along rows",
+    "joined batches",
+    "output twice",
+    "slices and shuffles",
+    "tokens through a norm",
+    "leaky",
+    "squeeze and excite",
+    "nothing to see",
+}
+
+
+@pytest.mark.parametrize("form", [pytest.param(form, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, form in FORMS.items()])
 def test_every_form_loads_runs_as_planned_and_is_simulated(
     form: Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]], tmp_path: Path
 ) -> None:
