@@ -124,8 +124,9 @@ class Graph:
         return True
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON form."""
-        return asdict(self)
+        """A JSON form, whose keys are text."""
+        symbolic = {name: {str(axis): symbol for axis, symbol in axes.items()} for name, axes in self.symbolic.items()}
+        return {**asdict(self), "symbolic": symbolic}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Graph:

@@ -38,7 +38,7 @@ class Clock:
             self.ran += name
             return ()
 
-        return SimpleNamespace(run=run)  # type: ignore[return-value]
+        return SimpleNamespace(run=run, threads=2)  # type: ignore[return-value]
 
 
 @pytest.fixture
@@ -55,7 +55,18 @@ def test_files_run_in_turn_and_the_order_of_a_round_alternates(clock: Clock) -> 
     np.testing.assert_allclose(times, [[1, 1, 1], [2, 2, 2], [3, 3, 3]])
 
 
-@pytest.mark.parametrize(("milliseconds", "rounds"), [(10, 100), (1, 200), (1000, 15), (0, 200)])
+def test_one_thread_is_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbour who takes the core away lengthens the wall's time only."""
+    own, wall = iter(range(0, 10**6, 2)), iter(range(0, 10**6, 100))
+    monkeypatch.setattr(timing.time, "thread_time", lambda: next(own) / 1e3)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(wall) / 1e3)
+    times = {count: timing.interleave([SimpleNamespace(run=lambda _: (), threads=count)], {}, rounds=3) for count in (1, 2)}  # type: ignore[list-item]
+
+    np.testing.assert_allclose(times[1], [[2, 2, 2]])
+    np.testing.assert_allclose(times[2], [[100, 100, 100]])
+
+
+@pytest.mark.parametrize(("milliseconds", "rounds"), [(10, 100), (1, 300), (1000, 15), (0, 300)])
 def test_rounds_fill_the_time_between_bounds(clock: Clock, milliseconds: float, rounds: int) -> None:
     assert timing.rounds_within(clock.session("a", milliseconds), FEEDS, seconds=1.001) == rounds
 
