@@ -59,11 +59,11 @@ def inputs_and_labels(box: toys.Toybox) -> tuple[Tensor, Tensor]:
 def dense_trace(captured: Captured, weight: str, labels: Tensor | None, x: Tensor) -> float:
     """The trace of the whole Hessian block of the mean loss, by automatic differentiation of every entry."""
     parameters = {name: value.detach() for name, value in captured.module.named_parameters()}
-    own = captured.module(x=x).detach()
+    own = captured.module(x).detach()
 
     def loss(flat: Tensor) -> Tensor:
         changed = parameters | {weight: flat.reshape(parameters[weight].shape)}
-        scores = torch.func.functional_call(captured.module, changed, kwargs={"x": x})
+        scores = torch.func.functional_call(captured.module, changed, (x,))
         if labels is None:
             return 0.5 * (scores - own).square().sum(1).mean()
         return F.cross_entropy(scores, labels)
@@ -97,7 +97,7 @@ def test_omega_is_half_the_mean_diagonal_of_the_dense_block_times_the_squared_ch
 @pytest.mark.usefixtures("patient")
 def test_without_labels_the_networks_own_answers_stand_in(box: toys.Toybox) -> None:
     x, labels = inputs_and_labels(box)
-    own = box.captured.module(x=x).argmax(1)
+    own = box.captured.module(x).argmax(1)
     unlabelled = toys.scene(box, items=toys.subset(len(box.items), seed=2, labelled=False))
     ignored = toys.scene(box, labelled=False)
     trace = dense_trace(box.captured, "head.weight", own, x)

@@ -48,10 +48,11 @@ def measure_gram(scene: Scene) -> Interactions:
 
 def gram(displacements: Displacements, groups: Sequence[str], schemes: Sequence[str]) -> Interactions:
     """Inner products of all displacements, a mean over items, in float64; zero for pairs that were not displaced."""
-    rows = displacements.values.reshape(len(displacements.pairs), -1).astype(np.float64)
+    pairs, items, coordinates = displacements.values.shape
+    rows = displacements.values.reshape(pairs, items * coordinates).astype(np.float64)
     places = [groups.index(group) * len(schemes) + schemes.index(scheme) for group, scheme in displacements.pairs]
     matrix = np.zeros((len(groups) * len(schemes),) * 2)
-    matrix[np.ix_(places, places)] = rows @ rows.T / displacements.values.shape[1]
+    matrix[np.ix_(places, places)] = rows @ rows.T / items
     return Interactions(tuple(groups), tuple(schemes), matrix)
 
 

@@ -80,7 +80,7 @@ def capture_network(bench: Workbench, request: Request) -> Network:
     with bench.timed("capture", "capture the graph"):
         captured = capture(network_of(request.model), request.example or {})
     # The digest stands for the weights; what is computed with them, only the graph says.
-    key = fingerprint(request.model.digest, captured.module.code, captured.graph.to_json(), _versions(), target.OPSET)
+    key = fingerprint(request.model.digest, captured.module.code, _versions(), target.OPSET)
     float_file = bench.store.folder / f"float-{key[:8]}.onnx"
     if not float_file.exists():
         with bench.timed("export", "export the float file"), write_atomically(float_file) as temporary:

@@ -1,0 +1,646 @@
+"""The whole job, in memory and in seconds: what it answers, what it leaves, what it does not do twice."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+import toys
+
+import quantkit
+from quantkit import candidates, evaluation
+from quantkit.capture import Captured, capture
+from quantkit.data import Batch, collect, cut
+from quantkit.errors import DataError, MetricError, OutputError, SchemeError
+from quantkit.export.float_onnx import export_float
+from quantkit.latency import measured as latency
+from quantkit.result import Result
+from quantkit.sensitivity import hessian
+from quantkit.stages import choice, network, tables, verdict
+from quantkit.store import Run, fingerprint
+from quantkit.table import Table
+
+ITEMS = 300
+
+
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Fewer rounds: no test looks at how long anything took."""
+    patch.setattr(latency, "PROFILE_RUNS", 3)
+    patch.setattr(latency, "FIT_PLANS", 3)
+    patch.setattr(latency, "TEST_PLANS", 3)
+    patch.setattr(choice, "ROUNDS", 3)
+    patch.setattr("quantkit.verify.LATENCY_SECONDS", 0.1)
+    patch.setattr(hessian, "MOST_PROBES", 3)
+
+
+def remember(patch: pytest.MonkeyPatch) -> None:
+    """torch's exporters take four seconds even for a toy: equal networks are captured and exported once for the whole file."""
+    patch.setattr(network, "capture", remembered_capture)
+    patch.setattr(network, "export_float", remembered_export)
+
+
+CAPTURED: dict[str, Captured] = {}
+EXPORTED: dict[int, bytes] = {}
+
+
+def remembered_capture(model: Any, example: Any) -> Captured:
+    if not isinstance(model, torch.nn.Module):
+        return capture(model, example)
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    key = fingerprint(str(type(model)), str(type(model).forward), state, [list(value.shape[1:]) for value in example.values()])
+    if key not in CAPTURED:
+        CAPTURED[key] = capture(model, example)
+    return CAPTURED[key]
+
+
+def remembered_export(captured: Captured, path: Path, opset: int) -> None:
+    if id(captured) not in EXPORTED:
+        export_float(captured, path, opset)
+        EXPORTED[id(captured)] = path.read_bytes()
+    path.write_bytes(EXPORTED[id(captured)])
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    remember(monkeypatch)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporters themselves."""
+    monkeypatch.setattr(network, "capture", capture)
+    monkeypatch.setattr(network, "export_float", export_float)
+
+
+def data(count: int = ITEMS, labelled: bool = True, noise: float = 1.5) -> list[Batch]:
+    inputs, labels = toys.images(count, seed=4, noise=noise)
+    return [Batch({"x": inputs}, labels if labelled else None)]
+
+
+def allocate(run: Path, **options: Any) -> Result:
+    """The job on the trained toy, for fewest bytes, which no clock decides; the promise is loose unless said otherwise."""
+    arguments: dict[str, Any] = {"data": data(), "max_drop": 10.0, "minimize": "bytes", "run": run, **options}
+    return quantkit.allocate(arguments.pop("model", None) or toys.trained(), **arguments)
+
+
+@dataclass
+class Spy:
+    """What was computed: which stages, which files were run over data, how many threads timed what."""
+
+    stages: list[str] = field(default_factory=list)
+    evaluated: list[str] = field(default_factory=list)
+    batch_sizes: set[int] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
+        self.stages.append(name)
+        yield lambda steps: None
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    found = Spy()
+    evaluate = evaluation.evaluate
+
+    def spied(session: Any, subset: Any, batch_size: int) -> Any:
+        found.evaluated.append(session.path.name)
+        found.batch_sizes.add(batch_size)
+        return evaluate(session, subset, batch_size)
+
+    for room in (candidates, choice, verdict):
+        monkeypatch.setattr(room, "evaluate", spied)
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Result]:
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        yield allocate(tmp_path_factory.mktemp("done") / "run")
+
+
+SHAPES: dict[str, Any] = {
+    "schema": int, "run": str, "kept": bool,
+    "budget": {"max_drop": float, "unit": str, "metric": str},
+    "verdict": {"decision": str, "n": int, "float": float, "quantized": float, "drop": float, "low": float, "high": float},
+    "latency": {"float_ms": float, "quantized_ms": float, "ratio": float, "low": float, "high": float, "threads": int, "batch": int},
+    "bytes": {"float": int, "quantized": int, "ratio": float},
+    "baselines": [{"name": str, "drop": float, "latency_ratio": float, "bytes_ratio": float}],
+    "allocation": [{"group": str, "layers": [str], "scheme": str, "sensitivity": float, "bytes": float, "latency_ms": float}],
+    "executed": {"as_planned": bool, "int8": int, "float": int, "int8_macs": float, "mismatches": list},
+    "simulation": {"agreement": float, "exact": float, "layers_exact": float},
+    "files": {"onnx": str, "float_onnx": str, "session": (str, type(None))},
+    "seconds": dict, "environment": dict, "fingerprint": str,
+}  # fmt: skip
+
+
+def check_shape(value: Any, shape: Any, path: str = "result") -> None:
+    if isinstance(shape, dict):
+        assert list(value) == list(shape), path
+        for key, inner in shape.items():
+            check_shape(value[key], inner, f"{path}.{key}")
+    elif isinstance(shape, list):
+        assert isinstance(value, list) and value, path
+        for row in value:
+            check_shape(row, shape[0], path)
+    else:
+        assert isinstance(value, shape) and (shape is bool or not isinstance(value, bool)), f"{path} is {type(value).__name__}"
+
+
+def test_the_result_has_exactly_the_promised_fields(done: Result) -> None:
+    stored = json.loads((done.run / "result.json").read_text())
+
+    check_shape(stored, SHAPES)
+    assert stored == json.loads(json.dumps(done.to_json()))
+    assert stored["schema"] == 1
+    assert {"cpu", "isa", "torch", "onnxruntime", "quantkit"} <= set(stored["environment"])
+    assert all(isinstance(seconds, float) and seconds >= 0 for seconds in stored["seconds"].values())
+    assert stored["verdict"]["decision"] in {"kept", "broken", "undecided"}
+    assert [row["name"] for row in stored["baselines"]][:2] == ["float", "uniform w8a8"]
+    assert "quantize_static" in stored["baselines"][2]["name"]
+
+
+def test_what_is_reported_is_what_the_file_does(done: Result) -> None:
+    """The gate split again, by hand: the data cut as it was, both files in the runtime, the labels."""
+    gate = cut(collect(data()), seed=0).gate
+    inputs, labels = next(gate.batches(len(gate))).inputs["x"].numpy(), gate.labels()
+
+    def score(path: Path) -> float:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return 100 * float((session.run(None, {session.get_inputs()[0].name: inputs})[0].argmax(1) == labels).mean())
+
+    float_score, quantized_score = score(done.files.float_onnx), score(done.files.onnx)
+    assert done.verdict.n == len(gate)
+    assert (done.verdict.float, done.verdict.quantized) == (pytest.approx(float_score), pytest.approx(quantized_score))
+    assert done.verdict.drop == pytest.approx(float_score - quantized_score)
+    assert done.bytes == {
+        "float": done.files.float_onnx.stat().st_size,
+        "quantized": done.files.onnx.stat().st_size,
+        "ratio": done.files.onnx.stat().st_size / done.files.float_onnx.stat().st_size,
+    }
+
+
+def test_the_loose_promise_is_kept_in_int8_as_planned(done: Result) -> None:
+    assert done.kept and done.executed.as_planned and done.executed.mismatches == ()
+    assert done.simulation.layers_exact == 1.0 and done.executed.int8_macs > 0.8
+    assert {layer for row in done.allocation for layer in row.layers} == {"stem", "depthwise", "point", "add", "down", "classifier"}
+    assert done.files.session is None
+    assert (done.max_drop, done.unit, done.metric) == (10.0, "points", "top1")
+
+
+def test_the_run_directory_holds_whole_files_only(done: Result) -> None:
+    names = sorted(path.name for path in done.run.iterdir())
+
+    assert {"front.json", "lock", "measured.jsonl", "model.onnx", "result.json", "stages"} <= set(names)
+    assert [name for name in names if name.startswith(".")] == []
+    assert [path for path in (done.run / "stages").iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_callers_network_is_left_as_it_was(tmp_path: Path) -> None:
+    model = toys.trained().train()
+    model.stem.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    allocate(tmp_path / "run", model=model)
+
+    assert model.training and not model.stem.weight.requires_grad and model.down.weight.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_asked_again_nothing_is_repeated(tmp_path: Path, spy: Spy) -> None:
+    first = allocate(tmp_path / "run")
+    spy.evaluated.clear()
+    second = allocate(tmp_path / "run", progress=spy)
+
+    assert second.to_json() == first.to_json() and second.notes == first.notes
+    assert spy.evaluated == [] and spy.stages == ["capture the graph"]
+
+
+def test_a_stage_is_computed_again_only_if_what_it_depends_on_changed(tmp_path: Path, spy: Spy) -> None:
+    allocate(tmp_path / "run")
+    before = stages(tmp_path / "run")
+    allocate(tmp_path / "run", max_drop=9.0)
+    assert new(before, tmp_path / "run") == ["result"]
+    before = stages(tmp_path / "run")
+    allocate(tmp_path / "run", sensitivity="displacement")
+    assert new(before, tmp_path / "run") == ["result", "scores"]
+    before = stages(tmp_path / "run")
+    allocate(tmp_path / "run", observer="minmax")
+    assert new(before, tmp_path / "run") == ["latency", "result", "scores"]
+
+
+def stages(run: Path) -> set[str]:
+    return {path.name for path in (run / "stages").iterdir()}
+
+
+def new(before: set[str], run: Path) -> list[str]:
+    return sorted({name.split("-")[0] for name in stages(run) - before})
+
+
+def test_a_lost_or_changed_file_is_made_again(tmp_path: Path) -> None:
+    first = allocate(tmp_path / "run")
+    content = first.files.onnx.read_bytes()
+    first.files.onnx.write_bytes(b"torn")
+
+    assert allocate(tmp_path / "run").files.onnx.read_bytes() == content
+
+
+def test_a_moved_run_directory_still_knows_its_result(tmp_path: Path, spy: Spy) -> None:
+    allocate(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    spy.evaluated.clear()
+    found = allocate(tmp_path / "moved")
+
+    assert spy.evaluated == [] and found.files.onnx == tmp_path / "moved" / "model.onnx"
+    assert json.loads((tmp_path / "moved" / "result.json").read_text())["run"] == str(tmp_path / "moved")
+
+
+def test_other_code_with_the_same_weights_is_another_network(tmp_path: Path) -> None:
+    class Toy(toys.Toy):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return -super().forward(x)
+
+    Toy.__qualname__ = toys.Toy.__qualname__
+    other = Toy()
+    other.load_state_dict(toys.trained().state_dict())
+    first = allocate(tmp_path / "run")
+    second = allocate(tmp_path / "run", model=other)
+
+    assert first.files.float_onnx != second.files.float_onnx
+    assert second.verdict.float < 20 < 60 < first.verdict.float
+
+
+def test_an_impossible_promise_writes_the_nearest_plan_and_says_what_binds(tmp_path: Path) -> None:
+    pins = dict.fromkeys(("stem", "depthwise", "point", "down", "classifier"), "w4a8")
+    output = tmp_path / "out.onnx"
+    result = allocate(tmp_path / "run", data=data(noise=3.0), max_drop=1.0, fix=pins, output=output)
+
+    assert not result.kept and result.verdict.drop > 1.0
+    assert result.files.onnx.exists() and output.read_bytes() == result.files.onnx.read_bytes()
+    assert {row.group: row.scheme for row in result.allocation}.items() >= pins.items()
+    assert any("No plan kept the promise" in note and "--max-drop" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("undecided", "kept"), [("point", True), ("fail", False), ("pass", True)])
+def test_what_decides_an_undecided_verdict(done: Result, undecided: str, kept: bool, tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run", exclude=["*"], max_drop=2.0, data=data(150), undecided=undecided)
+
+    assert (result.verdict.decision, result.verdict.drop) == ("undecided", 0.0)
+    assert result.kept is kept
+    assert any("gate items would decide" in note for note in result.notes)
+
+
+def test_pins_and_exclusions_are_kept_and_cost_nothing_else_its_menu(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run", fix=["stem=w4a8"], exclude=["d*"], schemes="w8a8,fp32")
+    schemes = {row.group: row.scheme for row in result.allocation}
+
+    assert (schemes["stem"], schemes["depthwise"], schemes["down"]) == ("w4a8", "fp32", "fp32")
+    assert "w4a8" not in {scheme for name, scheme in schemes.items() if name != "stem"}
+    assert result.executed.as_planned
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"fix": ["stam=w8a8"]}, "did you mean 'stem'"),
+        ({"exclude": ["claszifier"]}, "did you mean 'classifier'"),
+        ({"fix": ["add=w4a8"]}, "scheme for group add"),
+    ],
+    ids=["fix", "exclude", "scheme"],
+)
+def test_pins_that_meet_nothing_are_refused_with_the_nearest_name(tmp_path: Path, options: dict[str, Any], hint: str) -> None:
+    with pytest.raises(SchemeError, match=hint):
+        allocate(tmp_path / "run", **options)
+
+
+def test_all_float_is_an_answer_and_is_named(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run", exclude=["*"])
+
+    assert {row.scheme for row in result.allocation} == {"fp32"} and result.kept
+    assert (result.executed.int8, result.executed.int8_macs) == (0, 0)
+    assert any("float" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("factors", "scheme"), [((1.0, 2.0, 3.0), "fp32"), ((3.0, 1.0, 2.0), "w8a8")], ids=["float", "w8a8"])
+def test_the_fastest_plan_is_found_on_a_machine_of_known_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factors: tuple[float, ...], scheme: str
+) -> None:
+    """A machine on which each scheme takes that many milliseconds a layer."""
+
+    def known(graph: Any, groups: Any, schemes: Any, *_: Any, **__: Any) -> latency.LatencyModel:
+        speed = dict(zip(("fp32", "w8a8", "w4a8"), factors, strict=True))
+        rows = [[speed[name] if name in group.schemes else math.nan for name in schemes] for group in groups]
+        table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), np.array(rows))
+        return latency.LatencyModel(table, (), 0.5, 1.0, ((1.0, 1.0),))
+
+    monkeypatch.setattr(tables, "measure_latency", known)
+    monkeypatch.setattr(choice, "interleave", lambda sessions, *_, **__: np.ones((len(sessions), 1)))
+    result = allocate(tmp_path / "run", minimize="latency", max_drop=20.0)
+
+    assert {row.scheme for row in result.allocation} == {scheme}
+    assert [row.latency_ms for row in result.allocation] == [min(factors)] * 6
+    assert any("predicted 6.50 ms" in note for note in result.notes)
+    assert any("stays as it is" in note for note in result.notes) == (scheme == "fp32")
+
+
+def test_of_plans_predicted_alike_the_one_that_runs_fastest_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+
+    def known(graph: Any, groups: Any, schemes: Any, *_: Any, **__: Any) -> latency.LatencyModel:
+        rows = [[1.0 if name in group.schemes else math.nan for name in schemes] for group in groups]
+        table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), np.array(rows))
+        return latency.LatencyModel(table, (), 0.0, 1.0, ())
+
+    def interleaved(sessions: Any, *_: Any, **__: Any) -> np.ndarray:
+        """The smaller the file, the faster."""
+        timed.extend(str(session.path.stat().st_size) for session in sessions)
+        return np.array([[session.path.stat().st_size] for session in sessions])
+
+    monkeypatch.setattr(tables, "measure_latency", known)
+    monkeypatch.setattr(choice, "interleave", interleaved)
+    result = allocate(tmp_path / "run", minimize="latency", max_drop=20.0)
+
+    assert len(timed) > 1 and result.bytes["quantized"] == min(map(int, timed))
+
+
+def test_fewest_bytes_are_found_where_bytes_are_asked_for(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run", max_drop=30.0)
+
+    assert {row.scheme for row in result.allocation if row.group != "add"} == {"w4a8"}
+    assert result.kept
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"search": "bisection"},
+        {"sensitivity": "hessian"},
+        {"sensitivity": "displacement"},
+        {"search": "bisection", "sensitivity": "hessian"},
+    ],
+    ids=lambda options: "-".join(options.values()),
+)
+def test_every_way_to_score_and_search_ends_in_a_kept_promise(tmp_path: Path, options: dict[str, str]) -> None:
+    result = allocate(tmp_path / "run", **options)
+    (scores,) = (tmp_path / "run" / "stages").glob("scores-*.json")
+
+    assert result.kept and result.executed.as_planned and result.executed.int8_macs > 0.5
+    assert json.loads(scores.read_text())["data"]["table"]["name"] == options.get("sensitivity", "augmented")
+
+
+def test_agreement_needs_no_labels(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run", data=data(labelled=False), metric="agreement")
+
+    assert (result.metric, result.verdict.float, result.kept) == ("agreement", 100.0, True)
+
+
+def test_a_squared_error_is_lower_where_better_and_has_its_own_unit(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run", data=data(labelled=False), metric="mse", max_drop=1.0)
+    tight = allocate(tmp_path / "tight", data=data(labelled=False), metric="mse", max_drop=1e-4)
+
+    assert (result.unit, result.verdict.float) == ("mean squared error", 0)
+    assert result.kept and result.verdict.drop == result.verdict.quantized > 0
+    assert tight.verdict.drop <= 1e-4 < result.verdict.drop
+
+
+def share_of_first(outputs: Any, labels: Any, index: Any) -> float:
+    """A metric of the user's own: how much of the score mass lies on the right class."""
+    scores = np.exp(outputs[0][index])
+    return float((scores[np.arange(len(index)), labels[index]] / scores.sum(1)).mean())
+
+
+share_of_first.higher_is_better = True  # type: ignore[attr-defined]
+share_of_first.unit = "share"  # type: ignore[attr-defined]
+
+
+def test_a_function_can_be_the_metric(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run", metric=share_of_first, max_drop=0.05)
+
+    assert (result.metric, result.unit, result.kept) == ("share_of_first", "share", True)
+    assert 0 < result.verdict.float <= 1
+
+
+def test_a_relative_budget_is_a_share_of_the_float_score(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run", max_drop=None, keep="90%")
+
+    assert result.max_drop == pytest.approx(0.1 * result.verdict.float)
+
+
+@pytest.mark.parametrize("wrong", [{"labels": 9}, {"labels": -1}], ids=["too large", "negative"])
+def test_labels_out_of_range_are_the_datas_fault(tmp_path: Path, wrong: dict[str, int]) -> None:
+    batches = data()
+    assert batches[0].labels is not None
+    batches[0].labels[5:] = wrong["labels"]
+
+    with pytest.raises(DataError, match=r"label -?\d"):
+        allocate(tmp_path / "run", data=batches)
+
+
+def test_items_that_are_too_few_for_the_budget_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MetricError, match="items"):
+        allocate(tmp_path / "run", max_drop=0.1)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("room", ["score_groups", "search", "verify_plan", "report"])
+def test_ctrl_c_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"quantkit.pipeline.{room}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        allocate(tmp_path / "run", output=tmp_path / "out.onnx")
+
+    assert not [name for name in files(tmp_path) if "/." in name or name.startswith(".")]
+    assert not (tmp_path / "out.onnx").exists() and not (tmp_path / "run" / "result.json").exists()
+    monkeypatch.undo()
+    with Run(tmp_path / "run"):
+        pass  # and the lock is free
+
+
+@pytest.mark.parametrize("where", ["candidate", "uniform", "model", "float"])
+@pytest.mark.usefixtures("fresh")
+def test_a_full_disk_is_said_as_such_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Writing stops in the middle of a file."""
+    if where != "float":
+        remember(monkeypatch)
+    save = onnx_ir.save
+
+    def full(model: Any, path: Any) -> None:
+        save(model, path)
+        if where in Path(path).name:
+            Path(path).write_bytes(Path(path).read_bytes()[:1000])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(onnx_ir, "save", full)
+    with pytest.raises(OutputError, match="No space left"):
+        allocate(tmp_path / "run", output=tmp_path / "out.onnx")
+
+    left = files(tmp_path)
+    assert not [name for name in left if "/." in name] and "out.onnx" not in left and "run/result.json" not in left
+    assert not [name for name in left if name.endswith(".onnx") and (tmp_path / name).stat().st_size <= 1000]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_done(tmp_path: Path, spy: Spy) -> None:
+    with pytest.raises(OutputError):
+        allocate(tmp_path / "run", output=tmp_path / "absent" / "out.onnx", progress=spy)
+
+    assert spy.stages == [] and files(tmp_path) == []
+
+
+def test_a_search_that_was_cut_off_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spy: Spy) -> None:
+    append = Run.append
+    records: list[Any] = []
+
+    def killed(store: Run, record: Mapping[str, Any]) -> None:
+        append(store, record)
+        records.append(record["key"])
+        if len(records) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            allocate(tmp_path / "run")
+    kept = stages(tmp_path / "run")
+    spy.evaluated.clear()
+    (tmp_path / "run" / ".scratch-left").mkdir()
+    (tmp_path / "run" / ".model-0123abcd.onnx").write_bytes(b"torn")
+    allocate(tmp_path / "run")
+    keys = [json.loads(line)["key"] for line in (tmp_path / "run" / "measured.jsonl").read_text().splitlines()]
+
+    assert len(kept) == 3 and kept < stages(tmp_path / "run")
+    assert keys[:3] == records and len(set(keys)) == len(keys) > 3
+    assert spy.evaluated.count("candidate.onnx") == len(keys) - 3
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
+    with Run(tmp_path / "run"), pytest.raises(OutputError, match="in use"):
+        allocate(tmp_path / "run")
+
+
+def test_the_batch_size_reaches_the_files_and_calibration(tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: set[int] = set()
+    calibrate = network.calibrate
+
+    def spied(captured: Any, batches: Any) -> Any:
+        listed = list(batches)
+        sizes.update(len(batch["x"]) for batch in listed)
+        return calibrate(captured, listed)
+
+    monkeypatch.setattr("quantkit.stages.network.calibrate", spied)
+    allocate(tmp_path / "run", batch_size=11)
+
+    assert spy.batch_sizes == {11} and max(sizes) == 11
+
+
+def test_threads_reach_every_timing_and_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    opened = evaluation.open_session
+
+    def spied(path: Path, *, threads: int, **others: Any) -> Any:
+        asked.append(threads)
+        return opened(path, threads=threads, **others)
+
+    for room in ("quantkit.latency.measured", "quantkit.stages.choice", "quantkit.verify"):
+        monkeypatch.setattr(f"{room}.open_session", spied)
+    result = allocate(tmp_path / "run", threads=2)
+
+    assert result.latency.threads == 2
+    assert 2 in asked and asked.count(2) > len(toys.SCHEMES) + 5
+
+
+@pytest.mark.parametrize("option", ["seed", "split_seed"])
+def test_seeds_change_what_is_drawn(tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    estimate = tables.SENSITIVITIES["augmented"]
+
+    def spied(scene: Any) -> Any:
+        seen[str(len(seen))] = (scene.seed, scene.items.digests())
+        return estimate(scene)
+
+    monkeypatch.setitem(tables.SENSITIVITIES, "augmented", spied)
+    results = [allocate(tmp_path / str(place), **{option: place}) for place in range(2)]
+
+    assert results[0].fingerprint != results[1].fingerprint
+    (first_seed, first_items), (other_seed, other_items) = seen.values()
+    assert (first_seed != other_seed) == (option == "seed")
+    assert (first_items != other_items) == (option == "split_seed")
+
+
+def test_the_estimate_comes_before_the_search(tmp_path: Path, spy: Spy) -> None:
+    allocate(tmp_path / "run", progress=spy)
+
+    assert any("candidates" in note and "s," in note and "MB" in note for note in spy.notes)
+
+
+def test_a_network_of_fixed_batch_does_the_whole_job(tmp_path: Path) -> None:
+    program = torch.export.export(toys.trained(), (torch.zeros(7, 3, toys.SIDE, toys.SIDE),))
+    path = tmp_path / "toy.pt2"
+    torch.export.save(program, path)
+    result = allocate(tmp_path / "run", model=path)
+
+    assert result.kept and result.latency.batch == 7 and result.verdict.float > 60
+
+
+def test_data_of_another_shape_than_the_archives_is_the_requests_fault(tmp_path: Path) -> None:
+    program = torch.export.export(toys.trained(), (torch.zeros(2, 3, 16, 16),))
+    torch.export.save(program, tmp_path / "toy.pt2")
+
+    with pytest.raises(DataError, match="shape"):
+        allocate(tmp_path / "run", model=tmp_path / "toy.pt2")
+
+
+def test_inspect_tells_groups_and_what_stays_float() -> None:
+    found = quantkit.inspect(toys.trained(), input_shape="1x3x8x8", exclude=["stem"])
+
+    assert {group.name: group.schemes for group in found.groups}["stem"] == ("fp32",)
+    assert [group.name for group in found.groups] == ["stem", "depthwise", "point", "add", "down", "classifier"]
+    assert [operation.operation for operation in found.graph.unsupported] == ["mean.dim"]
+    assert not math.isnan(sum(layer.macs for layer in found.graph.layers))
+
+
+def data_folder() -> Path:
+    folder = Path(os.environ.get("QUANTKIT_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
+    if not (folder / "weights" / "cifar10-resnet").is_dir():
+        pytest.skip("no real weights and images here: set QUANTKIT_DATA")
+    return folder
+
+
+@pytest.mark.slow
+def test_resnet20_keeps_its_promise_on_the_command_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "QUANTKIT_DATA": str(data_folder()), "OMP_WAIT_POLICY": "PASSIVE"}
+    root = Path(__file__).resolve().parent.parent
+    command = ["-m", "quantkit", "allocate", "recipes/resnet20.py", "--max-drop", "0.5", "--json", "--run", str(tmp_path / "run")]
+    ran = subprocess.run([sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    result = json.loads(ran.stdout)
+
+    check_shape(result, SHAPES)
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert ran.returncode == (0 if result["kept"] else 1), ran.stderr
+    assert result["verdict"]["decision"] != "broken" and result["verdict"]["float"] > 75
+    assert result["executed"]["as_planned"] and result["simulation"]["layers_exact"] == 1.0
