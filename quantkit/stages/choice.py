@@ -54,13 +54,18 @@ def search(bench: Workbench, request: Request, network: Network, candidates: Can
 
 
 def choose(bench: Workbench, request: Request, network: Network, candidates: Candidates, found: SearchResult, costs: Costs) -> Plan:
-    """The best plan; where latency is minimised, the fastest of those that are predicted nearly as fast, timed side by side."""
+    """The best plan; where latency is minimised, the fastest of those that are predicted nearly as fast, timed side by side.
+
+    The uniform plans that passed are timed with them, whatever is predicted.
+    """
     if found.best is None or request.options.minimize != "latency":
         return found.nearest.plan
     limit = costs.latency.predicted_ms(found.best.plan.allocation) * NEARLY
     passing = [trial.plan for trial in found.measured if trial.measured.passes]
     close = [plan for plan in passing if costs.latency.predicted_ms(plan.allocation) <= limit]
     finalists = sorted(close, key=lambda plan: plan.predicted_cost)[:FINALISTS]
+    uniform = [candidates.uniform(scheme) for scheme in costs.table.schemes]
+    finalists += [plan for plan in passing if plan.allocation in uniform and plan not in finalists]
     with bench.timed("finalists", "time the finalists"):
         files = [candidates.emit(plan.allocation, candidates.folder / f"finalist-{place}.onnx") for place, plan in enumerate(finalists)]
         sessions = [open_session(path, threads=request.options.threads, options=network.target.SESSION_OPTIONS) for path in files]
