@@ -125,7 +125,7 @@ def check_budget(points: float, n: int, unit: str = POINTS) -> None:
 def resolve_metric(metric: str | Metric | Callable[..., Any]) -> Metric:
     """The metric that is meant: one of `METRICS` by name, a `Metric`, a function, or a function by `"module:function"`.
 
-    A function has the attribute `higher_is_better`, and may have `unit` and `reference` ("labels" or "float"); what it raises
+    A function has the attribute `higher_is_better`, and may have `unit`, `reference` ("labels" or "float") and `curvature`; what it raises
     becomes a MetricError. Raises MetricError for an unknown name, and for what cannot be imported.
     """
     if isinstance(metric, Metric):
@@ -175,7 +175,9 @@ def _from_function(function: Callable[..., Any], name: str) -> Metric:
         with _their_code(f"metric {name}"):
             return function(outputs, labels, index)  # type: ignore[no-any-return]
 
-    return Metric(name, str(getattr(function, "unit", "")), better, guarded, reference=reference, source=_source(function))
+    curvature: Literal["softmax", "identity"] = "identity" if getattr(function, "curvature", "softmax") == "identity" else "softmax"
+    unit = str(getattr(function, "unit", ""))
+    return Metric(name, unit, better, guarded, reference=reference, curvature=curvature, source=_source(function))
 
 
 def _source(function: Callable[..., Any]) -> str:

@@ -139,7 +139,7 @@ def user_module(tmp_path, monkeypatch) -> str:
     source = [
         "def half(outputs, labels, index):",
         "    return float(outputs[0][index].sum()) / 2",
-        "half.higher_is_better, half.unit, half.reference = False, 'nats', 'float'",
+        "half.higher_is_better, half.unit, half.reference, half.curvature = False, 'nats', 'float', 'identity'",
         "def silent(outputs, labels, index): return 0.0",
         "def fails(outputs, labels, index): return outputs[0] / {}",
         "fails.higher_is_better = True",
@@ -154,7 +154,7 @@ def user_module(tmp_path, monkeypatch) -> str:
 def test_a_function_of_the_users_own_folder_is_found_with_what_it_declares(user_module: str) -> None:
     metric = resolve_metric(f"{user_module}:half")
 
-    assert (metric.unit, metric.higher_is_better, metric.reference) == ("nats", False, "float")
+    assert (metric.unit, metric.higher_is_better, metric.reference, metric.curvature) == ("nats", False, "float", "identity")
     assert metric.score((np.ones((4, 1)),), np.zeros(4), np.array([0, 1])) == 1.0
 
 
