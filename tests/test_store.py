@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,15 +31,17 @@ def run(tmp_path):
         yield run
 
 
-@pytest.fixture
+@contextmanager
 def small_disk():
-    """No file can grow beyond 1000 bytes: a real write error in the middle of a file."""
+    """No file can grow beyond 1000 bytes: a real write error in the middle of a file. (No fixture: pytest's own log is a file too.)"""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def files(folder):
@@ -131,8 +134,8 @@ def test_an_error_or_ctrl_c_leaves_the_old_file_and_nothing_else(tmp_path, raise
     assert files(tmp_path) == ["file"]
 
 
-def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path, small_disk):
-    with pytest.raises(OutputError) as caught, write_atomically(tmp_path / "file") as temporary:
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path):
+    with small_disk(), pytest.raises(OutputError) as caught, write_atomically(tmp_path / "file") as temporary:
         temporary.write_bytes(b"x" * 5000)
 
     assert str(caught.value).startswith(f"cannot write {tmp_path / 'file'}: {os.strerror(errno.EFBIG)}; wanted")
@@ -210,10 +213,10 @@ def test_arrays_of_objects_are_refused(run):
         run.put_arrays("ranges", fingerprint(1), {"a": np.array([None])})
 
 
-def test_a_full_disk_leaves_the_stages_as_they_were(run, small_disk):
-    with pytest.raises(OutputError, match="cannot write"):
+def test_a_full_disk_leaves_the_stages_as_they_were(run):
+    with small_disk(), pytest.raises(OutputError, match="cannot write"):
         run.put("cost", fingerprint(1), "x" * 5000)
-    with pytest.raises(OutputError, match="cannot write"):
+    with small_disk(), pytest.raises(OutputError, match="cannot write"):
         run.put_arrays("cost", fingerprint(1), {"a": np.ones(5000)})
 
     assert files(run.folder / "stages") == []
@@ -234,10 +237,10 @@ def test_a_fresh_run_has_an_empty_journal(run):
     assert run.records() == ()
 
 
-def test_a_full_disk_leaves_the_journal_as_it_was(run, small_disk):
+def test_a_full_disk_leaves_the_journal_as_it_was(run):
     run.append({"drop": 0.5})
 
-    with pytest.raises(OutputError, match="cannot write"):
+    with small_disk(), pytest.raises(OutputError, match="cannot write"):
         run.append({"text": "x" * 5000})
 
     assert run.records() == ({"drop": 0.5},)
