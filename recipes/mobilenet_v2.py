@@ -6,7 +6,8 @@
 Weights and 1,200 labelled photographs come from the folder in QUANTKIT_DATA, by default ../shared/data beside the repository.
 Network: Sandler et al., arXiv 1801.04381, with TensorFlow's padding and batch norm already folded. Weights: Apache-2.0.
 
-Result: not measured yet
+Result (split seed 0, one thread, avx2, AMD EPYC): drop +0.77 points (-0.51 to +2.25 at 95 %, 520 gate items: undecided), 0.67 of
+float's time, 0.27 of its bytes.
 """
 
 from __future__ import annotations
