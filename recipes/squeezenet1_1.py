@@ -6,7 +6,8 @@
 Weights and 1,200 labelled photographs come from the folder in QUANTKIT_DATA, by default ../shared/data beside the repository.
 Network: Iandola et al., arXiv 1602.07360, version 1.1. Weights: Apache-2.0.
 
-Result: not measured yet
+Result (split seed 0, one thread, avx2, AMD EPYC): drop -0.58 points (-1.89 to +0.54 at 95 %, 520 gate items: kept), 0.71 of float's
+time, 0.30 of its bytes.
 """
 
 from __future__ import annotations
