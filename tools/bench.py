@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,14 @@ def allocate(name: str, seed: int, runs: Path, *options: str, label: str = "") -
         return json.loads(kept.read_text())
     command = [sys.executable, "-m", "quantkit", "allocate", str(ROOT / "recipes" / f"{name}.py"), "--split-seed", str(seed)]
     start = time.perf_counter()
-    done = subprocess.run([*command, "--run", str(folder), "--json", *options], capture_output=True, text=True, check=False)
-    if done.returncode > 1:
-        raise SystemExit(f"{name}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
-    result = {**json.loads(done.stdout), "wall_s": time.perf_counter() - start}
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as progress:
+        process = subprocess.Popen([*command, "--run", str(folder), "--json", *options], stdout=told, stderr=progress)
+        _, status, usage = os.wait4(process.pid, 0)  # the usage of this child alone
+        process.returncode = os.waitstatus_to_exitcode(status)
+        told.seek(0), progress.seek(0)
+        if process.returncode > 1 or process.returncode < 0:
+            raise SystemExit(f"{name}, seed {seed}: {progress.read().strip().splitlines()[-1]}")
+        result = {**json.loads(told.read()), "wall_s": time.perf_counter() - start, "peak_mb": usage.ru_maxrss / 1024}
     kept.write_text(json.dumps(result, indent=1))
     return result
 
