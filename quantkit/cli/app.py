@@ -153,7 +153,7 @@ def doctor(as_json: Json = False) -> None:
             return KEPT
         tables.show_pairs("This machine", told)
         exact = "int8 sums are exact (VNNI): the simulation can equal the file bit for bit"
-        close = "no VNNI: the runtime may saturate 16-bit sums in int8 kernels, so the file can differ from the simulation"
+        close = "no VNNI: other tools' int8 files may saturate 16-bit sums here; the codes that quantkit chooses cannot"
         tables.show_pairs("", {"note": exact if has_vnni() else close})
         return KEPT
 

@@ -155,7 +155,7 @@ def _notes(request: Request, found: SearchResult, costs: Costs, verified: Verifi
             f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} plans that the model never saw."
         )
     if verified.parity.exact < 1:
-        reason = "float layers sum in another order in torch" + ("" if has_vnni() else ", and this CPU has no VNNI")
+        reason = "float layers sum in another order in torch"
         notes.append(f"Simulation and file: equal bits on {100 * verified.parity.exact:.1f} % of the items ({reason}).")
     if unsupported:
         notes.append(f"{unsupported} operations have no 8-bit form here and stay float: `quantkit inspect` lists them.")
