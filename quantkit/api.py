@@ -21,7 +21,8 @@ def allocate(
     undecided: str | None = None, confidence: float | None = None,
     target: str | None = None, minimize: str | None = None, sensitivity: str | None = None, search: str | None = None,
     schemes: Sequence[str] | str | None = None, fix: Mapping[str, str] | Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None, observer: str | None = None, output: str | Path | None = None, run: str | Path | None = None,
+    exclude: Sequence[str] | None = None, observer: str | None = None, rounding: str | None = None,
+    output: str | Path | None = None, run: str | Path | None = None,
     seed: int | None = None, split_seed: int | None = None, batch_size: int | None = None, threads: int | None = None,
     device: str | None = None, arch: str | None = None, trust_pickle: bool | None = None,
     input_shape: Sequence[int] | str | None = None, resize: int | tuple[int, int] | None = None,
@@ -39,7 +40,7 @@ def allocate(
         data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data, metric=metric, max_drop=max_drop,
         keep=keep, undecided=undecided, confidence=confidence, target=target, minimize=minimize,
         sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
-        observer=observer, output=output, run=run, seed=seed, split_seed=split_seed,
+        observer=observer, rounding=rounding, output=output, run=run, seed=seed, split_seed=split_seed,
         batch_size=batch_size, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle, input_shape=input_shape,
         resize=resize, crop=crop, mean=mean, std=std, scale=scale,
     )  # fmt: skip

@@ -30,7 +30,10 @@ NEAR = {"softmax": 0.2, "identity": math.inf}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Everything a plan needs to become a file; `folder` is where files lie that are looked at once."""
+    """Everything a plan needs to become a file; `folder` is where files lie that are looked at once.
+
+    `key` stands for all that the files follow from, besides the plan.
+    """
 
     float_file: Path
     graph: Graph
@@ -38,6 +41,7 @@ class Candidates:
     target: ModuleType
     bank: WeightBank
     folder: Path
+    key: str
 
     def placement(self, allocation: Mapping[str, str]) -> Placement:
         """The target's answer for one scheme per group."""

@@ -154,6 +154,7 @@ KEYS = {
     "schemes": _Kind('texts, such as ["w8a8", "fp32"]', _texts),
     "sensitivity": TEXT,
     "search_method": TEXT,
+    "rounding": TEXT,
     "preprocessing": _Kind("a table [preprocessing]", lambda value: value if isinstance(value, dict) else None),
     "arch": TEXT,
     "input_shape": _Kind('sizes above 0, such as "1x3x224x224"', _sides),

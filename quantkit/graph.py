@@ -109,6 +109,17 @@ class Graph:
             name = through[name]
         return name
 
+    def readers(self, name: str) -> frozenset[str]:
+        """The nodes that compute with the tensor's values, behind movers; an output of the network is one that reads itself."""
+        movers, tensors = {mover.node for mover in self.movers}, {tensor.name: tensor for tensor in self.tensors}
+        found, waiting = set(), [name]
+        while waiting:
+            tensor = tensors[waiting.pop()]
+            found |= {tensor.name} if tensor.is_output else set()
+            for consumer in tensor.consumers:
+                (waiting.append if consumer in movers else found.add)(consumer)
+        return frozenset(found)
+
     def ends(self, name: str) -> bool:
         """Whether what happens to this tensor reaches the outputs through no further weight."""
         weighted = {layer.node for layer in self.layers if layer.weight}

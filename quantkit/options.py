@@ -19,17 +19,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sensitivity": ("augmented", "displacement", "hessian"),
     "search": ("pareto", "bisection"),
     "observer": ("mse", "percentile", "minmax"),
+    "rounding": ("gptq", "nearest"),
     "device": ("cpu", "cuda"),
     "undecided": ("point", "fail", "pass"),
 }
-SCHEMES = ("fp32", "w8a8", "w4a8")
+SCHEMES = ("fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8")
+# Narrow weights run in the int8 kernel: they save bytes and no time, so a search for speed leaves them out.
+DEFAULT_SCHEMES: dict[str, tuple[str, ...]] = {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "w5a8", "w4a8")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How to do the job, checked: every name is a known one. Raises RequestError, and SchemeError for schemes and targets.
 
-    `fix` holds (group, scheme) pairs and `exclude` patterns of group names; whether they exist is known after the capture.
+    `schemes` None is what `minimize` can use (`menu` says which). `fix` holds (group, scheme) pairs and `exclude` patterns of group
+    names; whether they exist is known after the capture.
     `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
     `confidence` is how sure the search must be that the gate will keep the promise. `output` is the ONNX
     file; `run` the folder that keeps the stages' results.
@@ -39,10 +43,11 @@ class Options:
     minimize: str = "latency"
     sensitivity: str = "augmented"
     search: str = "pareto"
-    schemes: tuple[str, ...] = SCHEMES
+    schemes: tuple[str, ...] | None = None
     fix: tuple[tuple[str, str], ...] = ()
     exclude: tuple[str, ...] = ()
     observer: str = "mse"
+    rounding: str = "gptq"
     seed: int = 0
     split_seed: int = 0
     batch_size: int = 32
@@ -58,10 +63,10 @@ class Options:
             value = getattr(self, option)
             if value not in known:
                 raise (SchemeError if option == "target" else RequestError)(*unknown(option, str(value), known))
-        for scheme in (*self.schemes, *(scheme for _, scheme in self.fix)):
+        for scheme in (*self.menu, *(scheme for _, scheme in self.fix)):
             if scheme not in SCHEMES:
                 raise SchemeError(*unknown("scheme", scheme, SCHEMES))
-        if not self.schemes:
+        if not self.menu:
             raise SchemeError("no scheme to choose from", "at least one", f"list them as --schemes {','.join(SCHEMES)}")
         if not 0.5 <= self.confidence < 1:
             raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
@@ -69,6 +74,11 @@ class Options:
             value = getattr(self, option)
             if value < lowest:
                 raise RequestError(f"{_flag(option)} {value}", f"a whole number of at least {lowest}")
+
+    @property
+    def menu(self) -> tuple[str, ...]:
+        """The schemes to choose from."""
+        return DEFAULT_SCHEMES[self.minimize] if self.schemes is None else self.schemes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +103,7 @@ class Arguments:
     fix: Sequence[str] | Mapping[str, str] | None = None
     exclude: Sequence[str] | None = None
     observer: str | None = None
+    rounding: str | None = None
     output: str | Path | None = None
     run: str | Path | None = None
     seed: int | None = None

@@ -80,7 +80,7 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     write_request(request, network, bench.store.folder)
     groups = find_groups(network.captured.graph, request.options)
     ranges = calibrate_ranges(bench, request, network)
-    candidates = prepare_candidates(request, network, groups, ranges, scratch)
+    candidates = prepare_candidates(bench, request, network, groups, ranges, scratch)
     scores = score_groups(bench, request, network, candidates)
     costs = cost_groups(bench, request, network, candidates)
     space = find_front(bench, request, groups, scores, costs)

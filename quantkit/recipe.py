@@ -15,7 +15,7 @@ from typing import Any
 from quantkit.errors import ConfigError, QuantkitError, unknown
 
 COUNTS = ("calibration", "search", "gate", "batch_size", "threads")
-TEXTS = ("name", "keep", "target", "minimize", "sensitivity", "search_method", "observer")
+TEXTS = ("name", "keep", "target", "minimize", "sensitivity", "search_method", "observer", "rounding")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,7 @@ class Recipe:
     sensitivity: str | None = None
     search_method: str | None = None
     observer: str | None = None
+    rounding: str | None = None
     fix: Mapping[str, str] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     input_shape: tuple[int, ...] | None = None

@@ -8,10 +8,12 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from numpy.typing import NDArray
 
 from quantkit.errors import OutputError
 from quantkit.progress import Progress
@@ -62,6 +64,20 @@ class Workbench:
             result = load(kept)
         self.seconds[stage] = time.perf_counter() - start
         return result
+
+    def keep_arrays(
+        self, stage: str, depends_on: tuple[Any, ...], compute: Callable[[], Mapping[str, NDArray[Any]]]
+    ) -> Mapping[str, NDArray[Any]]:
+        """As `keep`, for a stage that gives arrays by name."""
+        key = fingerprint(stage, *depends_on)
+        start = time.perf_counter()
+        arrays: Mapping[str, NDArray[Any]] | None = self.store.get_arrays(stage, key)
+        if arrays is None:
+            arrays = compute()
+            self.store.put_arrays(stage, key, arrays)
+            self.computed.append(stage)
+        self.seconds[stage] = time.perf_counter() - start
+        return arrays
 
 
 @contextmanager

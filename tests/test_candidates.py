@@ -145,7 +145,7 @@ def test_a_broken_plan_is_judged_by_its_own_drop_whatever_the_anchors_say(judge:
 
 def test_a_placement_gives_every_layer_of_a_group_its_scheme() -> None:
     box = toys.unpack(toys.TiedToy().eval())
-    candidates = room.Candidates(Path(), box.captured.graph, box.groups, toys.ort_cpu, box.bank, Path())
+    candidates = room.Candidates(Path(), box.captured.graph, box.groups, toys.ort_cpu, box.bank, Path(), "key")
     placed = candidates.placement({"twice": "w4a8", "head": "fp32"})
 
     assert {name: scheme.name for name, scheme in placed.schemes.items()} == dict.fromkeys(box.groups[0].layers, "w4a8")
@@ -153,7 +153,7 @@ def test_a_placement_gives_every_layer_of_a_group_its_scheme() -> None:
 
 def test_uniform_plans_take_the_scheme_where_they_can() -> None:
     box = toys.toybox()
-    candidates = room.Candidates(Path(), box.captured.graph, box.groups, toys.ort_cpu, box.bank, Path())
+    candidates = room.Candidates(Path(), box.captured.graph, box.groups, toys.ort_cpu, box.bank, Path(), "key")
 
     assert candidates.uniform("w4a8") == {group.name: "w4a8" if "w4a8" in group.schemes else "w8a8" for group in box.groups}
 

@@ -161,6 +161,38 @@ def test_a_fixed_batch_gives_the_same_bits(name: str, tmp_path: Path) -> None:
         assert_every_output_equal(work, placement)
 
 
+JOINED: dict[str, tuple[Callable[[Formed, Tensor], Tensor], int]] = {
+    "behind ReLU": (lambda m, x: torch.cat([F.relu(m.b(m.a(x))), F.relu(m.c(m.a(x)))], 1), 2),
+    "nested, through a pool": (
+        lambda m, x: (lambda t: torch.cat([t, F.max_pool2d(torch.cat([F.relu(m.b(t)), F.relu(m.c(t))], 1), 3, 1, 1)], 1))(F.relu(m.a(x))),
+        3,
+    ),
+    "not what others read": (lambda m, x: (lambda t: torch.cat([F.relu(m.b(t)), t], 1))(F.relu(m.a(x))), 1),
+    "not what ReLU would cut": (lambda m, x: torch.cat([F.relu(m.b(m.a(x))), m.c(m.a(x))], 1), 1),
+    "not what a clip would cut": (lambda m, x: torch.cat([F.hardtanh(m.b(m.a(x)), 0, 0.1), F.relu(m.c(m.a(x)))], 1), 1),
+}
+
+
+@pytest.mark.parametrize(("form", "shared"), JOINED.values(), ids=JOINED)
+@pytest.mark.parametrize("observer", ["minmax", "mse"])
+def test_what_only_a_concatenation_reads_takes_its_grid(
+    form: Callable[[Formed, Tensor], Tensor], shared: int, observer: str, tmp_path: Path
+) -> None:
+    """Codes are then copied. The file runs as planned, bit for bit as simulated, with any one layer kept in float too."""
+    work = Bench(formed(form), images(), tmp_path, observer)
+    joined = [layer for layer in work.graph.layers if layer.kind == "concat"]
+    sources = {work.graph.source(name) for layer in joined for name in layer.inputs}
+    grids = [work.bank.activations[layer.output] for layer in joined]
+    assert sum(any(work.bank.activations[name] is grid for grid in grids) for name in sources) == shared
+    uniform = work.uniform("w8a8")
+    for allocation in [uniform, *({**uniform, layer.name: "fp32"} for layer in work.graph.layers)]:
+        placement = work.place(allocation)
+        path, emitted = work.emit(placement)
+        assert work.executed(path, placement).mismatches == ()
+        parity = work.parity(path, placement, emitted)
+        assert parity.layers_exact == 1.0 and (parity.exact == 1.0 or allocation != uniform)
+
+
 def test_weights_that_would_saturate_do_not(tmp_path: Path) -> None:
     """All weights as large as can be and of one sign, all inputs at their highest code: the worst for an int16 sum of two products."""
     model = build(lambda: Formed(lambda m, x: m.fc(F.relu(m.b(F.relu(m.a(x)))).flatten(2).transpose(1, 2).mean(1))))

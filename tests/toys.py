@@ -146,7 +146,7 @@ def candidates(box: Toybox, folder: Path) -> Candidates:
     float_file = folder / "float.onnx"
     if not float_file.exists():
         export_float(box.captured, float_file, ort_cpu.OPSET)
-    return Candidates(float_file, box.captured.graph, box.groups, ort_cpu, box.bank, folder)
+    return Candidates(float_file, box.captured.graph, box.groups, ort_cpu, box.bank, folder, "key")
 
 
 def everything(groups: Sequence[Group], scheme: str, **others: str) -> Mapping[str, str]:

@@ -63,6 +63,7 @@ Schemes = Annotated[str | None, Option(help=f"Schemes to choose from, with comma
 Fix = Annotated[list[str] | None, Option(help="GROUP=SCHEME; may be repeated.")]
 Exclude = Annotated[list[str] | None, Option(help="A pattern of group names that stay float; may be repeated.")]
 Observer = Annotated[str | None, _choice("observer", "How ranges are read from the calibration data")]
+Rounding = Annotated[str | None, _choice("rounding", "How weights are rounded")]
 Output = Annotated[str | None, Option(help="The ONNX file to write.")]
 RunFolder = Annotated[str | None, Option("--run", help="The folder that keeps the stages' results.")]
 Seed = Annotated[int | None, _number("seed", "Seed of probes and resampling")]
@@ -91,7 +92,7 @@ def allocate(
     search_data: SearchData = None, gate_data: GateData = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     target: Target = None, minimize: Minimize = None, sensitivity: Sensitivity = None, search: Search = None,
-    schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None,
+    schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None, rounding: Rounding = None,
     output: Output = None, run: RunFolder = None, seed: Seed = None, split_seed: SplitSeed = None, batch_size: BatchSize = None,
     threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
     input_shape: InputShape = None, as_json: Json = False,
@@ -102,8 +103,8 @@ def allocate(
         resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, max_drop=max_drop, keep=keep,
         undecided=undecided, confidence=confidence,
         target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
-        observer=observer, output=output, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size, threads=threads,
-        device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
+        observer=observer, rounding=rounding, output=output, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,
+        threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
     )  # fmt: skip
 
     def job(progress: ConsoleProgress) -> Result:

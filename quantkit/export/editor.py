@@ -59,7 +59,7 @@ class Editor:
         name: str,
         before: ir.Node,
         like: ir.Value | None = None,
-        attributes: Mapping[str, int] | None = None,
+        attributes: Mapping[str, int | str] | None = None,
     ) -> ir.Value:
         """The output of a new node in front of `before`, of the shape and type of `like`."""
         node = ir.node(kind, inputs, attributes=attributes or {}, name=name)

@@ -1,7 +1,6 @@
 """Emit: the float file + a placement + weight codes → a quantized file, Q/DQ inserted by name (0.1 s a plan).
 
-One QuantizeLinear a tensor, one DequantizeLinear a reader. Weight codes lie in the file at their width: 8 bits as INT8, 4 bits as
-INT4 behind a Cast that the runtime folds while the session loads, so that the int8 kernel runs on the same codes.
+One QuantizeLinear a tensor, one DequantizeLinear a reader. Weight codes lie in the file at their width (`storage.py`).
 """
 
 from __future__ import annotations
@@ -10,22 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.affine import QParams, bias_codes
 from quantkit.errors import ContractError
 from quantkit.export.editor import Editor, array_of, read
 from quantkit.export.float_onnx import product_name
+from quantkit.export.storage import STORAGES
 from quantkit.graph import Graph, Layer
 from quantkit.quantization import WeightBank
 from quantkit.targets.placement import Barrier, Placement, Slot
 
 LOWEST = np.array(-3e38, np.float32)  # max(x, this) is x, and no pattern of the runtime sees through it
-NOTE = "mixed precision; 4-bit weight codes are unpacked while the session loads"
+NOTE = "mixed precision; narrow weight codes are unpacked while the session loads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
     scale = quantized.qparams.scale
     stem = f"{layer.weight}_w{spec.bits}"
     inputs = [
-        _unpacked(editor, stem, codes, spec.bits, node),
+        STORAGES[placement.storage[spec.bits]](editor, stem, codes, spec.bits, node),
         editor.constant(f"{stem}_scale", scale.numpy()),
         # QGemm wants the zero point spelled out; all layers of one width share it.
         editor.constant(f"zeros_{codes.shape[axis]}", np.zeros(codes.shape[axis], np.int8)),
@@ -102,14 +100,6 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
         _spread_bias(editor, layer)
     elif layer.bias and layer.name not in placement.outputs:
         _store_bias(editor, layer, node, bank.parameter(layer.bias), scale, bank.input_qparams(layer, 0).scale)
-
-
-def _unpacked(editor: Editor, stem: str, codes: NDArray[np.int8], bits: int, before: ir.Node) -> ir.Value:
-    """INT8 codes as the DequantizeLinear wants them, however they are stored."""
-    if bits == 8:
-        return editor.constant(f"{stem}_codes", codes)
-    packed = editor.constant(f"{stem}_codes", codes.astype(ml_dtypes.int4))
-    return editor.insert("Cast", [packed], f"{before.name}_unpacked", before, attributes={"to": int(ir.DataType.INT8)})
 
 
 def _store_bias(editor: Editor, layer: Layer, node: ir.Node, bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> None:

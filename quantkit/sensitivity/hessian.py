@@ -1,9 +1,11 @@
 """Hessian trace times perturbation (HAWQ-V2, arXiv 1911.03852).
 
-    Ω_i(b) = ½ · Tr(H_ii) / n_i · ‖Q_b(W_i) − W_i‖²
+    Ω_i(b) = ½ · Tr(H_ii) / n_i · ‖Q_b(W_i) − W_i‖² · a_i(b)
 
 H_ii is the block of the loss Hessian that belongs to layer i's n_i weights; the ½ of the Taylor expansion puts Ω in units of the
-loss. Traces by Hutchinson, one Hessian-vector product a probe for all layers together. Weights only: activations score nothing.
+loss. a is 1 for an error in no direction, as HAWQ-V2 assumes; a rounding that knows the inputs puts the error where they are not, and
+a (`QuantizedWeight.alignment`) says how far: the input factor of a Kronecker-factored Hessian (ours). Traces by Hutchinson, one
+Hessian-vector product a probe for all layers together. Weights only: activations score nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def _traces(scene: Scene) -> dict[str, Trace]:
 def _squared_error(scene: Scene, layer: Layer, spec: QuantSpec) -> float:
     quantized = scene.bank.weight(layer, spec)
     weight = scene.bank.parameter(str(layer.weight)).detach()
-    return float((dequantize(quantized.codes, quantized.qparams) - weight).double().square().sum())
+    error = (dequantize(quantized.codes, quantized.qparams) - weight).double().square().sum()
+    return float(error) * quantized.alignment
 
 
 def _advancing(batches: Iterator[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:

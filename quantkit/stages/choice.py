@@ -18,7 +18,7 @@ from quantkit.metric import Outputs, check_budget
 from quantkit.request import Request
 from quantkit.search import SEARCHES, Measured, SearchResult, Space, Trial
 from quantkit.spec import FLOAT
-from quantkit.stages.network import Network, example_feeds, group_key
+from quantkit.stages.network import Network, example_feeds
 from quantkit.stages.tables import Costs
 from quantkit.store import fingerprint
 from quantkit.workbench import Workbench
@@ -102,8 +102,8 @@ def _open(bench: Workbench, request: Request, network: Network, candidates: Cand
     budget = budget_for(request, reference, labels)
     check_budget(budget, min(len(subset), len(gate)), request.metric.unit)
     key = fingerprint(
-        network.key, group_key(candidates.groups), options.observer, request.splits.calibration.fingerprint(),
-        subset.fingerprint(), len(gate), request.metric.name, request.metric.source, budget, describe()["isa"], options.seed,
+        candidates.key, subset.fingerprint(), len(gate), request.metric.name, request.metric.source, budget,
+        describe()["isa"], options.seed,
     )  # fmt: skip
     seconds = EXPECTED_CANDIDATES * (bench.seconds["float on the search split"] + 0.5)
     megabytes = sum(array.nbytes for array in reference) / 1e6

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import fnmatch
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -28,14 +29,19 @@ from quantkit.latency.timing import Feeds
 from quantkit.loading import LoadedModel
 from quantkit.options import Options
 from quantkit.passes.batches import network_batches
+from quantkit.passes.moments import second_moments
 from quantkit.quantization import WeightBank
 from quantkit.request import Request
-from quantkit.spec import FLOAT
+from quantkit.rounding import BLIND, ROUNDINGS
+from quantkit.spec import FLOAT, parse_scheme
 from quantkit.store import fingerprint, write_atomically
 from quantkit.targets import find_target
 from quantkit.workbench import Workbench
 
+T = TypeVar("T")
 CALIBRATION_BATCH = 32
+MOMENT_ITEMS, MOMENT_BATCH = 64, 4  # a batch takes nine times the activations of its largest 3×3 layer
+UNIFORM = "w8a8"  # the baseline that others would ship
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +110,7 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
     Raises SchemeError for a pin or pattern that meets no group or layer, and for a scheme that the group cannot take.
     """
     target = find_target(options.target)
-    groups: tuple[Group, ...] = target.groups(graph, target.check_schemes(options.schemes))
+    groups: tuple[Group, ...] = target.groups(graph, target.check_schemes(options.menu))
     owner = {name: group.name for group in groups for name in (group.name, *group.layers)}
     pinned: dict[str, str] = {}
     for pattern in options.exclude:
@@ -116,7 +122,7 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
         if name not in owner:
             raise SchemeError(*unknown("group in --fix", name, owner))
         pinned[owner[name]] = scheme
-    possible = target.groups(graph, target.check_schemes([*options.schemes, *pinned.values()]))  # a pin may name what --schemes leaves out
+    possible = target.groups(graph, target.check_schemes([*options.menu, *pinned.values()]))  # a pin may name what --schemes leaves out
     return tuple(
         _pinned(wider, pinned[group.name]) if group.name in pinned else group for group, wider in zip(groups, possible, strict=True)
     )
@@ -142,12 +148,31 @@ def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ra
     return bench.keep("ranges", (network.key, items.fingerprint()), compute, Ranges.from_json)
 
 
-def prepare_candidates(request: Request, network: Network, groups: tuple[Group, ...], ranges: Ranges, folder: Path) -> Candidates:
-    """Whatever a plan needs to become a file."""
-    graph, target = network.captured.graph, network.target
+def prepare_candidates(
+    bench: Workbench, request: Request, network: Network, groups: tuple[Group, ...], ranges: Ranges, folder: Path
+) -> Candidates:
+    """Whatever a plan needs to become a file: weights rounded under every scheme of every menu, and under that of the uniform baseline."""
+    graph, target, options = network.captured.graph, network.target, request.options
     state = {name: value.detach().cpu() for name, value in network.captured.module.named_parameters(remove_duplicate=False)}
-    bank = WeightBank(graph, state, ranges.qparams(request.options.observer, graph), target.product_rows)
-    return Candidates(network.float_file, graph, groups, target, bank, folder)
+    activations = ranges.qparams(options.observer, graph)
+    schemes = {name: dict.fromkeys([*group.schemes, UNIFORM]) for group in groups for name in group.layers}
+    specs = {layer.name: [parse_scheme(scheme).weights for scheme in schemes[layer.name]] for layer in graph.layers if layer.weight}
+
+    def compute() -> Mapping[str, NDArray[Any]]:
+        items, moments = request.splits.calibration.first(MOMENT_ITEMS), {}
+        if options.rounding not in BLIND:
+            with bench.progress.stage("second moments", len(items), "items") as advance:
+                moments = second_moments(network.on_device, network_batches(graph, items, MOMENT_BATCH, options.device), advance)
+        bank = WeightBank(graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], moments=moments)
+        pairs = [(graph.layer(name), spec) for name, found in specs.items() for spec in found if spec]
+        with bench.progress.stage("round weights", len(pairs), "weights") as advance:
+            return bank.to(torch.device(options.device)).rounded(_counted(pairs, advance))
+
+    menus = [[group.name, list(group.layers), list(group.schemes)] for group in groups]
+    key = fingerprint(network.key, menus, options.observer, options.rounding, request.splits.calibration.fingerprint())
+    rounded = bench.keep_arrays("weights", (key,), compute)
+    bank = WeightBank(graph, state, activations, target.product_rows, rounded=rounded)
+    return Candidates(network.float_file, graph, groups, target, bank, folder, key)
 
 
 def example_feeds(request: Request, network: Network) -> Feeds:
@@ -156,9 +181,10 @@ def example_feeds(request: Request, network: Network) -> Feeds:
     return feeds(next(network_batches(graph, request.splits.calibration, 1)), graph.inputs)
 
 
-def group_key(groups: tuple[Group, ...]) -> list[list[Any]]:
-    """What fingerprints take of the groups."""
-    return [[group.name, list(group.layers), list(group.schemes)] for group in groups]
+def _counted(pairs: Sequence[T], advance: Callable[[int], None]) -> Iterator[T]:
+    for pair in pairs:
+        yield pair
+        advance(1)
 
 
 def _pinned(group: Group, scheme: str) -> Group:

@@ -17,7 +17,7 @@ from quantkit.latency.measured import LatencyModel, measure_latency, steps
 from quantkit.request import Request
 from quantkit.search import Space
 from quantkit.sensitivity import SENSITIVITIES, Scene, Scores
-from quantkit.stages.network import Network, example_feeds, group_key
+from quantkit.stages.network import Network, example_feeds
 from quantkit.store import write_atomically
 from quantkit.table import Table
 from quantkit.workbench import Workbench
@@ -43,9 +43,9 @@ def score_groups(bench: Workbench, request: Request, network: Network, candidate
         network.on_device, groups, _schemes(groups), network.target, candidates.bank.to(device), items,
         curvature, labelled, options.seed, device, bench.progress,
     )  # fmt: skip
-    depends_on = (network.key, group_key(groups), options.observer, options.sensitivity, options.seed, curvature, labelled)
+    depends_on = (candidates.key, options.sensitivity, options.seed, curvature, labelled)
     estimate = SENSITIVITIES[options.sensitivity]
-    return bench.keep("scores", (*depends_on, items.fingerprint()), lambda: estimate(scene), Scores.from_json)
+    return bench.keep("scores", depends_on, lambda: estimate(scene), Scores.from_json)
 
 
 def cost_groups(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Costs:
@@ -60,8 +60,8 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
                 threads=options.threads, seed=options.seed, folder=candidates.folder, advance=advance,
             )  # fmt: skip
 
-    depends_on = (network.key, group_key(groups), options.observer, options.threads, options.seed, host["cpu"], host["isa"])
-    latency = bench.keep("latency", (*depends_on, request.splits.calibration.fingerprint()), compute, LatencyModel.from_json)
+    depends_on = (candidates.key, options.threads, options.seed, host["cpu"], host["isa"])
+    latency = bench.keep("latency", depends_on, compute, LatencyModel.from_json)
     sizes = byte_costs(network.captured.graph, groups, schemes, network.target)
     edges = tuple(Edge(edge.producer, edge.consumer, edge.latency_ms) for edge in latency.boundaries)
     if options.minimize == "latency":

@@ -23,14 +23,12 @@ from quantkit.search import SearchResult
 from quantkit.sensitivity import Scores
 from quantkit.spec import FLOAT
 from quantkit.stages.choice import budget_for, float_outputs, labels_for
-from quantkit.stages.network import Network, example_feeds
+from quantkit.stages.network import UNIFORM, Network, example_feeds
 from quantkit.stages.tables import Costs
 from quantkit.statistics import Verdict
 from quantkit.store import write_atomically
 from quantkit.verify import Latency, Parity, compare_simulation, executed, int8_share, judge, time_files
 from quantkit.workbench import Workbench
-
-UNIFORM = "w8a8"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,13 +14,13 @@ from torch import Tensor
 from quantkit.errors import SchemeError
 from quantkit.graph import Graph, Group, Layer
 from quantkit.spec import FLOAT, Scheme, parse_scheme
-from quantkit.targets.placement import Barrier, Placement, Slot
+from quantkit.targets.placement import Barrier, Placement, Slot, Storage
 
 NAME = "ort-cpu"
 OPSET = 21  # INT4 initializers; the IR version that goes with it
 MINIMUM_RUNTIME = "1.22"
-WEIGHT_BITS = (4, 8)
-SCHEMES = ("fp32", "w8a8", "w4a8")
+# Narrow codes are made INT8 by nodes that the runtime folds while the session loads, so every width runs in the int8 kernel.
+STORAGE: Mapping[int, Storage] = {8: "int8", 4: "int4", **dict.fromkeys((2, 3, 5, 6, 7), "bit_stream")}
 AVERAGE = "mean.dim"
 CLIPS = ("relu.default", "relu6.default", "hardtanh.default", "clamp.default")
 WEIGHTED = ("conv", "linear", "addmm", "matmul", "mm")  # of operations that are no layers, those that may still hold a constant weight
@@ -31,8 +31,9 @@ def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
     """The schemes of those names, fp32 among them. Raises SchemeError for one that this target cannot run."""
     schemes = tuple(parse_scheme(name) for name in dict.fromkeys([*names, FLOAT.name]))
     for scheme in schemes:
-        if scheme.weights and scheme.weights.bits not in WEIGHT_BITS:
-            raise SchemeError(f"scheme {scheme.name!r} on target {NAME}", f"one of {', '.join(SCHEMES)}", "leave it out of --schemes")
+        if scheme.weights and scheme.weights.bits not in STORAGE:
+            wanted = f"weights of {', '.join(map(str, sorted(STORAGE)))} bits"
+            raise SchemeError(f"scheme {scheme.name!r} on target {NAME}", wanted, "leave it out of --schemes")
     return schemes
 
 
@@ -62,7 +63,7 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     inputs = {(layer.name, slot) for layer in graph.layers if layer.name in schemes for slot in range(len(layer.inputs))}
     averages = {entry.node for entry in graph.unsupported if entry.operation == AVERAGE and graph.source(entry.inputs[0]) in coded}
     barriers = _barriers(graph, schemes, int8_readers, coded)
-    return Placement(schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes))
+    return Placement(schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE)
 
 
 def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:

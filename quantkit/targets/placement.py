@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from quantkit.spec import Scheme
 
 Slot = tuple[str, int]
 Barrier = Literal["vector", "max"]
+Storage = Literal["int8", "int4", "bit_stream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Placement:
     are quantized on the way in. `outputs`: layers whose output leaves as codes, for every reader. `barriers`: (node, slot) of
     float operations that read dequantized codes and that the runtime would quantize behind our back, and what prevents it.
     `unscaled`: averages of codes that are taken in integer steps and scaled afterwards, so that their sums are exact in any order.
-    `float_bias`: layers whose integer product leaves the kernel as float, and only then gets its bias.
+    `float_bias`: layers whose integer product leaves the kernel as float, and only then gets its bias. `storage`: how weight codes
+    of so many bits lie in the file.
     """
 
     schemes: Mapping[str, Scheme]
@@ -29,3 +31,4 @@ class Placement:
     barriers: Mapping[Slot, Barrier]
     unscaled: frozenset[str] = frozenset()
     float_bias: frozenset[str] = frozenset()
+    storage: Mapping[int, Storage] = field(default_factory=dict)

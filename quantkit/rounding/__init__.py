@@ -1,0 +1,33 @@
+"""Roundings: which code each weight gets, once its scale is chosen. One file each, dispatched from one literal.
+
+nearest.py   each weight by itself
+gptq.py      one after the other, each making up for the errors of those before it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from quantkit.affine import QParams
+from quantkit.rounding.gptq import round_gptq
+from quantkit.rounding.nearest import round_nearest
+
+
+class Rounding(Protocol):
+    """How every rounding is called."""
+
+    def __call__(self, rows: Tensor, qparams: QParams, moments: Tensor | None, paired: bool) -> Tensor:
+        """Codes, float32 integers, of `rows` (shape [channels, products in the kernel's order], scaled by `qparams`).
+
+        `moments` are those of what the products are made with, in the same order: [groups, products, products], or None where they are
+        unknown. With `paired`, no two neighbours may saturate (`affine.separate_pairs`).
+        """
+
+
+ROUNDINGS: Mapping[str, Rounding] = {"gptq": round_gptq, "nearest": round_nearest}
+BLIND = frozenset({"nearest"})  # those that read no moments, so that none need be gathered
+
+__all__ = ["BLIND", "ROUNDINGS", "Rounding"]

@@ -1,0 +1,245 @@
+"""Roundings against loops that are obviously right, and what their codes are good for."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import NETWORKS, bench, captured, images
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from quantkit.affine import PAIR_LIMIT, QParams, choose_weight_qparams, quantize, separate_pairs
+from quantkit.calibration import calibrate
+from quantkit.capture import capture
+from quantkit.data import Batch
+from quantkit.options import CHOICES
+from quantkit.passes.moments import MOST_PRODUCTS, second_moments
+from quantkit.quantization import WeightBank
+from quantkit.rounding import BLIND, ROUNDINGS
+from quantkit.rounding.gptq import DAMPING, round_gptq
+from quantkit.spec import PerChannel, PerTensor, QuantSpec
+from quantkit.targets import ort_cpu
+
+
+def spec(bits: int, granularity: PerChannel | PerTensor | None = None) -> QuantSpec:
+    return QuantSpec(bits, signed=True, symmetric=True, granularity=granularity or PerChannel(0))
+
+
+def problem(channels: int, products: int, seed: int, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """Weights, and moments of inputs that are positive and depend on one another, as behind a ReLU."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(channels, products, generator=generator)
+    mixed = torch.randn(groups, products, products, generator=generator)
+    x = (mixed @ torch.randn(groups, products, 4 * products, generator=generator) + 1).relu()
+    return rows, x @ x.mT / (4 * products)
+
+
+def damage(codes: Tensor, rows: Tensor, qparams: QParams, moments: Tensor) -> float:
+    error = (codes * qparams.scale[:, None] - rows).double().reshape(len(moments), -1, rows.shape[1])
+    return float(((error @ moments.double()) * error).sum())
+
+
+def one_after_the_other(row: NDArray[np.float64], scale: float, largest: int, moments: NDArray[np.float64], limit: int | None) -> list[int]:
+    """Optimal brain quantization in a fixed order: after each weight the whole inverse of what is left is computed anew."""
+    damped = moments + np.eye(len(row)) * DAMPING * moments.diagonal().mean()
+    left, row, codes = list(np.argsort(-moments.diagonal(), kind="stable")), row.copy(), dict[int, int]()
+    while left:
+        here = left[0]
+        inverse = np.linalg.inv(damped[np.ix_(left, left)])
+        low, high = -largest, largest
+        if limit is not None and here ^ 1 in codes:
+            low, high = max(low, -limit - codes[here ^ 1]), min(high, limit - codes[here ^ 1])
+        codes[here] = int(np.clip(np.round(row[here] / scale), low, high))
+        row[left] -= (row[here] - codes[here] * scale) / inverse[0, 0] * inverse[0]
+        left = left[1:]
+    return [codes[place] for place in range(len(row))]
+
+
+@pytest.mark.parametrize(("bits", "paired"), [(2, False), (4, False), (8, False), (8, True)])
+@pytest.mark.parametrize("products", [1, 7, 12])
+def test_gptq_is_optimal_brain_quantization_in_order_of_energy(bits: int, paired: bool, products: int) -> None:
+    for seed in range(5):
+        rows, moments = problem(3, products, seed)
+        qparams = choose_weight_qparams(rows, spec(bits), paired)
+        codes = round_gptq(rows, qparams, moments, paired)
+        limit = PAIR_LIMIT if paired else None
+        for channel in range(3):
+            arguments = rows[channel].double().numpy(), float(qparams.scale[channel]), qparams.spec.code_max, moments[0].double().numpy()
+            assert codes[channel].tolist() == one_after_the_other(*arguments, limit)
+
+
+def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, moments = problem(6, 40, 0)
+    qparams = choose_weight_qparams(rows, spec(4), paired=False)
+    whole = round_gptq(rows, qparams, moments, False)
+    monkeypatch.setattr("quantkit.rounding.gptq.BLOCK", 7)
+    assert torch.equal(round_gptq(rows, qparams, moments, False), whole)
+
+
+def test_inputs_that_do_not_depend_on_one_another_leave_rounding_to_nearest() -> None:
+    rows, _ = problem(4, 9, 1)
+    qparams = choose_weight_qparams(rows, spec(3), paired=False)
+    assert torch.equal(round_gptq(rows, qparams, torch.diag(torch.rand(9) + 0.1)[None], False), quantize(rows, qparams))
+    assert torch.equal(round_gptq(rows, qparams, None, False), quantize(rows, qparams))
+
+
+def test_outputs_lose_less_than_by_nearest_and_no_code_could_lose_less_than_the_best() -> None:
+    """Every code of a tiny row is tried."""
+    ours, nearest, best = 0.0, 0.0, 0.0
+    for seed in range(30):
+        rows, moments = problem(1, 5, seed)
+        qparams = choose_weight_qparams(rows, spec(2), paired=False)
+        found = damage(round_gptq(rows, qparams, moments, False), rows, qparams, moments)
+        least = min(
+            damage(torch.tensor([codes], dtype=torch.float32), rows, qparams, moments)
+            for codes in itertools.product(range(qparams.spec.code_min, qparams.spec.code_max + 1), repeat=5)
+        )
+        assert found >= least * (1 - 1e-9)
+        ours, nearest, best = ours + found, nearest + damage(quantize(rows, qparams), rows, qparams, moments), best + least
+    assert ours < 0.7 * nearest and best <= ours < 2.0 * best
+
+
+def test_groups_of_channels_are_rounded_by_their_own_inputs() -> None:
+    rows, moments = problem(6, 8, 3, groups=3)
+    qparams = choose_weight_qparams(rows, spec(4), paired=False)
+    codes = round_gptq(rows, qparams, moments, False)
+    for group in range(3):
+        part = slice(2 * group, 2 * group + 2)
+        own = QParams(qparams.spec, qparams.scale[part], qparams.zero_point[part])
+        assert torch.equal(codes[part], round_gptq(rows[part], own, moments[group : group + 1], False))
+
+
+def test_one_scale_for_all() -> None:
+    rows, moments = problem(4, 8, 4)
+    qparams = choose_weight_qparams(rows, spec(4, PerTensor()), paired=False)
+    each = QParams(spec(4), qparams.scale.expand(4), qparams.zero_point.expand(4))
+    assert torch.equal(round_gptq(rows, qparams, moments, False), round_gptq(rows, each, moments, False))
+
+
+@pytest.mark.parametrize("name", ROUNDINGS)
+@pytest.mark.parametrize("products", [8, 9])
+def test_no_pair_can_saturate(name: str, products: int) -> None:
+    rows, moments = problem(16, products, 5)
+    rows = rows.abs()
+    qparams = choose_weight_qparams(rows, spec(8), paired=False)
+    free = ROUNDINGS[name](rows, qparams, moments, False)
+    codes = ROUNDINGS[name](rows, qparams, moments, True)
+    assert not torch.equal(separate_pairs(free), free) and torch.equal(separate_pairs(codes), codes)
+
+
+def test_an_input_that_is_always_zero_does_no_harm() -> None:
+    rows, moments = problem(4, 8, 6)
+    moments[:, 3], moments[:, :, 3] = 0.0, 0.0
+    qparams = choose_weight_qparams(rows, spec(4), paired=False)
+    codes = round_gptq(rows, qparams, moments, False)
+    assert codes.isfinite().all() and torch.equal(codes[:, 3], quantize(rows, qparams)[:, 3])
+    assert torch.equal(round_gptq(rows, qparams, torch.zeros_like(moments), False), quantize(rows, qparams))
+
+
+def test_the_choice_of_roundings_is_what_there_is() -> None:
+    assert set(CHOICES["rounding"]) == set(ROUNDINGS) and set(ROUNDINGS) > BLIND
+
+
+def moments_by_loop(layer: nn.Module, x: Tensor) -> Tensor:
+    """Patch by patch, from the definition."""
+    if isinstance(layer, nn.Linear):
+        rows = x.reshape(-1, x.shape[-1])
+        return (rows.T @ rows / len(rows))[None]
+    assert isinstance(layer, nn.Conv2d)
+    padded = F.pad(x, (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0]))  # type: ignore[arg-type]
+    found = []
+    for part in padded.chunk(layer.groups, dim=1):
+        rows = []
+        reach = [(side - 1) * step for side, step in zip(layer.kernel_size, layer.dilation, strict=True)]
+        for item in part:
+            for top in range(0, part.shape[2] - reach[0], layer.stride[0]):
+                for left in range(0, part.shape[3] - reach[1], layer.stride[1]):
+                    rows.append(
+                        item[:, top : top + reach[0] + 1 : layer.dilation[0], left : left + reach[1] + 1 : layer.dilation[1]].flatten()
+                    )
+        stacked = torch.stack(rows)
+        found.append(stacked.T @ stacked / len(stacked))
+    return torch.stack(found)
+
+
+LAYERS = {
+    "plain": nn.Conv2d(4, 6, 3, padding=1),
+    "strided, not square": nn.Conv2d(4, 6, (1, 3), stride=2, padding=(0, 1)),
+    "dilated": nn.Conv2d(4, 6, 3, dilation=2),
+    "grouped": nn.Conv2d(4, 6, 3, groups=2),
+    "depthwise": nn.Conv2d(4, 8, 3, groups=4, padding=1),
+    "linear": nn.Linear(7, 5),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_moments_are_those_of_the_patches(name: str) -> None:
+    layer = LAYERS[name]
+    x = torch.randn(6, 5, 7) if name == "linear" else torch.randn(6, 4, 9, 7)
+    network = capture(nn.Sequential(layer), {"input": x[:2]})
+    seen: list[int] = []
+    (moments,) = second_moments(network, [Batch({"input": part}) for part in x.split(4)], seen.append).values()
+    torch.testing.assert_close(moments, moments_by_loop(layer, x))
+    assert seen == [4, 2]
+
+
+def test_moments_of_a_layer_too_large_are_left_out() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.large, self.small = nn.Linear(MOST_PRODUCTS + 1, MOST_PRODUCTS), nn.Linear(MOST_PRODUCTS, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.small(self.large(x).relu())
+
+    x = torch.randn(2, MOST_PRODUCTS + 1)
+    assert set(second_moments(capture(Two(), {"x": x}), [Batch({"x": x})], lambda _: None)) == {"small"}
+
+
+@pytest.mark.parametrize("name", ["inception", "tokens"])
+def test_a_bank_rounds_in_the_kernel_s_order_and_gives_codes_in_the_weight_s(name: str, tmp_path: Path) -> None:
+    work = bench(name, tmp_path)
+    moments = second_moments(work.captured, [Batch(work.inputs)], lambda _: None)
+    state = dict(work.captured.module.named_parameters(remove_duplicate=False))
+    bank = WeightBank(work.graph, state, work.bank.activations, ort_cpu.product_rows, rounding=round_gptq, moments=moments)
+    for layer in work.graph.layers:
+        if layer.weight:
+            weight = bank.weight(layer, spec(4))
+            natural = round_gptq(state[layer.weight].flatten(1), weight.qparams, moments[layer.name], False)
+            assert torch.equal(weight.codes.flatten(1), natural)
+            assert not torch.equal(natural, work.bank.weight(layer, spec(4)).codes.flatten(1)) or layer.weight_count < 80
+
+
+def test_what_a_bank_has_rounded_another_takes() -> None:
+    network = captured("inception")
+    inputs = NETWORKS["inception"][1]()
+    moments = second_moments(network, [Batch(inputs)], lambda _: None)
+    state = dict(network.module.named_parameters(remove_duplicate=False))
+    activations = calibrate(network, [inputs]).qparams("minmax", network.graph)
+    first = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounding=round_gptq, moments=moments)
+    wanted = [(layer, spec(bits)) for layer in network.graph.layers if layer.weight for bits in (4, 8)]
+    second = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounded=first.rounded(wanted))
+    for layer, width in wanted:
+        one, other = first.weight(layer, width), second.weight(layer, width)
+        assert torch.equal(one.codes, other.codes) and torch.equal(one.qparams.scale, other.qparams.scale)
+        assert one.alignment == other.alignment < 1.5
+
+
+def test_alignment_says_how_far_the_error_meets_the_inputs() -> None:
+    network = captured("residual")
+    inputs = images()
+    state = dict(network.module.named_parameters(remove_duplicate=False))
+    activations = calibrate(network, [inputs]).qparams("minmax", network.graph)
+    moments = second_moments(network, [Batch(inputs)], lambda _: None)
+    same = {name: torch.eye(value.shape[1]).expand_as(value) for name, value in moments.items()}
+    layer = next(layer for layer in network.graph.layers if layer.name == "two")
+    told = {}
+    for label, rounding, given in [("gptq", "gptq", moments), ("nearest", "nearest", moments), ("isotropic", "gptq", same)]:
+        bank = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounding=ROUNDINGS[rounding], moments=given)
+        told[label] = bank.weight(layer, spec(4)).alignment
+    assert told["isotropic"] == pytest.approx(1.0) and told["gptq"] < 0.6 < told["nearest"]
