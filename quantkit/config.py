@@ -38,6 +38,7 @@ class Config:
     schemes: tuple[str, ...] | None = None
     sensitivity: str | None = None
     search_method: str | None = None
+    rounding: str | None = None
     preprocessing: Mapping[str, Any] | None = None
     arch: str | None = None
     input_shape: tuple[int, ...] | None = None

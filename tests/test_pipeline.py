@@ -246,7 +246,10 @@ def test_a_stage_is_computed_again_only_if_what_it_depends_on_changed(tmp_path: 
     assert new(before, tmp_path / "run") == ["result", "scores"]
     before = stages(tmp_path / "run")
     allocate(tmp_path / "run", observer="minmax")
-    assert new(before, tmp_path / "run") == ["latency", "result", "scores"]
+    assert new(before, tmp_path / "run") == ["latency", "result", "scores", "weights"]
+    before = stages(tmp_path / "run")
+    allocate(tmp_path / "run", rounding="nearest")
+    assert new(before, tmp_path / "run") == ["latency", "result", "scores", "weights"]
 
 
 def stages(run: Path) -> set[str]:
@@ -291,7 +294,7 @@ def test_other_code_with_the_same_weights_is_another_network(tmp_path: Path) -> 
 
 
 def test_an_impossible_promise_writes_the_nearest_plan_and_says_what_binds(tmp_path: Path) -> None:
-    pins = dict.fromkeys(("stem", "depthwise", "point", "down", "classifier"), "w4a8")
+    pins = dict.fromkeys(("stem", "depthwise", "point", "down", "classifier"), "w2a8")
     output = tmp_path / "out.onnx"
     result = allocate(tmp_path / "run", data=data(noise=3.0), max_drop=1.0, fix=pins, output=output)
 
@@ -532,7 +535,7 @@ def test_a_search_that_was_cut_off_goes_on_where_it_stopped(tmp_path: Path, monk
     allocate(tmp_path / "run")
     keys = [json.loads(line)["key"] for line in (tmp_path / "run" / "measured.jsonl").read_text().splitlines()]
 
-    assert len(kept) == 3 and kept < stages(tmp_path / "run")
+    assert len(kept) == 4 and kept < stages(tmp_path / "run")
     assert keys[:3] == records and len(set(keys)) == len(keys) > 3
     assert spy.evaluated.count("candidate.onnx") == len(keys) - 3
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]

@@ -44,27 +44,25 @@ def as_bit_stream(editor: Editor, stem: str, codes: NDArray[np.int8], bits: int,
     low = -(1 << (bits - 1))
     spread = ((codes.astype(np.int16).ravel() - low)[:, None] >> np.arange(bits)) & 1
     packed = np.packbits(spread.astype(np.uint8).ravel(), bitorder="little")[:, None]
-    padding = packed.size * 8 - codes.size * bits
 
-    def step(kind: str, name: str, *inputs: ir.Value, **attributes: int | str) -> ir.Value:
+    def step(kind: str, name: str, *inputs: ir.Value, attributes: Mapping[str, int | str] | None = None) -> ir.Value:
         return editor.insert(kind, inputs, f"{before.name}_{name}", before, attributes=attributes)
 
     stream = editor.constant(f"{stem}_codes", packed)
-    shifted = step("BitShift", "shifted", stream, editor.constant("bit_shifts", np.arange(8, dtype=np.uint8)[None]), direction="RIGHT")
+    shifts = editor.constant("bit_shifts", np.arange(8, dtype=np.uint8)[None])
+    shifted = step("BitShift", "shifted", stream, shifts, attributes={"direction": "RIGHT"})
     flags = step("BitwiseAnd", "bits", shifted, editor.constant("bit_one", np.ones((1, 1), np.uint8)))
-    if padding:
+    if packed.size * 8 > codes.size * bits:  # the last byte is not full
         flat = step("Reshape", "flat", flags, editor.constant("flat", np.array([-1], np.int64)))
-        ends = [
-            editor.constant(name, np.array([value], np.int64))
-            for name, value in (("start", 0), (f"end_{codes.size * bits}", codes.size * bits))
-        ]
-        flags = step("Slice", "cut", flat, *ends)
+        end = editor.constant(f"bits_{codes.size * bits}", np.array([codes.size * bits], np.int64))
+        flags = step("Slice", "cut", flat, editor.constant("start", np.zeros(1, np.int64)), end)
     rows = step("Reshape", "rows", flags, editor.constant(f"rows_of_{bits}", np.array([-1, bits], np.int64)))
-    numbers = step("Cast", "numbers", rows, to=int(ir.DataType.FLOAT))
+    numbers = step("Cast", "numbers", rows, attributes={"to": int(ir.DataType.FLOAT)})
     powers = editor.constant(f"powers_{bits}", (2.0 ** np.arange(bits)).astype(np.float32)[:, None])
-    positive = step("MatMul", "positive", numbers, powers)
-    signed = step("Add", "signed", positive, editor.constant(f"lowest_{bits}", np.array(low, np.float32)))
-    narrow = step("Cast", "narrow", signed, to=int(ir.DataType.INT8))
+    signed = step(
+        "Add", "signed", step("MatMul", "positive", numbers, powers), editor.constant(f"lowest_{bits}", np.array(low, np.float32))
+    )
+    narrow = step("Cast", "narrow", signed, attributes={"to": int(ir.DataType.INT8)})
     return step("Reshape", "unpacked", narrow, editor.constant(f"shape_{'x'.join(map(str, codes.shape))}", np.array(codes.shape, np.int64)))
 
 
