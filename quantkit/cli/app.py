@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -22,6 +23,7 @@ from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code, results_only
 from quantkit.environment import describe, has_vnni
 from quantkit.errors import ConfigError
 from quantkit.options import CHOICES, SCHEMES, Arguments, Options
+from quantkit.store import write_atomically
 
 if TYPE_CHECKING:
     from quantkit.pipeline import Inspection
@@ -141,6 +143,39 @@ def inspect(
         return KEPT
 
     raise typer.Exit(exit_code(lambda: show(_worked(job))))
+
+
+@app.command()
+def lint(
+    file: Annotated[Path, Argument(help="An ONNX file, whoever made it.")],
+    target: Annotated[str, Option(help="The runtime that it is for: ort-cpu or tensorrt.")] = "ort-cpu",
+    strict: Annotated[bool, Option("--strict", help="Let warnings fail too.")] = False,
+    fix: Annotated[Path | None, Option(help="Write a copy with the mechanical mends made.")] = None,
+    sarif: Annotated[Path | None, Option(help="Write the findings as SARIF.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a runtime will make of a quantized ONNX file, before it is tried; exit 1 on errors.
+
+    quantkit lint model.onnx --target tensorrt
+    """
+
+    def show() -> int:
+        from quantkit import lint
+
+        linted = lint.lint_file(file, target)
+        mended: list[str] = []
+        if fix is not None:
+            linted, mended = lint.fix_file(file, target, fix)
+        if sarif is not None:
+            with write_atomically(sarif) as temporary:
+                temporary.write_text(json.dumps(lint.to_sarif(str(file), linted.findings, lint.RULES[target], __version__), indent=1))
+        if as_json:
+            _print_json({**linted.to_json(), "mended": mended})
+        else:
+            tables.show_findings(linted.to_json(), mended)
+        return NOT_KEPT if linted.count("error") or (strict and linted.count("warning")) else KEPT
+
+    raise typer.Exit(exit_code(show))
 
 
 @app.command()

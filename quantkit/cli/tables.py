@@ -61,6 +61,19 @@ def show_groups(graph: Graph, groups: Iterable[Group]) -> None:
         console.print(stays)
 
 
+def show_findings(linted: Mapping[str, Any], mended: Sequence[str]) -> None:
+    """What was found in a file: rule, place, what happens there, and the mend."""
+    console = Console(file=sys.stdout, highlight=False)
+    if mended:
+        console.print(f"mended: {', '.join(mended)}; the copy is {linted['file']}", markup=False, soft_wrap=True)
+    told = f"{linted['errors']} errors, {linted['warnings']} warnings for {linted['target']}"
+    console.print(f"{linted['file']}: {told}", style="bold red" if linted["errors"] else "bold", markup=False, soft_wrap=True)
+    for finding in linted["findings"]:
+        colour = "red" if finding["severity"] == "error" else "yellow"
+        console.print(f"{finding['rule']} {finding['severity']}", style=colour, end="  ")
+        console.print(f"{finding['node']} {finding['happens']}. Mend: {finding['mend']}", markup=False, soft_wrap=True)
+
+
 def group_rows(graph: Graph, groups: Iterable[Group]) -> list[dict[str, Any]]:
     """One JSON object a group: `kind` and shapes are those of its first layer, counts are sums; MACs are for one item."""
     rows = []

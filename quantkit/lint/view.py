@@ -1,0 +1,151 @@
+"""A quantized graph as the rules look at it: who makes a value, who reads it, where it is dequantized and quantized again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, numpy_helper
+
+Array = NDArray[np.generic]
+MOVERS = frozenset(
+    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "MaxPool", "Identity", "DepthToSpace", "SpaceToDepth"}
+)
+CLIPS = frozenset({"Relu", "Clip"})
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantizer:
+    """A QuantizeLinear or DequantizeLinear: `source` is what it reads; scale and zero point where they are constants.
+
+    `bits` and `signed` say what its codes are (0 bits: unknown, or no integers).
+    """
+
+    node: NodeProto
+    source: str
+    scale: Array | None
+    zero_point: Array | None
+    bits: int
+    signed: bool
+
+    @property
+    def at_lowest(self) -> bool:
+        """Whether the zero point is the lowest code, so that a ReLU in front of it changes nothing."""
+        lowest = -(1 << (self.bits - 1)) if self.signed else 0
+        return self.bits > 0 and (not self.signed if self.zero_point is None else bool((self.zero_point.astype(int) == lowest).all()))
+
+
+_INTEGERS = {
+    TensorProto.INT8: (8, True), TensorProto.UINT8: (8, False), TensorProto.INT16: (16, True), TensorProto.UINT16: (16, False),
+    TensorProto.INT4: (4, True), TensorProto.UINT4: (4, False), TensorProto.INT32: (32, True),
+}  # fmt: skip
+
+
+class View:
+    """The main graph of a model, indexed. Anything may be missing from a bad file: what is absent is None or empty."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.nodes = list(model.graph.node)
+        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.outputs = {value.name for value in model.graph.output}
+        self.opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+        self.producers = {name: node for node in self.nodes for name in node.output if name}
+        self.readers: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
+        for node in self.nodes:
+            for slot, name in enumerate(node.input):
+                self.readers[name].append((node, slot))
+        values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+        self.types = {value.name: value.type.tensor_type.elem_type for value in values}
+        self.types |= {name: tensor.data_type for name, tensor in self.initializers.items()}
+        self._constants: dict[str, Array | None] = {}
+
+    def of_kind(self, *kinds: str) -> Iterator[NodeProto]:
+        """The nodes of these operations."""
+        return (node for node in self.nodes if node.op_type in kinds)
+
+    def constant(self, name: str) -> Array | None:
+        """The value of an initializer or a Constant node; None if it is none, or cannot be read."""
+        if name not in self._constants:
+            tensor = self.initializers.get(name)
+            producer = self.producers.get(name)
+            if tensor is None and producer is not None and producer.op_type == "Constant":
+                tensor = next((entry.t for entry in producer.attribute if entry.name == "value"), None)
+            self._constants[name] = None if tensor is None else _array(tensor)
+        return self._constants[name]
+
+    def dequantizer(self, name: str, through: bool = True) -> Quantizer | None:
+        """The DequantizeLinear that `name` comes from, behind movers if `through`."""
+        node, seen = self.producers.get(name), 0
+        while through and node is not None and node.op_type in MOVERS and seen < len(self.nodes):
+            node, seen = self.producers.get(read(node, 0)), seen + 1
+        return self.quantizer(node) if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def requantizer(self, name: str) -> tuple[Quantizer, list[NodeProto]] | None:
+        """The QuantizeLinear that alone reads `name`, and the clips between; None if there is none, or others read it."""
+        clips: list[NodeProto] = []
+        while len(self.readers[name]) == 1 and name not in self.outputs and len(clips) <= len(self.nodes):
+            node, slot = self.readers[name][0]
+            if node.op_type == "QuantizeLinear" and slot == 0:
+                return self.quantizer(node), clips
+            if node.op_type not in CLIPS or slot or not node.output:
+                return None
+            clips.append(node)
+            name = node.output[0]
+        return None
+
+    def has_constant_codes(self, quantizer: Quantizer) -> bool:
+        """Whether a DequantizeLinear reads constants, however they are unpacked: a weight or a bias."""
+        waiting, seen = [quantizer.source], set()
+        while waiting:
+            name = waiting.pop()
+            node = self.producers.get(name)
+            if name in seen or name in self.initializers:
+                continue
+            if node is None:
+                return False
+            seen.add(name)
+            waiting += [source for source in node.input if source]
+        return True
+
+    def quantizer(self, node: NodeProto) -> Quantizer:
+        """What a QuantizeLinear or DequantizeLinear does."""
+        scale, zero = self.constant(read(node, 1)), self.constant(read(node, 2))
+        kinds = [
+            self.types.get(read(node, 2)),
+            self.types.get(read(node, 0) if node.op_type == "DequantizeLinear" else _first(node.output)),
+        ]
+        bits, signed = next((_INTEGERS[kind] for kind in kinds if kind in _INTEGERS), (8, False) if not read(node, 2) else (0, False))
+        return Quantizer(node, read(node, 0), scale, zero, bits, signed)
+
+
+def read(node: NodeProto, slot: int) -> str:
+    """The name of what `node` reads at `slot`; empty if nothing."""
+    return node.input[slot] if slot < len(node.input) else ""
+
+
+def title(node: NodeProto) -> str:
+    """What a person finds the node by."""
+    return node.name or _first(node.output) or node.op_type
+
+
+def attribute(node: NodeProto, name: str, default: int) -> int:
+    """An integer attribute."""
+    return next((entry.i for entry in node.attribute if entry.name == name), default)
+
+
+def _first(names: Iterable[str]) -> str:
+    return next(iter(names), "")
+
+
+def _array(tensor: TensorProto) -> Array | None:
+    try:
+        array: Array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError):  # a bad file: the checker names it
+        return None
+    return array
