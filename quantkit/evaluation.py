@@ -42,14 +42,22 @@ class Session:
 
 
 def open_session(
-    path: Path, *, threads: int, options: Mapping[str, str] | None = None, optimized: Path | None = None, profile: Path | None = None
+    path: Path,
+    *,
+    threads: int,
+    options: Mapping[str, str] | None = None,
+    optimized: Path | None = None,
+    profile: Path | None = None,
+    literal: bool = False,
 ) -> Session:
-    """Open `path` with all of the runtime's optimisations.
+    """Open `path` with all of the runtime's optimisations, or, if `literal`, with none: Q/DQ are then computed as they stand.
 
     `threads` 0 takes every core. `optimized` receives the graph that really runs, `profile` prefixes a profile's name.
     """
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.log_severity_level = threads, QUIET
+    if literal:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         settings.optimized_model_filepath = str(optimized)
     if profile is not None:

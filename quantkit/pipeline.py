@@ -32,6 +32,7 @@ from quantkit.stages.network import (
     job_fingerprint,
     network_of,
     prepare_candidates,
+    write_plan,
     write_request,
 )
 from quantkit.stages.tables import cost_groups, find_front, score_groups
@@ -86,5 +87,6 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     space = find_front(bench, request, groups, scores, costs)
     found = search(bench, request, network, candidates, space)
     plan = choose(bench, request, network, candidates, found, costs)
+    write_plan(bench, request, network, candidates, ranges, plan.allocation)
     verified = verify_plan(bench, request, network, candidates, plan.allocation)
     return report(bench, request, candidates, scores, costs, found, verified, job)

@@ -84,14 +84,16 @@ class WeightBank:
             weight = self._parameters[layer.weight].detach()
             bias = self._parameters[layer.bias].detach() if layer.bias else None
             with torch.no_grad():
-                rows, paired = self._product_rows(layer, weight)
-                paired = paired and spec.bits == 8
-                qparams = floor_weight_scale(choose_weight_qparams(rows, spec, paired), bias, self.input_qparams(layer, 0).scale)
                 label = f"{layer.name} {spec.bits}"
                 if label in self._rounded:
-                    codes, alignment = torch.from_numpy(self._rounded[label]).to(weight.device), self._rounded[f"{label} alignment"]
-                    self._done[layer.name, spec] = QuantizedWeight(codes.float().reshape(weight.shape), qparams, float(alignment))
+                    codes, scale = (torch.from_numpy(self._rounded[key]).to(weight.device) for key in (label, f"{label} scale"))
+                    qparams = QParams(spec, scale, torch.zeros_like(scale))
+                    alignment = float(self._rounded[f"{label} alignment"])
+                    self._done[layer.name, spec] = QuantizedWeight(codes.float().reshape(weight.shape), qparams, alignment)
                 else:
+                    rows, paired = self._product_rows(layer, weight)
+                    paired = paired and spec.bits == 8
+                    qparams = floor_weight_scale(choose_weight_qparams(rows, spec, paired), bias, self.input_qparams(layer, 0).scale)
                     self._done[layer.name, spec] = self._round(layer, rows, qparams, paired)
         return self._done[layer.name, spec]
 
@@ -101,6 +103,7 @@ class WeightBank:
         for layer, spec in wanted:
             weight, label = self.weight(layer, spec), f"{layer.name} {spec.bits}"
             found[label] = weight.codes.cpu().numpy().astype(np.int8)
+            found[f"{label} scale"] = weight.qparams.scale.cpu().numpy()
             found[f"{label} alignment"] = np.array(weight.alignment)
         return found
 

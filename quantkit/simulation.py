@@ -106,7 +106,8 @@ class Simulation:
         if layer.kind == "add" and output is not None:
             a, b = (quantize(x, q) for x, q in zip(inputs, qparams, strict=True))
             return dequantize(add_codes(a, qparams[0], b, qparams[1], output), output)
-        real = iter([fake_quantize(x, q) for x, q in zip(inputs, qparams, strict=True)])
+        coded = [(layer.name, slot) in self._placement.inputs for slot in range(len(inputs))]
+        real = iter([fake_quantize(x, q) if quantized else x for x, q, quantized in zip(inputs, qparams, coded, strict=True)])
         result: Tensor = _call(self._nodes[layer.node], lambda _: next(real))
         return result if output is None else fake_quantize(result, output)
 

@@ -146,6 +146,36 @@ def inspect(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, Argument(help="The run directory of an allocation.")],
+    output: Annotated[Path, Option(help="The ONNX file to write.")],
+    target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu or tensorrt.")] = "ort-cpu",
+    as_json: Json = False,
+) -> None:
+    """Write a stored plan's file again, for any target; neither the model nor data is needed.
+
+    quantkit export runs/resnet20-0123abcd --target tensorrt --output resnet20.trt.onnx
+    """
+
+    def show() -> int:
+        with results_only():
+            from quantkit import lint
+            from quantkit.stored import export_plan, read_plan
+
+            exported = export_plan(read_plan(run), target, output)
+            linted = lint.lint_file(output, target)
+        if as_json:
+            _print_json({**linted.to_json(), "notes": list(exported.notes)})
+        else:
+            for note in exported.notes:
+                print(note)
+            tables.show_findings(linted.to_json(), [])
+        return NOT_KEPT if linted.count("error") else KEPT
+
+    raise typer.Exit(exit_code(show))
+
+
+@app.command()
 def lint(
     file: Annotated[Path, Argument(help="An ONNX file, whoever made it.")],
     target: Annotated[str, Option(help="The runtime that it is for: ort-cpu or tensorrt.")] = "ort-cpu",

@@ -72,10 +72,15 @@ class Editor:
         if value in self._codes:
             return
         scale = self.constant(f"{value.name}_scale", qparams.scale.numpy())
-        zero_point = self.constant(f"{value.name}_zero_point", qparams.zero_point.numpy().astype(np.uint8))
+        kind = np.int8 if qparams.spec.signed else np.uint8
+        zero_point = self.constant(f"{value.name}_zero_point", qparams.zero_point.numpy().astype(kind))
         node = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{value.name}_QuantizeLinear")
         codes = node.outputs[0]
-        codes.name, codes.shape, codes.dtype = f"{value.name}_quantized", value.shape, ir.DataType.UINT8
+        codes.name, codes.shape, codes.dtype = (
+            f"{value.name}_quantized",
+            value.shape,
+            ir.DataType.INT8 if qparams.spec.signed else ir.DataType.UINT8,
+        )
         producer = value.producer()
         if producer is not None:
             self._graph.insert_after(producer, node)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
+from torch import Tensor
 
 from quantkit.capture import Captured, quiet
 from quantkit.errors import CaptureError, ContractError
@@ -49,6 +50,37 @@ def export_float(captured: Captured, path: Path, opset: int) -> None:
     for value in [*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)]:
         value.metadata_props.clear()
     ir.save(program.model, path)
+
+
+def read_parameters(path: Path, graph: Graph) -> dict[str, Tensor]:
+    """The weights and biases of the layers, by parameter name, as the network had them. Raises ContractError where one is no constant.
+
+    They are found through the layers' nodes: the exporter merges equal initializers and transposes weights over tokens.
+    """
+    produced = {str(value.name): node for node in ir.load(path).graph for value in node.outputs}
+    found: dict[str, Tensor] = {}
+    for layer in graph.layers:
+        if not layer.weight:
+            continue
+        last = produced[layer.node]
+        node = next((made for made in map(_producer, last.inputs) if made is not None and made.name == product_name(layer.node)), last)
+        weight = _constant(node.inputs[1], layer.name)
+        plain = node.op_type == "Conv" or (node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0)))
+        found[layer.weight] = weight if plain else weight.T.contiguous()
+        if layer.bias:
+            biases = [value for value in (last.inputs if node is not last else node.inputs[2:]) if value is not None and value.const_value]
+            found[layer.bias] = _constant(biases[0] if biases else None, layer.name)
+    return found
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
+
+
+def _constant(value: ir.Value | None, layer: str) -> Tensor:
+    if value is None or value.const_value is None:
+        raise ContractError(f"a parameter of {layer} is not a constant in the float file", "an initializer", "report this network")
+    return torch.from_numpy(value.const_value.numpy().copy())
 
 
 def _name_products(target: ir.Graph, graph: Graph) -> None:

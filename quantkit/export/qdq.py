@@ -43,7 +43,7 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
         if layer.name in placement.outputs:
             _quantize_output(editor, layer, bank.output_qparams(layer))
     for layer in layers:
-        _quantize_inputs(editor, layer, bank)
+        _quantize_inputs(editor, layer, placement, bank)
         if layer.weight:
             _store_weight(editor, layer, placement, bank)
     for (name, slot), barrier in placement.barriers.items():
@@ -66,11 +66,11 @@ def _quantize_output(editor: Editor, layer: Layer, qparams: QParams) -> None:
     editor.dequantize_output(value)
 
 
-def _quantize_inputs(editor: Editor, layer: Layer, bank: WeightBank) -> None:
+def _quantize_inputs(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
     node = _operation(editor, layer.node)
     for slot in range(len(layer.inputs)):
         value = read(node, slot)
-        if not _is_dequantized(value):
+        if (layer.name, slot) in placement.inputs and not _is_dequantized(value):
             editor.quantize(value, bank.input_qparams(layer, slot))
             editor.dequantize(value, node, slot)
 
@@ -97,7 +97,8 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
     ]
     node.replace_input_with(1, editor.insert("DequantizeLinear", inputs, f"{node.name}_weight", node, old, attributes={"axis": axis}))
     if layer.name in placement.float_bias:
-        _spread_bias(editor, layer)
+        if node.op_type == "MatMul":
+            _spread_bias(editor, layer)
     elif layer.bias and layer.name not in placement.outputs:
         _store_bias(editor, layer, node, bank.parameter(layer.bias), scale, bank.input_qparams(layer, 0).scale)
 
@@ -153,7 +154,7 @@ def _scale_afterwards(editor: Editor, name: str, qparams: QParams) -> None:
 def _names(editor: Editor, layers: list[Layer], placement: Placement) -> Emitted:
     inputs, outputs = {}, {}
     for layer in layers:
-        for slot in range(len(layer.inputs)):
+        for slot in (slot for slot in range(len(layer.inputs)) if (layer.name, slot) in placement.inputs):
             inputs[layer.name, slot] = str(_dequantizer(read(_operation(editor, layer.node), slot))[0].name)
         coded = layer.name in placement.outputs
         outputs[layer.name] = str((editor.codes(editor.value(layer.output)) if coded else editor.value(layer.node)).name)

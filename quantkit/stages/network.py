@@ -154,7 +154,7 @@ def prepare_candidates(
     """Whatever a plan needs to become a file: weights rounded under every scheme of every menu, and under that of the uniform baseline."""
     graph, target, options = network.captured.graph, network.target, request.options
     state = {name: value.detach().cpu() for name, value in network.captured.module.named_parameters(remove_duplicate=False)}
-    activations = ranges.qparams(options.observer, graph)
+    activations = ranges.qparams(options.observer, graph, target.ACTIVATIONS)
     schemes = {name: dict.fromkeys([*group.schemes, UNIFORM]) for group in groups for name in group.layers}
     specs = {layer.name: [parse_scheme(scheme).weights for scheme in schemes[layer.name]] for layer in graph.layers if layer.weight}
 
@@ -173,6 +173,23 @@ def prepare_candidates(
     rounded = bench.keep_arrays("weights", (key,), compute)
     bank = WeightBank(graph, state, activations, target.product_rows, rounded=rounded)
     return Candidates(network.float_file, graph, groups, target, bank, folder, key)
+
+
+def write_plan(
+    bench: Workbench, request: Request, network: Network, candidates: Candidates, ranges: Ranges, allocation: Mapping[str, str]
+) -> None:
+    """plan.json in the run directory: all that it takes, beside graph.json and the files it names, to write the plan's file again."""
+    stage = bench.store.file("weights", fingerprint("weights", candidates.key), ".npz")
+    plan = {
+        "schema": 1,
+        "target": request.options.target,
+        "float_onnx": network.float_file.name,
+        "weights": stage.relative_to(bench.store.folder).as_posix(),
+        "layers": {name: allocation[group.name] for group in candidates.groups for name in group.layers},
+        "bounds": ranges.bounds(request.options.observer, network.captured.graph),
+    }
+    with write_atomically(bench.store.folder / "plan.json") as temporary:
+        temporary.write_text(json.dumps(plan, indent=1))
 
 
 def example_feeds(request: Request, network: Network) -> Feeds:

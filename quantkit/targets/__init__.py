@@ -5,12 +5,12 @@ from __future__ import annotations
 from types import ModuleType
 
 from quantkit.errors import SchemeError, unknown
-from quantkit.targets import ort_cpu
+from quantkit.targets import ort_cpu, tensorrt
 from quantkit.targets.placement import Placement
 
 __all__ = ["TARGETS", "Placement", "find_target"]
 
-TARGETS: dict[str, ModuleType] = {ort_cpu.NAME: ort_cpu}
+TARGETS: dict[str, ModuleType] = {target.NAME: target for target in (ort_cpu, tensorrt)}
 
 
 def find_target(name: str) -> ModuleType:

@@ -11,45 +11,23 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from quantkit.errors import SchemeError
-from quantkit.graph import Graph, Group, Layer
-from quantkit.spec import FLOAT, Scheme, parse_scheme
-from quantkit.targets.placement import Barrier, Placement, Slot, Storage
+from quantkit.graph import Graph, Layer
+from quantkit.spec import PerTensor, QuantSpec, Scheme
+from quantkit.targets.common import check_schemes, groups, isolate_layers, weight_bytes
+from quantkit.targets.placement import Adapted, Barrier, Placement, Slot, Storage
+
+__all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows", "weight_bytes"]
 
 NAME = "ort-cpu"
 OPSET = 21  # INT4 initializers; the IR version that goes with it
 MINIMUM_RUNTIME = "1.22"
 # Narrow codes are made INT8 by nodes that the runtime folds while the session loads, so every width runs in the int8 kernel.
 STORAGE: Mapping[int, Storage] = {8: "int8", 4: "int4", **dict.fromkeys((2, 3, 5, 6, 7), "bit_stream")}
+ACTIVATIONS = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
 AVERAGE = "mean.dim"
 CLIPS = ("relu.default", "relu6.default", "hardtanh.default", "clamp.default")
 WEIGHTED = ("conv", "linear", "addmm", "matmul", "mm")  # of operations that are no layers, those that may still hold a constant weight
 SESSION_OPTIONS: Mapping[str, str] = {}  # nothing is needed: what keeps a float layer float lies in the file
-
-
-def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
-    """The schemes of those names, fp32 among them. Raises SchemeError for one that this target cannot run."""
-    schemes = tuple(parse_scheme(name) for name in dict.fromkeys([*names, FLOAT.name]))
-    for scheme in schemes:
-        if scheme.weights and scheme.weights.bits not in STORAGE:
-            wanted = f"weights of {', '.join(map(str, sorted(STORAGE)))} bits"
-            raise SchemeError(f"scheme {scheme.name!r} on target {NAME}", wanted, "leave it out of --schemes")
-    return schemes
-
-
-def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
-    """One group a layer, save that layers which share a weight are one; an operation without weights takes the widest scheme only."""
-    owners: dict[str, list[Layer]] = {}
-    for layer in graph.layers:
-        owners.setdefault(layer.weight or f"activation of {layer.name}", []).append(layer)
-    widest = max((s for s in schemes if s.weights), key=lambda s: s.weights.bits if s.weights else 0, default=FLOAT)
-    found = []
-    for key, layers in owners.items():
-        menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))
-        alone = "a weight's bits are its own" if layers[0].weight else "one activation decision"
-        reason = f"share the weight {key}" if len(layers) > 1 else alone
-        found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), reason))
-    return tuple(found)
 
 
 def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
@@ -66,23 +44,14 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     return Placement(schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE)
 
 
+def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:  # noqa: ARG001 - every target's
+    """The allocation of another target's plan, by layer, as this one can run it: every scheme runs here."""
+    return Adapted(allocation, ())
+
+
 def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:
-    """Quantize the weights and the inputs of `layers` alone: what a single-group score perturbs.
-
-    Outputs are left to their readers, so that no activation is counted twice when scores are added.
-    """
-    slots = ((name, slot) for name in layers for slot in range(len(graph.layer(name).inputs)))
-    schemes = dict.fromkeys(layers, scheme)
-    return Placement(schemes, frozenset(slots), frozenset(), {}, float_bias=_float_biases(graph, schemes))
-
-
-def weight_bytes(layer: Layer, scheme: Scheme) -> int:
-    """Bytes that the layer's weight, its scales and its bias take in the file."""
-    channels = layer.weight_shape[layer.weight_axis] if layer.weight else 0
-    bias = 4 * channels if layer.bias else 0
-    if scheme.weights is None:
-        return 4 * layer.weight_count + bias
-    return (layer.weight_count * scheme.weights.bits + 7) // 8 + 4 * channels + bias
+    """As `common.isolate_layers`, biases as `place` leaves them."""
+    return isolate_layers(graph, layers, scheme, _float_biases(graph, layers))
 
 
 def product_rows(layer: Layer, weight: Tensor) -> tuple[Tensor, bool]:

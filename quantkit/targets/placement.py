@@ -14,6 +14,14 @@ Storage = Literal["int8", "int4", "bit_stream"]
 
 
 @dataclass(frozen=True, slots=True)
+class Adapted:
+    """The `schemes` of another target's plan, by layer, as far as this one can run them; `notes` say what was changed and why."""
+
+    schemes: Mapping[str, Scheme]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where Q/DQ go, and what the runtime's kernels make of it.
 

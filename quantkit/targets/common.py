@@ -1,0 +1,47 @@
+"""What targets have in common where nothing forces more: schemes by name, one group a layer, bytes by bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quantkit.graph import Graph, Group, Layer
+from quantkit.spec import FLOAT, Scheme, parse_scheme
+from quantkit.targets.placement import Placement
+
+
+def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
+    """The schemes of those names, fp32 among them. Raises SchemeError for a name that is none."""
+    return tuple(parse_scheme(name) for name in dict.fromkeys([*names, FLOAT.name]))
+
+
+def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
+    """One group a layer, save that layers which share a weight are one; an operation without weights takes the widest scheme only."""
+    owners: dict[str, list[Layer]] = {}
+    for layer in graph.layers:
+        owners.setdefault(layer.weight or f"activation of {layer.name}", []).append(layer)
+    widest = max((s for s in schemes if s.weights), key=lambda s: s.weights.bits if s.weights else 0, default=FLOAT)
+    found = []
+    for key, layers in owners.items():
+        menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))
+        alone = "a weight's bits are its own" if layers[0].weight else "one activation decision"
+        reason = f"share the weight {key}" if len(layers) > 1 else alone
+        found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), reason))
+    return tuple(found)
+
+
+def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bias: frozenset[str]) -> Placement:
+    """Quantize the weights and the inputs of `layers` alone: what a single-group score perturbs.
+
+    Outputs are left to their readers, so that no activation is counted twice when scores are added.
+    """
+    slots = ((name, slot) for name in layers for slot in range(len(graph.layer(name).inputs)))
+    return Placement(dict.fromkeys(layers, scheme), frozenset(slots), frozenset(), {}, float_bias=float_bias)
+
+
+def weight_bytes(layer: Layer, scheme: Scheme) -> int:
+    """Bytes that the layer's weight, its scales and its bias take in the file."""
+    channels = layer.weight_shape[layer.weight_axis] if layer.weight else 0
+    bias = 4 * channels if layer.bias else 0
+    if scheme.weights is None:
+        return 4 * layer.weight_count + bias
+    return (layer.weight_count * scheme.weights.bits + 7) // 8 + 4 * channels + bias
