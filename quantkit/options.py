@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("cpu", "cuda"),
     "undecided": ("point", "fail", "pass"),
 }
+EXPORTED = ("openvino", "tensorrt")  # targets that only a stored plan can be exported for
 SCHEMES = ("fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8")
 # Narrow weights run in the int8 kernel: they save bytes and no time, so a search for speed leaves them out.
 DEFAULT_SCHEMES: dict[str, tuple[str, ...]] = {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "w5a8", "w4a8")}
@@ -62,6 +63,9 @@ class Options:
         for option, known in CHOICES.items():
             value = getattr(self, option)
             if value not in known:
+                if value in EXPORTED:
+                    got, wanted = f"no plan can be measured on {value} here", f"target {', '.join(known)}"
+                    raise SchemeError(got, wanted, f"allocate for it, then `quantkit export RUN --target {value}`")
                 raise (SchemeError if option == "target" else RequestError)(*unknown(option, str(value), known))
         for scheme in (*self.menu, *(scheme for _, scheme in self.fix)):
             if scheme not in SCHEMES:

@@ -382,7 +382,7 @@ def test_a_wrong_request_ends_in_2_with_one_line_and_nothing_written(
 DISPATCHES = {
     "sensitivity": "sensitivity:SENSITIVITIES",
     "search": "search:SEARCHES",
-    "target": "targets:TARGETS",
+    "target": "targets:MEASURED",
     "observer": "observers:OBSERVERS",
 }
 

@@ -149,7 +149,7 @@ def inspect(
 def export(
     run: Annotated[Path, Argument(help="The run directory of an allocation.")],
     output: Annotated[Path, Option(help="The ONNX file to write.")],
-    target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu or tensorrt.")] = "ort-cpu",
+    target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
     as_json: Json = False,
 ) -> None:
     """Write a stored plan's file again, for any target; neither the model nor data is needed.

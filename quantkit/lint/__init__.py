@@ -28,6 +28,7 @@ from quantkit.store import write_atomically
 
 RULES: Mapping[str, Sequence[Rule]] = {
     "ort-cpu": (*common.RULES, *ort_cpu.RULES),
+    "openvino": common.RULES,
     "tensorrt": (*common.RULES, *tensorrt.RULES),
 }
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from quantkit.graph import Graph, Group, Layer
 from quantkit.spec import FLOAT, Scheme, parse_scheme
-from quantkit.targets.placement import Placement
+from quantkit.targets.placement import Placement, Storage
 
 
 def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
@@ -38,10 +38,11 @@ def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bi
     return Placement(dict.fromkeys(layers, scheme), frozenset(slots), frozenset(), {}, float_bias=float_bias)
 
 
-def weight_bytes(layer: Layer, scheme: Scheme) -> int:
+def weight_bytes_stored(layer: Layer, scheme: Scheme, storage: Mapping[int, Storage]) -> int:
     """Bytes that the layer's weight, its scales and its bias take in the file."""
     channels = layer.weight_shape[layer.weight_axis] if layer.weight else 0
     bias = 4 * channels if layer.bias else 0
     if scheme.weights is None:
         return 4 * layer.weight_count + bias
-    return (layer.weight_count * scheme.weights.bits + 7) // 8 + 4 * channels + bias
+    bits = 8 if storage[scheme.weights.bits] == "int8" else scheme.weights.bits
+    return (layer.weight_count * bits + 7) // 8 + 4 * channels + bias

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantkit.graph import Graph, Layer
 from quantkit.spec import PerTensor, QuantSpec, Scheme
-from quantkit.targets.common import check_schemes, groups, isolate_layers, weight_bytes
+from quantkit.targets.common import check_schemes, groups, isolate_layers, weight_bytes_stored
 from quantkit.targets.placement import Adapted, Barrier, Placement, Slot, Storage
 
 __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows", "weight_bytes"]
@@ -52,6 +52,11 @@ def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:  # noqa: A
 def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:
     """As `common.isolate_layers`, biases as `place` leaves them."""
     return isolate_layers(graph, layers, scheme, _float_biases(graph, layers))
+
+
+def weight_bytes(layer: Layer, scheme: Scheme) -> int:
+    """Bytes that the layer's weight, its scales and its bias take in the file."""
+    return weight_bytes_stored(layer, scheme, STORAGE)
 
 
 def product_rows(layer: Layer, weight: Tensor) -> tuple[Tensor, bool]:

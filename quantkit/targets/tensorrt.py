@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantkit.graph import Graph, Layer
 from quantkit.spec import FLOAT, PerTensor, QuantSpec, Scheme, parse_scheme
-from quantkit.targets.common import check_schemes, groups, isolate_layers, weight_bytes
+from quantkit.targets.common import check_schemes, groups, isolate_layers, weight_bytes_stored
 from quantkit.targets.placement import Adapted, Placement, Slot, Storage
 
 __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows", "weight_bytes"]
@@ -68,6 +68,11 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
 def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:
     """As `common.isolate_layers`, biases in float."""
     return isolate_layers(graph, layers, scheme, frozenset(name for name in layers if graph.layer(name).bias))
+
+
+def weight_bytes(layer: Layer, scheme: Scheme) -> int:
+    """Bytes that the layer's weight, its scales and its bias take in the file."""
+    return weight_bytes_stored(layer, scheme, STORAGE)
 
 
 def product_rows(layer: Layer, weight: Tensor) -> tuple[Tensor, bool]:  # noqa: ARG001 - every target's

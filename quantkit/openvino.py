@@ -1,0 +1,96 @@
+"""A file in OpenVINO (extra `quantkit[openvino]`): run like a session of ONNX Runtime, and asked which of its layers ran in int8."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import RequestError
+from quantkit.export.executed import Executed, Precision, owners, plain
+from quantkit.graph import Graph
+from quantkit.metric import Outputs
+from quantkit.targets.placement import Placement
+
+INTEGERS = ("u8", "i8")
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "conv": ("Convolution", "GroupConvolution"),
+    "linear": ("FullyConnected", "MatMul"),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenVinoSession:
+    """A compiled file; `capable` names the types in which this CPU computes faster than in float32 (INT8, BF16 …)."""
+
+    path: Path
+    compiled: Any
+    input_names: tuple[str, ...]
+    capable: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Outputs:
+        """The outputs for one batch."""
+        found = self.compiled(dict(feeds))
+        return tuple(np.asarray(found[output]) for output in self.compiled.outputs)
+
+
+def open_openvino(path: Path, *, threads: int, precision: str = "f32") -> OpenVinoSession:
+    """Compile `path` for the CPU; what stays in floating point computes in `precision` (f32, or bf16 where the CPU has it).
+
+    Raises RequestError where openvino is not installed, or refuses the file.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise RequestError("openvino is not installed", "", "pip install 'quantkit[openvino]'") from error
+    core = openvino.Core()
+    settings = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+    try:
+        compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[-200:]
+        raise RequestError(f"OpenVINO refuses {path}: {reason}", "a file for openvino", "`quantkit lint` it") from error
+    names = tuple(entry.get_any_name() for entry in compiled.inputs)
+    return OpenVinoSession(path, compiled, names, tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
+
+
+def interleave_by_wall(sessions: list[OpenVinoSession], feeds: Mapping[str, NDArray[np.generic]], *, rounds: int) -> NDArray[np.float64]:
+    """Milliseconds of one inference, shape [sessions, rounds], in turn: its work is done in threads of its own, so by the wall."""
+    times = np.zeros((len(sessions), rounds))
+    for turn in range(-3, rounds):
+        for place, session in enumerate(sessions):
+            start = time.perf_counter()
+            session.run(feeds)
+            if turn >= 0:
+                times[place, turn] = 1e3 * (time.perf_counter() - start)
+    return times
+
+
+def read_openvino(session: OpenVinoSession, graph: Graph, placement: Placement) -> Executed:
+    """The precision of each weighted layer in OpenVINO's own executed model, against the placement.
+
+    What it fuses into them (additions, activations) has no node of its own and is not judged.
+    """
+    names = owners(graph)
+    layers = {layer.name: layer for layer in graph.layers if layer.weight}
+    ran: dict[str, Precision] = {}
+    for operation in session.compiled.get_runtime_model().get_ops():
+        told = {key: str(value.astype(str)) for key, value in operation.get_rt_info().items() if hasattr(value, "astype")}
+        originals = [plain(name.split("/")[0]) for name in told.get("originalLayersNames", "").split(",")]
+        for owner in dict.fromkeys(names[name] for name in originals if name in names):
+            if owner in layers and told.get("layerType") in KINDS[layers[owner].kind]:
+                integer = told.get("runtimePrecision") in INTEGERS or told.get("primitiveType", "").endswith("_I8")
+                ran.setdefault(owner, "int8" if integer else "float")
+    mismatches = []
+    for name in layers:
+        planned = "int8" if name in placement.schemes else "float"
+        if name not in ran:
+            mismatches.append(f"{name}: planned {planned}, not found in OpenVINO's executed model")
+        elif ran[name] != planned:
+            mismatches.append(f"{name}: planned {planned}, ran {ran[name]}")
+    return Executed(ran, tuple(mismatches))

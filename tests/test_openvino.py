@@ -1,0 +1,85 @@
+"""Our files in OpenVINO, where it is installed: planned int8 runs int8, float stays float, TensorRT's structure too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import NETWORKS, Bench, bench
+from test_stored import stored, wide
+
+from quantkit.errors import RequestError
+from quantkit.evaluation import open_session
+from quantkit.export.executed import Executed
+from quantkit.openvino import OpenVinoSession, interleave_by_wall, open_openvino, read_openvino
+from quantkit.spec import FLOAT
+from quantkit.stored import export_plan
+from quantkit.targets import openvino as target
+from quantkit.targets import ort_cpu
+
+pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
+
+
+def opened(work: Bench, name: str, scheme: str, folder: Path, *, floats: tuple[str, ...] = ()) -> tuple[OpenVinoSession, Executed]:
+    plan = stored(work, scheme)
+    plan = replace(plan, schemes={**plan.schemes, **dict.fromkeys(floats, FLOAT)})
+    exported = export_plan(plan, name, folder / f"{name}.onnx")
+    session = open_openvino(exported.file, threads=1)
+    return session, read_openvino(session, work.graph, exported.placement)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w5a8"])
+def test_every_planned_layer_runs_in_int8(scheme: str, tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    session, ran = opened(work, "openvino", scheme, tmp_path)
+    assert ran.mismatches == () and set(ran.precisions.values()) == {"int8"}
+    assert set(ran.precisions) == {layer.name for layer in work.graph.layers if layer.weight}
+    assert "INT8" in session.capable
+
+
+@pytest.mark.parametrize("name", ["one", "two", "down", "head"])
+def test_a_layer_kept_in_float_runs_in_float_without_a_barrier(name: str, tmp_path: Path) -> None:
+    _, ran = opened(wide(tmp_path), "openvino", "w8a8", tmp_path, floats=(name,))
+    assert ran.mismatches == () and ran.precisions[name] == "float"
+
+
+def test_the_int8_layers_of_a_tensorrt_file_run_in_int8(tmp_path: Path) -> None:
+    _, ran = opened(wide(tmp_path), "tensorrt", "w8a8", tmp_path)
+    assert ran.mismatches == () and ran.precisions["stem"] == "float"
+
+
+def test_a_plan_that_was_not_kept_is_named(tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    session, _ = opened(work, "openvino", "w8a8", tmp_path)
+    planned = target.place(work.graph, dict.fromkeys([layer.name for layer in work.graph.layers], FLOAT))
+    assert "one: planned float, ran int8" in read_openvino(session, work.graph, planned).mismatches
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("tokens", "several")])
+def test_outputs_are_near_the_runtime_s(name: str, tmp_path: Path) -> None:
+    """It rounds elsewhere, by a step here and there."""
+    work = bench(name, tmp_path)
+    session, _ = opened(work, "openvino", "w8a8", tmp_path)
+    path, _ = work.emit(work.place(work.uniform("w8a8")))
+    feeds = {key: value.numpy() for key, value in work.inputs.items()}
+    ours, theirs = session.run(feeds)[0], open_session(path, threads=1).run(feeds)[0]
+    assert np.linalg.norm(ours - theirs) < 0.1 * np.linalg.norm(theirs)
+
+
+def test_sessions_are_timed_in_turn(tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    session, _ = opened(work, "openvino", "w8a8", tmp_path)
+    times = interleave_by_wall([session, session], {key: value.numpy() for key, value in work.inputs.items()}, rounds=4)
+    assert times.shape == (2, 4) and (times > 0).all()
+
+
+def test_what_it_cannot_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"nothing")
+    with pytest.raises(RequestError, match="OpenVINO refuses"):
+        open_openvino(tmp_path / "m.onnx", threads=1)
+
+
+def test_narrow_codes_that_it_would_not_fold_are_stored_as_bytes() -> None:
+    assert target.STORAGE[5] == "int8" and target.STORAGE[4] == "int4" and set(target.STORAGE) == set(ort_cpu.STORAGE)
