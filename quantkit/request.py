@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from quantkit import loading
 from quantkit.config import Config, load_config
-from quantkit.data import Batch, Dataset, Preprocessing, Splits, collect, open_dataset, split
+from quantkit.data import Batch, Dataset, Preprocessing, Splits, Subset, collect, open_dataset, split, whole
 from quantkit.errors import DataError, MetricError, ModelError, OutputError, RequestError
 from quantkit.loading import LoadedModel
 from quantkit.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
@@ -75,6 +75,29 @@ def resolve_model(source: Source, arguments: Arguments) -> tuple[LoadedModel, Ma
     needed = given and model.program is None and said.input_shape is None
     splits = _open(given, _preprocessing(said), said, options.split_seed) if needed else None
     return (*_example(model, said, splits), options)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Check:
+    """What a file is judged on: all of the data, a metric, and a budget, if a drop was promised."""
+
+    items: Subset
+    metric: Metric
+    budget: Budget | None
+
+
+def resolve_check(arguments: Arguments) -> Check | None:
+    """What was said about judging a file that is there already; None without data. Raises RequestError."""
+    if arguments.data is None:
+        if arguments.max_drop is not None or arguments.keep is not None:
+            raise DataError("a promise without data", "labelled items to judge it on", "pass --data PATH")
+        return None
+    promised = arguments.max_drop is not None or arguments.keep is not None
+    budget = parse_budget(arguments.max_drop, arguments.keep) if promised else None
+    items, metric = whole(_dataset(arguments.data, _preprocessing(arguments))), resolve_metric(arguments.metric or "top1")
+    if metric.reference == "labels" and items.item(0).label is None:
+        raise MetricError(f"no labels for metric {metric.name}", "a label for every item", "pass labelled data, or --metric agreement")
+    return Check(items, metric, budget)
 
 
 def _gather(source: Source, arguments: Arguments) -> tuple[Source, Arguments]:

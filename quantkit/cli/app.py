@@ -22,7 +22,7 @@ from quantkit.cli.console import ConsoleProgress, watch
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code, results_only
 from quantkit.environment import describe, has_vnni
 from quantkit.errors import ConfigError
-from quantkit.options import CHOICES, SCHEMES, Arguments, Options
+from quantkit.options import CHOICES, SCHEMES, Arguments, Options, numbers
 from quantkit.store import write_atomically
 
 if TYPE_CHECKING:
@@ -171,6 +171,42 @@ def export(
                 print(note)
             tables.show_findings(linted.to_json(), [])
         return NOT_KEPT if linted.count("error") else KEPT
+
+    raise typer.Exit(exit_code(show))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, Argument(help="A run directory, or an ONNX file, whoever made it.")],
+    float_file: Annotated[Path | None, Option("--float", help="The network before it was quantized; a run has its own.")] = None,
+    data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
+    resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
+    require_as_planned: Annotated[bool, Option("--require-as-planned", help="Fail where a layer does not run as planned.")] = False,
+    require_int8: Annotated[str | None, Option(help="Fail where fewer multiply-accumulates run in int8, such as 95%.")] = None,
+    threads: Threads = None, batch_size: BatchSize = None, seed: Seed = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Examine a file: what runs in int8, what it loses on all of --data, how fast it is; exit 1 if what was asked for is not so.
+
+    quantkit verify model.int8.onnx --float model.onnx --data images/ --max-drop 0.5 --require-int8 95%
+    """
+    defaults = Options()
+    arguments = Arguments(data=data, metric=metric, max_drop=max_drop, keep=keep, resize=resize, crop=crop, mean=mean, std=std, scale=scale)
+
+    def show() -> int:
+        share = None if require_int8 is None else numbers("require-int8", require_int8.removesuffix("%"))[0] / 100
+        with results_only():
+            from quantkit import examination, request
+
+            found = examination.examine(
+                file, float_file=float_file, check=request.resolve_check(arguments), seed=seed or defaults.seed,
+                threads=defaults.threads if threads is None else threads, batch_size=batch_size or defaults.batch_size,
+            )  # fmt: skip
+        failures = found.failures(as_planned=require_as_planned, int8_share=share)
+        if as_json:
+            _print_json({**found.to_json(), "failures": failures})
+        else:
+            tables.show_examined(found.to_json(), failures)
+        return NOT_KEPT if failures else KEPT
 
     raise typer.Exit(exit_code(show))
 

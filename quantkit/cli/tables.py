@@ -61,6 +61,25 @@ def show_groups(graph: Graph, groups: Iterable[Group]) -> None:
         console.print(stays)
 
 
+def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
+    """What was seen of a file, and what was asked for and is not so."""
+    console = Console(file=sys.stdout, highlight=False)
+    ran, verdict, latency = examined["executed"], examined["verdict"], examined["latency"]
+    if failures:
+        console.print(f"Not as asked: {'; '.join(failures)}", style="bold red", markup=False, soft_wrap=True)
+    told = f"{100 * ran['int8_macs']:.1f} % of the multiply-accumulates of {len(ran['nodes'])} weighted nodes run in int8"
+    planned = {None: "", True: "; every layer runs as planned", False: f"; {len(ran['mismatches'])} layers do not run as planned"}
+    console.print(told + planned[ran["as_planned"]], markup=False, soft_wrap=True)
+    floats = [node["node"] for node in ran["nodes"] if node["precision"] == "float"]
+    if floats:
+        console.print(f"in float: {_named(floats)}", markup=False, soft_wrap=True)
+    if verdict:
+        console.print(f"{verdict['drop']:.2f} lost (95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}, {verdict['n']} items)")
+    if latency:
+        interval = f"{latency['low']:.3f} to {latency['high']:.3f}"
+        console.print(f"{latency['ratio']:.3f} of float's time ({interval}, threads: {latency['threads']})")
+
+
 def show_findings(linted: Mapping[str, Any], mended: Sequence[str]) -> None:
     """What was found in a file: rule, place, what happens there, and the mend."""
     console = Console(file=sys.stdout, highlight=False)

@@ -10,7 +10,7 @@ from quantkit.data.batch import Batch, Dataset, Item, bind, check_labels
 from quantkit.data.images import Images
 from quantkit.data.preprocessing import Preprocessing
 from quantkit.data.sources import open_dataset
-from quantkit.data.splits import Concatenated, Splits, Subset, concatenate, cut, sample, separate, split
+from quantkit.data.splits import Concatenated, Splits, Subset, concatenate, cut, sample, separate, split, whole
 
 __all__ = [
     "Arrays",
@@ -31,5 +31,6 @@ __all__ = [
     "sample",
     "separate",
     "split",
+    "whole",
     "write_shard",
 ]

@@ -101,7 +101,12 @@ class View:
 
     def has_constant_codes(self, quantizer: Quantizer) -> bool:
         """Whether a DequantizeLinear reads constants, however they are unpacked: a weight or a bias."""
-        waiting, seen = [quantizer.source], set()
+        return self.is_computed_from_constants(quantizer.source)
+
+    def is_computed_from_constants(self, name: str) -> bool:
+        """Whether no input of the network reaches that value; constants themselves are such."""
+        waiting: list[str] = [name]
+        seen: set[str] = set()
         while waiting:
             name = waiting.pop()
             node = self.producers.get(name)
