@@ -83,13 +83,20 @@ def _kinds(optimized: Path, graph: Graph) -> dict[str, str]:
 
 
 def _taken_in(graph: Graph) -> dict[str, str]:
-    """Layer names by what only they feed: a float layer takes in a LeakyRelu or a constant that is added, and is then named after that."""
+    """Layer names by what only they feed: a float layer takes in a LeakyRelu, an added constant, or a batch norm that could not be folded.
+
+    It is then named after that. An operation of several results has no tensor of its own; its first result stands for it.
+    """
     unsupported = {entry.node for entry in graph.unsupported}
     tensors = {tensor.name: tensor for tensor in graph.tensors}
+    results = {entry.inputs[0]: entry.node for entry in reversed(graph.unsupported) if entry.inputs and entry.inputs[0] not in tensors}
     names: dict[str, str] = {}
     for layer in graph.layers:
         tensor = tensors.get(layer.output)
-        while tensor is not None and not tensor.is_output and len(tensor.consumers) == 1 and tensor.consumers[0] in unsupported:
-            names.setdefault(tensor.consumers[0], layer.name)
-            tensor = tensors.get(tensor.consumers[0])
+        while tensor is not None and not tensor.is_output and len(tensor.consumers) == 1:
+            behind = results.get(tensor.consumers[0], tensor.consumers[0])
+            if behind not in unsupported:
+                break
+            names.setdefault(behind, layer.name)
+            tensor = tensors.get(behind)
     return names
