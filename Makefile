@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
+# Two processes of one thread each: most tests wait for Python, and idle threads that spin would take each other's cores.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-all check bench
 
@@ -12,10 +14,10 @@ demo: $(STAMP)
 	$(RUN) -m quantkit demo
 
 test: $(STAMP)
-	$(RUN) -m pytest -m "not slow" --cov
+	$(PYTEST) -m "not slow" --cov
 
 test-all: $(STAMP)
-	$(RUN) -m pytest --cov
+	$(PYTEST) --cov
 
 check: $(STAMP)
 	$(RUN) tools/check.py

@@ -51,6 +51,10 @@ def broad(node: ast.ExceptHandler) -> bool:
     return any(kind is None or (isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"}) for kind in caught)
 
 
+def test_the_page_of_rules_is_what_its_tool_writes() -> None:
+    assert run(str(ROOT / "tools" / "rules.py"), "--check").returncode == 0, "run python tools/rules.py"
+
+
 def test_imports_go_down_the_floors_only() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     if not linter.exists():
@@ -129,11 +133,12 @@ def test_no_file_knows_a_machine_or_a_registry_host() -> None:
 
 def test_the_readme_names_only_options_and_rooms_that_there_are() -> None:
     readme = (ROOT / "README.md").read_text()
-    options = {*re.findall(r"--[a-z][a-z-]+", run("-m", "quantkit", "allocate", "--help").stdout)}
+    helps = [run("-m", "quantkit", command, "--help").stdout for command in ("allocate", "verify", "lint", "export")]
+    options = {*re.findall(r"--[a-z][a-z0-9-]+", " ".join(helps))}
     rows = readme.split("## The map of the house")[1].split("## ")[0]
     rooms = {room for row in rows.splitlines() if row.startswith("|") for room in re.findall(r"`(\w+)`", row)} - {"quantkit"}
 
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme)) <= options | {"--help"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", readme)) <= options | {"--help"}
     assert rooms <= {path.stem if path.is_file() else path.name for path in (ROOT / "quantkit").iterdir()}
 
 

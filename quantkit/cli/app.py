@@ -23,7 +23,6 @@ from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code, results_only
 from quantkit.environment import describe, has_vnni
 from quantkit.errors import ConfigError
 from quantkit.options import CHOICES, SCHEMES, Arguments, Options, numbers
-from quantkit.store import write_atomically
 
 if TYPE_CHECKING:
     from quantkit.pipeline import Inspection
@@ -227,6 +226,7 @@ def lint(
 
     def show() -> int:
         from quantkit import lint
+        from quantkit.store import write_atomically
 
         linted = lint.lint_file(file, target)
         mended: list[str] = []
