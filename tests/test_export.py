@@ -22,7 +22,7 @@ from quantkit.data import Batch, Subset, collect
 from quantkit.errors import CaptureError, ContractError
 from quantkit.evaluation import open_session
 from quantkit.export.executed import plain
-from quantkit.export.float_onnx import export_float
+from quantkit.export.float_onnx import export_float, read_parameters
 from quantkit.export.static_baseline import quantize_with_onnxruntime
 from quantkit.export.watch import expose
 from quantkit.quantization import WeightBank
@@ -224,6 +224,22 @@ def test_nothing_of_the_author_s_source_is_in_the_file(benches: Callable[[str], 
     for path in (work.float_file, work.emit(work.place(work.uniform("w4a8")))[0]):
         content = path.read_bytes()
         assert not [mark for mark in (b"stack_trace", b"networks.py", b"tests/", b"F.relu", b"Residual", b"def forward") if mark in content]
+
+
+def test_a_bias_of_zeros_which_the_exporter_drops_loses_no_layer(tmp_path: Path) -> None:
+    """It makes a new node then, under a name of its own; several equal biases are one initializer."""
+    model = build(lambda: Formed(lambda m, x: m.fc(F.relu(m.b(F.relu(m.a(x)))).mean((2, 3)))))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.zero_()
+    work = Bench(capture(model, images()), images(), tmp_path)
+    state = dict(work.captured.module.named_parameters(remove_duplicate=False))
+    assert all(torch.equal(value, state[name]) for name, value in read_parameters(work.float_file, work.graph).items())
+    for scheme in ("fp32", "w8a8", "w5a8"):
+        placement = work.place(work.uniform(scheme))
+        path, emitted = work.emit(placement)
+        assert work.executed(path, placement).mismatches == ()
+        assert work.parity(path, placement, emitted).layers_exact == 1.0
 
 
 def test_a_name_that_the_exporter_lost_is_our_fault(tmp_path: Path) -> None:

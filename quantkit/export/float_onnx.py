@@ -43,7 +43,7 @@ def export_float(captured: Captured, path: Path, opset: int) -> None:
     for value, name in zip(graph.outputs, captured.graph.outputs, strict=True):
         if name not in outputs:
             value.name = name
-    _name_products(graph, captured.graph)
+    _name_nodes(graph, captured.graph)
     for node in graph:
         for key in TRACES:
             node.metadata_props.pop(key, None)
@@ -69,7 +69,8 @@ def read_parameters(path: Path, graph: Graph) -> dict[str, Tensor]:
         found[layer.weight] = weight if plain else weight.T.contiguous()
         if layer.bias:
             biases = [value for value in (last.inputs if node is not last else node.inputs[2:]) if value is not None and value.const_value]
-            found[layer.bias] = _constant(biases[0] if biases else None, layer.name)
+            channels = layer.weight_shape[layer.weight_axis]
+            found[layer.bias] = _constant(biases[0], layer.name) if biases else torch.zeros(channels)
     return found
 
 
@@ -83,11 +84,15 @@ def _constant(value: ir.Value | None, layer: str) -> Tensor:
     return torch.from_numpy(value.const_value.numpy().copy())
 
 
-def _name_products(target: ir.Graph, graph: Graph) -> None:
-    """A linear layer over tokens becomes a MatMul and the Add that keeps its name: the product is named after it."""
+def _name_nodes(target: ir.Graph, graph: Graph) -> None:
+    """Name each layer's node after it: where the exporter rewrites one (it drops a bias of zeros), only the value keeps its name.
+
+    A linear layer over tokens becomes a MatMul and the Add that keeps its name: the product is named after it.
+    """
     produced = {value.name: node for node in target for value in node.outputs}
     for layer in graph.layers:
         node = produced[layer.node]
+        node.name = f"node_{layer.node}"
         if layer.kind == "linear" and node.op_type == "Add":
             for value in node.inputs:
                 product = value.producer() if value is not None else None

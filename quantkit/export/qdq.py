@@ -104,7 +104,12 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
 
 
 def _store_bias(editor: Editor, layer: Layer, node: ir.Node, bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> None:
-    """Without a Q behind it, a Gemm with a float bias would run in float: the runtime must find int32 codes."""
+    """Without a Q behind it, a Gemm with a float bias would run in float: the runtime must find int32 codes.
+
+    One without a bias needs none: the exporter drops a bias of zeros.
+    """
+    if len(node.inputs) < 3:
+        return
     steps = bias_codes(bias, weight_scale, input_scale).numpy().astype(np.int32)
     codes = editor.constant(f"{layer.bias}_codes", steps)
     scale = editor.constant(f"{layer.bias}_scale", (input_scale * weight_scale).numpy())
