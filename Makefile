@@ -24,6 +24,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) tools/bench.py
+	$(RUN) tools/bench_targets.py
 
 # One pip call, so that torch and torchvision are solved together and match.
 $(STAMP): pyproject.toml

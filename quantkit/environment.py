@@ -57,6 +57,12 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def usable_targets() -> dict[str, str]:
+    """For each target, the installed version of what runs its files, or what to install; nothing is imported."""
+    packages = {"ort-cpu": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
+    return {target: _version(package) or f"{package} is not installed" for target, package in packages.items()}
+
+
 def describe() -> dict[str, Any]:
     """A JSON form of the processor, the versions and the system; a package that is not installed is null."""
     versions = {name: _version(name) for name in PACKAGES}

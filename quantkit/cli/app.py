@@ -20,7 +20,7 @@ from quantkit import __version__
 from quantkit.cli import tables
 from quantkit.cli.console import ConsoleProgress, watch
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code, results_only
-from quantkit.environment import describe, has_vnni
+from quantkit.environment import describe, has_vnni, usable_targets
 from quantkit.errors import ConfigError
 from quantkit.options import CHOICES, SCHEMES, Arguments, Options, numbers
 
@@ -245,11 +245,19 @@ def lint(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Tell what this machine's processor can do and which versions are installed."""
+def doctor(
+    measure: Annotated[bool, Option("--measure", help="Run int8 layers on this machine: do they saturate, what do they gain?")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell what this machine's processor can do, which versions are installed, and which targets are usable."""
 
     def show() -> int:
-        told = describe()
+        told = {**describe(), **{f"target {name}": found for name, found in usable_targets().items()}}
+        if measure:
+            from quantkit import probe
+
+            ratios = {f"int8 over float, {layer}": round(ratio, 2) for layer, ratio in probe.gains().items()}
+            told |= {"int8 sums saturate": probe.saturates(), **ratios}
         if as_json:
             _print_json({**told, "vnni": has_vnni()})
             return KEPT
