@@ -48,6 +48,8 @@ MOVERS: Mapping[object, str] = {
     ATEN.permute.default: "transpose",
     ATEN.transpose.int: "transpose",
     ATEN.slice.Tensor: "slice",
+    ATEN.upsample_nearest2d.vec: "resize",
+    ATEN.upsample_nearest2d.default: "resize",
     ATEN.clone.default: "identity",
     **dict.fromkeys(PADS, "pad"),
 }

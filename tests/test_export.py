@@ -118,7 +118,7 @@ def test_a_layer_that_vanished_is_a_named_mismatch(benches: Callable[[str], Benc
     assert work.executed(path, placement).mismatches == ("b: planned int8, not found in the runtime's graph",)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("bits", [2, 4, 5, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (3, 6, 7))])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_narrow_storage_runs_the_int8_kernel_with_the_same_bits(benches: Callable[[str], Bench], name: str, bits: int) -> None:
     """The twin stores the same codes as INT8: equal outputs, equal optimised graph, a larger file."""

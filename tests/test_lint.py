@@ -401,12 +401,13 @@ def test_too_many_nodes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_model(tmp_path / "m.onnx")
 
 
-def test_a_thousand_mutated_files_raise_nothing_but_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutated_files_raise_nothing_but_one_line(count: int, tmp_path: Path) -> None:
     """Bytes flipped, cut out and doubled, and names and types shuffled in what still parses."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(count)
     originals = [row[1]().SerializeToString() for rule, row in CASES.items() if rule != "Q001"]
     path, opened = tmp_path / "m.onnx", 0
-    for turn in range(1000):
+    for turn in range(count):
         content = bytearray(originals[turn % len(originals)])
         if turn % 2:
             for _ in range(random.integers(1, 8)):
@@ -444,4 +445,4 @@ def test_a_thousand_mutated_files_raise_nothing_but_one_line(tmp_path: Path) -> 
         opened += 1
         for target in RULES:
             lint_model(model, RULES[target])
-    assert opened > 500
+    assert opened > count // 2

@@ -112,6 +112,7 @@ FORMS: dict[str, Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]]] = {
     "same padding": lambda m, x: F.conv2d(F.relu(m.a(x)), m.b.weight, m.b.bias, padding="same"),
     "tokens without bias": lambda m, x: m.fd(F.linear(m.a(x).flatten(2).transpose(1, 2), m.fc.weight)),
     "tokens through a norm": lambda m, x: m.fd(F.layer_norm(m.fc(m.a(x).flatten(2).transpose(1, 2)), (8,))),
+    "nearest resize": lambda m, x: m.b(F.interpolate(F.relu(m.a(x)), scale_factor=2, mode="nearest")) + F.interpolate(x, (20, 20))[:, :1],
     "leaky": lambda m, x: m.b(F.leaky_relu(m.a(x), 0.1)),
     "squeeze and excite": lambda m, x: (lambda t: m.c(t * torch.sigmoid(m.b(t.mean((2, 3), keepdim=True)))))(F.relu(m.a(x))),
     "a weight used twice": lambda m, x: m.c(F.relu(m.b(F.relu(m.b(F.relu(m.a(x))))))),
