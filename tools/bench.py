@@ -110,7 +110,7 @@ def probe_over_pyhessian() -> float:
 
     def ours(probes: int) -> None:
         hutchinson(
-            captured.module, lambda batch: torch.nn.functional.cross_entropy(captured.module(x=batch.inputs["x"]), batch.labels),
+            captured.module, lambda batch: torch.nn.functional.cross_entropy(captured.module(batch.inputs["x"]), batch.labels),
             [Batch({"x": inputs}, labels)], weights, probes=probes, tolerance=0.0, seed=0,
         )  # fmt: skip
 
