@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from quantkit.data import Batch, Subset, bind
 from quantkit.errors import DataError
@@ -70,6 +73,20 @@ def open_session(
     sides = [entry.shape[0] if entry.shape else None for entry in handle.get_inputs()]
     fixed = next((side for side in sides if isinstance(side, int)), None)
     return Session(path, handle, tuple(entry.name for entry in handle.get_inputs()), fixed, threads)
+
+
+def convolve_in_runtime(x: Tensor, weight: Tensor, bias: Tensor, padding: int, groups: int) -> Tensor:
+    """One float convolution in the runtime, one thread: what `blocked.find_block` asks."""
+    tensors = [numpy_helper.from_array(value.numpy(), name) for name, value in (("w", weight), ("b", bias))]
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[padding] * 4, group=groups)
+    inputs, outputs = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "c", "h", "w"]) for name in "xy")
+    inputs.type.tensor_type.shape.dim[1].dim_value = x.shape[1]
+    graph = helper.make_graph([node], "convolution", [inputs], [outputs], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.log_severity_level = 1, QUIET
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
 
 def feeds(batch: Batch, names: Iterable[str]) -> dict[str, NDArray[np.generic]]:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.affine import QParams, dequantize
+from quantkit.blocked import find_block
 from quantkit.capture import Captured
 from quantkit.data import Subset
-from quantkit.evaluation import feeds, open_session
+from quantkit.evaluation import convolve_in_runtime, feeds, open_session
 from quantkit.export.executed import Executed, read_executed
 from quantkit.export.qdq import Emitted
 from quantkit.export.watch import expose
@@ -112,7 +113,8 @@ def compare_simulation(
     expose(path, [*emitted.inputs.values(), *emitted.outputs.values()], watched)
     session = open_session(watched, threads=0)
     names = [output.name for output in session.handle.get_outputs()]
-    graph, simulation = captured.graph, Simulation(captured, placement, bank, precise=True)
+    block = find_block(convolve_in_runtime)
+    graph, simulation = captured.graph, Simulation(captured, placement, bank, precise=True, block=block)
     unequal: set[str] = set()
     same_top, same_bits = [], []
     for batch in network_batches(graph, subset, min(batch_size, PARITY_BATCH)):

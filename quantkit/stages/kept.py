@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
-import quantkit
 from quantkit.environment import describe
 from quantkit.result import Result
 from quantkit.stages.network import Network
@@ -15,11 +13,9 @@ STAGE = "result"
 
 
 def result_key(job: str, network: Network) -> str:
-    """Stands for the job, the captured network, this machine and this very code: a result is repeated for the same of all."""
-    package = Path(quantkit.__file__).parent
-    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(package.rglob("*.py"))]
+    """Stands for the job, the captured network (and with it this very code) and this machine: a result is repeated for the same of all."""
     host = describe()
-    return fingerprint(job, network.key, host["cpu"], host["isa"], code)
+    return fingerprint(job, network.key, host["cpu"], host["isa"])
 
 
 def find_result(store: Run, key: str) -> Result | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+import quantkit
 from quantkit import __version__
 from quantkit.calibration import Ranges, calibrate
 from quantkit.candidates import Candidates
@@ -211,5 +213,7 @@ def _pinned(group: Group, scheme: str) -> Group:
 
 
 def _versions() -> dict[str, Any]:
-    told = describe()
-    return {"quantkit": __version__, "torch": told["torch"], "onnxruntime": told["onnxruntime"]}
+    """What computes: the versions, and this very code, so that no stage's result outlives a change of it."""
+    told, package = describe(), Path(quantkit.__file__).parent
+    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(package.rglob("*.py"))]
+    return {"quantkit": __version__, "torch": told["torch"], "onnxruntime": told["onnxruntime"], "code": code}
