@@ -1,4 +1,4 @@
-"""MobileNetV2 1.0 (3.49 M parameters, ImageNet): uniform int8 loses 1.3 to 3.7 points here, so the promise needs a mixed plan.
+"""MobileNetV2 1.0 (3.49 M parameters, ImageNet): rounded to nearest, uniform int8 loses 1.3 to 3.7 points here.
 
     quantkit allocate recipes/mobilenet_v2.py --max-drop 1.0
     python recipes/mobilenet_v2.py --max-drop 1.0 --json

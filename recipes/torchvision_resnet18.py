@@ -6,7 +6,7 @@ IMAGENET_DIR holds class sub-folders (n01440764, …: all 1,000, since their sor
 labels.csv with the columns file and class_index. The weights, ResNet18_Weights.IMAGENET1K_V1, are downloaded once by torchvision;
 without a network, put resnet18-f37072fd.pth where the message says. Needs quantkit[vision].
 
-Result: not measured yet
+Result: not measured, for want of the ImageNet validation set.
 """
 
 from __future__ import annotations
