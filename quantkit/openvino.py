@@ -84,7 +84,7 @@ def read_openvino(session: OpenVinoSession, graph: Graph, placement: Placement) 
         originals = [plain(name.split("/")[0]) for name in told.get("originalLayersNames", "").split(",")]
         for owner in dict.fromkeys(names[name] for name in originals if name in names):
             if owner in layers and told.get("layerType") in KINDS[layers[owner].kind]:
-                integer = told.get("runtimePrecision") in INTEGERS or told.get("primitiveType", "").endswith("_I8")
+                integer = told.get("runtimePrecision") in INTEGERS or told.get("primitiveType", "").lower().endswith("_i8")
                 ran.setdefault(owner, "int8" if integer else "float")
     mismatches = []
     for name in layers:
