@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -44,9 +44,16 @@ def operand(node: fx.Node, place: int) -> fx.Node | None:
 
 
 def simplify(module: fx.GraphModule) -> None:
-    """Spell what means the same in one way, and merge what is computed twice, which the ONNX exporter would do and so lose a name."""
+    """Spell what means the same in one way; drop what does nothing and merge what is computed twice.
+
+    The ONNX exporter would do both, and so lose a name.
+    """
     first: dict[str, fx.Node] = {}
     for node in list(module.graph.nodes):
+        if node.target is ATEN.cat.default and len(cast("Sequence[fx.Node]", node.args[0])) == 1:
+            node.replace_all_uses_with(cast("Sequence[fx.Node]", node.args[0])[0])
+            module.graph.erase_node(node)
+            continue
         if node.target is ATEN.clamp.default and node.meta["val"].is_floating_point():
             limits = bounds(node)
             node.target, node.args = (ATEN.relu.default, node.args[:1]) if limits == (0.0, None) else (node.target, (node.args[0], *limits))

@@ -96,6 +96,7 @@ FORMS: dict[str, Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]]] = {
     "broadcast addition": lambda m, x: (lambda t: m.b(t + m.c(t).mean((2, 3), keepdim=True)))(F.relu(m.a(x))),
     "addition to itself": lambda m, x: (lambda t: m.b(t + t))(F.relu(m.a(x))),
     "addition of a number": lambda m, x: m.b(m.a(x) + 1.5),
+    "one joined": lambda m, x: m.b(torch.cat([F.relu(m.a(x))], 1)),
     "three joined": lambda m, x: (lambda t: torch.cat([t, m.b(t), m.c(t)], 1))(F.relu(m.a(x))),
     "joined with itself along rows": lambda m, x: (lambda t: m.b(torch.cat([t, t], -1)))(F.relu(m.a(x))),
     "joined batches": lambda m, x: m.c(torch.cat([F.relu(m.a(x)), m.b(F.relu(m.a(x)))], 0))[: x.shape[0]],
