@@ -163,6 +163,25 @@ def test_a_fixed_batch_gives_the_same_bits(name: str, tmp_path: Path) -> None:
         assert_every_output_equal(work, placement)
 
 
+def test_a_batch_norm_that_could_not_be_folded_hides_no_float_layer(tmp_path: Path) -> None:
+    """The runtime folds it into the convolution, which then stands between Q and DQ (random network 42)."""
+
+    def form(m: Formed, x: Tensor) -> Tensor:
+        def norm(t: Tensor) -> Tensor:
+            return F.batch_norm(t, torch.full((8,), 0.1), torch.full((8,), 1.5))
+
+        return m.c(F.relu(norm(m.b(F.relu(norm(m.b(F.relu(m.a(x)))))))))
+
+    work = Bench(formed(form), images(), tmp_path)
+    names = [layer.name for layer in work.graph.layers]
+    assert len(names) == 4
+    for kept in names:
+        placement = work.place({**work.uniform("w8a8"), kept: "fp32"})
+        path, emitted = work.emit(placement)
+        assert work.executed(path, placement).mismatches == ()
+        assert work.parity(path, placement, emitted).layers_exact == 1.0
+
+
 JOINED: dict[str, tuple[Callable[[Formed, Tensor], Tensor], int]] = {
     "behind ReLU": (lambda m, x: torch.cat([F.relu(m.b(m.a(x))), F.relu(m.c(m.a(x)))], 1), 2),
     "nested, through a pool": (

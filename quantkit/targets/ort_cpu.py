@@ -26,6 +26,7 @@ STORAGE: Mapping[int, Storage] = {8: "int8", 4: "int4", **dict.fromkeys((2, 3, 5
 ACTIVATIONS = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
 AVERAGE = "mean.dim"
 CLIPS = ("relu.default", "relu6.default", "hardtanh.default", "clamp.default")
+BATCH_NORM = "_native_batch_norm_legit_no_training.default"
 WEIGHTED = ("conv", "linear", "addmm", "matmul", "mm")  # of operations that are no layers, those that may still hold a constant weight
 SESSION_OPTIONS: Mapping[str, str] = {}  # nothing is needed: what keeps a float layer float lies in the file
 
@@ -76,14 +77,19 @@ def _may_leave_float(layer: Layer) -> bool:
 def _barriers(graph: Graph, schemes: Mapping[str, Scheme], int8_readers: set[str], coded: set[str]) -> dict[Slot, Barrier]:
     """A float operation between a DequantizeLinear and a QuantizeLinear would run in int8, its weights rounded without a plan.
 
-    The QuantizeLinear may stand behind a clip, which the runtime drops where the codes' range lies within its bounds.
+    The QuantizeLinear may stand behind a clip, which the runtime drops where the codes' range lies within its bounds, or behind a batch
+    norm that could not be folded here, which it folds.
     """
-    clips = {entry.node: entry.inputs[0] for entry in graph.unsupported if entry.operation in CLIPS}
-    quantized = set(int8_readers)
-    for name in int8_readers:
-        while name in clips:
-            name = graph.source(clips[name])
-            quantized.add(name)
+    sources = {entry.node: [entry.inputs[0]] for entry in graph.unsupported if entry.operation in CLIPS}
+    norms = {entry.inputs[0]: entry.node for entry in graph.unsupported if entry.operation == BATCH_NORM}
+    for tensor in graph.tensors:
+        for reader in norms.keys() & set(tensor.consumers):
+            sources.setdefault(norms[reader], []).append(tensor.name)
+    quantized, waiting = set(int8_readers), list(int8_readers)
+    while waiting:
+        behind = {graph.source(name) for name in sources.get(waiting.pop(), ())} - quantized
+        quantized |= behind
+        waiting += behind
     floats = [(layer.node, layer.output, layer.inputs, layer.kind) for layer in graph.layers if layer.name not in schemes]
     floats += [(entry.node, entry.node, entry.inputs[:1], "") for entry in graph.unsupported if entry.operation.startswith(WEIGHTED)]
     found: dict[Slot, Barrier] = {}
