@@ -4,7 +4,7 @@
     python tools/bench_targets.py --only narrow openvino
 
 fuzz      random networks × allocations (tests/test_fuzz.py), zoo: deployed networks (tests/test_zoo.py)
-narrow    ResNet44 with 8-, 5-, 4- and 2-bit weights: bytes, latency, seconds and memory to load
+narrow    ResNet44 with 8-, 5-, 4- and 2-bit weights: bytes, latency, seconds to load
 openvino  SqueezeNet, MobileNetV2 and ResNet44 in OpenVINO against its float32, and bf16 where the CPU has it
 emit      seconds to write and verify MobileNetV2
 Needs the data and weights that the recipes name (QUANTKIT_DATA); allocations are kept in --runs.
@@ -30,13 +30,12 @@ from quantkit.environment import describe
 
 ROOT = Path(__file__).resolve().parent.parent
 LOAD = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from quantkit.evaluation import open_session
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 open_session(Path(sys.argv[1]), threads=1)
-print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(time.perf_counter() - start)
 """
 
 
@@ -101,13 +100,11 @@ def narrow(runs: Path) -> dict[str, float]:
         loads = [
             subprocess.run([sys.executable, "-c", LOAD, str(file)], capture_output=True, text=True, check=True).stdout for _ in range(3)
         ]
-        seconds, megabytes = np.median([[float(word) for word in load.split()] for load in loads], axis=0)
         found |= {
             f"w{bits}.payload_over_w8": payloads[bits] / payloads[8],
             f"w{bits}.file_over_w8": file.stat().st_size / files[8].stat().st_size,
             f"w{bits}.latency_over_w8": float(np.median(times[place] / times[0])),
-            f"w{bits}.load_seconds": float(seconds),
-            f"w{bits}.load_megabytes": float(megabytes),
+            f"w{bits}.load_seconds": float(np.median([float(load) for load in loads])),
         }
     return found
 
