@@ -18,15 +18,15 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from quantkit.errors import ModelError
 from quantkit.evaluation import Session, evaluate, feeds, open_session
-from quantkit.export.executed import INTEGER, plain
+from quantkit.export.executed import INTEGER, plain, read_executed
 from quantkit.latency.timing import Feeds
 from quantkit.lint.opening import open_model
 from quantkit.lint.view import View, read, title
 from quantkit.request import Check
 from quantkit.statistics import Verdict
 from quantkit.stored import read_plan
-from quantkit.targets import ort_cpu
-from quantkit.verify import Latency, executed, judge, time_files
+from quantkit.targets import find_target
+from quantkit.verify import Latency, judge, time_files
 
 WEIGHTED = (
     "Conv",
@@ -135,16 +135,17 @@ def examine(path: Path, *, float_file: Path | None, check: Check | None, threads
     if check is not None and reference is None:
         raise ModelError(f"data, and no float file to hold {file} against", "the network before it was quantized", "pass --float FILE")
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        nodes = weighted_nodes(model, _opened(file, threads, Path(folder) / "optimized.onnx")[1])
-        mismatches = None
+        optimized = Path(folder) / "optimized.onnx"
+        _opened(file, threads, optimized)
+        nodes, mismatches = weighted_nodes(model, optimized), None
         if plan is not None:
-            placement = ort_cpu.place(plan.graph, plan.schemes)
-            mismatches = executed(file, plan.graph, placement, ort_cpu.SESSION_OPTIONS, Path(folder)).mismatches
+            placement = find_target(plan.target).place(plan.graph, plan.schemes)
+            mismatches = read_executed(optimized, plan.graph, placement).mismatches
     budget = verdict = latency = None
     if reference is not None:
-        session, _ = _opened(reference, threads)
+        session = _opened(reference, threads)
         if check is not None:
-            before, after = (evaluate(_opened(each, 0)[0], check.items, batch_size) for each in (reference, file))
+            before, after = (evaluate(_opened(each, 0), check.items, batch_size) for each in (reference, file))
             labels = None if check.metric.reference == "float" else check.items.labels()
             truth = before if labels is None else labels
             budget = None if check.budget is None else check.budget.points(check.metric.score(before, truth))
@@ -195,9 +196,9 @@ def random_feeds(session: Session) -> dict[str, Any]:
     return found
 
 
-def _opened(path: Path, threads: int, optimized: Path | None = None) -> tuple[Session, Path]:
+def _opened(path: Path, threads: int, optimized: Path | None = None) -> Session:
     try:
-        return open_session(path, threads=threads, optimized=optimized), optimized or path
+        return open_session(path, threads=threads, optimized=optimized)
     except RUNTIME_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"ONNX Runtime does not load {path}: {reason}", "", "`quantkit lint` may say why") from error

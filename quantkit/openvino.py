@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,16 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenVinoSession:
-    """A compiled file; `capable` names the types in which this CPU computes faster than in float32 (INT8, BF16 …)."""
+    """A compiled file; `capable` names the types in which this CPU computes faster than in float32 (INT8, BF16 …).
+
+    It works in threads of its own, however few, so that only the wall can time it: `threads` is 0.
+    """
 
     path: Path
     compiled: Any
     input_names: tuple[str, ...]
     capable: tuple[str, ...]
+    threads: int = 0
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Outputs:
         """The outputs for one batch."""
@@ -57,18 +60,6 @@ def open_openvino(path: Path, *, threads: int, precision: str = "f32") -> OpenVi
         raise RequestError(f"OpenVINO refuses {path}: {reason}", "a file for openvino", "`quantkit lint` it") from error
     names = tuple(entry.get_any_name() for entry in compiled.inputs)
     return OpenVinoSession(path, compiled, names, tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
-
-
-def interleave_by_wall(sessions: list[OpenVinoSession], feeds: Mapping[str, NDArray[np.generic]], *, rounds: int) -> NDArray[np.float64]:
-    """Milliseconds of one inference, shape [sessions, rounds], in turn: its work is done in threads of its own, so by the wall."""
-    times = np.zeros((len(sessions), rounds))
-    for turn in range(-3, rounds):
-        for place, session in enumerate(sessions):
-            start = time.perf_counter()
-            session.run(feeds)
-            if turn >= 0:
-                times[place, turn] = 1e3 * (time.perf_counter() - start)
-    return times
 
 
 def read_openvino(session: OpenVinoSession, graph: Graph, placement: Placement) -> Executed:

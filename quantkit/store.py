@@ -95,7 +95,7 @@ class Run:
 
     def get(self, stage: str, key: str) -> Any:
         """What `put` stored for this stage under this key; None if nothing was, or the file is damaged."""
-        file = self.file(stage, key, ".json")
+        file = self._file(stage, key, ".json")
         try:
             with _in_words("read", file):
                 stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -111,7 +111,7 @@ class Run:
 
     def get_arrays(self, stage: str, key: str) -> dict[str, NDArray[Any]] | None:
         """The arrays that `put_arrays` stored, by name; None if none were, or the file is damaged."""
-        file = self.file(stage, key, ".npz")
+        file = self._file(stage, key, ".npz")
         if not file.exists():
             return None
         try:
@@ -153,13 +153,12 @@ class Run:
             lines = _whole(journal.read_bytes()).splitlines() if journal.exists() else []
         return tuple(_record(journal, number, line) for number, line in enumerate(lines, 1))
 
-    def file(self, stage: str, key: str, suffix: str) -> Path:
-        """Where what a stage found lies, or would."""
+    def _file(self, stage: str, key: str, suffix: str) -> Path:
         return self.folder / "stages" / f"{stage}-{key[:_KEY]}{suffix}"
 
     def _for_writing(self, stage: str, key: str, suffix: str) -> Path:
         self._writable()
-        return self.file(stage, key, suffix)
+        return self._file(stage, key, suffix)
 
     def _writable(self) -> Path:
         if self._lock is None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.calibration import choose_grids
@@ -18,9 +17,11 @@ from quantkit.export.qdq import emit
 from quantkit.graph import Graph
 from quantkit.quantization import WeightBank
 from quantkit.spec import Scheme, parse_scheme
-from quantkit.store import write_atomically
+from quantkit.store import Run, write_atomically
 from quantkit.targets import find_target
 from quantkit.targets.placement import Placement
+
+WEIGHTS = "weights"  # the stage that keeps rounded weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,20 +49,18 @@ class Exported:
 
 def read_plan(folder: Path) -> StoredPlan:
     """The plan of a run directory. Raises OutputError where there is none, or files that it names are gone."""
+    missing = OutputError(f"{folder} holds no plan, or not all of one", "a run directory of `quantkit allocate`", "allocate again")
     try:
         plan = json.loads((folder / "plan.json").read_text())
         graph = Graph.from_json(json.loads((folder / "graph.json").read_text()))
-        with np.load(folder / plan["weights"], allow_pickle=False) as stored:
-            label, *arrays = [stored[f"arr_{place}"] for place in range(len(stored.files))]
-        names = json.loads(str(label))["names"]
+        rounded, float_file = Run(folder).get_arrays(WEIGHTS, plan["weights"]), folder / plan["float_onnx"]
     except (OSError, ValueError, KeyError) as error:
-        raise OutputError(
-            f"{folder} holds no plan, or not all of one", "a run directory of `quantkit allocate`", "allocate again"
-        ) from error
+        raise missing from error
+    if rounded is None or not float_file.is_file():
+        raise missing
     schemes = {name: parse_scheme(scheme) for name, scheme in plan["layers"].items()}
     bounds = {name: (low, high) for name, (low, high) in plan["bounds"].items()}
-    rounded = dict(zip(names, arrays, strict=True))
-    return StoredPlan(folder, graph, plan["target"], schemes, bounds, rounded, folder / plan["float_onnx"])
+    return StoredPlan(folder, graph, plan["target"], schemes, bounds, rounded, float_file)
 
 
 def export_plan(plan: StoredPlan, target: str, output: Path) -> Exported:

@@ -163,6 +163,8 @@ def test_the_command(result: Result, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["verify", str(result.files.onnx), *arguments]) == 0
     assert "lost" in capsys.readouterr().out
     assert main(["verify", str(tmp_path / "absent.onnx")]) == 2
+    assert main(["verify", str(result.run), "--threads", "-1"]) == 2
+    assert "--threads -1" in capsys.readouterr().err
 
 
 def test_weights_are_told_from_activations(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS, Bench, Formed, bench, build, captured, formed, images, run
+from networks import NETWORKS, Bench, Formed, build, captured, formed, images, run
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
@@ -28,19 +28,6 @@ from quantkit.export.watch import expose
 from quantkit.quantization import WeightBank
 from quantkit.spec import QuantSpec
 from quantkit.targets import ort_cpu
-
-
-@pytest.fixture(scope="module")
-def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
-    """The networks of NETWORKS on their benches, each made once."""
-    made: dict[str, Bench] = {}
-
-    def get(name: str) -> Bench:
-        if name not in made:
-            made[name] = bench(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return get
 
 
 def operations(path: Path) -> Counter[str]:

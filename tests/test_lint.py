@@ -274,6 +274,23 @@ def test_what_a_mend_mends_is_found_no_more_and_computes_the_same(rule: str, tmp
         np.testing.assert_allclose(one, other, atol=0.021)  # one step where another kernel rounds
 
 
+def test_a_name_that_the_file_has_for_something_else_is_not_taken(tmp_path: Path) -> None:
+    model = CASES["ORT103"][1]()
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(7), "lowest"))
+    onnx.save(model, tmp_path / "before.onnx")
+    _, mended = fix_file(tmp_path / "before.onnx", "ort-cpu", tmp_path / "after.onnx")
+    assert mended == ["ORT103"]
+    (ran,) = open_session(tmp_path / "after.onnx", threads=1).run(feeds(model))
+    assert ran.min() < 1.0  # a Max with 7 would have raised everything
+
+
+def test_what_is_not_valid_is_not_mended(tmp_path: Path) -> None:
+    onnx.save(CASES["Q001"][1](), tmp_path / "before.onnx")
+    with pytest.raises(ModelError, match="not valid ONNX"):
+        fix_file(tmp_path / "before.onnx", "ort-cpu", tmp_path / "after.onnx")
+    assert not (tmp_path / "after.onnx").exists()
+
+
 def test_nothing_is_mended_in_place(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(GOOD_CONV(), path)
@@ -445,4 +462,8 @@ def test_mutated_files_raise_nothing_but_one_line(count: int, tmp_path: Path) ->
         opened += 1
         for target in RULES:
             lint_model(model, RULES[target])
+            try:
+                fix_file(path, target, tmp_path / "mended.onnx")
+            except ModelError as error:
+                assert "\n" not in str(error)
     assert opened > count // 2

@@ -13,7 +13,8 @@ from test_stored import stored, wide
 from quantkit.errors import RequestError
 from quantkit.evaluation import open_session
 from quantkit.export.executed import Executed
-from quantkit.openvino import OpenVinoSession, interleave_by_wall, open_openvino, read_openvino
+from quantkit.latency.timing import interleave
+from quantkit.openvino import OpenVinoSession, open_openvino, read_openvino
 from quantkit.spec import FLOAT
 from quantkit.stored import export_plan
 from quantkit.targets import openvino as target
@@ -71,7 +72,7 @@ def test_outputs_are_near_the_runtime_s(name: str, tmp_path: Path) -> None:
 def test_sessions_are_timed_in_turn(tmp_path: Path) -> None:
     work = wide(tmp_path)
     session, _ = opened(work, "openvino", "w8a8", tmp_path)
-    times = interleave_by_wall([session, session], {key: value.numpy() for key, value in work.inputs.items()}, rounds=4)
+    times = interleave([session, session], {key: value.numpy() for key, value in work.inputs.items()}, rounds=4)
     assert times.shape == (2, 4) and (times > 0).all()
 
 

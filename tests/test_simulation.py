@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS, Bench, Formed, bench, build, formed, images, run
+from networks import NETWORKS, Bench, Formed, build, formed, images, run
 from torch import Tensor, nn
 from torch.export import export
 
@@ -27,19 +27,6 @@ from quantkit.targets.placement import Placement
 
 SCHEMES = ("w8a8", "w4a8")
 FLOAT = Placement({}, frozenset(), frozenset(), {})
-
-
-@pytest.fixture(scope="module")
-def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
-    """The networks of NETWORKS on their benches, each made once."""
-    made: dict[str, Bench] = {}
-
-    def get(name: str) -> Bench:
-        if name not in made:
-            made[name] = bench(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return get
 
 
 def random_allocation(work: Bench, seed: int) -> dict[str, str]:

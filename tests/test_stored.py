@@ -63,14 +63,15 @@ def test_the_command_says_what_became_of_the_plan(result: Result, tmp_path: Path
     assert "no plan" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("spoil", ["plan.json", "graph.json", "weights", "torn"])
+@pytest.mark.parametrize("spoil", ["plan.json", "graph.json", "weights", "float", "torn"])
 def test_a_run_without_a_whole_plan_is_refused(result: Result, spoil: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(result.run, folder)
     plan = json.loads((folder / "plan.json").read_text())
-    path = folder / (plan["weights"] if spoil == "weights" else "plan.json" if spoil == "torn" else spoil)
-    if spoil == "torn":
-        path.write_text(path.read_text()[:50])
+    weights = next((folder / "stages").glob("weights-*.npz"))
+    path = {"weights": weights, "float": folder / plan["float_onnx"], "torn": folder / "plan.json"}.get(spoil, folder / spoil)
+    if spoil in ("weights", "torn"):
+        path.write_bytes(path.read_bytes()[:50])
     else:
         path.unlink()
     with pytest.raises(OutputError, match="no plan"):

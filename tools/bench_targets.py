@@ -112,7 +112,8 @@ def narrow(runs: Path) -> dict[str, float]:
 def openvino(runs: Path) -> dict[str, float]:
     from quantkit.evaluation import open_session
     from quantkit.examination import random_feeds
-    from quantkit.openvino import interleave_by_wall, open_openvino, read_openvino
+    from quantkit.latency.timing import interleave
+    from quantkit.openvino import open_openvino, read_openvino
     from quantkit.stored import export_plan, read_plan
 
     found, planned = dict[str, float](), []
@@ -126,7 +127,7 @@ def openvino(runs: Path) -> dict[str, float]:
         sessions = [ours, float32]
         if "BF16" in ours.capable:
             sessions.append(open_openvino(plan.float_file, threads=1, precision="bf16"))
-        times = interleave_by_wall(sessions, feeds, rounds=100)
+        times = interleave(sessions, feeds, rounds=100)
         for label, other in zip(("float32", "bf16"), times[1:], strict=False):
             found[f"openvino.{name}.latency_over_{label}"] = float(np.median(times[0] / other))
         tensorrt = export_plan(plan, "tensorrt", runs / f"{name}.tensorrt.onnx")

@@ -188,17 +188,18 @@ def verify(
 
     quantkit verify model.int8.onnx --float model.onnx --data images/ --max-drop 0.5 --require-int8 95%
     """
-    defaults = Options()
     arguments = Arguments(data=data, metric=metric, max_drop=max_drop, keep=keep, resize=resize, crop=crop, mean=mean, std=std, scale=scale)
 
     def show() -> int:
+        given: dict[str, Any] = {"threads": threads, "batch_size": batch_size, "seed": seed}
+        options = Options(**{name: value for name, value in given.items() if value is not None})
         share = None if require_int8 is None else numbers("require-int8", require_int8.removesuffix("%"))[0] / 100
         with results_only():
             from quantkit import examination, request
 
             found = examination.examine(
-                file, float_file=float_file, check=request.resolve_check(arguments), seed=seed or defaults.seed,
-                threads=defaults.threads if threads is None else threads, batch_size=batch_size or defaults.batch_size,
+                file, float_file=float_file, check=request.resolve_check(arguments),
+                threads=options.threads, batch_size=options.batch_size, seed=options.seed,
             )  # fmt: skip
         failures = found.failures(as_planned=require_as_planned, int8_share=share)
         if as_json:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from quantkit.evaluation import Session
 
 Feeds = Mapping[str, NDArray[np.generic]]
 WARM_UP = 5
 
 
-def interleave(sessions: Sequence[Session], feeds: Feeds, *, rounds: int, inner: int = 1) -> NDArray[np.float64]:
+class Timed(Protocol):
+    """What can be timed: a session of any runtime. `threads` is 1 only if the calling thread itself does the work."""
+
+    @property
+    def threads(self) -> int:
+        """How many."""
+        ...
+
+    def run(self, feeds: Feeds, /) -> object:
+        """One inference."""
+
+
+def interleave(sessions: Sequence[Timed], feeds: Feeds, *, rounds: int, inner: int = 1) -> NDArray[np.float64]:
     """Milliseconds of one inference, shape [sessions, rounds]; each round runs every session `inner` times, in turn.
 
     The order within a round alternates, so that no session always runs on its neighbour's warm cache. Sessions of one thread are
@@ -35,7 +46,7 @@ def interleave(sessions: Sequence[Session], feeds: Feeds, *, rounds: int, inner:
     return times
 
 
-def rounds_within(session: Session, feeds: Feeds, seconds: float, least: int = 15, most: int = 300) -> int:
+def rounds_within(session: Timed, feeds: Feeds, seconds: float, least: int = 15, most: int = 300) -> int:
     """How many rounds of this session fit into `seconds`."""
     session.run(feeds)
     start = time.perf_counter()

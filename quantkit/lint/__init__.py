@@ -17,7 +17,7 @@ from typing import Any
 
 import onnx
 
-from quantkit.errors import SchemeError, unknown
+from quantkit.errors import ModelError, SchemeError, unknown
 from quantkit.lint import common, ort_cpu, tensorrt
 from quantkit.lint.mend import MENDS, mend
 from quantkit.lint.opening import open_model
@@ -62,13 +62,18 @@ def lint_file(path: Path, target: str) -> Linted:
 def fix_file(path: Path, target: str, output: Path) -> tuple[Linted, list[str]]:
     """Write a copy of the file to `output` with the mechanical mends made; what is left to find in it, and which rules were mended.
 
-    Raises as `lint_file` does, and SchemeError where `output` is the file itself.
+    Raises as `lint_file` does, ModelError for what is not valid ONNX, and SchemeError where `output` is the file itself.
     """
     if output.resolve() == path.resolve():
         raise SchemeError(f"--fix {output} is the file itself", "another file: nothing is mended in place")
     rules = _rules(target)
     model = open_model(path)
-    mended, done = mend(model, {finding.rule for finding in lint_model(model, rules)})
+    found = {finding.rule for finding in lint_model(model, rules)}
+    if common.INVALID in found:
+        raise ModelError(
+            f"{path} is not valid ONNX", "a file that onnx.checker accepts", "export it again; `quantkit lint` names the place"
+        )
+    mended, done = mend(model, found)
     with write_atomically(output) as temporary:
         onnx.save(mended, temporary)
     return Linted(output, target, lint_model(mended, rules)), done

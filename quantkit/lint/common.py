@@ -10,6 +10,7 @@ import onnx
 from quantkit.lint.rule import Found, Rule, at
 from quantkit.lint.view import View, read
 
+INVALID = "Q001"
 STANDARD = "onnx.ai/onnx/operators: QuantizeLinear, DequantizeLinear"
 
 
@@ -44,7 +45,7 @@ def other_zero_point(view: View) -> Iterator[Found]:
 
 
 RULES = (
-    Rule("Q001", "error", invalid, "export it again; the message names the place", "onnx.checker"),
+    Rule(INVALID, "error", invalid, "export it again; the message names the place", "onnx.checker"),
     Rule("Q002", "error", bad_scale, "calibrate again: a scale is a positive constant", STANDARD),
     Rule("Q003", "error", other_zero_point, "give both the same shape", STANDARD),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 
 import numpy as np
 import onnx
@@ -135,10 +136,18 @@ def _zero_at_0(model: onnx.ModelProto, entry: Quantizer) -> None:
 
 
 def _constant(model: onnx.ModelProto, name: str, array: Array) -> str:
-    """The name of an initializer of that content; one under that name is taken for the same."""
-    if name not in {tensor.name for tensor in model.graph.initializer}:
-        model.graph.initializer.append(numpy_helper.from_array(array, name))
-    return name
+    """The name of an initializer of that content, `name` itself unless the file has something else under it."""
+    taken = {tensor.name: tensor for tensor in model.graph.initializer}
+    values = {output for node in model.graph.node for output in node.output} | {value.name for value in model.graph.input}
+    for number in count(1):
+        free = name if number == 1 else f"{name}_{number}"
+        tensor = numpy_helper.from_array(array, free)
+        if free not in taken and free not in values:
+            model.graph.initializer.append(tensor)
+            break
+        if free in taken and taken[free].SerializeToString() == tensor.SerializeToString():
+            break
+    return free
 
 
 def _sweep(model: onnx.ModelProto) -> None:

@@ -37,6 +37,7 @@ from quantkit.request import Request
 from quantkit.rounding import BLIND, ROUNDINGS
 from quantkit.spec import FLOAT, parse_scheme
 from quantkit.store import fingerprint, write_atomically
+from quantkit.stored import WEIGHTS
 from quantkit.targets import find_target
 from quantkit.workbench import Workbench
 
@@ -172,7 +173,7 @@ def prepare_candidates(
 
     menus = [[group.name, list(group.layers), list(group.schemes)] for group in groups]
     key = fingerprint(network.key, menus, options.observer, options.rounding, request.splits.calibration.fingerprint())
-    rounded = bench.keep_arrays("weights", (key,), compute)
+    rounded = bench.keep_arrays(WEIGHTS, (key,), compute)
     bank = WeightBank(graph, state, activations, target.product_rows, rounded=rounded)
     return Candidates(network.float_file, graph, groups, target, bank, folder, key)
 
@@ -181,12 +182,11 @@ def write_plan(
     bench: Workbench, request: Request, network: Network, candidates: Candidates, ranges: Ranges, allocation: Mapping[str, str]
 ) -> None:
     """plan.json in the run directory: all that it takes, beside graph.json and the files it names, to write the plan's file again."""
-    stage = bench.store.file("weights", fingerprint("weights", candidates.key), ".npz")
     plan = {
         "schema": 1,
         "target": request.options.target,
         "float_onnx": network.float_file.name,
-        "weights": stage.relative_to(bench.store.folder).as_posix(),
+        "weights": fingerprint(WEIGHTS, candidates.key),
         "layers": {name: allocation[group.name] for group in candidates.groups for name in group.layers},
         "bounds": ranges.bounds(request.options.observer, network.captured.graph),
     }
