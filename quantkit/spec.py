@@ -50,7 +50,7 @@ class QuantSpec:
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How one group is quantized; `None` is float32."""
+    """How one group is quantized; `None` is float32. Weights alone may be narrow: they are then stored so, and computed with in float."""
 
     name: str
     weights: QuantSpec | None
@@ -58,8 +58,13 @@ class Scheme:
 
     @property
     def is_float(self) -> bool:
-        """Whether nothing is quantized."""
-        return self.weights is None and self.activations is None
+        """Whether its layers compute in floating point."""
+        return self.activations is None
+
+    @property
+    def precision(self) -> tuple[int, int]:
+        """What sorts schemes by precision: bits of the activations, then of the weights."""
+        return (32 if self.activations is None else self.activations.bits, 32 if self.weights is None else self.weights.bits)
 
 
 FLOAT = Scheme("fp32", None, None)
@@ -83,3 +88,8 @@ def parse_scheme(text: str) -> Scheme:
         QuantSpec(weight_bits, signed=True, symmetric=True, granularity=PerChannel(0)),
         QuantSpec(activation_bits, signed=False, symmetric=False, granularity=PerTensor()),
     )
+
+
+def is_float(scheme: str) -> bool:
+    """Whether layers under the scheme of that name compute in floating point."""
+    return parse_scheme(scheme).is_float

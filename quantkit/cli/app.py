@@ -60,7 +60,8 @@ Target = Annotated[str | None, _choice("target", "The runtime that the file is f
 Minimize = Annotated[str | None, _choice("minimize", "What to make small")]
 Sensitivity = Annotated[str | None, _choice("sensitivity", "How to score what quantizing a group does")]
 Search = Annotated[str | None, _choice("search", "How to look for the plan")]
-Schemes = Annotated[str | None, Option(help=f"Schemes to choose from, with commas: {','.join(SCHEMES)}.")]
+_SCHEMES = "; ".join(f"{target}: {','.join(schemes)}" for target, schemes in SCHEMES.items())
+Schemes = Annotated[str | None, Option(help=f"Schemes to choose from, with commas ({_SCHEMES}).")]
 Fix = Annotated[list[str] | None, Option(help="GROUP=SCHEME; may be repeated.")]
 Exclude = Annotated[list[str] | None, Option(help="A pattern of group names that stay float; may be repeated.")]
 Observer = Annotated[str | None, _choice("observer", "How ranges are read from the calibration data")]

@@ -25,7 +25,7 @@ from quantkit.evaluation import Session, open_session
 from quantkit.export.executed import owners, plain
 from quantkit.graph import Graph, Group
 from quantkit.latency.timing import Feeds, interleave
-from quantkit.spec import FLOAT
+from quantkit.spec import is_float
 from quantkit.table import Table
 
 PROFILE_RUNS = 30
@@ -156,9 +156,9 @@ def _random_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[s
     generator = np.random.default_rng(seed)
 
     def drawn(group: Group, share: float) -> str:
-        quantized = [scheme for scheme in group.schemes if scheme != FLOAT.name]
-        stays = FLOAT.name in group.schemes and generator.random() < share
-        return FLOAT.name if stays or not quantized else str(generator.choice(quantized))
+        floats, quantized = ([s for s in group.schemes if is_float(s) == wanted] for wanted in (True, False))
+        stays = floats and generator.random() < share
+        return floats[0] if stays or not quantized else str(generator.choice(quantized))
 
     shares = generator.permutation(0.02 + 0.93 * np.linspace(0, 1, count) ** 2)
     return [{group.name: drawn(group, share) for group in groups} for share in shares]
@@ -166,7 +166,7 @@ def _random_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[s
 
 def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence[Mapping[str, str]], measured: np.ndarray) -> LatencyModel:
     """Least squares, no coefficient negative, relative to what was measured, on all plans but the last TEST_PLANS."""
-    crossed = [[size for a, b, size in edges if (plan[a] == FLOAT.name) != (plan[b] == FLOAT.name)] for plan in plans]
+    crossed = [[size for a, b, size in edges if is_float(plan[a]) != is_float(plan[b])] for plan in plans]
     features = np.array([[1.0, table.total(plan), len(sizes), sum(sizes)] for plan, sizes in zip(plans, crossed, strict=True)])
     fit = slice(0, len(plans) - TEST_PLANS)
     scale = np.maximum(features[fit].max(axis=0), 1e-9)
@@ -183,4 +183,4 @@ def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence
 
 
 def _charged(edge: Boundary, allocation: Mapping[str, str]) -> float:
-    return edge.latency_ms if (allocation[edge.producer] == FLOAT.name) != (allocation[edge.consumer] == FLOAT.name) else 0.0
+    return edge.latency_ms if is_float(allocation[edge.producer]) != is_float(allocation[edge.consumer]) else 0.0

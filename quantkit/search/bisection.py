@@ -10,7 +10,7 @@ from quantkit.allocation import order
 from quantkit.graph import Group
 from quantkit.search.measured import Measure, SearchResult, Space, Trials, precision
 from quantkit.search.repair import repair
-from quantkit.spec import FLOAT
+from quantkit.spec import is_float
 
 
 def bisect_precisions(measure: Measure, space: Space, *, repairs: int) -> SearchResult:
@@ -46,5 +46,5 @@ def _as_many_as_pass(trials: Trials, space: Space, standing: dict[str, str], gro
 def _can_save(space: Space, group: Group, standing: dict[str, str], scheme: str) -> bool:
     """Whether the group's own cost falls by more than nothing, at best with all its precision changes saved too."""
     now = standing[group.name]
-    changes = sum(edge.cost for edge in space.edges if group.name in (edge.producer, edge.consumer)) if now == FLOAT.name else 0.0
+    changes = sum(edge.cost for edge in space.edges if group.name in (edge.producer, edge.consumer)) if is_float(now) else 0.0
     return space.cost.at(group.name, scheme) < space.cost.at(group.name, now) + changes

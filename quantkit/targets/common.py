@@ -19,7 +19,7 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     owners: dict[str, list[Layer]] = {}
     for layer in graph.layers:
         owners.setdefault(layer.weight or f"activation of {layer.name}", []).append(layer)
-    widest = max((s for s in schemes if s.weights), key=lambda s: s.weights.bits if s.weights else 0, default=FLOAT)
+    widest = max((s for s in schemes if not s.is_float), key=lambda s: s.precision, default=FLOAT)
     found = []
     for key, layers in owners.items():
         menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))

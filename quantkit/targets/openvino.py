@@ -21,6 +21,7 @@ __all__ = ["ACTIVATIONS", "OPSET", "adapt", "check_schemes", "groups", "isolate"
 
 NAME = "openvino"
 MINIMUM_RUNTIME = "2024.4"
+SCHEMES = ("fp32", "w8a8", "w4a8")
 STORAGE: Mapping[int, Storage] = {4: "int4", **dict.fromkeys((2, 3, 5, 6, 7, 8), "int8")}
 SESSION_OPTIONS: Mapping[str, str] = {}
 
