@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from quantkit.data import Subset
-from quantkit.evaluation import evaluate, open_session
+from quantkit.evaluation import evaluate
 from quantkit.export.qdq import Emitted, emit
 from quantkit.graph import Graph, Group
 from quantkit.metric import Metric, Outputs, divergence
 from quantkit.quantization import WeightBank
+from quantkit.runtimes import Feeds, Runtime, Session, find_runtime
 from quantkit.search import Measured
 from quantkit.spec import parse_scheme
 from quantkit.statistics import UNKNOWING, Expectation, Verdict, noise
@@ -42,6 +43,15 @@ class Candidates:
     bank: WeightBank
     folder: Path
     key: str
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs the target's files."""
+        return find_runtime(self.target.NAME)
+
+    def open(self, path: Path, *, threads: int, example: Feeds | None = None) -> Session:
+        """A file, the float one too, in the target's runtime with the options that it needs."""
+        return self.runtime.open_file(path, threads=threads, options=self.target.SESSION_OPTIONS, example=example)
 
     def placement(self, allocation: Mapping[str, str]) -> Placement:
         """The target's answer for one scheme per group."""
@@ -105,8 +115,7 @@ class Judge:
             if record["key"] == record_key:
                 return dict(record["look"])
         path = self.candidates.emit(allocation)
-        session = open_session(path, threads=0, options=self.candidates.target.SESSION_OPTIONS)
-        outputs = evaluate(session, self.search, self.batch_size)
+        outputs = evaluate(self.candidates.open(path, threads=0), self.search, self.batch_size)
         verdict = judge(self.metric, self.reference, outputs, self.labels, self.budget, self.seed)
         look = {
             "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,

@@ -14,19 +14,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from quantkit.errors import ModelError
-from quantkit.evaluation import Session, evaluate, feeds, open_session
-from quantkit.export.executed import INTEGER, plain, read_executed
-from quantkit.latency.timing import Feeds
+from quantkit.evaluation import evaluate, feeds
+from quantkit.export.executed import plain
 from quantkit.lint.opening import open_model
 from quantkit.lint.view import View, read, title
 from quantkit.request import Check
+from quantkit.runtimes import Kernel, find_runtime, ort_cpu
 from quantkit.statistics import Verdict
 from quantkit.stored import read_plan
 from quantkit.targets import find_target
-from quantkit.verify import Latency, judge, time_files
+from quantkit.verify import Latency, judge, time_sessions
 
 WEIGHTED = (
     "Conv",
@@ -41,14 +40,6 @@ WEIGHTED = (
     "MatMulInteger",
 )
 PLAN_FILE = "model.onnx"
-RUNTIME_ERRORS = (
-    runtime.Fail,
-    runtime.InvalidArgument,
-    runtime.InvalidGraph,
-    runtime.InvalidProtobuf,
-    runtime.NotImplemented,
-    runtime.RuntimeException,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +48,18 @@ class WeightedNode:
 
     name: str
     kind: str
-    kernel: str | None
+    kernel: Kernel | None
     macs: int
 
     @property
     def in_int8(self) -> bool:
-        """Whether an integer kernel runs; a node that the optimised graph does not show counts as float."""
-        return self.kernel is not None and bool(INTEGER.fullmatch(self.kernel))
+        """Whether an integer kernel runs; a node that the runtime does not show counts as float."""
+        return self.kernel is not None and self.kernel.integer
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
         precision = "int8" if self.in_int8 else "float"
-        return {"node": self.name, "kind": self.kind, "kernel": self.kernel, "precision": precision, "macs": self.macs}
+        return {"node": self.name, "kind": self.kind, "kernel": self.kernel and self.kernel.name, "precision": precision, "macs": self.macs}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,46 +115,50 @@ class Examined:
         }
 
 
-def examine(path: Path, *, float_file: Path | None, check: Check | None, threads: int, batch_size: int, seed: int) -> Examined:
-    """Examine a file, or a run directory's. Raises ModelError for what is no safe ONNX file, OutputError for a folder without a plan."""
+def examine(
+    path: Path, *, target: str | None = None, float_file: Path | None, check: Check | None, threads: int, batch_size: int, seed: int
+) -> Examined:
+    """Examine a file, or a run directory's, in the runtime of `target` (the plan's own, or else ONNX Runtime).
+
+    Raises ModelError for what is no safe ONNX file, OutputError for a folder without a plan.
+    """
     plan = read_plan(path) if path.is_dir() else None
     file = path / PLAN_FILE if plan is not None else path
     reference = float_file or (plan.float_file if plan is not None else None)
+    name = target or (plan.target if plan is not None else "ort-cpu")
+    runtime, options = find_runtime(name), find_target(name).SESSION_OPTIONS
     model = open_model(file)
     if reference is not None:
         open_model(reference)
     if check is not None and reference is None:
         raise ModelError(f"data, and no float file to hold {file} against", "the network before it was quantized", "pass --float FILE")
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        _opened(file, threads, optimized)
-        nodes, mismatches = weighted_nodes(model, optimized), None
+        nodes, mismatches = weighted_nodes(model, runtime.kernels(file, options, Path(folder))), None
         if plan is not None:
             placement = find_target(plan.target).place(plan.graph, plan.schemes)
-            mismatches = read_executed(optimized, plan.graph, placement).mismatches
+            mismatches = runtime.read_executed(file, plan.graph, placement, options, Path(folder)).mismatches
     budget = verdict = latency = None
     if reference is not None:
-        session = _opened(reference, threads)
+        example = random_feeds(reference)
         if check is not None:
-            before, after = (evaluate(_opened(each, 0), check.items, batch_size) for each in (reference, file))
+            before, after = (
+                evaluate(runtime.open_file(each, threads=0, options=options), check.items, batch_size) for each in (reference, file)
+            )
             labels = None if check.metric.reference == "float" else check.items.labels()
             truth = before if labels is None else labels
             budget = None if check.budget is None else check.budget.points(check.metric.score(before, truth))
             verdict = judge(check.metric, before, after, labels, 0.0 if budget is None else budget, seed)
-            example: Feeds = feeds(next(iter(check.items.batches(session.batch or 1))), session.input_names)
-        else:
-            example = random_feeds(session)
-        latency = time_files([reference, file], example, threads, {})[1]
+            batch = len(next(iter(example.values())))
+            example = feeds(next(iter(check.items.batches(batch))), tuple(example))
+        if runtime.TIMES:
+            sessions = [runtime.open_file(each, threads=threads, options=options, example=example) for each in (reference, file)]
+            latency = time_sessions(sessions, example)[1]
     return Examined(file, reference, nodes, mismatches, budget, verdict, latency)
 
 
-def weighted_nodes(model: onnx.ModelProto, optimized: Path) -> tuple[WeightedNode, ...]:
-    """The nodes of `model` that hold constant weights, with the kernels that run for them in its optimised graph."""
+def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tuple[WeightedNode, ...]:
+    """The nodes of `model` that hold constant weights, with the kernels that run for them."""
     view, shapes = View(model), _shapes(model)
-    kernels: dict[str, str] = {}
-    for node in onnx.load(optimized, load_external_data=False).graph.node:
-        for name in (node.name, *node.output):
-            kernels.setdefault(plain(name), node.op_type)
     found = []
     for node in view.of_kind(*WEIGHTED):
         weight = next((shape for name in node.input[1:] if (shape := _weight_shape(view, name)) is not None), None)
@@ -183,8 +178,9 @@ def weighted_nodes(model: onnx.ModelProto, optimized: Path) -> tuple[WeightedNod
     return tuple(found)
 
 
-def random_feeds(session: Session) -> dict[str, Any]:
+def random_feeds(path: Path) -> dict[str, Any]:
     """Inputs of the shapes that the file wants, symbols being 1: for time, not for accuracy."""
+    session = ort_cpu.open_file(path, threads=1, options={})
     random = np.random.default_rng(0)
     kinds: Mapping[str, Any] = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
     found = {}
@@ -194,14 +190,6 @@ def random_feeds(session: Session) -> dict[str, Any]:
             raise ModelError(f"input {entry.name!r} is a {entry.type}", f"one of {', '.join(kinds)}", "pass --data")
         found[entry.name] = random.standard_normal(shape).astype(kinds[entry.type])
     return found
-
-
-def _opened(path: Path, threads: int, optimized: Path | None = None) -> Session:
-    try:
-        return open_session(path, threads=threads, optimized=optimized)
-    except RUNTIME_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"ONNX Runtime does not load {path}: {reason}", "", "`quantkit lint` may say why") from error
 
 
 def _weight_shape(view: View, name: str) -> tuple[int, ...] | None:

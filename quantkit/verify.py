@@ -16,12 +16,12 @@ from quantkit.affine import QParams, dequantize
 from quantkit.blocked import find_block
 from quantkit.capture import Captured
 from quantkit.data import Subset
-from quantkit.evaluation import convolve_in_runtime, feeds, open_session
-from quantkit.export.executed import Executed, read_executed
+from quantkit.evaluation import Feeds, Session, convolve_in_runtime, feeds, open_session
+from quantkit.export.executed import Executed
 from quantkit.export.qdq import Emitted
 from quantkit.export.watch import expose
 from quantkit.graph import Graph
-from quantkit.latency.timing import Feeds, interleave, rounds_within
+from quantkit.latency.timing import interleave, rounds_within
 from quantkit.metric import Metric, Outputs
 from quantkit.passes.batches import network_batches
 from quantkit.quantization import WeightBank
@@ -49,12 +49,12 @@ class Latency:
 @dataclass(frozen=True, slots=True)
 class Parity:
     """Simulation against the file: shares of items with equal top-1 and with equal bits, and of quantized layers whose output is
-    the file's, given the file's own input codes.
+    the file's, given the file's own input codes (None where the runtime shows no codes).
     """
 
     agreement: float
     exact: float
-    layers_exact: float
+    layers_exact: float | None
 
 
 def judge(metric: Metric, reference: Outputs, outputs: Outputs, labels: Any, budget: float, seed: int) -> Verdict:
@@ -73,22 +73,14 @@ def judge(metric: Metric, reference: Outputs, outputs: Outputs, labels: Any, bud
     )
 
 
-def time_files(files: Sequence[Path], example: Feeds, threads: int, options: Mapping[str, str]) -> tuple[Latency, ...]:
+def time_sessions(sessions: Sequence[Session], example: Feeds) -> tuple[Latency, ...]:
     """The latency of every file against the first, all interleaved in one run."""
-    sessions = [open_session(path, threads=threads, options=options) for path in files]
-    rounds = rounds_within(sessions[0], example, LATENCY_SECONDS / len(files))
+    rounds = rounds_within(sessions[0], example, LATENCY_SECONDS / len(sessions))
     times = interleave(sessions, example, rounds=rounds)
     batch = len(next(iter(example.values())))
     base, *medians = (float(median) for median in np.median(times, axis=1))
     rows = zip((base, *medians), times, strict=True)
-    return tuple(Latency(base, median, *ratio_interval(row, times[0]), threads, batch) for median, row in rows)
-
-
-def executed(path: Path, graph: Graph, placement: Placement, options: Mapping[str, str], folder: Path) -> Executed:
-    """What the runtime runs of `path`, read from the graph that it optimised for this host."""
-    optimized = folder / "optimized.onnx"
-    open_session(path, threads=1, options=options, optimized=optimized)
-    return read_executed(optimized, graph, placement)
+    return tuple(Latency(base, median, *ratio_interval(row, times[0]), sessions[0].threads, batch) for median, row in rows)
 
 
 def int8_share(graph: Graph, found: Executed) -> float:
@@ -97,10 +89,31 @@ def int8_share(graph: Graph, found: Executed) -> float:
     return sum(layer.macs for layer in graph.layers if found.precisions.get(layer.name) == "int8") / total if total else 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulated:
+    """What a simulation is made of."""
+
+    captured: Captured
+    placement: Placement
+    bank: WeightBank
+
+
+def compare_outputs(simulated: Simulated, session: Session, subset: Subset, batch_size: int, advance: Callable[[int], None]) -> Parity:
+    """Run the simulation and the file as it is over `subset`, both on the CPU, and compare what they answer."""
+    simulation = Simulation(simulated.captured, simulated.placement, simulated.bank, precise=True)
+    graph, same_top, same_bits = simulated.captured.graph, [], []
+    for batch in network_batches(graph, subset, min(batch_size, PARITY_BATCH)):
+        theirs = session.run(feeds(batch, session.input_names))
+        ours = [one.numpy() for one in simulation.run(batch.inputs)["output"]]
+        same_bits.append(np.all([_equal(one, other) for one, other in zip(ours, theirs, strict=True)], axis=0))
+        same_top.append(_equal(_best(ours[0]), _best(theirs[0])))
+        advance(batch.size)
+    agreement, bits = (float(np.concatenate(rows)[: len(subset)].mean()) for rows in (same_top, same_bits))
+    return Parity(agreement, bits, None)
+
+
 def compare_simulation(
-    captured: Captured,
-    placement: Placement,
-    bank: WeightBank,
+    simulated: Simulated,
     path: Path,
     emitted: Emitted,
     subset: Subset,
@@ -114,6 +127,7 @@ def compare_simulation(
     session = open_session(watched, threads=0)
     names = [output.name for output in session.handle.get_outputs()]
     block = find_block(convolve_in_runtime)
+    captured, placement, bank = simulated.captured, simulated.placement, simulated.bank
     graph, simulation = captured.graph, Simulation(captured, placement, bank, precise=True, block=block)
     unequal: set[str] = set()
     same_top, same_bits = [], []

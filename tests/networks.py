@@ -22,7 +22,7 @@ from quantkit.quantization import WeightBank
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
-from quantkit.verify import Parity, compare_simulation
+from quantkit.verify import Parity, Simulated, compare_simulation
 
 ITEMS = 8
 
@@ -210,9 +210,8 @@ class Bench:
     def parity(self, path: Path, placement: Placement, emitted: Emitted) -> Parity:
         """The simulation against the file, over the bench's own items."""
         data = collect([Batch(self.inputs)])
-        return compare_simulation(
-            self.captured, placement, self.bank, path, emitted, Subset(data, tuple(range(len(data)))), ITEMS, self.folder, lambda _: None
-        )
+        simulated = Simulated(self.captured, placement, self.bank)
+        return compare_simulation(simulated, path, emitted, Subset(data, tuple(range(len(data)))), ITEMS, self.folder, lambda _: None)
 
 
 @cache

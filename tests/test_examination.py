@@ -22,10 +22,11 @@ from quantkit.cli import main
 from quantkit.errors import DataError, ModelError, OutputError
 from quantkit.evaluation import open_session
 from quantkit.examination import Examined, examine, weighted_nodes
-from quantkit.export.static_baseline import quantize_with_onnxruntime
 from quantkit.options import Arguments
 from quantkit.request import Check, resolve_check
 from quantkit.result import Result
+from quantkit.runtimes import ort_cpu
+from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
 from quantkit.spec import FLOAT
 from quantkit.stored import export_plan
 
@@ -173,4 +174,4 @@ def test_weights_are_told_from_activations(tmp_path: Path) -> None:
     model = micro.model(micro.qdq(product))
     onnx.save(model, tmp_path / "m.onnx")
     open_session(tmp_path / "m.onnx", threads=1, optimized=tmp_path / "o.onnx")
-    assert weighted_nodes(model, tmp_path / "o.onnx") == ()
+    assert weighted_nodes(model, ort_cpu.kernels(tmp_path / "m.onnx", {}, tmp_path)) == ()

@@ -23,9 +23,9 @@ from quantkit.errors import CaptureError, ContractError
 from quantkit.evaluation import open_session
 from quantkit.export.executed import plain
 from quantkit.export.float_onnx import export_float, read_parameters
-from quantkit.export.static_baseline import quantize_with_onnxruntime
 from quantkit.export.watch import expose
 from quantkit.quantization import WeightBank
+from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
 from quantkit.spec import QuantSpec
 from quantkit.targets import ort_cpu
 

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from quantkit.cli import main
 from quantkit.errors import ModelError, SchemeError
 from quantkit.evaluation import open_session
-from quantkit.export.static_baseline import quantize_with_onnxruntime
 from quantkit.lint import MENDS, RULES, fix_file, lint_file, lint_model, to_sarif
 from quantkit.lint.opening import open_model
+from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
 
 Case = Callable[[], onnx.ModelProto]
 

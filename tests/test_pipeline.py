@@ -569,8 +569,7 @@ def test_threads_reach_every_timing_and_the_result(tmp_path: Path, monkeypatch: 
         asked.append(threads)
         return opened(path, threads=threads, **others)
 
-    for room in ("quantkit.latency.measured", "quantkit.stages.choice", "quantkit.verify"):
-        monkeypatch.setattr(f"{room}.open_session", spied)
+    monkeypatch.setattr("quantkit.runtimes.ort_cpu.open_session", spied)
     result = allocate(tmp_path / "run", threads=2)
 
     assert result.latency.threads == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from quantkit.affine import QParams
 from quantkit.evaluation import Session
 from quantkit.export.executed import Executed
 from quantkit.quantization import WeightBank
+from quantkit.runtimes import ort_cpu as runtime
 from quantkit.targets import ort_cpu
-from quantkit.verify import Parity, compare_simulation, executed, int8_share, time_files
+from quantkit.verify import Parity, Simulated, compare_outputs, compare_simulation, int8_share, time_sessions
 
 ITEMS = 22
 
@@ -30,9 +32,8 @@ def parity(box: toys.Toybox, allocation: Mapping[str, str], folder: Path, bank: 
     emitted = candidates.emitted(allocation, path)
     steps: list[int] = []
     items = toys.subset(ITEMS, seed=8)
-    found = compare_simulation(
-        box.captured, candidates.placement(allocation), bank or box.bank, path, emitted, items, 8, folder, steps.append
-    )  # fmt: skip
+    simulated = Simulated(box.captured, candidates.placement(allocation), bank or box.bank)
+    found = compare_simulation(simulated, path, emitted, items, 8, folder, steps.append)
     return found, steps
 
 
@@ -73,6 +74,21 @@ def test_a_simulation_on_another_grid_is_found_out(tmp_path: Path) -> None:
     assert found.layers_exact == pytest.approx((layers - 2) / layers)
 
 
+def test_a_file_without_codes_is_compared_by_its_answers(tmp_path: Path) -> None:
+    box = toys.toybox()
+    candidates, plan = toys.candidates(box, tmp_path), toys.everything(box.groups, "w8a8")
+    session, steps = candidates.open(candidates.emit(plan), threads=1), list[int]()
+    equal = compare_outputs(
+        Simulated(box.captured, candidates.placement(plan), box.bank), session, toys.subset(ITEMS, seed=8), 8, steps.append
+    )
+    floats = candidates.placement(toys.everything(box.groups, "fp32"))
+    other = compare_outputs(Simulated(box.captured, floats, box.bank), session, toys.subset(ITEMS, seed=8), 8, steps.append)
+
+    assert equal == Parity(agreement=1.0, exact=1.0, layers_exact=None)
+    assert other.exact == 0.0
+    assert sum(steps) == 2 * ITEMS
+
+
 def test_the_items_that_fill_a_fixed_batch_are_not_counted(tmp_path: Path) -> None:
     torch.manual_seed(0)
     box = toys.unpack(torch.export.export(FixedBatch().eval(), (torch.zeros(4, 3, 8, 8),)))
@@ -87,9 +103,9 @@ def test_the_runtime_runs_what_was_planned_and_says_otherwise_by_name(tmp_path: 
     candidates = toys.candidates(box, tmp_path)
     plan = toys.everything(box.groups, "w8a8", down="fp32")
     path = candidates.emit(plan)
-    found = executed(path, box.captured.graph, candidates.placement(plan), {}, tmp_path)
+    found = runtime.read_executed(path, box.captured.graph, candidates.placement(plan), {}, tmp_path)
     asked_else = candidates.placement({**plan, "down": "w8a8", "stem": "fp32"})
-    wrong = executed(path, box.captured.graph, asked_else, {}, tmp_path)
+    wrong = runtime.read_executed(path, box.captured.graph, asked_else, {}, tmp_path)
 
     assert found.mismatches == ()
     assert {name for name, kind in found.precisions.items() if kind == "float"} == {"down"}
@@ -106,20 +122,19 @@ def test_the_int8_share_counts_multiply_accumulates() -> None:
     assert int8_share(replace(graph, layers=()), Executed({}, ())) == 0
 
 
-def test_latencies_are_told_against_the_first_file_round_by_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_latencies_are_told_against_the_first_file_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
 
     def interleaved(sessions: Sequence[Session], feeds: object, *, rounds: int) -> np.ndarray:
         asked["rounds"], asked["sessions"] = rounds, len(sessions)
         return np.array([[2.0, 4.0, 6.0], [1.0, 2.0, 3.0], [2.0, 8.0, 6.0]])
 
-    monkeypatch.setattr(verify, "open_session", lambda path, *, threads, options: asked.update(threads=threads, options=options))
     monkeypatch.setattr(verify, "rounds_within", lambda session, feeds, seconds: int(10 * seconds))
     monkeypatch.setattr(verify, "interleave", interleaved)
     feeds = {"x": np.zeros((4, 1), np.float32)}
-    first, half, other = time_files([tmp_path] * 3, feeds, 3, {"key": "value"})
+    first, half, other = time_sessions([SimpleNamespace(threads=3)] * 3, feeds)  # type: ignore[list-item]
 
-    assert asked == {"rounds": int(10 * verify.LATENCY_SECONDS / 3), "sessions": 3, "threads": 3, "options": {"key": "value"}}
+    assert asked == {"rounds": int(10 * verify.LATENCY_SECONDS / 3), "sessions": 3}
     assert (first.ratio, first.low, first.high, first.quantized_ms) == (1, 1, 1, 4.0)
     assert (half.ratio, half.low, half.high, half.quantized_ms) == (0.5, 0.5, 0.5, 2.0)
     assert (other.ratio, other.low, other.high) == (1, 1, 2)

@@ -91,7 +91,7 @@ def narrow(runs: Path) -> dict[str, float]:
         schemes = {layer.name: parse_scheme(f"w{bits}a8" if layer.weight else "w8a8") for layer in plan.graph.layers}
         files[bits] = export_plan(replace(plan, schemes=schemes), "ort-cpu", runs / f"resnet44-w{bits}.onnx").file
     sessions = [open_session(file, threads=1) for file in files.values()]
-    times = interleave(sessions, random_feeds(sessions[0]), rounds=150)
+    times = interleave(sessions, random_feeds(files[8]), rounds=150)
     payloads = {}
     for bits, file in files.items():
         tensors = onnx.load(file).graph.initializer

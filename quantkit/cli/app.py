@@ -179,6 +179,7 @@ def export(
 def verify(
     file: Annotated[Path, Argument(help="A run directory, or an ONNX file, whoever made it.")],
     float_file: Annotated[Path | None, Option("--float", help="The network before it was quantized; a run has its own.")] = None,
+    target: Annotated[str | None, Option(help="The runtime to run it in: a plan's own, else ort-cpu, unless said.")] = None,
     data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     require_as_planned: Annotated[bool, Option("--require-as-planned", help="Fail where a layer does not run as planned.")] = False,
@@ -199,7 +200,7 @@ def verify(
             from quantkit import examination, request
 
             found = examination.examine(
-                file, float_file=float_file, check=request.resolve_check(arguments),
+                file, target=target, float_file=float_file, check=request.resolve_check(arguments),
                 threads=options.threads, batch_size=options.batch_size, seed=options.seed,
             )  # fmt: skip
         failures = found.failures(as_planned=require_as_planned, int8_share=share)

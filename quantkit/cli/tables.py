@@ -124,18 +124,19 @@ def show_pairs(title: str, pairs: Mapping[str, object]) -> None:
 
 def _comparison(result: Mapping[str, Any]) -> Table:
     latency, size, verdict = result["latency"], result["bytes"], result["verdict"]
-    title = f"\nMeasured on the files, {latency['threads']} thread(s), batch {latency['batch']}"
-    table = Table("", title=title, box=None, title_justify="left", caption_justify="left")
-    table.caption = f"time of this plan: {latency['low']:.2f} to {latency['high']:.2f} of float's, at 95 %"
-    for heading in (f"lost ({result['budget']['unit']})", "time", "of float's", "size", "of float's"):
+    timed = f", {latency['threads']} thread(s), batch {latency['batch']}" if latency else ""
+    table = Table("", title=f"\nMeasured on the files{timed}", box=None, title_justify="left", caption_justify="left")
+    if latency:
+        table.caption = f"time of this plan: {latency['low']:.2f} to {latency['high']:.2f} of float's, at 95 %"
+    for heading in (f"lost ({result['budget']['unit']})", *(("time", "of float's") if latency else ()), "size", "of float's"):
         table.add_column(heading, justify="right")
     floats = {"name": "float", "drop": 0.0, "latency_ratio": 1.0, "bytes_ratio": 1.0}
-    mine = {"name": "this plan", "drop": verdict["drop"], "latency_ratio": latency["ratio"], "bytes_ratio": size["ratio"]}
+    mine = {"name": "this plan", "drop": verdict["drop"], "latency_ratio": latency and latency["ratio"], "bytes_ratio": size["ratio"]}
     rows = [floats, *(row for row in result["baselines"] if row["name"] != "float"), mine]
     for row in rows:
-        time, file = (latency["float_ms"] * row["latency_ratio"], size["float"] * row["bytes_ratio"] / 1e3)
-        cells = (f"{time:.2f} ms", f"{row['latency_ratio']:.2f}×", f"{file:,.0f} kB", f"{row['bytes_ratio']:.2f}×")
-        table.add_row(row["name"], f"{row['drop']:.2f}", *cells, style="bold" if row is mine else "")
+        times = (f"{latency['float_ms'] * row['latency_ratio']:.2f} ms", f"{row['latency_ratio']:.2f}×") if latency else ()
+        sizes = (f"{size['float'] * row['bytes_ratio'] / 1e3:,.0f} kB", f"{row['bytes_ratio']:.2f}×")
+        table.add_row(row["name"], f"{row['drop']:.2f}", *times, *sizes, style="bold" if row is mine else "")
     return table
 
 

@@ -8,9 +8,7 @@ T = offset + slope · Σ layers + Σ boundaries, fitted on measured plans, most 
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -21,10 +19,9 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from quantkit.evaluation import Session, open_session
-from quantkit.export.executed import owners, plain
 from quantkit.graph import Graph, Group
-from quantkit.latency.timing import Feeds, interleave
+from quantkit.latency.timing import interleave
+from quantkit.runtimes import Feeds, Runtime
 from quantkit.spec import is_float
 from quantkit.table import Table
 
@@ -87,6 +84,8 @@ def measure_latency(
     emit: Callable[[Mapping[str, str]], Path],
     feeds: Feeds,
     *,
+    runtime: Runtime,
+    options: Mapping[str, str],
     threads: int,
     seed: int,
     folder: Path,
@@ -96,7 +95,7 @@ def measure_latency(
     profiles = {}
     for scheme in schemes:
         uniform = {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in groups}
-        profiles[scheme] = _layer_ms(emit(uniform), graph, feeds, threads, folder)
+        profiles[scheme] = runtime.layer_ms(emit(uniform), graph, feeds, threads=threads, options=options, runs=PROFILE_RUNS, folder=folder)
         advance(1)
     values = np.full((len(groups), len(schemes)), np.nan)
     for row, group in enumerate(groups):
@@ -109,7 +108,7 @@ def measure_latency(
     plans = [{g.name: g.schemes[0] for g in groups}, {g.name: g.schemes[1] if len(g.schemes) > 1 else g.schemes[0] for g in groups}, *plans]
     measured = []
     for plan in plans:
-        session = open_session(emit(plan), threads=threads)
+        session = runtime.open_file(emit(plan), threads=threads, options=options, example=feeds)
         measured.append(float(np.median(interleave([session], feeds, rounds=PROFILE_RUNS))))
         advance(1)
     return _fitted(table, edges, plans, np.array(measured))
@@ -118,24 +117,6 @@ def measure_latency(
 def steps(schemes: Sequence[str]) -> int:
     """How many files `measure_latency` times."""
     return len(schemes) + 2 + FIT_PLANS + TEST_PLANS
-
-
-def _layer_ms(path: Path, graph: Graph, feeds: Feeds, threads: int, folder: Path) -> dict[str, float]:
-    """Median milliseconds of each layer's own nodes in the runtime's profile."""
-    session: Session = open_session(path, threads=threads, profile=folder / "profile")
-    for _ in range(PROFILE_RUNS):
-        session.run(feeds)
-    report = Path(session.handle.end_profiling())
-    events = json.loads(report.read_text())
-    report.unlink()
-    names = owners(graph)
-    runs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            node = plain(event["name"].removesuffix("_kernel_time"))
-            if node in names and event["args"].get("op_name") not in ("QuantizeLinear", "DequantizeLinear"):
-                runs[names[node]][event["name"]].append(event["dur"] / 1e3)
-    return {layer: sum(float(np.median(durations)) for durations in nodes.values()) for layer, nodes in runs.items()}
 
 
 def _crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int]]:

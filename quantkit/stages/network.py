@@ -24,10 +24,9 @@ from quantkit.candidates import Candidates
 from quantkit.capture import Captured, capture, check_inputs
 from quantkit.environment import describe
 from quantkit.errors import ContractError, SchemeError, unknown
-from quantkit.evaluation import feeds
+from quantkit.evaluation import Feeds, feeds
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Graph, Group
-from quantkit.latency.timing import Feeds
 from quantkit.loading import LoadedModel
 from quantkit.options import Options
 from quantkit.passes.batches import network_batches
@@ -216,4 +215,4 @@ def _versions() -> dict[str, Any]:
     """What computes: the versions, and this very code, so that no stage's result outlives a change of it."""
     told, package = describe(), Path(quantkit.__file__).parent
     code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(package.rglob("*.py"))]
-    return {"quantkit": __version__, "torch": told["torch"], "onnxruntime": told["onnxruntime"], "code": code}
+    return {"quantkit": __version__, "torch": told["torch"], "onnxruntime": told["onnxruntime"], "openvino": told["openvino"], "code": code}

@@ -57,7 +57,8 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
         with bench.progress.stage("measure latency", steps(schemes), "files") as advance:
             return measure_latency(
                 network.captured.graph, groups, schemes, candidates.emit, example_feeds(request, network),
-                threads=options.threads, seed=options.seed, folder=candidates.folder, advance=advance,
+                runtime=candidates.runtime, options=network.target.SESSION_OPTIONS, threads=options.threads, seed=options.seed,
+                folder=candidates.folder, advance=advance,
             )  # fmt: skip
 
     depends_on = (candidates.key, options.threads, options.seed, host["cpu"], host["isa"])

@@ -20,10 +20,10 @@ from quantkit.targets.placement import Placement, Storage
 __all__ = ["ACTIVATIONS", "OPSET", "adapt", "check_schemes", "groups", "isolate", "place", "product_rows", "weight_bytes"]
 
 NAME = "openvino"
-MINIMUM_RUNTIME = "2024.4"
+PACKAGE, MINIMUM_RUNTIME = "openvino", "2024.4"
 SCHEMES = ("fp32", "w8a8", "w4a8")
 STORAGE: Mapping[int, Storage] = {4: "int4", **dict.fromkeys((2, 3, 5, 6, 7, 8), "int8")}
-SESSION_OPTIONS: Mapping[str, str] = {}
+SESSION_OPTIONS: Mapping[str, str] = {"INFERENCE_PRECISION_HINT": "f32"}  # a CPU that has bf16 would take it for what stays float
 
 
 def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:

@@ -20,7 +20,7 @@ __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows
 
 NAME = "ort-cpu"
 OPSET = 21  # INT4 initializers; the IR version that goes with it
-MINIMUM_RUNTIME = "1.22"
+PACKAGE, MINIMUM_RUNTIME = "onnxruntime", "1.22"
 SCHEMES = ("fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8")
 # Narrow codes are made INT8 by nodes that the runtime folds while the session loads, so every width runs in the int8 kernel.
 STORAGE: Mapping[int, Storage] = {8: "int8", 4: "int4", **dict.fromkeys((2, 3, 5, 6, 7), "bit_stream")}

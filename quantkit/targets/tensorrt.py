@@ -22,7 +22,7 @@ __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows
 
 NAME = "tensorrt"
 OPSET = 21
-MINIMUM_RUNTIME = "10.0"
+PACKAGE, MINIMUM_RUNTIME = "tensorrt", "10.0"
 SCHEMES = ("fp32", "w8a8")
 STORAGE: Mapping[int, Storage] = {8: "int8"}
 ACTIVATIONS = QuantSpec(8, signed=True, symmetric=True, granularity=PerTensor())
