@@ -1,16 +1,38 @@
 """Which scheme each group gets: solvers over tables of floats. numpy and scipy only; no network in sight.
 
-plan.py       Plan, Edge
-pareto.py     solve, cheapest, front: least predicted loss within a cost budget
+plan.py       Plan, Edge, Resource, Limit, Shortage
+front.py      solve, cheapest, front, shortage: least predicted loss within a cost budget and other limits
+quality.py    hypervolume, and each plan's distance to the front
 ordering.py   order: the sequence that a guided bisection walks
 problem.py    the tables as options; predict: any allocation's loss and cost
-linear.py     the exact knapsack                 quadratic.py  the same under interactions
-highs.py      the solver's one door
+
+greedy.py     the quick descent                  pareto.py      the whole front by dynamic programming
+milp.py       any mix of limits, proven optimal  quadratic.py   the same under interactions
+relaxation.py the bound behind its gap           highs.py       the solver's one door
 """
 
+from quantkit.allocation.front import SOLVERS, cheapest, front, shortage, solve, undominated
 from quantkit.allocation.ordering import order
-from quantkit.allocation.pareto import cheapest, front, solve
-from quantkit.allocation.plan import Edge, Plan
+from quantkit.allocation.plan import Binding, Edge, Limit, Plan, Resource, Shortage
 from quantkit.allocation.problem import pin, predict
+from quantkit.allocation.quality import distances, hypervolume
 
-__all__ = ["Edge", "Plan", "cheapest", "front", "order", "pin", "predict", "solve"]
+__all__ = [
+    "SOLVERS",
+    "Binding",
+    "Edge",
+    "Limit",
+    "Plan",
+    "Resource",
+    "Shortage",
+    "cheapest",
+    "distances",
+    "front",
+    "hypervolume",
+    "order",
+    "pin",
+    "predict",
+    "shortage",
+    "solve",
+    "undominated",
+]

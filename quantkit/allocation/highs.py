@@ -12,6 +12,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array, vstack
 
 from quantkit.errors import ContractError
 from quantkit.table import Floats
@@ -25,42 +26,58 @@ _NODES = 1_000_000  # a count, not seconds: the same problem gets the same answe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """low ≤ coefficients · x ≤ high."""
+class Rows:
+    """low ≤ matrix · x ≤ high, row by row."""
 
-    coefficients: Floats
-    low: float
-    high: float
+    matrix: csr_array
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def of(cls, entries: Sequence[tuple[Sequence[int] | NDArray[np.intp], Sequence[float] | Floats, float, float]], width: int) -> Rows:
+        """From (columns, coefficients, low, high) of each row, brought to one size."""
+        scales = [_SIZE / _largest(np.asarray(values, dtype=np.float64)) for _, values, _, _ in entries]
+        data = np.concatenate([np.asarray(entry[1], dtype=np.float64) * scale for entry, scale in zip(entries, scales, strict=True)])
+        columns = np.concatenate([np.asarray(entry[0], dtype=np.int32) for entry in entries])
+        starts = np.cumsum([0, *(len(entry[0]) for entry in entries)], dtype=np.int32)
+        matrix = csr_array((data, columns, starts), shape=(len(entries), width))
+        ends = ([entry[side] * scale for entry, scale in zip(entries, scales, strict=True)] for side in (2, 3))
+        return cls(matrix, *(np.array(end) for end in ends))
+
+    def and_(self, other: Rows) -> Rows:
+        """Both."""
+        matrix = csr_array(vstack([self.matrix, other.matrix]))
+        return Rows(matrix, np.concatenate([self.low, other.low]), np.concatenate([self.high, other.high]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """The best x found and the relative gap to the proven bound (0: proven best)."""
+    """The best x found, and the proven bound on objective · x: the value itself, less the gap."""
 
     x: Floats
-    gap: float
+    bound: float
 
 
-def minimise(objective: Floats, rows: Sequence[Row], binary: NDArray[np.bool_], gap: float = 0.0) -> Solution | None:
+def minimise(objective: Floats, rows: Rows, binary: NDArray[np.bool_], gap: float = 0.0) -> Solution | None:
     """The x in [0, 1] of least objective · x that keeps every row, whole where `binary`; None if there is none.
 
     `gap` is the relative distance to the proven bound at which the search for it may end.
     """
-    scaled = [_scaled(row) for row in rows]
-    constraint = LinearConstraint(np.stack([row.coefficients for row in scaled]), [row.low for row in scaled], [row.high for row in scaled])
+    scale = _SIZE / _largest(objective)
     with silent_stdout():
         found = milp(
-            objective / _largest(objective) * _SIZE,
+            objective * scale,
             integrality=binary.astype(np.uint8),
             bounds=Bounds(0, 1),
-            constraints=constraint,
+            constraints=LinearConstraint(rows.matrix, rows.low, rows.high),
             options={"mip_rel_gap": gap, "node_limit": _NODES},
         )
     if found.x is None:
         if found.status == _INFEASIBLE:
             return None
         raise ContractError("the solver stopped without an answer", "a plan, or a proof that there is none", found.message)
-    return Solution(found.x, 0.0 if found.success else float(found.mip_gap))
+    proven = found.success and (gap == 0 or not binary.any())  # up to tolerances that are not to be seen as a gap
+    return Solution(found.x, float(found.fun if proven else found.mip_dual_bound) / scale)
 
 
 @contextmanager
@@ -88,10 +105,5 @@ def _flush_c() -> None:
     ctypes.CDLL(None).fflush(None)
 
 
-def _scaled(row: Row) -> Row:
-    largest = _largest(row.coefficients)
-    return Row(row.coefficients / largest * _SIZE, row.low / largest * _SIZE, row.high / largest * _SIZE)
-
-
 def _largest(values: Floats) -> float:
-    return float(np.abs(values).max()) or 1.0
+    return float(np.abs(values).max(initial=0.0)) or 1.0

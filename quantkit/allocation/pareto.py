@@ -1,102 +1,77 @@
-"""The allocation of least predicted loss within a cost budget, and the front of all budgets.
+"""The whole front by dynamic programming (HAWQ-V2, arXiv 1911.03852; ZeroQ, arXiv 2001.00281): one loss, one cost, no interactions, no edges.
 
-A multiple-choice knapsack (one scheme per group), solved exactly; with interactions the loss is a quadratic form, and the answer
-is the best that `quadratic` finds. Infinite and nan entries of either table are schemes that a group cannot take.
+Group by group, every plan so far is joined with every option, and what another beats on both loss and cost is dropped (Nemhauser and
+Ullmann): what is left at the end are all undominated plans. Beyond `MOST` of them one is kept for each of as many steps of the cost.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quantkit.allocation.linear import cheapest_as_good, least_cost, least_loss
-from quantkit.allocation.plan import Edge, Plan
-from quantkit.allocation.problem import Chosen, Problem, build
-from quantkit.allocation.quadratic import least_quadratic
-from quantkit.graph import Group
-from quantkit.table import Interactions, Table
+from quantkit.allocation.problem import Chosen, Problem, Within
+from quantkit.table import Floats
 
-_RESTARTS = 4  # random starts of a single quadratic solve; along a front the neighbouring plan is a better one
+MOST = 20_000
 
 
-def solve(
-    loss: Table,
-    cost: Table,
-    budget: float,
-    *,
-    groups: Sequence[Group],
-    interactions: Interactions | None = None,
-    edges: Sequence[Edge] = (),
-    fixed: Mapping[str, str] | None = None,
-    seed: int = 0,
-) -> Plan | None:
-    """The plan of least predicted loss whose cost (groups plus edges, in the unit of `cost`) is within budget; of equals the cheapest.
+@dataclass(frozen=True, slots=True, eq=False)
+class Front:
+    """The undominated plans, cheapest first, and whether they are all there are."""
 
-    None if no allocation is within budget; `cheapest` then names the least possible cost. With `interactions` the loss is ½ x'Mx,
-    its diagonal in place of `loss`, and `seed` draws the random starts of the search for it.
-    Raises SchemeError for a pin that is no group, or no scheme of that group.
-    """
-    problem = build(loss, cost, groups, interactions, edges, fixed)
-    best = _best(problem, budget, [], _RESTARTS, seed)
-    return best and problem.plan(*best)
+    costs: Floats
+    losses: Floats
+    chosen: NDArray[np.intp]  # [plans, groups]
+    exact: bool
+
+    def within(self, limit: Within) -> Chosen | None:
+        """The plan of least loss within a limit on the cost; None if there is none."""
+        place = int(np.searchsorted(self.costs, limit.highest, side="right"))
+        found = next((self.chosen[at] for at in range(min(place, len(self.costs) - 1), -1, -1) if limit.holds(self.chosen[at])), None)
+        return None if found is None else np.asarray(found, dtype=np.intp)
 
 
-def cheapest(
-    loss: Table,
-    cost: Table,
-    *,
-    groups: Sequence[Group],
-    interactions: Interactions | None = None,
-    edges: Sequence[Edge] = (),
-    fixed: Mapping[str, str] | None = None,
-    seed: int = 0,
-) -> Plan:
-    """The plan of least possible cost, and of those the one of least predicted loss. Raises as `solve` does."""
-    problem = build(loss, cost, groups, interactions, edges, fixed)
-    least = least_cost(problem)
-    best = _best(problem, problem.cost.total(least), [least], _RESTARTS, seed)
-    return problem.plan(*(best or (least,)))
+def applies(problem: Problem, limits: Sequence[Within]) -> bool:
+    """Whether there is nothing but sums, and the cost alone is limited."""
+    return not (problem.loss.has_pairs or problem.cost.crossings) and all(limit.form is problem.cost for limit in limits)
 
 
-def front(
-    loss: Table,
-    cost: Table,
-    *,
-    groups: Sequence[Group],
-    interactions: Interactions | None = None,
-    edges: Sequence[Edge] = (),
-    fixed: Mapping[str, str] | None = None,
-    points: int = 18,
-    seed: int = 0,
-) -> tuple[Plan, ...]:
-    """The plans that none of the others beats on both loss and cost, cheapest first: at most one for each of `points` budgets.
-
-    The budgets lie on a geometric grid from the least possible cost to the cost of the least loss. Raises as `solve` does.
-    """
-    problem = build(loss, cost, groups, interactions, edges, fixed)
-    least = least_cost(problem)
-    dearest = _best(problem, math.inf, [], _RESTARTS, seed) or (least, math.nan)
-    low, high = problem.cost.total(least), problem.cost.total(dearest[0])
-    grid = np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
-    answers = [_best(problem, low, [least], _RESTARTS, seed) or (least, math.nan)]
-    for budget in grid[1:-1]:
-        answers.append(_best(problem, float(budget), [answers[-1][0]], 0, seed) or answers[-1])
-    return _undominated([problem.plan(*answer) for answer in (*answers, dearest)])
+def whole_front(problem: Problem, most: int = MOST) -> Front:
+    """Every undominated plan of a problem to which dynamic programming `applies`."""
+    costs, losses, exact = np.zeros(1), np.zeros(1), True
+    steps: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+    for place in range(len(problem.groups)):
+        options = np.flatnonzero(problem.group == place)
+        joined = (costs[:, None] + problem.cost.linear[options]).ravel()
+        lost = (losses[:, None] + problem.loss.linear[options]).ravel()
+        kept = _undominated(joined, lost)
+        if len(kept) > most:
+            kept, exact = _thinned(joined[kept], kept, most), False
+        steps.append((kept // len(options), options[kept % len(options)]))
+        costs, losses = joined[kept], lost[kept]
+    chosen = np.empty((len(costs), len(problem.groups)), dtype=np.intp)
+    at = np.arange(len(costs))
+    for place in reversed(range(len(problem.groups))):
+        before, taken = steps[place]
+        chosen[:, place] = taken[at]
+        at = before[at]
+    return Front(costs, losses, chosen, exact)
 
 
-def _best(problem: Problem, budget: float, starts: Sequence[Chosen], restarts: int, seed: int) -> tuple[Chosen, float] | None:
-    if problem.loss.pair.any():
-        chosen = least_quadratic(problem, budget, starts=starts, restarts=restarts, seed=seed)
-        return None if chosen is None else (chosen, math.nan)
-    found = least_loss(problem, problem.loss.linear, budget)
-    return (cheapest_as_good(problem, problem.loss.linear, found[0]), found[1]) if found else None
+def _undominated(costs: Floats, losses: Floats) -> NDArray[np.intp]:
+    """The places of those that no other beats, by rising cost; of equals the first."""
+    order = np.lexsort((losses, costs))
+    falling = losses[order]
+    lowest = np.concatenate([[np.inf], np.minimum.accumulate(falling)[:-1]])
+    return np.asarray(order[falling < lowest], dtype=np.intp)
 
 
-def _undominated(plans: Sequence[Plan]) -> tuple[Plan, ...]:
-    kept: list[Plan] = []
-    for plan in sorted(plans, key=lambda plan: (plan.predicted_cost, plan.predicted_loss)):
-        if not kept or plan.predicted_loss < kept[-1].predicted_loss:
-            kept.append(plan)
-    return tuple(kept)
+def _thinned(costs: Floats, kept: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """Of each step of the cost the last, which loses least; and the cheapest of all."""
+    step = np.floor((costs - costs[0]) / (costs[-1] - costs[0]) * (most - 1))
+    last = np.append(step[1:] != step[:-1], True)
+    last[0] = True
+    return np.asarray(kept[last], dtype=np.intp)

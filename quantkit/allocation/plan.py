@@ -1,4 +1,4 @@
-"""`Plan`: one scheme per group with what it is predicted to lose and to cost; `Edge`: what a change of precision costs."""
+"""What goes into a solver beside the tables (`Edge`, `Resource`, `Limit`), and what comes out (`Plan`, `Shortage`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from quantkit.spec import is_float
+from quantkit.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,52 @@ class Edge:
     producer: str
     consumer: str
     cost: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resource:
+    """What a plan uses of one thing: the table's sum, the edges that it pays, and `offset` whatever it is; all in the table's unit."""
+
+    table: Table
+    edges: tuple[Edge, ...] = ()
+    offset: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What it is."""
+        return self.table.name
+
+    def total(self, allocation: Mapping[str, str]) -> float:
+        """What an allocation uses of it."""
+        floats = {group: is_float(scheme) for group, scheme in allocation.items()}
+        paid = (edge.cost for edge in self.edges if floats[edge.producer] != floats[edge.consumer])
+        return math.fsum([self.offset, *(self.table.at(group, scheme) for group, scheme in allocation.items()), *paid])
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form."""
+        edges = [[edge.producer, edge.consumer, edge.cost] for edge in self.edges]
+        return {"table": self.table.to_json(), "edges": edges, "offset": self.offset}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Resource:
+        """The inverse of `to_json`."""
+        return cls(Table.from_json(data["table"]), tuple(Edge(*row) for row in data["edges"]), data["offset"])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Limit:
+    """At most so much of a resource, in its unit."""
+
+    resource: Resource
+    at_most: float
+
+    def excess(self, used: float) -> float:
+        """By which share of the limit `used` is above it; 0 within it, up to rounding."""
+        over = used - self.at_most
+        return over / (abs(self.at_most) or 1.0) if over > SLACK * abs(self.at_most) else 0.0
+
+
+SLACK = 1e-12  # sums in another order differ by less
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +92,22 @@ class Plan:
         """The inverse of `to_json`."""
         gap = math.nan if data["gap"] is None else data["gap"]
         return cls(dict(data["allocation"]), data["predicted_loss"], data["predicted_cost"], gap)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A limit that cannot be met: the nearest plan uses `needed`, and no plan at all less than `least`."""
+
+    name: str
+    unit: str
+    at_most: float
+    needed: float
+    least: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why there is no plan: the limits that bind, and the plan that comes nearest to all of them."""
+
+    binding: tuple[Binding, ...]
+    nearest: Plan

@@ -1,8 +1,10 @@
-"""Allocation under interactions: minimise ½ x'Mx within the budget.
+"""Allocation under interactions: minimise ½ x'Mx within the limits, and say how far from the least possible the answer may be.
 
-Each start is improved in two ways until neither helps. (1) Sequential linearisation: with the other groups standing as
-they are, option a costs ½ M_aa + Σ_b taken M_ab; a knapsack over these numbers moves all groups at once. (2) Exhaustive swaps of
-one and of two groups, judged on the true quadratic. The best true value wins; nothing here proves it optimal.
+Starts are improved in two ways until neither helps. (1) Sequential linearisation: with the other groups standing as they are, option a
+costs ½ M_aa + Σ_b taken M_ab; a knapsack over these numbers moves all groups at once. (2) Swaps of one and of two groups, judged on the
+true quadratic. The best true value wins. `relaxation` bounds what any allocation can reach, and the gap to that is part of the answer.
+
+Where there are many options only those are paired in swaps that change the loss most for the better or for what they save.
 """
 
 from __future__ import annotations
@@ -10,87 +12,138 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quantkit.allocation.linear import least_loss, limit
-from quantkit.allocation.problem import Chosen, Form, Problem
+from quantkit.allocation.greedy import descend, least_isolated
+from quantkit.allocation.highs import minimise
+from quantkit.allocation.milp import Program, least_of, relative_gap
+from quantkit.allocation.problem import Chosen, Form, Problem, Within
+from quantkit.allocation.relaxation import Relaxed, relax
 from quantkit.table import Floats
 
 _STEPS = 4  # linearisations of one start; they settle or begin to circle long before
 GAP = 1e-3  # of a linearisation, which is no more exact than that itself
 _SPREAD = 2.0  # of the logarithm of the factor that disturbs a random start's losses: wide enough to reorder most groups
+RESTARTS = 4  # random starts of a single solve; along a front the neighbouring plan is a better one
+MANY = 600  # options; beyond, pairs are drawn from a short list, and the relaxation's corners and the greedy answer are starts enough
+_LISTED = 150  # the length of each half of the short list
 
 
-def least_quadratic(problem: Problem, budget: float, *, starts: Sequence[Chosen], restarts: int, seed: int) -> Chosen | None:
-    """The best options found within budget, never worse than any of `starts` that is within budget; None if none are within it.
+def least_quadratic(
+    problem: Problem, limits: Sequence[Within], *, starts: Sequence[Chosen] = (), restarts: int = RESTARTS, seed: int = 0
+) -> tuple[Chosen, float] | None:
+    """The best options found within all limits, and their relative gap to the proven bound; None if none are within them.
 
-    `restarts` counts the random starts beside those that the problem itself suggests.
+    Never worse than any of `starts` that is within the limits. `restarts` counts the random starts beside those that the problem suggests.
     """
+    program = Program(problem, tuple(limits))
+    relaxed = relax(program)
+    if relaxed is None:
+        return None
     best: Chosen | None = None
     tried: set[bytes] = set()
-    for start in (*starts, *_starts(problem, budget, restarts, seed)):
-        if problem.cost.total(start) > limit(budget) or start.tobytes() in tried:
+    for start in (*starts, *_starts(program, relaxed, restarts, seed)):
+        if start.tobytes() in tried or not all(limit.holds(start) for limit in limits):
             continue
         tried.add(start.tobytes())
-        found = _swapped(problem, _linearised(problem, start, budget), budget)
+        found = _swapped(problem, _linearised(program, start), limits)
         if best is None or _worth(problem, found) < _worth(problem, best):
             best = found
-    return best
+    return None if best is None else (best, relative_gap(problem.loss.total(best), relaxed.bound))
 
 
 def _worth(problem: Problem, chosen: Chosen) -> tuple[float, float]:
     return problem.loss.total(chosen), problem.cost.total(chosen)
 
 
-def _starts(problem: Problem, budget: float, restarts: int, seed: int) -> Iterator[Chosen]:
-    """Answers of knapsacks that ignore the interactions, see them at the lossless end, or see disturbed losses."""
-    isolated = [problem.loss.linear, problem.isolated]
-    if not restarts:  # along a front the neighbour's answer is the better start
-        isolated = isolated[:1]
-    lossless = least_loss(problem, problem.loss.linear, np.inf, GAP)
-    context = [problem.loss.field(lossless[0])] if lossless and restarts else []
-    random = np.random.default_rng(seed)
-    disturbed = [problem.loss.linear * random.lognormal(0.0, _SPREAD, len(problem.scheme)) for _ in range(restarts)]
-    for losses in (*isolated, *context, *disturbed):
-        if found := least_loss(problem, losses, budget, GAP):
-            yield found[0]
+def _starts(program: Program, relaxed: Relaxed, restarts: int, seed: int) -> Iterator[Chosen]:
+    """The relaxation made whole, the greedy descent, and knapsacks that see the relaxation's prices; of few options many more."""
+    problem = program.problem
+    prices = problem.loss.linear + problem.loss.pair @ relaxed.x
+    given = [_whole(program, relaxed.x), descend(problem, program.limits), _knapsack(program, prices)]
+    if len(problem.scheme) <= MANY:
+        isolated = [problem.loss.linear, problem.isolated][: 2 if restarts else 1]
+        context = [problem.loss.field(least_isolated(problem))] if restarts else []
+        random = np.random.default_rng(seed)
+        disturbed = [problem.loss.linear * random.lognormal(0.0, _SPREAD, len(problem.scheme)) for _ in range(restarts)]
+        given += [_knapsack(program, losses) for losses in (*isolated, *context, *disturbed)]
+    yield from (start for start in given if start is not None)
 
 
-def _linearised(problem: Problem, start: Chosen, budget: float) -> Chosen:
-    best = here = start
+def _knapsack(program: Program, losses: Floats) -> Chosen | None:
+    """The options of least total loss within the limits, or nearly: of many a linear program, made whole."""
+    objective = np.concatenate([losses, np.zeros(program.width - len(losses))])
+    if len(losses) <= MANY:
+        found = least_of(program, objective, GAP)
+        return found and found[0]
+    solution = minimise(objective, program.rows, np.zeros(program.width, dtype=bool))
+    return None if solution is None else _whole(program, solution.x[: len(losses)])
+
+
+def _whole(program: Program, x: Floats) -> Chosen | None:
+    """The greatest share of each group taken whole, and from there down into the limits."""
+    problem = program.problem
+    order = np.lexsort((problem.loss.linear, -x, problem.group))
+    taken = order[np.searchsorted(problem.group[order], np.arange(len(problem.groups)))]
+    return descend(problem, program.limits, np.asarray(taken, dtype=np.intp))
+
+
+def _linearised(program: Program, start: Chosen) -> Chosen:
+    problem, best, here = program.problem, start, start
     for _ in range(_STEPS):
-        found = least_loss(problem, problem.loss.field(here), budget, GAP)
-        if found is None or np.array_equal(found[0], here):
+        found = _knapsack(program, problem.loss.field(here))
+        if found is None or np.array_equal(found, here):
             break
-        here = found[0]
+        here = found
         if problem.loss.total(here) < problem.loss.total(best):
             best = here
     return best
 
 
-def _swapped(problem: Problem, chosen: Chosen, budget: float) -> Chosen:
+def _swapped(problem: Problem, chosen: Chosen, limits: Sequence[Within]) -> Chosen:
     """The best swap of one or two groups, again and again until none lowers the loss (or keeps it and lowers the cost)."""
     while True:
-        losses, costs = _swaps(problem, problem.loss, chosen), _swaps(problem, problem.cost, chosen)
-        now, cost = _worth(problem, chosen)
-        losses[cost + costs > limit(budget)] = np.inf
-        least = losses.min()
-        ties = np.where(losses == least, costs, np.inf)
-        first, second = np.unravel_index(int(ties.argmin()), ties.shape)
+        listed = _short_list(problem, chosen, limits)
+        losses, costs = (_swaps(problem, form, chosen, listed) for form in (problem.loss, problem.cost))
+        for limit in limits:
+            changes = costs if limit.form is problem.cost else _swaps(problem, limit.form, chosen, listed)
+            losses[limit.form.total(chosen) + changes > limit.highest] = np.inf
+        ties = np.where(losses == losses.min(), costs, np.inf)
+        first, second = listed[np.array(np.unravel_index(int(ties.argmin()), ties.shape))]
         swapped = chosen.copy()
         swapped[problem.group[[first, second]]] = first, second
-        if not (_worth(problem, swapped) < (now, cost) and problem.cost.total(swapped) <= limit(budget)):
+        if not (_worth(problem, swapped) < _worth(problem, chosen) and all(limit.holds(swapped) for limit in limits)):
             return chosen
         chosen = swapped
 
 
-def _swaps(problem: Problem, form: Form, chosen: Chosen) -> Floats:
-    """[options, options]: by how much the form changes when both options are taken at once; one swap alone on the diagonal."""
-    standing = chosen[problem.group]
+def _short_list(problem: Problem, chosen: Chosen, limits: Sequence[Within]) -> NDArray[np.intp]:
+    """The options worth pairing: all, or of many those of least loss and those of least loss for what they save."""
+    everything = np.arange(len(problem.scheme))
+    if len(everything) <= MANY:
+        return everything
+    change, *used = (_alone(problem, form, chosen) for form in (problem.loss, *(limit.form for limit in limits)))
+    saved = np.sum([-use / (abs(limit.at_most) or 1.0) for use, limit in zip(used, limits, strict=True)], axis=0)
+    moves = everything[chosen[problem.group] != everything]
+    by_loss = moves[np.argsort(change[moves] / np.maximum(-saved[moves], 1e-15), kind="stable")][:_LISTED]
+    saving = moves[saved[moves] > 0]
+    by_price = saving[np.argsort(change[saving] / saved[saving], kind="stable")][:_LISTED]
+    return np.unique(np.concatenate([by_loss, by_price]))
+
+
+def _alone(problem: Problem, form: Form, chosen: Chosen) -> Floats:
     field = form.field(chosen)
-    alone = field - field[standing]
-    pair = form.pair
-    joint = pair - pair[:, standing] - pair[standing, :] + pair[np.ix_(standing, standing)]
-    change = alone[:, None] + alone[None, :] + joint
-    change[problem.group[:, None] == problem.group[None, :]] = np.inf
+    return np.asarray(field - field[chosen][problem.group])
+
+
+def _swaps(problem: Problem, form: Form, chosen: Chosen, listed: NDArray[np.intp]) -> Floats:
+    """[listed, listed]: by how much the form changes when both options are taken at once; one swap alone on the diagonal."""
+    group, standing, pair = problem.group[listed], chosen[problem.group[listed]], form.pair
+    alone = _alone(problem, form, chosen)[listed]
+    change = alone[:, None] + alone[None, :]
+    if form.has_pairs:
+        change = change + pair[np.ix_(listed, listed)] - pair[np.ix_(listed, standing)]
+        change = change - pair[np.ix_(standing, listed)] + pair[np.ix_(standing, standing)]
+    change[group[:, None] == group[None, :]] = np.inf
     np.fill_diagonal(change, alone)
     return np.asarray(change)

@@ -1,0 +1,116 @@
+"""A proven lower bound on ½ x'Mx within the limits, so that the gap of a heuristic answer is known.
+
+Let C = M − D with D diagonal and C positive semi-definite. As x_a² = x_a for whole x, ½ x'Mx = ½ x'Cx + ½ d'x, which is convex; so for any z
+    ½ x'Mx  ≥  f(z) + ∇f(z)'(x − z)  ≥  f(z) − ∇f(z)'z + min_y ∇f(z)'y,   f(z) = ½ z'Cz + ½ d'z,
+where y runs over the fractional allocations within the limits: a linear program. The z that makes the bound greatest is sought by
+simplicial decomposition (von Hohenbalken 1977): the least f over the hull of the answers so far, again and again.
+D is a multiple of M's diagonal, the greatest that a Cholesky factorisation shows to leave C semi-definite; below 0 where M is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import LinAlgError, cholesky
+from scipy.optimize import minimize
+
+from quantkit.allocation.highs import minimise
+from quantkit.allocation.milp import Program
+from quantkit.table import Floats
+
+_CUTS = 12  # linear programs; a bound that is nearly as good as it can be comes long before
+_ENOUGH = 1e-4
+_SMALL, _MARGIN = 200, 1e-9
+_SHARES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, -1e-6)  # a factorisation that fails does so early
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relaxed:
+    """The bound, the fractional allocation behind it, and the answers of the linear programs."""
+
+    bound: float
+    x: Floats
+    corners: tuple[Floats, ...]
+
+
+def relax(program: Program) -> Relaxed | None:
+    """The bound of a problem with interactions; None where not even a fractional allocation is within the limits."""
+    problem = program.problem
+    assert problem.matrix is not None
+    size = len(problem.scheme)
+    d = _diagonal(problem.matrix)
+    convex = problem.matrix - np.diag(d)
+    corners: list[Floats] = []
+    images: list[Floats] = []
+    gradient, bound, x = np.zeros(program.width), -np.inf, np.zeros(size)
+    gradient[:size] = 0.5 * np.diag(problem.matrix)
+    none = np.zeros(program.width, dtype=bool)
+    for _ in range(_CUTS):
+        solution = minimise(gradient, program.rows, none)
+        if solution is None:
+            return None
+        corner = np.clip(solution.x[:size], 0.0, 1.0)
+        if corners:
+            value = 0.5 * float(x @ convex @ x) + 0.5 * float(d @ x)
+            bound = max(bound, value + solution.bound - float(gradient[:size] @ x))
+            if value - bound <= _ENOUGH * abs(value):
+                break
+        corners.append(corner)
+        images.append(convex @ corner)
+        shares = _least_in_hull(np.stack(corners), np.stack(images), d)
+        x = shares @ np.stack(corners)
+        gradient[:size] = shares @ np.stack(images) + 0.5 * d
+    return Relaxed(bound, x, tuple(corners))
+
+
+def _least_in_hull(corners: Floats, images: Floats, d: Floats) -> Floats:
+    """The shares of the corners, at least 0 and of sum 1, of least f; any shares do for a bound, so that nothing hangs on convergence."""
+    gram, linear = corners @ images.T, 0.5 * (corners @ d)
+    scale = max(float(np.abs(gram).max()), float(np.abs(linear).max())) or 1.0
+    found = minimize(
+        lambda shares: float(0.5 * shares @ gram @ shares + linear @ shares) / scale,
+        np.full(len(linear), 1 / len(linear)),
+        jac=lambda shares: (gram @ shares + linear) / scale,
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * len(linear),
+        constraints={"type": "eq", "fun": lambda shares: float(shares.sum() - 1), "jac": np.ones_like},
+        options={"ftol": 1e-12},
+    )
+    shares = np.clip(found.x, 0.0, 1.0)
+    return np.asarray(shares / shares.sum())
+
+
+def _diagonal(matrix: Floats) -> Floats:
+    """The d above: t · diagonal, t the greatest that a factorisation proves."""
+    used = np.flatnonzero(matrix.any(axis=1))
+    full = np.zeros(len(matrix))
+    if not len(used):
+        return full
+    inner = matrix[np.ix_(used, used)]
+    weights = np.maximum(np.diag(inner), 1e-3 * np.abs(inner).max())
+    roots = np.sqrt(weights)
+    normal = inner / roots[:, None] / roots[None, :]
+    full[used] = _share(normal) * weights
+    return full
+
+
+def _share(matrix: Floats) -> float:
+    """The t: of a small matrix its least eigenvalue, of a large one the greatest of a few that a factorisation accepts."""
+    if len(matrix) < _SMALL:
+        return float(np.linalg.eigvalsh(matrix)[0]) - _MARGIN
+    for share in _SHARES:
+        if _is_definite(matrix, share):
+            return share
+    share = -0.01
+    while not _is_definite(matrix, share):
+        share *= 4
+    return share
+
+
+def _is_definite(matrix: Floats, shift: float) -> bool:
+    try:
+        cholesky(matrix - shift * np.eye(len(matrix)), lower=True, check_finite=False)
+    except LinAlgError:
+        return False
+    return True
