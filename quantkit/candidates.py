@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,28 +93,48 @@ class Judge:
 
     def expect(self, anchors: Sequence[Mapping[str, str]]) -> Callable[[Mapping[str, str]], Measured]:
         """How to measure a plan once the anchors are: with their drops and divergences behind the judgement whether it passes."""
-        near = NEAR[self.metric.curvature]
-        looks = [look for look in map(self._look, anchors) if look["divergence"] <= near]
+        near = self.near
+        looks = [look for look in map(self.look, anchors) if look["divergence"] <= near]
         drops, divergences = (np.array([look[key] for look in looks]) for key in ("drop", "divergence"))
         told = Expectation.fit(drops, np.array([noise(self._verdict(look)) for look in looks]), divergences)
 
         def measure(allocation: Mapping[str, str]) -> Measured:
-            look = self._look(allocation)
+            look = self.look(allocation)
             expectation = told if look["divergence"] <= near else UNKNOWING
             passes = expectation.likely_kept(self._verdict(look), look["divergence"], self.gate_items, self.budget, self.confidence)
             return Measured(look["drop"], passes, look)
 
         return measure
 
+    @property
+    def near(self) -> float:
+        """The divergence beyond which a network is broken; a finite number."""
+        return min(NEAR[self.metric.curvature], sys.float_info.max)
+
+    def told(self) -> dict[str, Any]:
+        """What it takes to judge by the journal alone."""
+        return {
+            "key": self.key, "metric": self.metric.name, "unit": self.metric.unit, "near": self.near, "search_items": len(self.search),
+            "gate_items": self.gate_items, "confidence": self.confidence,
+        }  # fmt: skip
+
+    def looks(self) -> list[tuple[dict[str, str], dict[str, float]]]:
+        """All that the journal holds of these candidates, each allocation once."""
+        own = {r["key"]: r for r in self.store.records() if r["key"] == fingerprint(self.key, r["allocation"])}
+        return [(dict(record["allocation"]), dict(record["look"])) for record in own.values()]
+
     def _verdict(self, look: Mapping[str, float]) -> Verdict:
         return Verdict("undecided", len(self.search), look["float"], look["quantized"], look["drop"], look["low"], look["high"], None)
 
-    def _look(self, allocation: Mapping[str, str]) -> dict[str, float]:
+    def knows(self, allocation: Mapping[str, str]) -> bool:
+        """Whether the journal holds it."""
+        return self._recorded(allocation) is not None
+
+    def look(self, allocation: Mapping[str, str]) -> dict[str, float]:
         """Drop, interval, divergence and bytes on the search split, from the journal or measured now."""
-        record_key = fingerprint(self.key, dict(allocation))
-        for record in self.store.records():
-            if record["key"] == record_key:
-                return dict(record["look"])
+        recorded = self._recorded(allocation)
+        if recorded is not None:
+            return recorded
         path = self.candidates.emit(allocation)
         outputs = evaluate(self.candidates.open(path, threads=0), self.search, self.batch_size)
         verdict = judge(self.metric, self.reference, outputs, self.labels, self.budget, self.seed)
@@ -121,5 +142,9 @@ class Judge:
             "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,
             "divergence": divergence(self.reference, outputs, self.metric.curvature), "bytes": float(path.stat().st_size),
         }  # fmt: skip
-        self.store.append({"key": record_key, "allocation": dict(allocation), "look": look})
+        self.store.append({"key": fingerprint(self.key, dict(allocation)), "allocation": dict(allocation), "look": look})
         return look
+
+    def _recorded(self, allocation: Mapping[str, str]) -> dict[str, float] | None:
+        key = fingerprint(self.key, dict(allocation))
+        return next((dict(record["look"]) for record in self.store.records() if record["key"] == key), None)

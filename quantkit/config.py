@@ -33,6 +33,11 @@ class Config:
     metric: str | None = None
     max_drop: float | str | None = None
     keep: str | None = None
+    max_bytes: float | str | None = None
+    max_latency: float | str | None = None
+    max_bops: float | str | None = None
+    average_bits: float | str | None = None
+    time_limit: float | str | None = None
     target: str | None = None
     minimize: str | None = None
     schemes: tuple[str, ...] | None = None
@@ -139,6 +144,7 @@ SEED = _Kind("a whole number of at least 0", lambda value: 0 if type(value) is i
 SPLIT = _Kind("a path, or a count of items above 0", lambda value: _path(value) or _count(value))
 SIZE = _Kind("pixels, such as 256 or [224, 224]", lambda value: _count(value) or _sides(value))
 NUMBERS = _Kind("a number, or one a channel", _numbers)
+AMOUNT = _Kind("a number, or a text such as '2MB' or '0.25x'", lambda value: _text(value) if isinstance(value, str) else _number(value))
 
 PREPROCESSING_KEYS = {"resize": SIZE, "crop": SIZE, "mean": NUMBERS, "std": NUMBERS, "scale": _Kind("a number", _number)}
 
@@ -150,6 +156,11 @@ KEYS = {
     "metric": TEXT,
     "max_drop": _Kind("a number, or a percentage such as '0.5%'", lambda value: _text(value) if isinstance(value, str) else _number(value)),
     "keep": TEXT,
+    "max_bytes": AMOUNT,
+    "max_latency": AMOUNT,
+    "max_bops": AMOUNT,
+    "average_bits": AMOUNT,
+    "time_limit": AMOUNT,
     "target": TEXT,
     "minimize": TEXT,
     "schemes": _Kind('texts, such as ["w8a8", "fp32"]', _texts),

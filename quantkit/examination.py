@@ -23,7 +23,7 @@ from quantkit.lint.view import View, read, title
 from quantkit.request import Check
 from quantkit.runtimes import Kernel, find_runtime, ort_cpu
 from quantkit.statistics import Verdict
-from quantkit.stored import read_plan
+from quantkit.stored import plan_file, read_plan
 from quantkit.targets import find_target
 from quantkit.verify import Latency, judge, time_sessions
 
@@ -39,7 +39,6 @@ WEIGHTED = (
     "ConvInteger",
     "MatMulInteger",
 )
-PLAN_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ def examine(
     Raises ModelError for what is no safe ONNX file, OutputError for a folder without a plan.
     """
     plan = read_plan(path) if path.is_dir() else None
-    file = path / PLAN_FILE if plan is not None else path
+    file = plan_file(plan) if plan is not None else path
     reference = float_file or (plan.float_file if plan is not None else None)
     name = target or (plan.target if plan is not None else "ort-cpu")
     runtime, options = find_runtime(name), find_target(name).SESSION_OPTIONS

@@ -6,18 +6,19 @@ Text is parsed into values here, once. Standard library only, so that `quantkit 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quantkit.bounds import Bounds
 from quantkit.errors import DataError, RequestError, SchemeError, unknown
 
 # The rooms that dispatch on these names hold the functions; a test compares the lists.
 CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("ort-cpu", "openvino", "tensorrt"),
-    "minimize": ("latency", "bytes"),
+    "minimize": ("latency", "bytes", "bops", "drop"),
     "sensitivity": ("augmented", "displacement", "hessian"),
-    "search": ("pareto", "bisection"),
+    "search": ("pareto", "bisection", "swaps"),
     "observer": ("mse", "percentile", "minmax"),
     "rounding": ("gptq", "nearest"),
     "device": ("cpu", "cuda"),
@@ -44,8 +45,8 @@ class Options:
     `schemes` None is what `minimize` can use (`menu` says which). `fix` holds (group, scheme) pairs and `exclude` patterns of group
     names; whether they exist is known after the capture.
     `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
-    `confidence` is how sure the search must be that the gate will keep the promise. `output` is the ONNX
-    file; `run` the folder that keeps the stages' results.
+    `confidence` is how sure the search must be that the gate will keep the promise. `bounds` are what a plan may use beside; after
+    `time_limit_s` the search ends with the best so far. `output` is the ONNX file; `run` the folder that keeps the stages' results.
     """
 
     target: str = "ort-cpu"
@@ -66,6 +67,8 @@ class Options:
     run: Path | None = None
     undecided: str = "point"
     confidence: float = 0.85
+    bounds: Bounds = field(default_factory=Bounds)
+    time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
         for option, known in CHOICES.items():
@@ -77,6 +80,12 @@ class Options:
                 raise SchemeError(*unknown(f"scheme for {self.target}", scheme, SCHEMES[self.target]))
         if not self.menu:
             raise SchemeError("no scheme to choose from", "at least one", f"list them as --schemes {','.join(SCHEMES[self.target])}")
+        if self.minimize == "drop" and not self.bounds.said():
+            got = "--minimize drop without a bound: the float network loses nothing"
+            raise RequestError(got, "one of --max-bytes, --max-latency, --max-bops, --average-bits", "pass --max-bytes 0.25x")
+        if self.minimize == "drop" and self.search == "bisection":
+            got = "--search bisection with --minimize drop, which stops at the promise"
+            raise RequestError(got, "a search that goes on", "pass --search swaps or --search pareto")
         if not 0.5 <= self.confidence < 1:
             raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
         for option, lowest in {"batch_size": 1, "threads": 1, "seed": 0, "split_seed": 0}.items():
@@ -87,7 +96,10 @@ class Options:
     @property
     def menu(self) -> tuple[str, ...]:
         """The schemes to choose from."""
-        return DEFAULT_SCHEMES[self.target][self.minimize] if self.schemes is None else self.schemes
+        if self.schemes is not None:
+            return self.schemes
+        narrow = self.minimize in ("bytes", "bops") or self.bounds.said().keys() - {"latency"}
+        return DEFAULT_SCHEMES[self.target]["bytes" if narrow else "latency"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +116,11 @@ class Arguments:
     metric: Any = None
     max_drop: str | float | None = None
     keep: str | None = None
+    max_bytes: str | float | None = None
+    max_latency: str | float | None = None
+    max_bops: str | float | None = None
+    average_bits: str | float | None = None
+    time_limit: str | float | None = None
     target: str | None = None
     minimize: str | None = None
     sensitivity: str | None = None

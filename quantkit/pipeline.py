@@ -12,17 +12,22 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from quantkit.candidates import Candidates, Judge
 from quantkit.capture import capture
 from quantkit.graph import Graph, Group
+from quantkit.ledger import Ledger, front_report, write_ledger
 from quantkit.loading import LoadedModel
 from quantkit.options import Options
 from quantkit.progress import Progress
 from quantkit.request import Request
 from quantkit.result import Result
-from quantkit.stages.choice import choose, search
+from quantkit.search import Space
+from quantkit.sensitivity import Scores
+from quantkit.stages.choice import choose, explain, measure_anchors, open_judge, search
 from quantkit.stages.kept import find_result, keep_result, result_key
 from quantkit.stages.network import (
     Network,
@@ -31,16 +36,18 @@ from quantkit.stages.network import (
     find_groups,
     job_fingerprint,
     network_of,
+    plan_frame,
     prepare_candidates,
     write_plan,
     write_request,
 )
-from quantkit.stages.tables import cost_groups, find_front, score_groups
-from quantkit.stages.verdict import report, verify_plan
+from quantkit.stages.tables import Costs, cost_groups, find_front, score_groups
+from quantkit.stages.verdict import check_bounds, report, verify_plan
 from quantkit.store import Run, write_atomically
+from quantkit.stored import forget_pick
 from quantkit.workbench import Workbench, scratch_folder
 
-__all__ = ["Inspection", "Result", "inspect", "run"]
+__all__ = ["Inspection", "Measurement", "Result", "inspect", "measure", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,15 @@ class Inspection:
 
     graph: Graph
     groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measurement:
+    """Where everything lies that was measured, and the front that follows from it."""
+
+    run: Path
+    front: Mapping[str, Any]
+    seconds: Mapping[str, float]
 
 
 def inspect(model: LoadedModel, example: Mapping[str, Tensor] | None, options: Options) -> Inspection:
@@ -62,8 +78,9 @@ def run(request: Request, progress: Progress) -> Result:
     job = job_fingerprint(request)
     folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
     with Run(folder) as store, scratch_folder(store) as scratch:
-        bench = Workbench(store, progress)
+        bench = Workbench(store, progress, request.options.time_limit_s)
         network = capture_network(bench, request)
+        forget_pick(folder)
         key = result_key(job, network)
         result = find_result(store, key)
         if result is None:
@@ -77,16 +94,60 @@ def run(request: Request, progress: Progress) -> Result:
     return result
 
 
-def _allocate(bench: Workbench, request: Request, network: Network, scratch: Path, job: str) -> Result:
+def measure(request: Request, progress: Progress) -> Measurement:
+    """Every stage up to the tables and the front, and a look at a few plans: all that `quantkit pick` needs, and all that `run` reuses."""
+    job = job_fingerprint(request)
+    folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
+    with Run(folder) as store, scratch_folder(store) as scratch:
+        bench = Workbench(store, progress, request.options.time_limit_s)
+        tables = _measure(bench, request, capture_network(bench, request), scratch)
+        with progress.stage("look at a few plans", None, "plans") as advance:
+            measure_anchors(bench, tables.judge, tables.space, advance)
+        return Measurement(folder, tables.write_front(bench), bench.seconds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tables:
+    """What is known once everything is scored and costed."""
+
+    candidates: Candidates
+    frame: Mapping[str, Any]
+    scores: Scores
+    costs: Costs
+    ledger: Ledger
+    space: Space
+    judge: Judge
+
+    def write_front(self, bench: Workbench) -> dict[str, Any]:
+        """front.json, with all that was measured so far."""
+        report = front_report(self.ledger, self.space, self.judge.looks(), self.judge.near)
+        with write_atomically(bench.store.folder / "front.json") as temporary:
+            temporary.write_text(json.dumps(report, indent=1, allow_nan=False))
+        return report
+
+
+def _measure(bench: Workbench, request: Request, network: Network, scratch: Path) -> _Tables:
     write_request(request, network, bench.store.folder)
     groups = find_groups(network.captured.graph, request.options)
     ranges = calibrate_ranges(bench, request, network)
     candidates = prepare_candidates(bench, request, network, groups, ranges, scratch)
     scores = score_groups(bench, request, network, candidates)
     costs = cost_groups(bench, request, network, candidates)
-    space = find_front(bench, request, groups, scores, costs)
-    found = search(bench, request, candidates, space)
-    plan = choose(bench, request, network, candidates, found, costs)
-    write_plan(bench, request, network, candidates, ranges, plan.allocation)
+    ledger = Ledger(groups, scores.table, scores.interactions, costs.resources, costs.floats, costs.sizes, request.options.seed)
+    space = find_front(bench, request, ledger)
+    judge = open_judge(bench, request, candidates)
+    frame = plan_frame(request, network, candidates, ranges)
+    write_ledger(bench.store, ledger, {"minimize": request.options.minimize, "plan": frame, "judging": judge.told()})
+    return _Tables(candidates, frame, scores, costs, ledger, space, judge)
+
+
+def _allocate(bench: Workbench, request: Request, network: Network, scratch: Path, job: str) -> Result:
+    tables = _measure(bench, request, network, scratch)
+    candidates, space = tables.candidates, tables.space
+    found = search(bench, request, tables.judge, space)
+    tables.write_front(bench)
+    plan = choose(bench, request, network, candidates, space, found, tables.costs)
+    write_plan(bench, candidates, tables.frame, plan.allocation)
     verified = verify_plan(bench, request, network, candidates, plan.allocation)
-    return report(bench, request, candidates, scores, costs, found, verified, job)
+    bounds, explained = check_bounds(request, tables.ledger, verified), explain(request, space, found)
+    return report(bench, request, candidates, tables.scores, tables.costs, found, verified, bounds, explained, job)

@@ -33,6 +33,11 @@ class Recipe:
     metric: Any = "top1"
     max_drop: float | str | None = None
     keep: str | None = None
+    max_bytes: float | str | None = None
+    max_latency: float | str | None = None
+    max_bops: float | str | None = None
+    average_bits: float | str | None = None
+    time_limit: float | str | None = None
     name: str = ""
     target: str | None = None
     minimize: str = "latency"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit import loading
+from quantkit.bounds import parse_bounds, parse_seconds
 from quantkit.config import Config, load_config
 from quantkit.data import Batch, Dataset, Preprocessing, Splits, Subset, collect, open_dataset, split, whole
 from quantkit.errors import DataError, MetricError, ModelError, OutputError, RequestError
@@ -23,13 +24,16 @@ from quantkit.loading import LoadedModel
 from quantkit.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
 from quantkit.options import Arguments, Options, numbers, pins, size, words
 from quantkit.recipe import Recipe, load_recipe
+from quantkit.runtimes import find_runtime
 
 Source = str | Path | nn.Module | LoadedModel | Recipe
 
 SPLITS = ("calibration", "search", "gate")
+BOUNDS = {"latency": "max_latency", "bytes": "max_bytes", "bops": "max_bops", "average_bits": "average_bits"}
 SOURCES = {"data": "data", **{name: f"{name}_data" for name in SPLITS}}
 # What is said as one: a share to keep unsays another place's maximal drop, other data its counts.
 UNITS = (frozenset({"max_drop", "keep"}), frozenset({*SOURCES.values(), *(f"{name}_items" for name in SPLITS)}))
+EVERYTHING = Budget(100.0, "relative")
 EXAMPLE_ITEMS = 2  # a batch of one would be taken for a fixed size
 NO_DATA = (
     "no data: neither said nor in a configuration file here",
@@ -51,11 +55,16 @@ class Request:
     preprocessing: Preprocessing
 
 
-def resolve(source: Source, arguments: Arguments) -> Request:
-    """The request to allocate `source` under `arguments`. Raises RequestError for whatever of it is wrong, the cheap things first."""
+def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> Request:
+    """The request to allocate `source` under `arguments`. Raises RequestError for whatever of it is wrong, the cheap things first.
+
+    Where nothing need be `promised`, or the drop is what is made small, a budget that is not said is all there is to lose.
+    """
     network, said = _gather(source, arguments)
     options, preprocessing = _options(said), _preprocessing(said)
-    budget, metric = parse_budget(said.max_drop, said.keep), resolve_metric(said.metric or "top1")
+    unsaid = said.max_drop is None and said.keep is None
+    free = unsaid and (options.minimize == "drop" or not promised)
+    budget, metric = EVERYTHING if free else parse_budget(said.max_drop, said.keep), resolve_metric(said.metric or "top1")
     given = _given(said)
     if not given:
         raise DataError(*NO_DATA)
@@ -148,7 +157,13 @@ def _given(said: Arguments) -> dict[str, Any]:
 def _options(said: Arguments) -> Options:
     parsers: dict[str, Callable[[Any], Any]] = {"schemes": words, "exclude": words, "fix": pins, "output": Path, "run": Path}
     values = {name: value for name, value in _said(said).items() if name in {field.name for field in fields(Options)}}
-    options = Options(**{name: parsers[name](value) if name in parsers else value for name, value in values.items()})
+    bounds = parse_bounds({name: getattr(said, option) for name, option in BOUNDS.items()})
+    limit = None if said.time_limit is None else parse_seconds(said.time_limit)
+    given = {name: parsers[name](value) if name in parsers else value for name, value in values.items()}
+    options = Options(**given, bounds=bounds, time_limit_s=limit)
+    if bounds.latency and not find_runtime(options.target).TIMES:
+        got = f"--max-latency for {options.target}, which does not run here"
+        raise RequestError(got, "a bound that can be checked here", "pass --max-bytes or --max-bops")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise RequestError("--device cuda, and torch finds no CUDA device", "a device that is there", "pass --device cpu")
     if options.output is not None:

@@ -48,6 +48,16 @@ class Execution:
 
 
 @dataclass(frozen=True, slots=True)
+class BoundRow:
+    """A bound in its unit, what the file was measured to use of it, or the plan counted, and whether that is within."""
+
+    name: str
+    at_most: Number
+    used: Number
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Files:
     """Absolute paths; `session` is None when the runtime needs no option."""
 
@@ -77,6 +87,7 @@ class Result:
     environment: Mapping[str, Any]
     fingerprint: str
     notes: tuple[str, ...]
+    bounds: tuple[BoundRow, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields of `result.json`, exactly."""
@@ -86,6 +97,7 @@ class Result:
             "run": str(self.run),
             "kept": self.kept,
             "budget": {"max_drop": self.max_drop, "unit": self.unit, "metric": self.metric},
+            "bounds": [asdict(row) for row in self.bounds],
             "verdict": verdict,
             "latency": None if self.latency is None else asdict(self.latency),
             "bytes": dict(self.bytes),
@@ -123,4 +135,5 @@ class Result:
             environment=data["environment"],
             fingerprint=data["fingerprint"],
             notes=notes,
+            bounds=tuple(BoundRow(**row) for row in data["bounds"]),
         )

@@ -15,6 +15,7 @@ from quantkit.errors import OutputError
 from quantkit.export.float_onnx import read_parameters
 from quantkit.export.qdq import emit
 from quantkit.graph import Graph
+from quantkit.ledger import PICKED
 from quantkit.quantization import WeightBank
 from quantkit.spec import Scheme, parse_scheme
 from quantkit.store import Run, write_atomically
@@ -22,11 +23,13 @@ from quantkit.targets import find_target
 from quantkit.targets.placement import Placement
 
 WEIGHTS = "weights"  # the stage that keeps rounded weights
+PLAN = "plan.json"
+FILE, PICKED_FILE = "model.onnx", "picked.onnx"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredPlan:
-    """What `quantkit allocate` left: the graph, a scheme for each layer, bounds of each activation, rounded weights, the float file."""
+    """What `allocate` or `pick` left: the graph, a scheme for each layer, bounds of each activation, rounded weights, the float file."""
 
     folder: Path
     graph: Graph
@@ -35,6 +38,7 @@ class StoredPlan:
     bounds: Mapping[str, tuple[float, float]]
     rounded: Mapping[str, NDArray[Any]]
     float_file: Path
+    picked: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,10 +52,11 @@ class Exported:
 
 
 def read_plan(folder: Path) -> StoredPlan:
-    """The plan of a run directory. Raises OutputError where there is none, or files that it names are gone."""
+    """The plan of a run directory, the picked one if there is one. Raises OutputError where there is none, or not all of one."""
     missing = OutputError(f"{folder} holds no plan, or not all of one", "a run directory of `quantkit allocate`", "allocate again")
     try:
-        plan = json.loads((folder / "plan.json").read_text())
+        picked = (folder / PICKED).exists()
+        plan = json.loads((folder / (PICKED if picked else PLAN)).read_text())
         graph = Graph.from_json(json.loads((folder / "graph.json").read_text()))
         rounded, float_file = Run(folder).get_arrays(WEIGHTS, plan["weights"]), folder / plan["float_onnx"]
     except (OSError, ValueError, KeyError) as error:
@@ -60,7 +65,20 @@ def read_plan(folder: Path) -> StoredPlan:
         raise missing
     schemes = {name: parse_scheme(scheme) for name, scheme in plan["layers"].items()}
     bounds = {name: (low, high) for name, (low, high) in plan["bounds"].items()}
-    return StoredPlan(folder, graph, plan["target"], schemes, bounds, rounded, float_file)
+    return StoredPlan(folder, graph, plan["target"], schemes, bounds, rounded, float_file, picked)
+
+
+def forget_pick(folder: Path) -> None:
+    """What was allocated is the plan again."""
+    for name in (PICKED, PICKED_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def plan_file(plan: StoredPlan) -> Path:
+    """The plan's file in the run directory; a picked plan's is written now."""
+    if not plan.picked:
+        return plan.folder / FILE
+    return export_plan(plan, plan.target, plan.folder / PICKED_FILE).file
 
 
 def export_plan(plan: StoredPlan, target: str, output: Path) -> Exported:

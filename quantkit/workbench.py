@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from quantkit.progress import Progress
 from quantkit.store import Run, fingerprint
 
 SCRATCH = ".scratch-"
-TORN = re.compile(r"\.(model|float-[0-9a-f]{8}|result|front|request|graph|session)-[0-9a-f]{8}\.(onnx|json)")
+TORN = re.compile(r"\.(model|float-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked)-[0-9a-f]{8}\.(onnx|json)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -36,12 +37,20 @@ T = TypeVar("T", bound=Kept)
 
 
 class Workbench:
-    """`seconds` tells how long each stage took in this process; `computed` names those that were not found ready, in order."""
+    """`seconds` tells how long each stage took in this process; `computed` names those that were not found ready, in order.
 
-    def __init__(self, store: Run, progress: Progress) -> None:
+    `time_limit_s` counts from here; it ends the search, and no other stage.
+    """
+
+    def __init__(self, store: Run, progress: Progress, time_limit_s: float | None = None) -> None:
         self.store, self.progress = store, progress
+        self._deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
         self.seconds: dict[str, float] = {}
         self.computed: list[str] = []
+
+    def is_late(self) -> bool:
+        """Whether the time limit has passed."""
+        return time.monotonic() > self._deadline
 
     @contextmanager
     def timed(self, stage: str, shown: str | None = None) -> Iterator[None]:

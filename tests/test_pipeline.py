@@ -141,6 +141,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Result]:
 SHAPES: dict[str, Any] = {
     "schema": int, "run": str, "kept": bool,
     "budget": {"max_drop": float, "unit": str, "metric": str},
+    "bounds": list,
     "verdict": {"decision": str, "n": int, "float": float, "quantized": float, "drop": float, "low": float, "high": float},
     "latency": {"float_ms": float, "quantized_ms": float, "ratio": float, "low": float, "high": float, "threads": int, "batch": int},
     "bytes": {"float": int, "quantized": int, "ratio": float},
@@ -243,13 +244,13 @@ def test_a_stage_is_computed_again_only_if_what_it_depends_on_changed(tmp_path: 
     assert new(before, tmp_path / "run") == ["result"]
     before = stages(tmp_path / "run")
     allocate(tmp_path / "run", sensitivity="displacement")
-    assert new(before, tmp_path / "run") == ["result", "scores"]
+    assert new(before, tmp_path / "run") == ["interactions", "result", "scores"]
     before = stages(tmp_path / "run")
     allocate(tmp_path / "run", observer="minmax")
-    assert new(before, tmp_path / "run") == ["latency", "result", "scores", "weights"]
+    assert new(before, tmp_path / "run") == ["file_bytes", "interactions", "latency", "result", "scores", "weights"]
     before = stages(tmp_path / "run")
     allocate(tmp_path / "run", rounding="nearest")
-    assert new(before, tmp_path / "run") == ["latency", "result", "scores", "weights"]
+    assert new(before, tmp_path / "run") == ["file_bytes", "interactions", "latency", "result", "scores", "weights"]
 
 
 def stages(run: Path) -> set[str]:
@@ -397,6 +398,7 @@ def test_fewest_bytes_are_found_where_bytes_are_asked_for(tmp_path: Path) -> Non
     "options",
     [
         {"search": "bisection"},
+        {"search": "swaps"},
         {"sensitivity": "hessian"},
         {"sensitivity": "displacement"},
         {"search": "bisection", "sensitivity": "hessian"},
@@ -535,7 +537,7 @@ def test_a_search_that_was_cut_off_goes_on_where_it_stopped(tmp_path: Path, monk
     allocate(tmp_path / "run")
     keys = [json.loads(line)["key"] for line in (tmp_path / "run" / "measured.jsonl").read_text().splitlines()]
 
-    assert len(kept) == 4 and kept < stages(tmp_path / "run")
+    assert len(kept) == 6 and kept < stages(tmp_path / "run")
     assert keys[:3] == records and len(set(keys)) == len(keys) > 3
     assert spy.evaluated.count("candidate.onnx") == len(keys) - 3
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]

@@ -4,6 +4,7 @@ plan.py       Plan, Edge, Resource, Limit, Shortage
 front.py      solve, cheapest, front, shortage: least predicted loss within a cost budget and other limits
 quality.py    hypervolume, and each plan's distance to the front
 ordering.py   order: the sequence that a guided bisection walks
+neighbours.py the plans one or two changes away
 problem.py    the tables as options; predict: any allocation's loss and cost
 
 greedy.py     the quick descent                  pareto.py      the whole front by dynamic programming
@@ -12,6 +13,7 @@ relaxation.py the bound behind its gap           highs.py       the solver's one
 """
 
 from quantkit.allocation.front import SOLVERS, cheapest, front, shortage, solve, undominated
+from quantkit.allocation.neighbours import neighbours
 from quantkit.allocation.ordering import order
 from quantkit.allocation.plan import Binding, Edge, Limit, Plan, Resource, Shortage
 from quantkit.allocation.problem import pin, predict
@@ -29,6 +31,7 @@ __all__ = [
     "distances",
     "front",
     "hypervolume",
+    "neighbours",
     "order",
     "pin",
     "predict",

@@ -86,11 +86,15 @@ def cheapest(
     groups: Sequence[Group],
     interactions: Interactions | None = None,
     edges: Sequence[Edge] = (),
+    limits: Sequence[Limit] = (),
     fixed: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Plan:
-    """The plan of least possible cost, and of those the one of least predicted loss. Raises as `solve` does."""
-    problem = build(loss, cost, groups, interactions=interactions, edges=edges, fixed=fixed)
+    """The plan of least cost within `limits`, which must be possible, and of those the one of least predicted loss. Raises as `solve` does.
+
+    A limit may be one on the loss: HAWQ-V3 with bytes, operations or milliseconds as the objective.
+    """
+    problem = build(loss, cost, groups, interactions=interactions, edges=edges, limits=limits, fixed=fixed)
     return problem.plan(*_cheapest(problem, seed))
 
 

@@ -25,6 +25,9 @@ _ONE_AT_A_TIME = Lock()  # two threads that swap the descriptor at once could le
 _NODES = 1_000_000  # a count, not seconds: the same problem gets the same answer on any machine
 
 
+Entry = tuple[NDArray[np.intp], Floats, float, float]  # columns and their coefficients, low, high
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """low ≤ matrix · x ≤ high, row by row."""
@@ -34,15 +37,14 @@ class Rows:
     high: Floats
 
     @classmethod
-    def of(cls, entries: Sequence[tuple[Sequence[int] | NDArray[np.intp], Sequence[float] | Floats, float, float]], width: int) -> Rows:
-        """From (columns, coefficients, low, high) of each row, brought to one size."""
-        scales = [_SIZE / _largest(np.asarray(values, dtype=np.float64)) for _, values, _, _ in entries]
-        data = np.concatenate([np.asarray(entry[1], dtype=np.float64) * scale for entry, scale in zip(entries, scales, strict=True)])
-        columns = np.concatenate([np.asarray(entry[0], dtype=np.int32) for entry in entries])
-        starts = np.cumsum([0, *(len(entry[0]) for entry in entries)], dtype=np.int32)
-        matrix = csr_array((data, columns, starts), shape=(len(entries), width))
-        ends = ([entry[side] * scale for entry, scale in zip(entries, scales, strict=True)] for side in (2, 3))
-        return cls(matrix, *(np.array(end) for end in ends))
+    def of(cls, entries: Sequence[Entry], width: int) -> Rows:
+        """From one entry a row, brought to one size."""
+        columns, values, lows, highs = zip(*entries, strict=True)
+        scales = np.array([_SIZE / _largest(row) for row in values])
+        data = np.concatenate([row * scale for row, scale in zip(values, scales, strict=True)])
+        starts = np.cumsum([0, *map(len, columns)], dtype=np.int32)
+        matrix = csr_array((data, np.concatenate(columns).astype(np.int32), starts), shape=(len(entries), width))
+        return cls(matrix, np.array(lows) * scales, np.array(highs) * scales)
 
     def and_(self, other: Rows) -> Rows:
         """Both."""

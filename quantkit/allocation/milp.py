@@ -17,12 +17,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.allocation.highs import Rows, minimise
+from quantkit.allocation.highs import Entry, Rows, minimise
 from quantkit.allocation.problem import Chosen, Form, Problem, Within
 from quantkit.errors import ContractError
 from quantkit.table import Floats
-
-Entry = tuple[NDArray[np.intp], Floats, float, float]
 
 
 @dataclass(frozen=True, eq=False)

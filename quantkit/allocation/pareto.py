@@ -1,4 +1,4 @@
-"""The whole front by dynamic programming (HAWQ-V2, arXiv 1911.03852; ZeroQ, arXiv 2001.00281): one loss, one cost, no interactions, no edges.
+"""The whole front by dynamic programming (HAWQ-V2, arXiv 1911.03852; ZeroQ, 2001.00281): one loss, one cost, no interactions, no edges.
 
 Group by group, every plan so far is joined with every option, and what another beats on both loss and cost is dropped (Nemhauser and
 Ullmann): what is left at the end are all undominated plans. Beyond `MOST` of them one is kept for each of as many steps of the cost.

@@ -103,10 +103,10 @@ def _linearised(program: Program, start: Chosen) -> Chosen:
 def _swapped(problem: Problem, chosen: Chosen, limits: Sequence[Within]) -> Chosen:
     """The best swap of one or two groups, again and again until none lowers the loss (or keeps it and lowers the cost)."""
     while True:
-        listed = _short_list(problem, chosen, limits)
-        losses, costs = (_swaps(problem, form, chosen, listed) for form in (problem.loss, problem.cost))
+        listed = short_list(problem, chosen, limits)
+        losses, costs = (swaps(problem, form, chosen, listed) for form in (problem.loss, problem.cost))
         for limit in limits:
-            changes = costs if limit.form is problem.cost else _swaps(problem, limit.form, chosen, listed)
+            changes = costs if limit.form is problem.cost else swaps(problem, limit.form, chosen, listed)
             losses[limit.form.total(chosen) + changes > limit.highest] = np.inf
         ties = np.where(losses == losses.min(), costs, np.inf)
         first, second = listed[np.array(np.unravel_index(int(ties.argmin()), ties.shape))]
@@ -117,7 +117,7 @@ def _swapped(problem: Problem, chosen: Chosen, limits: Sequence[Within]) -> Chos
         chosen = swapped
 
 
-def _short_list(problem: Problem, chosen: Chosen, limits: Sequence[Within]) -> NDArray[np.intp]:
+def short_list(problem: Problem, chosen: Chosen, limits: Sequence[Within]) -> NDArray[np.intp]:
     """The options worth pairing: all, or of many those of least loss and those of least loss for what they save."""
     everything = np.arange(len(problem.scheme))
     if len(everything) <= MANY:
@@ -136,7 +136,7 @@ def _alone(problem: Problem, form: Form, chosen: Chosen) -> Floats:
     return np.asarray(field - field[chosen][problem.group])
 
 
-def _swaps(problem: Problem, form: Form, chosen: Chosen, listed: NDArray[np.intp]) -> Floats:
+def swaps(problem: Problem, form: Form, chosen: Chosen, listed: NDArray[np.intp]) -> Floats:
     """[listed, listed]: by how much the form changes when both options are taken at once; one swap alone on the diagonal."""
     group, standing, pair = problem.group[listed], chosen[problem.group[listed]], form.pair
     alone = _alone(problem, form, chosen)[listed]

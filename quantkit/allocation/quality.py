@@ -47,4 +47,4 @@ def distances(points: Sequence[Point], front: Sequence[Point], ideal: Point, ref
 
 def _scaled(points: Sequence[Point], ideal: Point, reference: Point) -> Floats:
     span = [(high - low) or 1.0 for low, high in zip(ideal, reference, strict=True)]
-    return (np.array(points, dtype=np.float64).reshape(-1, 2) - np.array(ideal)) / np.array(span)
+    return np.asarray((np.array(points, dtype=np.float64).reshape(-1, 2) - np.array(ideal)) / np.array(span))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect as inspection
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -18,11 +18,54 @@ from typer import Argument, Option
 
 from quantkit import __version__
 from quantkit.cli import tables
-from quantkit.cli.console import ConsoleProgress, watch
+from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code, results_only
+from quantkit.cli.measuring import measure, pick
+from quantkit.cli.said import (
+    Arch,
+    AverageBits,
+    BatchSize,
+    CalibrationData,
+    Confidence,
+    Crop,
+    Data,
+    Device,
+    Exclude,
+    Fix,
+    GateData,
+    InputShape,
+    Json,
+    Keep,
+    MaxBops,
+    MaxBytes,
+    MaxDrop,
+    MaxLatency,
+    Mean,
+    Metric,
+    Minimize,
+    Model,
+    Observer,
+    Output,
+    Resize,
+    Rounding,
+    RunFolder,
+    Scale,
+    Schemes,
+    Search,
+    SearchData,
+    Seed,
+    Sensitivity,
+    SplitSeed,
+    Std,
+    Target,
+    Threads,
+    TimeLimit,
+    TrustPickle,
+    Undecided,
+)  # fmt: skip
 from quantkit.environment import describe, has_vnni, usable_targets
 from quantkit.errors import ConfigError
-from quantkit.options import CHOICES, SCHEMES, Arguments, Options, numbers
+from quantkit.options import Arguments, Options, numbers
 
 if TYPE_CHECKING:
     from quantkit.pipeline import Inspection
@@ -31,52 +74,6 @@ if TYPE_CHECKING:
 app = typer.Typer(name="quantkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 T = TypeVar("T")
-
-
-def _choice(option: str, text: str) -> Any:
-    return Option(help=f"{text}: {', '.join(CHOICES[option])} (default: {getattr(Options(), option)}).")
-
-
-def _number(option: str, text: str) -> Any:
-    return Option(help=f"{text} (default: {getattr(Options(), option)}).")
-
-
-Model = Annotated[str, Argument(help="A .pt2 archive, a pickled module, package.module:function, a recipe file, or weights with --arch.")]
-MaxDrop = Annotated[str | None, Option(help="What may be lost, in the metric's unit (0.5), or of the float score (0.5%).")]
-Keep = Annotated[str | None, Option(help="The share of the float score to keep, such as 99.9%.")]
-Metric = Annotated[str | None, Option(help="top1, top5, agreement, mse, psnr or module:function.")]
-Undecided = Annotated[str | None, _choice("undecided", "What decides where the interval does not")]
-Confidence = Annotated[float | None, _number("confidence", "How sure the search must be that the gate will keep the promise")]
-Data = Annotated[str | None, Option(help="An image folder, .npz or .safetensors, to be cut into three splits.")]
-CalibrationData = Annotated[str | None, Option(help="Items for the ranges only.")]
-SearchData = Annotated[str | None, Option(help="Items that the search may look at.")]
-GateData = Annotated[str | None, Option(help="Items for the verdict only.")]
-Resize = Annotated[str | None, Option(help="Pixels of the short side, or HEIGHTxWIDTH.")]
-Crop = Annotated[str | None, Option(help="Pixels of the central crop, or HEIGHTxWIDTH.")]
-Mean = Annotated[str | None, Option(help="Subtracted: one number, or one a channel with commas.")]
-Std = Annotated[str | None, Option(help="Divided by: one number, or one a channel with commas.")]
-Scale = Annotated[str | None, Option(help="What pixels are multiplied with first; 1/255 for images.")]
-Target = Annotated[str | None, _choice("target", "The runtime that the file is for")]
-Minimize = Annotated[str | None, _choice("minimize", "What to make small")]
-Sensitivity = Annotated[str | None, _choice("sensitivity", "How to score what quantizing a group does")]
-Search = Annotated[str | None, _choice("search", "How to look for the plan")]
-_SCHEMES = "; ".join(f"{target}: {','.join(schemes)}" for target, schemes in SCHEMES.items())
-Schemes = Annotated[str | None, Option(help=f"Schemes to choose from, with commas ({_SCHEMES}).")]
-Fix = Annotated[list[str] | None, Option(help="GROUP=SCHEME; may be repeated.")]
-Exclude = Annotated[list[str] | None, Option(help="A pattern of group names that stay float; may be repeated.")]
-Observer = Annotated[str | None, _choice("observer", "How ranges are read from the calibration data")]
-Rounding = Annotated[str | None, _choice("rounding", "How weights are rounded")]
-Output = Annotated[str | None, Option(help="The ONNX file to write.")]
-RunFolder = Annotated[str | None, Option("--run", help="The folder that keeps the stages' results.")]
-Seed = Annotated[int | None, _number("seed", "Seed of probes and resampling")]
-SplitSeed = Annotated[int | None, _number("split_seed", "Seed that cuts --data into splits")]
-BatchSize = Annotated[int | None, _number("batch_size", "Items in one batch")]
-Threads = Annotated[int | None, _number("threads", "Threads of the runtime while it is timed")]
-Device = Annotated[str | None, _choice("device", "Where torch computes")]
-Arch = Annotated[str | None, Option(help="package.module:function that builds the network of a state dict.")]
-TrustPickle = Annotated[bool, Option("--trust-pickle", help="Let the file run code while it loads.")]
-InputShape = Annotated[str | None, Option(help="Shape of an example input, such as 1x3x224x224.")]
-Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -89,8 +86,9 @@ def start(version: Annotated[bool, Option("--version", help="Print the version a
 
 @app.command()
 def allocate(
-    model: Model, max_drop: MaxDrop = None, keep: Keep = None, metric: Metric = None, undecided: Undecided = None,
-    confidence: Confidence = None, data: Data = None, calibration_data: CalibrationData = None,
+    model: Model, max_drop: MaxDrop = None, keep: Keep = None, max_bytes: MaxBytes = None, max_latency: MaxLatency = None,
+    max_bops: MaxBops = None, average_bits: AverageBits = None, time_limit: TimeLimit = None, metric: Metric = None,
+    undecided: Undecided = None, confidence: Confidence = None, data: Data = None, calibration_data: CalibrationData = None,
     search_data: SearchData = None, gate_data: GateData = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     target: Target = None, minimize: Minimize = None, sensitivity: Sensitivity = None, search: Search = None,
@@ -103,6 +101,7 @@ def allocate(
     arguments = Arguments(
         data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data,
         resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, max_drop=max_drop, keep=keep,
+        max_bytes=max_bytes, max_latency=max_latency, max_bops=max_bops, average_bits=average_bits, time_limit=time_limit,
         undecided=undecided, confidence=confidence,
         target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
         observer=observer, rounding=rounding, output=output, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,
@@ -115,6 +114,10 @@ def allocate(
         return pipeline.run(request.resolve(model, arguments), progress)
 
     _judge(job, as_json)
+
+
+app.command()(measure)
+app.command()(pick)
 
 
 @app.command()
@@ -137,12 +140,12 @@ def inspect(
     def show(found: Inspection) -> int:
         if as_json:
             rows = tables.group_rows(found.graph, found.groups)
-            _print_json({"groups": rows, "unsupported": [asdict(operation) for operation in found.graph.unsupported]})
+            print_json({"groups": rows, "unsupported": [asdict(operation) for operation in found.graph.unsupported]})
         else:
             tables.show_groups(found.graph, found.groups)
         return KEPT
 
-    raise typer.Exit(exit_code(lambda: show(_worked(job))))
+    raise typer.Exit(exit_code(lambda: show(worked(job))))
 
 
 @app.command()
@@ -165,7 +168,7 @@ def export(
             exported = export_plan(read_plan(run), target, output)
             linted = lint.lint_file(output, target)
         if as_json:
-            _print_json({**linted.to_json(), "notes": list(exported.notes)})
+            print_json({**linted.to_json(), "notes": list(exported.notes)})
         else:
             for note in exported.notes:
                 print(note)
@@ -205,7 +208,7 @@ def verify(
             )  # fmt: skip
         failures = found.failures(as_planned=require_as_planned, int8_share=share)
         if as_json:
-            _print_json({**found.to_json(), "failures": failures})
+            print_json({**found.to_json(), "failures": failures})
         else:
             tables.show_examined(found.to_json(), failures)
         return NOT_KEPT if failures else KEPT
@@ -239,7 +242,7 @@ def lint(
             with write_atomically(sarif) as temporary:
                 temporary.write_text(json.dumps(lint.to_sarif(str(file), linted.findings, lint.RULES[target], __version__), indent=1))
         if as_json:
-            _print_json({**linted.to_json(), "mended": mended})
+            print_json({**linted.to_json(), "mended": mended})
         else:
             tables.show_findings(linted.to_json(), mended)
         return NOT_KEPT if linted.count("error") or (strict and linted.count("warning")) else KEPT
@@ -262,7 +265,7 @@ def doctor(
             ratios = {f"int8 over float, {layer}": round(ratio, 2) for layer, ratio in probe.gains().items()}
             told |= {"int8 sums saturate": probe.saturates(), **ratios}
         if as_json:
-            _print_json({**told, "vnni": has_vnni()})
+            print_json({**told, "vnni": has_vnni()})
             return KEPT
         tables.show_pairs("This machine", told)
         exact = "int8 sums are exact (VNNI): the simulation can equal the file bit for bit"
@@ -316,18 +319,9 @@ def _judge(job: Callable[[ConsoleProgress], Result], as_json: bool) -> None:
 
     def show(result: Result) -> int:
         if as_json:
-            _print_json(result.to_json())
+            print_json(result.to_json())
         else:
             tables.show_result(result.to_json(), result.notes)
         return KEPT if result.kept else NOT_KEPT
 
-    raise typer.Exit(exit_code(lambda: show(_worked(job))))
-
-
-def _worked(job: Callable[[ConsoleProgress], T]) -> T:
-    with results_only(), watch() as progress:
-        return job(progress)
-
-
-def _print_json(value: Mapping[str, Any]) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
+    raise typer.Exit(exit_code(lambda: show(worked(job))))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+
+from quantkit.cli.exits import results_only
+
+T = TypeVar("T")
 
 
 class ConsoleProgress:
@@ -46,3 +52,14 @@ def watch() -> Iterator[ConsoleProgress]:
     bars = Bars(*columns, console=Console(file=sys.stderr), transient=True)
     with bars if bars.console.is_terminal else nullcontext():
         yield ConsoleProgress(bars)
+
+
+def worked(job: Callable[[ConsoleProgress], T]) -> T:
+    """What the job gives, its progress drawn, and whatever libraries print kept off standard output."""
+    with results_only(), watch() as progress:
+        return job(progress)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(value, indent=2, allow_nan=False))

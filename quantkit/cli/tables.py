@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from quantkit.bounds import show_amount
 from quantkit.graph import Graph, Group
 
 NAMED = 8  # kept-float groups and mismatches named in full before "and N more"
@@ -39,7 +40,51 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     }[decision]
     lost = f"{verdict['drop']:.2f} {unit} of {budget['metric']} lost, at most {budget['max_drop']:.2f} allowed"
     interval = f"95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}, on {verdict['n']} items that the search never saw"
+    over = [f"{row['name'].replace('_', ' ')} {_of(row)}" for row in result["bounds"] if not row["kept"]]
+    if over:
+        return f"Not kept: {', '.join(over)}; {lost} ({interval})."
     return f"{told}, {sure}: {lost} ({interval})."
+
+
+def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> None:
+    """The plans of a front, cheapest first: what they use, what was measured of them; the picked one stands out."""
+    table = Table("", title="The front", box=None, title_justify="left")
+    for heading in ("time", "size", "operations", "bits", "predicted loss", "measured drop", "divergence", "from the front"):
+        table.add_column(heading, justify="right")
+    table.add_column("groups by scheme")
+    rows = list(front["plans"])
+    if picked is not None and all(row["allocation"] != picked for row in rows):
+        rows += [row for row in front["measured"] if row["allocation"] == picked]
+    for row in sorted(rows, key=lambda row: float(row["predicted_cost"])):
+        looked, mine = row["measured"], row["allocation"] == picked
+        seen = (f"{looked['drop']:.2f}", f"{looked['divergence']:.3g}") if looked else ("", "")
+        uses = [show_amount(name, row["uses"][name]) for name in ("latency", "bytes", "bops", "average_bits")]
+        schemes = list(row["allocation"].values())
+        counts = " ".join(f"{schemes.count(scheme)}×{scheme}" for scheme in sorted(set(schemes)))
+        away = "" if row["distance"] is None else f"{row['distance']:.3f}"
+        table.add_row("→" if mine else "", *uses, f"{row['predicted_loss']:.3g}", *seen, away, counts, style="bold" if mine else "")
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(table)
+    volumes = [f"{kind} {value:.3f}" for kind, value in front["hypervolume"].items() if value is not None]
+    console.print(f"hypervolume: {', '.join(volumes)}", markup=False)
+
+
+def show_picked(picked: Mapping[str, Any]) -> None:
+    """What was picked, and the front that it was picked from."""
+    console = Console(file=sys.stdout, highlight=False)
+    budget = picked["budget"]
+    drop = "" if picked["drop"] is None else f"{picked['drop']:.2f} {budget['unit']} lost ({picked['drop_is']})"
+    allowed = "" if budget["max_drop"] is None else f", at most {budget['max_drop']:.2f} allowed"
+    uses = ", ".join(show_amount(name, value) for name, value in picked["uses"].items())
+    line = f"{'Picked' if picked['kept'] else 'Nothing fits, the nearest'}: {drop}{allowed}{'; ' if drop else ''}{uses}"
+    console.print(line, style="bold green" if picked["kept"] else "bold red", markup=False, soft_wrap=True)
+    for note in picked["notes"]:
+        console.print(note, markup=False, soft_wrap=True)
+    show_front(picked["front"], picked["plan"]["allocation"])
+
+
+def _of(row: Mapping[str, Any]) -> str:
+    return f"{show_amount(row['name'], row['used'])} of at most {show_amount(row['name'], row['at_most'])}"
 
 
 def show_groups(graph: Graph, groups: Iterable[Group]) -> None:

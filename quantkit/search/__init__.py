@@ -3,7 +3,8 @@
 measured.py   Space, Measured, Trial, SearchResult: what goes in and what comes out
 budget.py     pareto: bisection of the cost budget over a front
 bisection.py  bisection: precision by precision along an ordering
-repair.py     the greedy pass behind both
+swaps.py      the same, and then swaps accepted on the measured loss
+repair.py     the greedy pass behind all
 """
 
 from collections.abc import Mapping
@@ -11,19 +12,21 @@ from typing import Protocol
 
 from quantkit.search.bisection import bisect_precisions
 from quantkit.search.budget import search_front
-from quantkit.search.measured import Measure, Measured, SearchResult, Space, Trial
+from quantkit.search.measured import Measure, Measured, SearchResult, Space, TimeIsUp, Trial
+from quantkit.search.swaps import search_swaps
 
 
 class Search(Protocol):
     """How every search is called."""
 
     def __call__(self, measure: Measure, space: Space, *, repairs: int) -> SearchResult:
-        """The cheapest passing trial and all others; `measure` is called at most once for each allocation.
+        """The best passing trial and all others; `measure` is called at most once for each allocation.
 
-        `repairs` bounds the trials of the greedy pass at the end. What `measure` raises comes through.
+        `repairs` bounds the trials of the greedy pass at the end. What `measure` raises comes through, save TimeIsUp,
+        which ends the search with what it has.
         """
 
 
-SEARCHES: Mapping[str, Search] = {"pareto": search_front, "bisection": bisect_precisions}
+SEARCHES: Mapping[str, Search] = {"pareto": search_front, "bisection": bisect_precisions, "swaps": search_swaps}
 
-__all__ = ["SEARCHES", "Measure", "Measured", "Search", "SearchResult", "Space", "Trial"]
+__all__ = ["SEARCHES", "Measure", "Measured", "Search", "SearchResult", "Space", "TimeIsUp", "Trial"]

@@ -15,7 +15,15 @@ from quantkit.spec import is_float
 
 def bisect_precisions(measure: Measure, space: Space, *, repairs: int) -> SearchResult:
     """The cheapest allocation that passes on the way down, made cheaper by at most `repairs` single-group trials."""
-    trials = Trials(measure)
+    trials = Trials(measure, space)
+    with trials.while_there_is_time():
+        trials.of(space.plan(_lowered(trials, space)))  # unmeasured only if nothing could be lowered; then it is the answer, or the nearest
+        repair(trials, space, repairs)
+    return trials.result()
+
+
+def _lowered(trials: Trials, space: Space) -> dict[str, str]:
+    """The allocation at the end of the way down. Limits bind on what is answered, not on the way, which begins above them."""
     menus = {group.name: space.menu(group) for group in space.groups}
     standing = space.highest_precision()
     for scheme in sorted({scheme for menu in menus.values() for scheme in menu}, key=precision, reverse=True):
@@ -26,9 +34,7 @@ def bisect_precisions(measure: Measure, space: Space, *, repairs: int) -> Search
             if standing[group.name] == above.get(group.name) and _can_save(space, group, standing, scheme)
         ]
         standing = _as_many_as_pass(trials, space, standing, lowered, scheme)
-    trials.of(space.plan(standing))  # unmeasured only if nothing could be lowered; then it is the answer, or the nearest one
-    repair(trials, space, repairs)
-    return trials.result()
+    return standing
 
 
 def _as_many_as_pass(trials: Trials, space: Space, standing: dict[str, str], groups: list[str], scheme: str) -> dict[str, str]:

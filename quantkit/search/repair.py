@@ -9,8 +9,11 @@ from quantkit.search.measured import Space, Trial, Trials
 def repair(trials: Trials, space: Space, count: int) -> None:
     """Tries, at most `count` times, to lower one group of the best trial to a cheaper scheme; what passes is the new best.
 
-    The group that is predicted to lose least per cost saved goes first; what failed once is not tried again.
+    The group that is predicted to lose least per cost saved goes first; what failed once is not tried again. Nothing is to do where the
+    least drop is wanted.
     """
+    if space.least_drop:
+        return
     refused: set[tuple[str, str]] = set()
     for _ in range(count):
         best = trials.result().best
@@ -30,7 +33,7 @@ def _next(best: Trial, space: Space, refused: set[tuple[str, str]]) -> tuple[str
         for scheme in space.menu(group)
         if scheme != standing.allocation[group.name] and (group.name, scheme) not in refused
     ]
-    cheaper = [step for step in steps if step[2].predicted_cost < standing.predicted_cost]
+    cheaper = [step for step in steps if step[2].predicted_cost < standing.predicted_cost and space.excess(step[2]) == 0]
     return min(cheaper, key=lambda step: _price(standing, step[2]), default=None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from quantkit.data import Subset, check_labels
 from quantkit.environment import describe
 from quantkit.evaluation import evaluate
 from quantkit.latency.timing import interleave
+from quantkit.ledger import explain_shortage
 from quantkit.metric import Outputs, check_budget
 from quantkit.request import Request
-from quantkit.search import SEARCHES, Measured, SearchResult, Space, Trial
+from quantkit.search import SEARCHES, Measured, SearchResult, Space, TimeIsUp, Trial
 from quantkit.spec import FLOAT
 from quantkit.stages.network import Network, example_feeds
 from quantkit.stages.tables import Costs
@@ -30,40 +31,98 @@ EXPECTED_CANDIDATES = 25
 ANCHORS = 6  # plans of the front that are measured beside the uniform ones, to learn how drop follows divergence
 
 
-def search(bench: Workbench, request: Request, candidates: Candidates, space: Space) -> SearchResult:
+def search(bench: Workbench, request: Request, judge: Judge, space: Space) -> SearchResult:
     """Every candidate measured on its own file over the search split; what the journal holds is not measured again.
 
-    The uniform plans are measured too, whatever is predicted of them, so that no answer is beaten by one of them unseen.
+    The uniform plans are measured too, whatever is predicted of them, so that no answer is beaten by one of them unseen. When the time is
+    up, what was measured decides; the float network, which loses nothing, is then measured too if nothing else passed.
     """
-    judge = _open(bench, request, candidates)
-    uniform = [space.plan(candidates.uniform(scheme)) for scheme in space.loss.schemes if scheme != FLOAT.name]
-    spaced = space.front[:: max(1, len(space.front) // ANCHORS)]
     with bench.timed("search"), bench.progress.stage("search", EXPECTED_CANDIDATES, "candidates") as advance:
-        judged = judge.expect([plan.allocation for plan in (*uniform, *spaced)])
-        advance(len(uniform) + len(spaced))
+        judged, anchors = measure_anchors(bench, judge, space, advance)
 
-        def measure(allocation: Mapping[str, str]) -> Measured:
+        def look(allocation: Mapping[str, str]) -> Measured:
             measured = judged(allocation)
             advance(1)
             return measured
 
-        found = SEARCHES[request.options.search](measure, space, repairs=REPAIRS)
+        def measure(allocation: Mapping[str, str]) -> Measured:
+            if bench.is_late() and not judge.knows(allocation):
+                raise TimeIsUp
+            return look(allocation)
+
+        try:
+            found = SEARCHES[request.options.search](measure, space, repairs=REPAIRS)
+        except TimeIsUp:  # before the search had begun
+            found = space.judged(tuple(Trial(plan, look(plan.allocation)) for plan in anchors), space.front[-1])
         known = [trial.plan.allocation for trial in found.measured]
-        return found.extended([Trial(plan, measure(plan.allocation)) for plan in uniform if plan.allocation not in known])
+        late = found.untried is not None
+        more = [plan for plan in (anchors if late else uniform_plans(judge, space)) if plan.allocation not in known]
+        found = found.extended(space, [Trial(plan, look(plan.allocation)) for plan in more])
+        if late and found.best is None:
+            floats = space.plan(space.highest_precision())
+            known += [plan.allocation for plan in more]
+            found = found.extended(space, [Trial(floats, look(floats.allocation))] if floats.allocation not in known else [])
+        return found
 
 
-def choose(bench: Workbench, request: Request, network: Network, candidates: Candidates, found: SearchResult, costs: Costs) -> Plan:
+def measure_anchors(
+    bench: Workbench, judge: Judge, space: Space, advance: Callable[[int], None]
+) -> tuple[Callable[[Mapping[str, str]], Measured], tuple[Plan, ...]]:
+    """The uniform plans and a few of the front, measured while there is time and one at least, and the judgement that they teach."""
+    wanted = {tuple(plan.allocation.items()): plan for plan in (*uniform_plans(judge, space), *space.front[:: _stride(space)])}
+    anchors: list[Plan] = []
+    for plan in wanted.values():
+        if not anchors or judge.knows(plan.allocation) or not bench.is_late():
+            judge.look(plan.allocation)
+            anchors.append(plan)
+            advance(1)
+    return judge.expect([plan.allocation for plan in anchors]), tuple(anchors)
+
+
+def uniform_plans(judge: Judge, space: Space) -> list[Plan]:
+    """The plan of each scheme but float."""
+    return [space.plan(judge.candidates.uniform(scheme)) for scheme in space.loss.schemes if scheme != FLOAT.name]
+
+
+def _stride(space: Space) -> int:
+    return max(1, len(space.front) // ANCHORS)
+
+
+def explain(request: Request, space: Space, found: SearchResult) -> tuple[str, ...]:
+    """What binds where nothing is good enough, what would relax it, and what more time would try."""
+    notes = []
+    if space.shortage:
+        notes.append(f"{explain_shortage(space)} The nearest plan is written; larger bounds, or narrower --schemes, would relax it.")
+    elif found.best is None:
+        within, relax = ("within the bounds ", ", larger bounds") if space.limits else ("", "")
+        notes.append(
+            f"No plan {within}kept the promise on the search split with room to spare; this is the nearest of {len(found.measured)}, "
+            f"which lost {found.nearest.measured.drop:.2f} there. The accuracy budget binds: a larger --max-drop{relax} or more search "
+            "items relax it."
+        )
+    if found.untried is not None:
+        cost = f"{found.untried.predicted_cost:.4g} {space.cost.unit}"
+        notes.append(
+            f"The time was up after {len(found.measured)} candidates. More time would measure next a plan of {cost} with a predicted loss "
+            f"of {found.untried.predicted_loss:.3g}, and go on with --search {request.options.search} from there."
+        )
+    return tuple(notes)
+
+
+def choose(
+    bench: Workbench, request: Request, network: Network, candidates: Candidates, space: Space, found: SearchResult, costs: Costs
+) -> Plan:
     """The best plan; where latency is minimised, the fastest of those that are predicted nearly as fast, timed side by side.
 
-    The uniform plans that passed are timed with them, whatever is predicted.
+    The uniform plans that passed within the bounds are timed with them, whatever is predicted.
     """
     if found.best is None or request.options.minimize != "latency" or not candidates.runtime.TIMES:
         return found.nearest.plan
     limit = costs.latency.predicted_ms(found.best.plan.allocation) * NEARLY
-    passing = [trial.plan for trial in found.measured if trial.measured.passes]
+    passing = [trial.plan for trial in found.measured if trial.measured.passes and not space.excess(trial.plan, trial.measured.figures)]
     close = [plan for plan in passing if costs.latency.predicted_ms(plan.allocation) <= limit]
     finalists = sorted(close, key=lambda plan: plan.predicted_cost)[:FINALISTS]
-    uniform = [candidates.uniform(scheme) for scheme in costs.table.schemes]
+    uniform = [candidates.uniform(scheme) for scheme in costs.sizes.schemes]
     finalists += [plan for plan in passing if plan.allocation in uniform and plan not in finalists]
     with bench.timed("finalists", "time the finalists"):
         files = [candidates.emit(plan.allocation, candidates.folder / f"finalist-{place}.onnx") for place, plan in enumerate(finalists)]
@@ -94,17 +153,15 @@ def float_outputs(request: Request, candidates: Candidates, subset: Subset) -> O
     return evaluate(candidates.open(candidates.float_file, threads=0), subset, request.options.batch_size)
 
 
-def _open(bench: Workbench, request: Request, candidates: Candidates) -> Judge:
+def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Judge:
+    """What measures candidates on the search split. The journal's key leaves the promise out: what a plan loses does not hang on it."""
     subset, gate, options = request.splits.search, request.splits.gate, request.options
     with bench.timed("float on the search split", "float file on the search split"):
         reference = float_outputs(request, candidates, subset)
     labels = labels_for(request, subset, reference)
     budget = budget_for(request, reference, labels)
     check_budget(budget, min(len(subset), len(gate)), request.metric.unit)
-    key = fingerprint(
-        candidates.key, subset.fingerprint(), len(gate), request.metric.name, request.metric.source, budget,
-        describe()["isa"], options.seed,
-    )  # fmt: skip
+    key = fingerprint(candidates.key, subset.fingerprint(), request.metric.name, request.metric.source, describe()["isa"], options.seed)
     seconds = EXPECTED_CANDIDATES * (bench.seconds["float on the search split"] + 0.5)
     megabytes = sum(array.nbytes for array in reference) / 1e6
     bench.progress.note(

@@ -36,7 +36,7 @@ from quantkit.request import Request
 from quantkit.rounding import BLIND, ROUNDINGS
 from quantkit.spec import FLOAT, parse_scheme
 from quantkit.store import fingerprint, write_atomically
-from quantkit.stored import WEIGHTS
+from quantkit.stored import PLAN, WEIGHTS
 from quantkit.targets import find_target
 from quantkit.workbench import Workbench
 
@@ -177,20 +177,22 @@ def prepare_candidates(
     return Candidates(network.float_file, graph, groups, target, bank, folder, key)
 
 
-def write_plan(
-    bench: Workbench, request: Request, network: Network, candidates: Candidates, ranges: Ranges, allocation: Mapping[str, str]
-) -> None:
-    """plan.json in the run directory: all that it takes, beside graph.json and the files it names, to write the plan's file again."""
-    plan = {
+def plan_frame(request: Request, network: Network, candidates: Candidates, ranges: Ranges) -> dict[str, Any]:
+    """plan.json but for which layer takes what: all that it takes, beside graph.json and the files it names, to write a plan's file."""
+    return {
         "schema": 1,
         "target": request.options.target,
         "float_onnx": network.float_file.name,
         "weights": fingerprint(WEIGHTS, candidates.key),
-        "layers": {name: allocation[group.name] for group in candidates.groups for name in group.layers},
         "bounds": ranges.bounds(request.options.observer, network.captured.graph),
     }
-    with write_atomically(bench.store.folder / "plan.json") as temporary:
-        temporary.write_text(json.dumps(plan, indent=1))
+
+
+def write_plan(bench: Workbench, candidates: Candidates, frame: Mapping[str, Any], allocation: Mapping[str, str]) -> None:
+    """plan.json in the run directory."""
+    layers = {name: allocation[group.name] for group in candidates.groups for name in group.layers}
+    with write_atomically(bench.store.folder / PLAN) as temporary:
+        temporary.write_text(json.dumps({**frame, "layers": layers}, indent=1))
 
 
 def example_feeds(request: Request, network: Network) -> Feeds:

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 
-from quantkit.allocation import Edge, front
+from quantkit.allocation import Edge, Resource
+from quantkit.bounds import FLOAT_BITS
 from quantkit.candidates import Candidates
-from quantkit.costs import byte_costs
+from quantkit.costs import bit_costs, bop_costs, byte_costs, float_bops
 from quantkit.environment import describe
 from quantkit.graph import Group
 from quantkit.latency.measured import LatencyModel, measure_latency, steps
+from quantkit.ledger import Ledger
 from quantkit.request import Request
 from quantkit.search import Space
 from quantkit.sensitivity import SENSITIVITIES, Scene, Scores
+from quantkit.spec import FLOAT, parse_scheme
 from quantkit.stages.network import Network, example_feeds
-from quantkit.store import write_atomically
 from quantkit.table import Table
 from quantkit.workbench import Workbench
-
-TIE_SHARE = 0.005
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
-    """`table` and `edges` in the unit that is minimised; `latency` and `sizes` for the report."""
+    """What plans use: `resources` by name with what the float network uses of each; `latency` and `sizes` for the report."""
 
-    table: Table
-    edges: tuple[Edge, ...]
     latency: LatencyModel
     sizes: Table
+    resources: Mapping[str, Resource]
+    floats: Mapping[str, float]
 
 
 def score_groups(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Scores:
@@ -49,7 +50,7 @@ def score_groups(bench: Workbench, request: Request, network: Network, candidate
 
 
 def cost_groups(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Costs:
-    """Measured latency and bytes of every (group, scheme), and the boundaries' latency."""
+    """Measured latency, bytes, bit operations and bits of every (group, scheme), and the boundaries' latency."""
     options, groups, host = request.options, candidates.groups, describe()
     schemes = _schemes(groups)
 
@@ -63,27 +64,43 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
 
     depends_on = (candidates.key, options.threads, options.seed, host["cpu"], host["isa"])
     latency = bench.keep("latency", depends_on, compute, LatencyModel.from_json)
-    sizes = byte_costs(network.captured.graph, groups, schemes, network.target)
-    edges = tuple(Edge(edge.producer, edge.consumer, edge.latency_ms) for edge in latency.boundaries)
-    if options.minimize == "latency":
-        return Costs(latency.table, edges, latency, sizes)
-    # Of plans of nearly equal bytes the faster one: TIE_SHARE of the float file's bytes for the whole of its latency.
-    dearest = float(np.nansum(sizes.values.max(axis=1, initial=0.0, where=~np.isnan(sizes.values))))
-    price = TIE_SHARE * dearest / max(latency.predicted_ms({group.name: group.schemes[0] for group in groups}), 1e-6)
-    table = Table(sizes.name, sizes.unit, sizes.groups, sizes.schemes, sizes.values + price * latency.table.values)
-    return Costs(table, tuple(Edge(edge.producer, edge.consumer, price * edge.cost) for edge in edges), latency, sizes)
+    graph, edges = network.captured.graph, tuple(Edge(edge.producer, edge.consumer, edge.latency_ms) for edge in latency.boundaries)
+    sizes = byte_costs(graph, groups, schemes, network.target)
+    files = bench.keep("file_bytes", (candidates.key,), lambda: _file_bytes(candidates, sizes), Resource.from_json)
+    resources = {
+        "latency": Resource(latency.table, edges, latency.offset_ms),
+        "bytes": files,
+        "bops": Resource(bop_costs(graph, groups, schemes)),
+        "average_bits": Resource(bit_costs(graph, groups, schemes)),
+    }
+    floats = {
+        "latency": resources["latency"].total({group.name: _highest(group) for group in groups}),
+        "bytes": float(candidates.float_file.stat().st_size),
+        "bops": float_bops(graph),
+        "average_bits": float(FLOAT_BITS),
+    }
+    return Costs(latency, sizes, resources, floats)
 
 
-def find_front(bench: Workbench, request: Request, groups: tuple[Group, ...], scores: Scores, costs: Costs) -> Space:
-    """The front of predicted loss against cost, kept as front.json, and the space around it."""
+def find_front(bench: Workbench, request: Request, ledger: Ledger) -> Space:
+    """The front of predicted loss against cost under the bounds, and the space around it."""
     with bench.timed("front", "solve for the front"):
-        plans = front(
-            scores.table, costs.table, groups=groups, interactions=scores.interactions, edges=costs.edges, seed=request.options.seed
-        )
-    rows = {"minimize": request.options.minimize, "plans": [plan.to_json() for plan in plans]}
-    with write_atomically(bench.store.folder / "front.json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=1))
-    return Space(groups, scores.table, costs.table, plans, scores.interactions, costs.edges)
+        return ledger.space(request.options.minimize, request.options.bounds)
+
+
+def _file_bytes(candidates: Candidates, sizes: Table) -> Resource:
+    """Bytes of whole files: what the table leaves out is fitted on uniform files, so much for the graph and so much for each group."""
+    plans = [candidates.uniform(scheme) for scheme in sizes.schemes]
+    counts = np.array([[1.0, *(list(plan.values()).count(scheme) for scheme in sizes.schemes if scheme != FLOAT.name)] for plan in plans])
+    over = np.array([candidates.emit(plan).stat().st_size - sizes.total(plan) for plan in plans])
+    offset, *each = nnls(counts, over)[0]
+    added = dict(zip((scheme for scheme in sizes.schemes if scheme != FLOAT.name), each, strict=True))
+    values = sizes.values + np.array([added.get(scheme, 0.0) for scheme in sizes.schemes])
+    return Resource(Table("bytes", "bytes", sizes.groups, sizes.schemes, values), (), float(offset))
+
+
+def _highest(group: Group) -> str:
+    return max(group.schemes, key=lambda scheme: parse_scheme(scheme).precision)
 
 
 def _schemes(groups: tuple[Group, ...]) -> tuple[str, ...]:

@@ -13,10 +13,11 @@ from quantkit.candidates import Candidates
 from quantkit.environment import describe
 from quantkit.evaluation import evaluate, feeds
 from quantkit.export.executed import Executed
+from quantkit.ledger import Ledger
 from quantkit.metric import Outputs
 from quantkit.passes.batches import network_batches
 from quantkit.request import Request
-from quantkit.result import Baseline, Execution, Files, GroupRow, Result
+from quantkit.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
 from quantkit.runtimes import Rival
 from quantkit.search import SearchResult
 from quantkit.sensitivity import Scores
@@ -89,13 +90,16 @@ def report(
     costs: Costs,
     found: SearchResult,
     verified: Verified,
+    bounds: tuple[BoundRow, ...],
+    explained: tuple[str, ...],
     key: str,
 ) -> Result:
-    """The result object, and the sentences that belong to it."""
+    """The result object, and the sentences that belong to it, those that the search `explained` first."""
     decided = {"kept": True, "broken": False, "undecided": verified.verdict.drop <= verified.budget}
     kept = decided[verified.verdict.decision]
     if verified.verdict.decision == "undecided" and request.options.undecided != "point":
         kept = request.options.undecided == "pass"
+    accurate, kept = kept, kept and all(row.kept for row in bounds)
     graph, allocation = candidates.graph, verified.allocation
     rows = tuple(
         GroupRow(
@@ -126,19 +130,27 @@ def report(
         seconds={stage: round(seconds, 3) for stage, seconds in bench.seconds.items()},
         environment=describe(),
         fingerprint=key,
-        notes=_notes(request, found, costs, verified, kept, len(graph.unsupported)),
+        notes=(*explained, *_notes(request, costs, verified, accurate or found.best is None, len(graph.unsupported))),
+        bounds=bounds,
     )
 
 
-def _notes(request: Request, found: SearchResult, costs: Costs, verified: Verified, kept: bool, unsupported: int) -> tuple[str, ...]:
+def check_bounds(request: Request, ledger: Ledger, verified: Verified) -> tuple[BoundRow, ...]:
+    """What the file takes, and its time where it was measured; what operations and bits the plan counts."""
+    used = ledger.used(verified.allocation) | {"bytes": float(verified.files.onnx.stat().st_size)}
+    floats = dict(ledger.floats)
+    if verified.latency is not None:
+        floats["latency"], used["latency"] = verified.latency.float_ms, verified.latency.ratio * verified.latency.float_ms
+    rows = []
+    for name, bound in request.options.bounds.said().items():
+        at_most = bound.at_most(floats[name])
+        rows.append(BoundRow(name, at_most, used[name], used[name] <= at_most))
+    return tuple(rows)
+
+
+def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, unsupported: int) -> tuple[str, ...]:
     notes = []
-    if found.best is None:
-        notes.append(
-            f"No plan kept the promise on the search split with room to spare; this is the nearest of {len(found.measured)}, "
-            f"which lost {found.nearest.measured.drop:.2f} there. The accuracy budget binds: a larger --max-drop or more search items "
-            "relax it."
-        )
-    elif not kept:
+    if not kept:
         notes.append("The plan passed on the search split and misses on the gate split: more search items, or a larger --max-drop.")
     if all(scheme == FLOAT.name for scheme in verified.allocation.values()):
         notes.append("Nothing that keeps the promise is faster than the float network on this machine, so it stays as it is.")

@@ -1,0 +1,91 @@
+"""The commands about a network as it was measured: `measure` makes the tables of a run directory, `pick` chooses from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+from quantkit.bounds import parse_bounds
+from quantkit.cli import tables
+from quantkit.cli.console import ConsoleProgress, print_json, worked
+from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code
+from quantkit.cli.said import (
+    Model,
+)  # fmt: skip
+from quantkit.options import Arguments, Options
+
+if TYPE_CHECKING:
+    from quantkit.pipeline import Measurement
+
+
+def measure(
+    model: Model, metric: Metric = None, confidence: Confidence = None, data: Data = None, calibration_data: CalibrationData = None,
+    search_data: SearchData = None, gate_data: GateData = None,
+    resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
+    target: Target = None, minimize: Minimize = None, max_bytes: MaxBytes = None, max_latency: MaxLatency = None,
+    max_bops: MaxBops = None, average_bits: AverageBits = None, sensitivity: Sensitivity = None,
+    schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None, rounding: Rounding = None,
+    run: RunFolder = None, seed: Seed = None, split_seed: SplitSeed = None, batch_size: BatchSize = None,
+    threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
+    input_shape: InputShape = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Score and cost a network into a run directory, without a promise and without a search; `pick` and `allocate` go on from there.
+
+    quantkit measure model.pt2 --data images/ --run runs/mine
+    """
+    arguments = Arguments(
+        data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data,
+        resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, confidence=confidence,
+        max_bytes=max_bytes, max_latency=max_latency, max_bops=max_bops, average_bits=average_bits,
+        target=target, minimize=minimize, sensitivity=sensitivity, schemes=schemes, fix=fix, exclude=exclude,
+        observer=observer, rounding=rounding, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,
+        threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
+    )  # fmt: skip
+
+    def job(progress: ConsoleProgress) -> Measurement:
+        from quantkit import pipeline, request
+
+        return pipeline.measure(request.resolve(model, arguments, promised=False), progress)
+
+    def show(measured: Measurement) -> int:
+        if as_json:
+            print_json({"run": str(measured.run), "front": measured.front, "seconds": measured.seconds})
+        else:
+            tables.show_front(measured.front, None)
+            print(f"run folder  {measured.run}")
+        return KEPT
+
+    raise typer.Exit(exit_code(lambda: show(worked(job))))
+
+
+def pick(
+    run: Annotated[Path, Argument(help="The run directory of `measure` or `allocate`.")],
+    max_drop: MaxDrop = None, keep: Keep = None, max_bytes: MaxBytes = None, max_latency: MaxLatency = None, max_bops: MaxBops = None,
+    average_bits: AverageBits = None,
+    minimize: Annotated[str | None, Option(help="What to make small; as it was measured for if unsaid.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Choose again from a run's tables, in a second and without the network or data; `export` and `verify` then take the picked plan.
+
+    quantkit pick runs/mine --max-drop 0.3 --max-bytes 1MB
+    """
+
+    def show() -> int:
+        from quantkit.metric import parse_budget
+        from quantkit.picking import pick as choose
+
+        texts = {"latency": max_latency, "bytes": max_bytes, "bops": max_bops, "average_bits": average_bits}
+        bounds = parse_bounds(texts)
+        Options(minimize=minimize or "latency", bounds=bounds)  # checks the words
+        budget = None if max_drop is None and keep is None else parse_budget(max_drop, keep)
+        picked = choose(run, budget, bounds, minimize)
+        if as_json:
+            print_json(picked.to_json())
+        else:
+            tables.show_picked(picked.to_json())
+        return KEPT if picked.kept else NOT_KEPT
+
+    raise typer.Exit(exit_code(show))

@@ -1,0 +1,60 @@
+"""The options of the commands, each described once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from quantkit.options import CHOICES, SCHEMES, Options
+
+
+def _choice(option: str, text: str) -> Any:
+    return Option(help=f"{text}: {', '.join(CHOICES[option])} (default: {getattr(Options(), option)}).")
+
+
+def _number(option: str, text: str) -> Any:
+    return Option(help=f"{text} (default: {getattr(Options(), option)}).")
+
+
+Model = Annotated[str, Argument(help="A .pt2 archive, a pickled module, package.module:function, a recipe file, or weights with --arch.")]
+MaxDrop = Annotated[str | None, Option(help="What may be lost, in the metric's unit (0.5), or of the float score (0.5%).")]
+Keep = Annotated[str | None, Option(help="The share of the float score to keep, such as 99.9%.")]
+MaxBytes = Annotated[str | None, Option(help="Bytes of the file at most: 2MB, or 0.25x of the float file.")]
+MaxLatency = Annotated[str | None, Option(help="Time of one inference at most: 5ms, or 0.5x of the float network's.")]
+MaxBops = Annotated[str | None, Option(help="Bit operations at most, MACs · weight bits · activation bits: 2.5G, or 0.1x.")]
+AverageBits = Annotated[str | None, Option(help="Bits of the weights on average at most, such as 4.5.")]
+TimeLimit = Annotated[str | None, Option(help="When to end the search with the best so far: 10m, 90s, 1h.")]
+Metric = Annotated[str | None, Option(help="top1, top5, agreement, mse, psnr or module:function.")]
+Undecided = Annotated[str | None, _choice("undecided", "What decides where the interval does not")]
+Confidence = Annotated[float | None, _number("confidence", "How sure the search must be that the gate will keep the promise")]
+Data = Annotated[str | None, Option(help="An image folder, .npz or .safetensors, to be cut into three splits.")]
+CalibrationData = Annotated[str | None, Option(help="Items for the ranges only.")]
+SearchData = Annotated[str | None, Option(help="Items that the search may look at.")]
+GateData = Annotated[str | None, Option(help="Items for the verdict only.")]
+Resize = Annotated[str | None, Option(help="Pixels of the short side, or HEIGHTxWIDTH.")]
+Crop = Annotated[str | None, Option(help="Pixels of the central crop, or HEIGHTxWIDTH.")]
+Mean = Annotated[str | None, Option(help="Subtracted: one number, or one a channel with commas.")]
+Std = Annotated[str | None, Option(help="Divided by: one number, or one a channel with commas.")]
+Scale = Annotated[str | None, Option(help="What pixels are multiplied with first; 1/255 for images.")]
+Target = Annotated[str | None, _choice("target", "The runtime that the file is for")]
+Minimize = Annotated[str | None, _choice("minimize", "What to make small")]
+Sensitivity = Annotated[str | None, _choice("sensitivity", "How to score what quantizing a group does")]
+Search = Annotated[str | None, _choice("search", "How to look for the plan")]
+_SCHEMES = "; ".join(f"{target}: {','.join(schemes)}" for target, schemes in SCHEMES.items())
+Schemes = Annotated[str | None, Option(help=f"Schemes to choose from, with commas ({_SCHEMES}).")]
+Fix = Annotated[list[str] | None, Option(help="GROUP=SCHEME; may be repeated.")]
+Exclude = Annotated[list[str] | None, Option(help="A pattern of group names that stay float; may be repeated.")]
+Observer = Annotated[str | None, _choice("observer", "How ranges are read from the calibration data")]
+Rounding = Annotated[str | None, _choice("rounding", "How weights are rounded")]
+Output = Annotated[str | None, Option(help="The ONNX file to write.")]
+RunFolder = Annotated[str | None, Option("--run", help="The folder that keeps the stages' results.")]
+Seed = Annotated[int | None, _number("seed", "Seed of probes and resampling")]
+SplitSeed = Annotated[int | None, _number("split_seed", "Seed that cuts --data into splits")]
+BatchSize = Annotated[int | None, _number("batch_size", "Items in one batch")]
+Threads = Annotated[int | None, _number("threads", "Threads of the runtime while it is timed")]
+Device = Annotated[str | None, _choice("device", "Where torch computes")]
+Arch = Annotated[str | None, Option(help="package.module:function that builds the network of a state dict.")]
+TrustPickle = Annotated[bool, Option("--trust-pickle", help="Let the file run code while it loads.")]
+InputShape = Annotated[str | None, Option(help="Shape of an example input, such as 1x3x224x224.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout and nothing else.")]
