@@ -30,6 +30,7 @@ RESULT: dict[str, Any] = {
     "schema": 1,
     "run": "runs/net-01234567",
     "kept": True,
+    "bounds": [],
     "budget": {"max_drop": 0.5, "unit": "points", "metric": "top1"},
     "verdict": {"decision": "kept", "n": 400, "float": 91.0, "quantized": 90.9, "drop": 0.1, "low": -0.2, "high": 0.4},
     "latency": {"float_ms": 8.0, "quantized_ms": 4.0, "ratio": 0.5, "low": 0.48, "high": 0.53, "threads": 1, "batch": 1},

@@ -9,12 +9,9 @@ import typer
 from typer import Argument, Option
 
 from quantkit.bounds import parse_bounds
-from quantkit.cli import tables
+from quantkit.cli import said, tables
 from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code
-from quantkit.cli.said import (
-    Model,
-)  # fmt: skip
 from quantkit.options import Arguments, Options
 
 if TYPE_CHECKING:
@@ -22,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def measure(
-    model: Model, metric: Metric = None, confidence: Confidence = None, data: Data = None, calibration_data: CalibrationData = None,
-    search_data: SearchData = None, gate_data: GateData = None,
-    resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
-    target: Target = None, minimize: Minimize = None, max_bytes: MaxBytes = None, max_latency: MaxLatency = None,
-    max_bops: MaxBops = None, average_bits: AverageBits = None, sensitivity: Sensitivity = None,
-    schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None, rounding: Rounding = None,
-    run: RunFolder = None, seed: Seed = None, split_seed: SplitSeed = None, batch_size: BatchSize = None,
-    threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
-    input_shape: InputShape = None, as_json: Json = False,
+    model: said.Model, metric: said.Metric = None, confidence: said.Confidence = None,
+    data: said.Data = None, calibration_data: said.CalibrationData = None, search_data: said.SearchData = None, gate_data: said.GateData = None,
+    resize: said.Resize = None, crop: said.Crop = None, mean: said.Mean = None, std: said.Std = None, scale: said.Scale = None,
+    target: said.Target = None, minimize: said.Minimize = None, max_bytes: said.MaxBytes = None, max_latency: said.MaxLatency = None,
+    max_bops: said.MaxBops = None, average_bits: said.AverageBits = None, sensitivity: said.Sensitivity = None,
+    schemes: said.Schemes = None, fix: said.Fix = None, exclude: said.Exclude = None, observer: said.Observer = None,
+    rounding: said.Rounding = None, run: said.RunFolder = None, seed: said.Seed = None, split_seed: said.SplitSeed = None, batch_size: said.BatchSize = None,
+    threads: said.Threads = None, device: said.Device = None, arch: said.Arch = None, trust_pickle: said.TrustPickle = False,
+    input_shape: said.InputShape = None, as_json: said.Json = False,
 ) -> None:  # fmt: skip
     """Score and cost a network into a run directory, without a promise and without a search; `pick` and `allocate` go on from there.
 
@@ -63,10 +60,10 @@ def measure(
 
 def pick(
     run: Annotated[Path, Argument(help="The run directory of `measure` or `allocate`.")],
-    max_drop: MaxDrop = None, keep: Keep = None, max_bytes: MaxBytes = None, max_latency: MaxLatency = None, max_bops: MaxBops = None,
-    average_bits: AverageBits = None,
+    max_drop: said.MaxDrop = None, keep: said.Keep = None, max_bytes: said.MaxBytes = None, max_latency: said.MaxLatency = None,
+    max_bops: said.MaxBops = None, average_bits: said.AverageBits = None,
     minimize: Annotated[str | None, Option(help="What to make small; as it was measured for if unsaid.")] = None,
-    as_json: Json = False,
+    as_json: said.Json = False,
 ) -> None:  # fmt: skip
     """Choose again from a run's tables, in a second and without the network or data; `export` and `verify` then take the picked plan.
 
