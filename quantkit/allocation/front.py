@@ -117,7 +117,7 @@ def shortage(
     over = excesses(problem, problem.limits)
     if not any(over):
         return None
-    eased = [Within(held.form, held.at_most + more) for held, more in zip(problem.limits, over, strict=True)]
+    eased = [Within(held.form, held.at_most + more, held.offset) for held, more in zip(problem.limits, over, strict=True)]
     found = _best(problem, eased, [], seed)
     chosen, gap = found or (least_cost(problem, eased), math.nan)
     binding = []

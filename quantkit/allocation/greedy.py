@@ -24,10 +24,14 @@ def descend(problem: Problem, limits: Sequence[Within], start: Chosen | None = N
     chosen = least_isolated(problem) if start is None else start.copy()
     loss, *used = (_Field(form, chosen) for form in (problem.loss, *(limit.form for limit in limits)))
     while not all(held := [limit.holds(chosen) for limit in limits]):
-        saved = np.zeros(len(problem.scheme))
+        saved, over = np.zeros(len(problem.scheme)), np.zeros(len(problem.scheme))
         for field, limit, holds in zip(used, limits, held, strict=True):
+            size, change = limit.size, field.change(chosen, problem)
+            before = limit.form.total(chosen) - limit.highest
+            over += (np.maximum(before + change, 0.0) - max(before, 0.0)) / size
             if not holds:
-                saved -= field.change(chosen, problem) / (abs(limit.at_most) or 1.0)
+                saved -= change / size
+        saved[over >= -_NOTHING] = 0.0  # with several limits a saving in one may be spent in another, and the way go round in circles
         prices = np.full(len(saved), np.inf)
         np.divide(loss.change(chosen, problem), saved, out=prices, where=saved > _NOTHING)
         step = int(np.lexsort((-saved, prices))[0])

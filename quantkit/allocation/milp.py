@@ -133,7 +133,7 @@ def excesses(problem: Problem, limits: Sequence[Within]) -> tuple[float, ...]:
         (np.array([*row[0], column], dtype=np.intp), np.array([*row[1], -reach]), row[2], row[3])
         for row, column, reach in zip(entries, columns, ranges, strict=True)
     ]
-    shares = [reach / (abs(limit.at_most) or 1.0) for reach, limit in zip(ranges, limits, strict=True)]
+    shares = [reach / limit.size for reach, limit in zip(ranges, limits, strict=True)]
     rows = Rows.of([*program.structure, *loose], program.width + len(limits))
     objective, binary = np.concatenate([np.zeros(program.width), shares]), np.append(program.binary, np.zeros(len(limits), dtype=bool))
     solution = minimise(objective, rows, binary)

@@ -68,14 +68,20 @@ class Form:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Within:
-    """At most so much of a form."""
+    """At most so much of a form. An excess is told as a share of `at_most` and the `offset` that the form leaves out."""
 
     form: Form
     at_most: float
+    offset: float = 0.0
 
     def holds(self, chosen: Chosen) -> bool:
         """Whether the options are within it."""
         return self.form.total(chosen) <= self.highest
+
+    @property
+    def size(self) -> float:
+        """What shares are of."""
+        return abs(self.at_most + self.offset) or 1.0
 
     @property
     def highest(self) -> float:
@@ -147,7 +153,7 @@ def build(
         matrix = interactions.matrix[np.ix_(rows, rows)]
         apart = np.where(place[:, None] != place[None, :], matrix, 0.0)
         losses = Form(0.5 * np.diag(matrix), apart if apart.any() else _nothing(len(options)), none, floats)
-    held = tuple(Within(form(limit.resource), limit.at_most - limit.resource.offset) for limit in limits)
+    held = tuple(Within(form(limit.resource), limit.at_most - limit.resource.offset, limit.resource.offset) for limit in limits)
     given = tuple(group.name for group in groups)
     return Problem(names, given, place, schemes, isolated, losses, form(Resource(cost, tuple(edges))), held, matrix)
 

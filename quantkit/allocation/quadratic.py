@@ -123,7 +123,7 @@ def short_list(problem: Problem, chosen: Chosen, limits: Sequence[Within]) -> ND
     if len(everything) <= MANY:
         return everything
     change, *used = (_alone(problem, form, chosen) for form in (problem.loss, *(limit.form for limit in limits)))
-    saved = np.sum([-use / (abs(limit.at_most) or 1.0) for use, limit in zip(used, limits, strict=True)], axis=0)
+    saved = np.sum([-use / limit.size for use, limit in zip(used, limits, strict=True)], axis=0)
     moves = everything[chosen[problem.group] != everything]
     by_loss = moves[np.argsort(change[moves] / np.maximum(-saved[moves], 1e-15), kind="stable")][:_LISTED]
     saving = moves[saved[moves] > 0]

@@ -4,7 +4,7 @@ Let C = M − D with D diagonal and C positive semi-definite. As x_a² = x_a for
     ½ x'Mx  ≥  f(z) + ∇f(z)'(x − z)  ≥  f(z) − ∇f(z)'z + min_y ∇f(z)'y,   f(z) = ½ z'Cz + ½ d'z,
 where y runs over the fractional allocations within the limits: a linear program. The z that makes the bound greatest is sought by
 simplicial decomposition (von Hohenbalken 1977): the least f over the hull of the answers so far, again and again.
-D is a multiple of M's diagonal, the greatest that a Cholesky factorisation shows to leave C semi-definite; below 0 where M is not.
+D is a multiple of M's diagonal, the greatest that a Cholesky factorisation shows to leave C semi-definite; of the identity where M is not.
 """
 
 from __future__ import annotations
@@ -81,30 +81,29 @@ def _least_in_hull(corners: Floats, images: Floats, d: Floats) -> Floats:
 
 
 def _diagonal(matrix: Floats) -> Floats:
-    """The d above: t · diagonal, t the greatest that a factorisation proves."""
+    """The d above: a multiple of M's diagonal, or, where M is not semi-definite, the same for all."""
     used = np.flatnonzero(matrix.any(axis=1))
     full = np.zeros(len(matrix))
-    if not len(used):
-        return full
-    inner = matrix[np.ix_(used, used)]
-    weights = np.maximum(np.diag(inner), 1e-3 * np.abs(inner).max())
-    roots = np.sqrt(weights)
-    normal = inner / roots[:, None] / roots[None, :]
-    full[used] = _share(normal) * weights
+    if len(used):
+        inner = matrix[np.ix_(used, used)]
+        weights = np.maximum(np.diag(inner), 1e-3 * np.abs(inner).max())
+        share = _share(inner / np.sqrt(weights[:, None] * weights[None, :]), lowest=-1e-5)
+        if share is None:
+            weights = np.full(len(used), np.abs(inner).max())
+            share = _share(inner / weights[0], lowest=-np.inf)
+        full[used] = (share or 0.0) * weights
     return full
 
 
-def _share(matrix: Floats) -> float:
-    """The t: of a small matrix its least eigenvalue, of a large one the greatest of a few that a factorisation accepts."""
+def _share(matrix: Floats, lowest: float) -> float | None:
+    """The t: of a small matrix its least eigenvalue, of a large one the best of a few that a factorisation accepts; None below `lowest`."""
     if len(matrix) < _SMALL:
-        return float(np.linalg.eigvalsh(matrix)[0]) - _MARGIN
-    for share in _SHARES:
-        if _is_definite(matrix, share):
-            return share
-    share = -0.01
-    while not _is_definite(matrix, share):
+        least = float(np.linalg.eigvalsh(matrix)[0]) - _MARGIN
+        return least if least >= lowest else None
+    share = next((share for share in _SHARES if _is_definite(matrix, share)), -0.01)
+    while share >= lowest and not _is_definite(matrix, share):
         share *= 4
-    return share
+    return share if share >= lowest else None
 
 
 def _is_definite(matrix: Floats, shift: float) -> bool:

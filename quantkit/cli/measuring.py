@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 def measure(
     model: said.Model, metric: said.Metric = None, confidence: said.Confidence = None,
-    data: said.Data = None, calibration_data: said.CalibrationData = None, search_data: said.SearchData = None, gate_data: said.GateData = None,
+    data: said.Data = None, calibration_data: said.CalibrationData = None,
+    search_data: said.SearchData = None, gate_data: said.GateData = None,
     resize: said.Resize = None, crop: said.Crop = None, mean: said.Mean = None, std: said.Std = None, scale: said.Scale = None,
     target: said.Target = None, minimize: said.Minimize = None, max_bytes: said.MaxBytes = None, max_latency: said.MaxLatency = None,
     max_bops: said.MaxBops = None, average_bits: said.AverageBits = None, sensitivity: said.Sensitivity = None,
     schemes: said.Schemes = None, fix: said.Fix = None, exclude: said.Exclude = None, observer: said.Observer = None,
-    rounding: said.Rounding = None, run: said.RunFolder = None, seed: said.Seed = None, split_seed: said.SplitSeed = None, batch_size: said.BatchSize = None,
+    rounding: said.Rounding = None,
+    run: said.RunFolder = None, seed: said.Seed = None, split_seed: said.SplitSeed = None, batch_size: said.BatchSize = None,
     threads: said.Threads = None, device: said.Device = None, arch: said.Arch = None, trust_pickle: said.TrustPickle = False,
     input_shape: said.InputShape = None, as_json: said.Json = False,
 ) -> None:  # fmt: skip
