@@ -1,12 +1,13 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from quantkit.allocation import Edge, Plan, front, predict
+from quantkit.allocation import Edge, Limit, Plan, Resource, front, predict, shortage
 from quantkit.graph import Group
-from quantkit.search import SEARCHES, Measured, SearchResult, Space, Trial
+from quantkit.search import SEARCHES, Measured, SearchResult, Space, TimeIsUp, Trial
 from quantkit.table import Interactions, Table
 
 SCHEMES = ("w4a8", "fp32", "w8a8")  # in no order of precision, as tables may be
@@ -274,3 +275,158 @@ def test_results_survive_json():
     nothing = SearchResult(None, broken, (broken,))
     assert SearchResult.from_json(nothing.to_json()).best is None
     assert isinstance(returned.plan, Plan)
+
+
+# Limits beside the promise.
+
+
+def limited(space, share, name="bops"):
+    """The space with a second resource, whatever the cost, limited to a share of the way from least to most."""
+    random = np.random.default_rng(7)
+    used = random.uniform(1, 3, (len(space.groups), 1)) * np.array([1.0, 4.0, 2.0])  # w4a8, fp32, w8a8
+    resource = Resource(Table(name, "", space.loss.groups, SCHEMES, used))
+    low, high = used.min(axis=1).sum(), used.max(axis=1).sum()
+    limit = Limit(resource, low + share * (high - low))
+    plans = front(space.loss, space.cost, groups=space.groups, edges=space.edges, limits=[limit], points=12)
+    return replace(space, front=plans, limits=(limit,))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_best_is_within_the_limits_whatever_was_measured_on_the_way(name, seed):
+    space = limited(random_space(seed), 0.4)
+    network = Network(space, 9.0, lambda allocation: hash_noise(allocation, seed))
+
+    result = SEARCHES[name](network, space, repairs=4)
+
+    (limit,) = space.limits
+    inside = [trial for trial in result.measured if limit.resource.total(trial.plan.allocation) <= limit.at_most * (1 + 1e-9)]
+    passing = [trial for trial in inside if trial.measured.passes]
+    if passing:
+        assert result.best.plan.predicted_cost == min(trial.plan.predicted_cost for trial in passing) and result.best in passing
+    else:
+        assert result.best is None
+    if inside:
+        assert result.nearest in inside
+
+
+def test_a_limited_figure_that_was_measured_counts_and_not_its_prediction():
+    space = limited(random_space(1), 0.5, name="bytes")
+
+    def measure(allocation):
+        return Measured(0.0, True, {"bytes": 1e9})
+
+    assert SEARCHES["pareto"](measure, space, repairs=0).best is None
+
+
+def test_under_limits_that_cannot_be_kept_the_nearest_is_the_one_that_exceeds_them_least():
+    space = random_space(1)
+    space = limited(space, 0.2)
+    tight = Limit(space.limits[0].resource, 0.1)
+    short = shortage(space.loss, space.cost, groups=space.groups, limits=[tight])
+    space = replace(space, front=(short.nearest,), limits=(tight,), shortage=short)
+
+    result = SEARCHES["pareto"](Network(space, -1.0), space, repairs=4)
+
+    assert result.best is None and result.nearest.plan.allocation == short.nearest.allocation
+    assert len(result.measured) == 2  # float was tried too, and is further off
+
+
+# The least drop within limits.
+
+
+@pytest.mark.parametrize("name", ["pareto", "swaps"])
+def test_with_the_least_drop_wanted_the_least_damaged_within_the_limits_is_the_best(name):
+    space = replace(limited(random_space(3), 0.4), least_drop=True)
+    network = Network(space, 1e9, lambda allocation: hash_noise(allocation, 3))
+
+    result = SEARCHES[name](network, space, repairs=4)
+
+    inside = [trial for trial in result.measured if space.excess(trial.plan) == 0]
+    assert result.best.measured.drop == min(trial.measured.drop for trial in inside)
+    assert len(result.measured) == (4 if name == "pareto" else len(result.measured))
+
+
+def test_damage_is_the_divergence_where_there_is_one():
+    assert Measured(0.1, True, {"divergence": 0.02}).damage == 0.02
+    assert Measured(0.1, True).damage == 0.1
+    assert Measured(math.nan, False, {"divergence": 0.02}).damage == math.inf
+
+
+# Swaps.
+
+
+def test_swaps_are_ranked_by_what_is_predicted_and_accepted_on_what_is_measured():
+    """What is predicted is wrong about g0 alone: only measuring tells."""
+    space = make([[0, 1, 9], [0, 3, 9], [0, 2, 9]], [[3, 1, 1]] * 3, points=4)
+    space = replace(space, front=tuple(plan for plan in space.front if plan.predicted_cost == 5))
+    network = Network(space, 5.5, lambda allocation: 5.0 if allocation["g0"] != "fp32" else 0.0)
+
+    result = SEARCHES["swaps"](network, space, repairs=4)
+
+    assert space.front[0].allocation == {"g0": "w8a8", "g1": "fp32", "g2": "w8a8"}
+    assert result.best.plan.allocation == {"g0": "fp32", "g1": "w8a8", "g2": "w8a8"}
+    assert SEARCHES["pareto"](network, space, repairs=0).best.plan.predicted_cost > result.best.plan.predicted_cost
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_swaps_never_end_dearer_than_the_walk_along_the_front_that_they_begin_with(seed):
+    space = random_space(seed)
+    networks = [Network(space, 4.0, lambda allocation: hash_noise(allocation, seed)) for _ in range(2)]
+
+    plain, swapped = (SEARCHES[name](network, space, repairs=3) for name, network in zip(("pareto", "swaps"), networks, strict=True))
+    walked = SEARCHES["pareto"](networks[0], space, repairs=0)
+
+    assert swapped.best.plan.predicted_cost <= walked.best.plan.predicted_cost
+    assert len(swapped.measured) <= len(walked.measured) + 3 * 3 + 1 + 3
+    assert plain.best is not None
+
+
+def test_swaps_have_nothing_to_improve_where_the_cheapest_plan_passes():
+    network = Network(random_space(0), 1e9)
+
+    result = SEARCHES["swaps"](network, network.space, repairs=2)
+
+    assert result.best.plan == network.space.front[0]
+
+
+# Time.
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("count", [1, 3])
+def test_when_the_time_is_up_the_best_so_far_is_the_answer_and_what_came_next_is_told(name, count):
+    space = random_space(1)
+    network = Network(space, 4.0)
+
+    def measure(allocation):
+        if len(network.asked) == count:
+            raise TimeIsUp
+        return network(allocation)
+
+    result = SEARCHES[name](measure, space, repairs=4)
+
+    assert len(result.measured) == count and result.untried is not None
+    assert result.untried.allocation not in network.asked
+    assert SearchResult.from_json(json.loads(json.dumps(result.to_json()))).untried.allocation == result.untried.allocation
+    finished = SEARCHES[name](Network(space, 4.0), space, repairs=4)
+    assert finished.untried is None and [trial.plan.allocation for trial in finished.measured][:count] == network.asked
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_that_could_measure_nothing_says_so(name):
+    def measure(allocation):
+        raise TimeIsUp
+
+    with pytest.raises(TimeIsUp):
+        SEARCHES[name](measure, random_space(0), repairs=0)
+
+
+def test_a_result_is_judged_anew_with_trials_that_were_made_besides():
+    space = random_space(1)
+    network = Network(space, 4.0)
+    result = SEARCHES["pareto"](network, space, repairs=0)
+    cheap = Trial(replace(space.front[0], predicted_cost=0.0), Measured(1.0, True))
+
+    assert result.extended(space, [cheap]).best == cheap
+    assert result.extended(space, []).best == result.best
