@@ -62,9 +62,10 @@ class Ledger:
         edges = tuple(type(edge)(edge.producer, edge.consumer, price * edge.cost) for edge in latency.edges)
         return Resource(table, (*main.edges, *edges), main.offset)
 
-    def space(self, minimize: str, bounds: Bounds, *, points: int = 18) -> Space:
-        """The front under the bounds; where they leave no plan the one that is nearest to them."""
+    def space(self, minimize: str, bounds: Bounds, *, quick: bool = False) -> Space:
+        """The front under the bounds, a coarse one if `quick`; where they leave no plan the one that is nearest to them."""
         cost, limits = self.cost(minimize, bounds), self.limits(bounds)
+        points, restarts = (5, 0) if quick else (18, 4)
         short = None
         if limits:
             short = shortage(
@@ -72,7 +73,7 @@ class Ledger:
             )
         plans: tuple[Plan, ...] = (short.nearest,) if short else front(
             self.loss, cost.table, groups=self.groups, interactions=self.interactions, edges=cost.edges, limits=limits, points=points,
-            seed=self.seed,
+            restarts=restarts, seed=self.seed,
         )  # fmt: skip
         return Space(
             self.groups, self.loss, cost.table, plans, self.interactions, cost.edges,

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit.allocation import Plan
+from quantkit.allocation import Plan, undominated
 from quantkit.bounds import Bounds
 from quantkit.errors import RequestError
 from quantkit.ledger import PICKED, Ledger, Look, explain_shortage, front_report, read_ledger
@@ -62,7 +62,7 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
     if budget is not None and not looks:
         got = f"a promise, and no drop that was measured in {folder}"
         raise RequestError(got, "a run whose plans were looked at", "`quantkit measure` it again, or pick by --max-bytes")
-    space = ledger.space(goal, bounds)
+    space = _space(folder, ledger, goal, bounds)
     foresight = _Foresight.of(space, looks, judging)
     points = None if budget is None else budget.points(looks[0][1]["float"])
     trials, foreseen = _judged(space, looks, foresight, points)
@@ -78,6 +78,19 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
     drop = found.nearest.measured.drop if looks else None
     uses, kept_it = ledger.used(plan.allocation), found.best is not None
     return Picked(folder, plan, drop, seen, kept_it, points, judging["unit"], uses, report, tuple(notes))
+
+
+def _space(folder: Path, ledger: Ledger, goal: str, bounds: Bounds) -> Space:
+    """A coarse front under these bounds, and what of the stored one is within them: both together in a second."""
+    space = ledger.space(goal, bounds, quick=True)
+    if space.shortage:
+        return space
+    try:
+        stored = [row["allocation"] for row in json.loads((folder / "front.json").read_text(encoding="utf-8"))["plans"]]
+    except (OSError, ValueError, KeyError):
+        stored = []
+    known = [plan for plan in map(space.plan, stored) if space.excess(plan) == 0]
+    return replace(space, front=undominated([*space.front, *known]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from quantkit import options
+from quantkit.bounds import Bound, Bounds
 from quantkit.cli import main
 from quantkit.data import Batch, Preprocessing, Splits, collect, cut
 from quantkit.errors import DataError, MetricError, ModelError, OutputError, QuantkitError, RequestError, SchemeError
@@ -68,6 +69,9 @@ def test_options_left_out_are_the_defaults_of_options(place: Path) -> None:
         ({"minimize": "bytes", "search": "bisection"}, {"minimize": "bytes", "search": "bisection"}),
         ({"sensitivity": "hessian", "observer": "mse"}, {"sensitivity": "hessian", "observer": "mse"}),
         ({"seed": 3, "split_seed": 4, "batch_size": 5, "threads": 6}, {"seed": 3, "split_seed": 4, "batch_size": 5, "threads": 6}),
+        ({"max_bytes": "2MB", "max_latency": "0.5x"}, {"bounds": Bounds(bytes=Bound(2e6), latency=Bound(0.5, relative=True))}),
+        ({"max_bops": 5e9, "average_bits": 4.5}, {"bounds": Bounds(bops=Bound(5e9), average_bits=Bound(4.5))}),
+        ({"time_limit": "10m"}, {"time_limit_s": 600.0}),
         ({"undecided": "fail", "device": "cpu", "target": "ort-cpu"}, {"undecided": "fail"}),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
@@ -405,3 +409,32 @@ def test_the_schemes_that_may_be_said_are_those_that_the_target_runs() -> None:
     assert {name: tuple(target.SCHEMES) for name, target in targets.items()} == options.SCHEMES
     for name, menus in options.DEFAULT_SCHEMES.items():
         assert set().union(*menus.values()) <= set(options.SCHEMES[name])
+
+
+def test_the_least_drop_under_a_bound_needs_no_promise_and_may_have_one(place: Path) -> None:
+    free = resolve(module(), said(max_drop=None, minimize="drop", max_bytes="0.5x"))
+    promised = resolve(module(), said(minimize="drop", max_bytes="0.5x"))
+
+    assert (free.budget.value, free.budget.kind) == (100.0, "relative")
+    assert (promised.budget.value, promised.budget.kind) == (1.0, "absolute")
+
+
+def test_only_what_measures_may_go_without_a_promise(place: Path) -> None:
+    assert resolve(module(), said(max_drop=None), promised=False).budget.points(80.0) == 80.0
+    with pytest.raises(MetricError, match="no budget"):
+        resolve(module(), said(max_drop=None, max_bytes="0.5x"))
+
+
+def test_latency_is_no_bound_for_a_runtime_that_is_not_here(place: Path) -> None:
+    with pytest.raises(RequestError, match="--max-latency for tensorrt"):
+        resolve(module(), said(target="tensorrt", max_latency="0.5x"))
+
+
+def test_bounds_come_from_the_configuration_and_from_recipes_too(place: Path) -> None:
+    (place / "quantkit.toml").write_text('data = "items.npz"\nmax_drop = 1.0\nmax_bytes = "2MB"\naverage_bits = 4.5\ntime_limit = "5m"\n')
+    found = resolve("tiny:net", Arguments(max_bytes="1MB")).options
+    told = Recipe(model=module(), data=batches(), max_drop=1.0, max_latency="5ms", max_bops="1G", time_limit=60)
+
+    assert found.bounds == Bounds(bytes=Bound(1e6), average_bits=Bound(4.5)) and found.time_limit_s == 300
+    options = resolve(told, Arguments()).options
+    assert options.bounds == Bounds(latency=Bound(5.0), bops=Bound(1e9)) and options.time_limit_s == 60

@@ -139,16 +139,17 @@ def front(
     limits: Sequence[Limit] = (),
     fixed: Mapping[str, str] | None = None,
     points: int = 18,
+    restarts: int = RESTARTS,
     seed: int = 0,
 ) -> tuple[Plan, ...]:
     """The plans that none of the others beats on both loss and cost, cheapest first: at most one for each of `points` budgets.
 
     All are within `limits`, which must be possible. The budgets lie on a geometric grid from the least possible cost to the cost of the
-    least loss. Raises as `solve` does.
+    least loss. `restarts` are the random starts at both ends, where there are interactions. Raises as `solve` does.
     """
     problem = build(loss, cost, groups, interactions=interactions, edges=edges, limits=limits, fixed=fixed)
-    first = _cheapest(problem, seed)
-    dearest = _best(problem, problem.under(math.inf), [first[0]], seed) or first
+    first = _cheapest(problem, seed, restarts)
+    dearest = _best(problem, problem.under(math.inf), [first[0]], seed, restarts=restarts) or first
     low, high = problem.cost.total(first[0]), problem.cost.total(dearest[0])
     grid = np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
     answers = [first]
@@ -172,9 +173,9 @@ def undominated(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     return tuple(kept)
 
 
-def _cheapest(problem: Problem, seed: int) -> Answer:
+def _cheapest(problem: Problem, seed: int, restarts: int = RESTARTS) -> Answer:
     chosen = least_cost(problem, problem.limits)
-    return _best(problem, problem.under(problem.cost.total(chosen)), [chosen], seed) or (chosen, math.nan)
+    return _best(problem, problem.under(problem.cost.total(chosen)), [chosen], seed, restarts=restarts) or (chosen, math.nan)
 
 
 def _best(problem: Problem, limits: Sequence[Within], starts: Sequence[Chosen], seed: int, *, restarts: int = RESTARTS) -> Answer | None:

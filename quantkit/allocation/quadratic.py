@@ -24,8 +24,10 @@ from quantkit.table import Floats
 _STEPS = 4  # linearisations of one start; they settle or begin to circle long before
 GAP = 1e-3  # of a linearisation, which is no more exact than that itself
 _SPREAD = 2.0  # of the logarithm of the factor that disturbs a random start's losses: wide enough to reorder most groups
+_BEST_STARTS = 2  # of those without restarts, that are improved
 RESTARTS = 4  # random starts of a single solve; along a front the neighbouring plan is a better one
-MANY = 600  # options; beyond, pairs are drawn from a short list, and the relaxation's corners and the greedy answer are starts enough
+FEW = 100  # options; beyond, knapsacks are solved as linear programs, and the fractional groups are then made whole
+MANY = 600  # options; beyond, pairs are drawn from a short list, and the relaxation and the greedy answer are starts enough
 _LISTED = 150  # the length of each half of the short list
 
 
@@ -40,16 +42,13 @@ def least_quadratic(
     relaxed = relax(program)
     if relaxed is None:
         return None
-    best: Chosen | None = None
-    tried: set[bytes] = set()
-    for start in (*starts, *_starts(program, relaxed, restarts, seed)):
-        if start.tobytes() in tried or not all(limit.holds(start) for limit in limits):
-            continue
-        tried.add(start.tobytes())
-        found = _swapped(problem, _linearised(program, start), limits)
-        if best is None or _worth(problem, found) < _worth(problem, best):
-            best = found
-    return None if best is None else (best, relative_gap(problem.loss.total(best), relaxed.bound))
+    distinct = {start.tobytes(): start for start in (*starts, *_starts(program, relaxed, restarts, seed))}
+    inside = [start for start in distinct.values() if all(limit.holds(start) for limit in limits)]
+    if not inside:
+        return None
+    tried = inside if restarts else sorted(inside, key=lambda start: _worth(problem, start))[:_BEST_STARTS]
+    best = min((_swapped(problem, _linearised(program, start), limits) for start in tried), key=lambda found: _worth(problem, found))
+    return best, relative_gap(problem.loss.total(best), relaxed.bound)
 
 
 def _worth(problem: Problem, chosen: Chosen) -> tuple[float, float]:
@@ -73,7 +72,7 @@ def _starts(program: Program, relaxed: Relaxed, restarts: int, seed: int) -> Ite
 def _knapsack(program: Program, losses: Floats) -> Chosen | None:
     """The options of least total loss within the limits, or nearly: of many a linear program, made whole."""
     objective = np.concatenate([losses, np.zeros(program.width - len(losses))])
-    if len(losses) <= MANY:
+    if len(losses) <= FEW:
         found = least_of(program, objective, GAP)
         return found and found[0]
     solution = minimise(objective, program.rows, np.zeros(program.width, dtype=bool))
