@@ -308,3 +308,21 @@ def test_a_plan_keeps_the_order_of_the_groups_that_were_given():
     plan = solve(case.loss, case.cost, math.inf, groups=case.groups[::-1])
 
     assert list(plan.allocation) == list(case.names[::-1]) and isinstance(plan, Plan)
+
+
+def test_five_hundred_groups_under_interactions_come_with_a_gap():
+    random = np.random.default_rng(0)
+    names, schemes = tuple(f"g{place:03}" for place in range(500)), ("fp32", "w8a8", "w6a8", "w4a8", "w2a8")
+    size = random.lognormal(0, 1.2, (500, 1)) * np.array([0, 1 / 16, 1 / 4, 1, 4])
+    moved = (size[:, :, None] * (random.normal(size=(500, 5, 300)) + 0.3 * random.normal(size=300))).reshape(2500, 300)
+    matrix = moved @ moved.T / 300
+    loss = Table("loss", "", names, schemes, 0.5 * np.diag(matrix).reshape(500, 5))
+    cost = Table("bytes", "", names, schemes, random.lognormal(0, 1, (500, 1)) * np.array([32, 8, 6, 4, 2.0]))
+    groups = [Group(name, (name,), schemes, "") for name in names]
+    edges = [Edge(names[place], names[place + 1], 0.5) for place in range(0, 499, 7)]
+    budget = float(cost.values[:, 3].sum())
+
+    plan = solve(loss, cost, budget, groups=groups, edges=edges, interactions=Interactions(names, schemes, matrix))
+
+    uniform = allocation_loss(loss, None, dict.fromkeys(names, "w4a8"))
+    assert 0 < plan.gap < 0.2 and plan.predicted_cost <= budget and plan.predicted_loss < uniform
