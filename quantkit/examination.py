@@ -1,10 +1,12 @@
 """A file examined, whoever made it: what the runtime runs in int8, what it loses against its float file, how fast it is.
 
-Of a run directory it is the plan's own file, and what runs is held against the plan, layer by layer.
+Of a run directory it is the plan's own file: what runs is held against the plan, layer by layer, and what that computes against the
+simulation. Every session is opened with the options of a `session.json` beside the file.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,15 +18,21 @@ import numpy as np
 import onnx
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-from quantkit.errors import ModelError
+from quantkit import probe
+from quantkit.capture import check_inputs
+from quantkit.environment import describe
+from quantkit.errors import ConfigError, ModelError
 from quantkit.evaluation import Session, evaluate, feeds, open_session
-from quantkit.export.executed import INTEGER, plain, read_executed
+from quantkit.export.executed import INTEGER, owners, plain, read_executed
+from quantkit.export.integer_weights import layers_at_risk
 from quantkit.latency.timing import Feeds
 from quantkit.lint.opening import open_model
 from quantkit.lint.view import View, read, title
+from quantkit.parity import Parity, compare_simulation, random_items
+from quantkit.passes.batches import network_batches
 from quantkit.request import Check
 from quantkit.statistics import Verdict
-from quantkit.stored import read_plan
+from quantkit.stored import StoredPlan, read_plan, simulate
 from quantkit.targets import find_target
 from quantkit.verify import Latency, judge, time_files
 
@@ -41,6 +49,9 @@ WEIGHTED = (
     "MatMulInteger",
 )
 PLAN_FILE = "model.onnx"
+SESSION_FILE = "session.json"
+SIMULATED = "ort-cpu"  # the target whose kernels the simulation computes
+NO_RUN = "a run directory of `quantkit allocate`, which keeps the plan and the network"
 RUNTIME_ERRORS = (
     runtime.Fail,
     runtime.InvalidArgument,
@@ -71,9 +82,32 @@ class WeightedNode:
         return {"node": self.name, "kind": self.kind, "kernel": self.kernel, "precision": precision, "macs": self.macs}
 
 
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """Whether 16-bit sums saturate on this processor, and the layers of which some can, on processors that add in pairs."""
+
+    here: bool
+    layers_at_risk: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The parity with the simulation over that many items; `random`: drawn here, as there were no others."""
+
+    parity: Parity
+    items: int
+    random: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form."""
+        return {**asdict(self.parity), "items": self.items, "random_items": self.random, "notes": list(self.parity.notes())}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Examined:
-    """What was seen. `mismatches` is None for a file without a plan; `verdict` without data and `latency` without a float file are None."""
+    """What was seen. `mismatches` is None for a file without a plan; `verdict` without data, `latency` without a float file, and `compared`
+    unless asked for are None.
+    """
 
     file: Path
     float_file: Path | None
@@ -82,6 +116,9 @@ class Examined:
     budget: float | None
     verdict: Verdict | None
     latency: Latency | None
+    saturation: Saturation
+    session_options: Mapping[str, str]
+    compared: Compared | None
 
     @property
     def int8_macs(self) -> float:
@@ -101,6 +138,9 @@ class Examined:
             broken = self.verdict.decision == "broken" or (self.verdict.decision == "undecided" and self.verdict.drop > self.budget)
             if broken:
                 found.append(f"{self.verdict.drop:.2f} lost, at most {self.budget:.2f} allowed ({self.verdict.decision})")
+        if self.compared is not None and self.compared.parity.parted:
+            parted = self.compared.parity.parted
+            found.append(f"{len(parted)} layers do not compute what the simulation does, first {parted[0]}")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -121,31 +161,42 @@ class Examined:
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             "latency": None if self.latency is None else asdict(self.latency),
             "bytes": bytes_,
+            "saturation": asdict(self.saturation),
+            "session_options": dict(self.session_options),
+            "parity": None if self.compared is None else self.compared.to_json(),
         }
 
 
-def examine(path: Path, *, float_file: Path | None, check: Check | None, threads: int, batch_size: int, seed: int) -> Examined:
+def examine(
+    path: Path, *, float_file: Path | None, check: Check | None, threads: int, batch_size: int, seed: int, parity: bool = False
+) -> Examined:
     """Examine a file, or a run directory's. Raises ModelError for what is no safe ONNX file, OutputError for a folder without a plan."""
+    if parity and not path.is_dir():
+        raise ModelError(f"--parity for {path}, which is no run", NO_RUN, "pass the run itself")
     plan = read_plan(path) if path.is_dir() else None
     file = path / PLAN_FILE if plan is not None else path
     reference = float_file or (plan.float_file if plan is not None else None)
-    model = open_model(file)
+    model, options = open_model(file), read_session(file.parent / SESSION_FILE)
     if reference is not None:
         open_model(reference)
     if check is not None and reference is None:
         raise ModelError(f"data, and no float file to hold {file} against", "the network before it was quantized", "pass --float FILE")
+    compared = mismatches = None
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         optimized = Path(folder) / "optimized.onnx"
-        _opened(file, threads, optimized)
-        nodes, mismatches = weighted_nodes(model, optimized), None
+        _opened(file, threads, options, optimized)
+        nodes = weighted_nodes(model, optimized)
+        at_risk = layers_at_risk(optimized, {} if plan is None else owners(plan.graph))
         if plan is not None:
             placement = find_target(plan.target).place(plan.graph, plan.schemes)
             mismatches = read_executed(optimized, plan.graph, placement).mismatches
+            if parity:
+                compared = compare(plan, file, check, batch_size, seed, options, Path(folder))
     budget = verdict = latency = None
     if reference is not None:
-        session = _opened(reference, threads)
+        session = _opened(reference, threads, options)
         if check is not None:
-            before, after = (evaluate(_opened(each, 0), check.items, batch_size) for each in (reference, file))
+            before, after = (evaluate(_opened(each, 0, options), check.items, batch_size) for each in (reference, file))
             labels = None if check.metric.reference == "float" else check.items.labels()
             truth = before if labels is None else labels
             budget = None if check.budget is None else check.budget.points(check.metric.score(before, truth))
@@ -153,8 +204,44 @@ def examine(path: Path, *, float_file: Path | None, check: Check | None, threads
             example: Feeds = feeds(next(iter(check.items.batches(session.batch or 1))), session.input_names)
         else:
             example = random_feeds(session)
-        latency = time_files([reference, file], example, threads, {})[1]
-    return Examined(file, reference, nodes, mismatches, budget, verdict, latency)
+        latency = time_files([reference, file], example, threads, options)[1]
+    saturation = Saturation(probe.saturates(), at_risk)
+    return Examined(file, reference, nodes, mismatches, budget, verdict, latency, saturation, options, compared)
+
+
+def compare(
+    plan: StoredPlan, file: Path, check: Check | None, batch_size: int, seed: int, options: Mapping[str, str], folder: Path
+) -> Compared:
+    """The run's file against the simulation of its plan, over the data, or over random items. Raises RequestError for what a run lacks."""
+    if plan.target != SIMULATED:
+        raise ModelError(f"--parity for a plan of target {plan.target}", f"one of {SIMULATED}, whose kernels the simulation computes")
+    found = simulate(plan, folder / "again.onnx")
+    items = random_items(found.captured, plan.bounds, seed) if check is None else check.items
+    check_inputs(found.captured, next(network_batches(plan.graph, items, 1)).inputs)
+    told = compare_simulation(
+        found.captured, found.placement, found.bank, file, found.emitted, items, batch_size, folder, lambda _: None, options
+    )
+    return Compared(told, len(items), check is None)
+
+
+def read_session(path: Path) -> dict[str, str]:
+    """The options in a `session.json`; none where there is none.
+
+    Raises ConfigError for what is no such file, names other files to the runtime, or asks for a newer runtime than this.
+    """
+    try:
+        told: Mapping[str, Any] = json.loads(path.read_text()) if path.exists() else {"session_options": {}}
+        options, least = dict(told["session_options"]), str(told.get("onnxruntime", ""))
+        wanted = tuple(int(part) for part in least.removeprefix(">=").split(".") if part)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "session options as `quantkit allocate` writes them", "remove it") from error
+    for name, value in options.items():
+        if not isinstance(value, str) or any(word in name.lower() for word in ("file", "path", "folder")):
+            raise ConfigError(f"{path}: session option {name!r} is {value!r}", "text, and no option that names files", "remove it")
+    have = str(describe()["onnxruntime"])
+    if wanted > tuple(int(part) for part in have.split(".")[: len(wanted)]):
+        raise ConfigError(f"{path} wants onnxruntime {least}", f"at most {have}, which is installed", "install a newer onnxruntime")
+    return options
 
 
 def weighted_nodes(model: onnx.ModelProto, optimized: Path) -> tuple[WeightedNode, ...]:
@@ -196,9 +283,9 @@ def random_feeds(session: Session) -> dict[str, Any]:
     return found
 
 
-def _opened(path: Path, threads: int, optimized: Path | None = None) -> Session:
+def _opened(path: Path, threads: int, options: Mapping[str, str], optimized: Path | None = None) -> Session:
     try:
-        return open_session(path, threads=threads, optimized=optimized)
+        return open_session(path, threads=threads, options=options, optimized=optimized)
     except RUNTIME_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"ONNX Runtime does not load {path}: {reason}", "", "`quantkit lint` may say why") from error

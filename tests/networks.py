@@ -18,11 +18,11 @@ from quantkit.evaluation import Session, open_session
 from quantkit.export.executed import Executed, read_executed
 from quantkit.export.float_onnx import export_float
 from quantkit.export.qdq import Emitted, emit
+from quantkit.parity import Parity, compare_simulation
 from quantkit.quantization import WeightBank
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
-from quantkit.verify import Parity, compare_simulation
 
 ITEMS = 8
 

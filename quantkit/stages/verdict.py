@@ -16,6 +16,7 @@ from quantkit.export.executed import Executed
 from quantkit.export.static_baseline import NAME as STATIC
 from quantkit.export.static_baseline import quantize_with_onnxruntime
 from quantkit.metric import Outputs
+from quantkit.parity import Parity, compare_simulation
 from quantkit.passes.batches import network_batches
 from quantkit.request import Request
 from quantkit.result import Baseline, Execution, Files, GroupRow, Result
@@ -27,7 +28,7 @@ from quantkit.stages.network import UNIFORM, Network, example_feeds
 from quantkit.stages.tables import Costs
 from quantkit.statistics import Verdict
 from quantkit.store import write_atomically
-from quantkit.verify import Latency, Parity, compare_simulation, executed, int8_share, judge, time_files
+from quantkit.verify import Latency, executed, int8_share, judge, time_files
 from quantkit.workbench import Workbench
 
 
@@ -72,8 +73,9 @@ def verify_plan(bench: Workbench, request: Request, network: Network, candidates
         times = time_files(files, example_feeds(request, network), request.options.threads, network.target.SESSION_OPTIONS)
     with bench.timed("simulation"), bench.progress.stage("compare with the simulation", len(gate), "items") as advance:
         parity = compare_simulation(
-            network.captured, placement, candidates.bank, final, emitted, gate, request.options.batch_size, scratch, advance
-        )
+            network.captured, placement, candidates.bank, final, emitted, gate, request.options.batch_size, scratch, advance,
+            network.target.SESSION_OPTIONS,
+        )  # fmt: skip
     ran = executed(final, graph, placement, network.target.SESSION_OPTIONS, scratch)
     size = network.float_file.stat().st_size
     rows = [Baseline("float", 0.0, 1.0, 1.0)]
@@ -152,9 +154,7 @@ def _notes(request: Request, found: SearchResult, costs: Costs, verified: Verifi
             f"Latency: predicted {predicted:.2f} ms, measured {verified.latency.quantized_ms:.2f} ms; "
             f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} plans that the model never saw."
         )
-    if verified.parity.exact < 1:
-        reason = "float layers sum in another order in torch"
-        notes.append(f"Simulation and file: equal bits on {100 * verified.parity.exact:.1f} % of the items ({reason}).")
+    notes += verified.parity.notes()
     if unsupported:
         notes.append(f"{unsupported} operations have no 8-bit form here and stay float: `quantkit inspect` lists them.")
     return tuple(notes)
