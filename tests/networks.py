@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quantkit.calibration import calibrate
 from quantkit.capture import Captured, capture
-from quantkit.data import Batch, Subset, collect
+from quantkit.data import Batch, collect, whole
 from quantkit.evaluation import Session, open_session
 from quantkit.export.executed import Executed, read_executed
 from quantkit.export.float_onnx import export_float
@@ -211,7 +211,7 @@ class Bench:
         """The simulation against the file, over the bench's own items."""
         data = collect([Batch(self.inputs)])
         return compare_simulation(
-            self.captured, placement, self.bank, path, emitted, Subset(data, tuple(range(len(data)))), ITEMS, self.folder, lambda _: None
+            self.captured, placement, self.bank, path, emitted, whole(data), len(data), self.folder, lambda _: None
         )
 
 

@@ -15,6 +15,7 @@ from quantkit.evaluation import Session
 from quantkit.export.executed import Executed
 from quantkit.verify import executed, int8_share, time_files
 
+
 def test_the_runtime_runs_what_was_planned_and_says_otherwise_by_name(tmp_path: Path) -> None:
     box = toys.toybox()
     candidates = toys.candidates(box, tmp_path)
