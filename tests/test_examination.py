@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 import toys
-from micro import CHANNELS, U8, Micro
+from micro import CHANNELS, S8, U8, Micro
 from networks import bench, captured
 from onnx import numpy_helper
 from test_loading_archive import members, poison_sample_inputs, write_archive
@@ -293,6 +293,17 @@ def test_codes_of_others_may_saturate_and_ours_cannot(name: str, tmp_path: Path)
     assert set(found[static].layers_at_risk) == neighbours(static) and neighbours(static)
     assert found[ours].layers_at_risk == found[careful].layers_at_risk == ()
     assert {saturation.here for saturation in found.values()} == {probe.saturates()}
+
+
+@pytest.mark.parametrize(("codes", "at_risk"), [([[100, -100], [100, -100]], True), ([[100, 100], [-100, -100]], False)])
+@pytest.mark.parametrize("zero", [U8, S8])
+def test_neighbours_are_those_of_the_sum(codes: list[list[int]], at_risk: bool, zero: Any, tmp_path: Path) -> None:
+    """A product adds down the columns of its weight; one of signed activations adds in no pairs, and the runtime makes those unsigned."""
+    micro = Micro(zero, (4, 2))
+    weight = micro.dq(micro.const(np.array(codes, np.int8)), S8, 0.01)
+    onnx.save(micro.model(micro.qdq(micro.op("MatMul", micro.qdq("x"), weight)), opset=20), tmp_path / "m.onnx")
+    found = look(tmp_path / "m.onnx")
+    assert found.int8_macs == 1.0 and bool(found.saturation.layers_at_risk) is at_risk
 
 
 def test_bad_requests_are_one_line(result: Result, tmp_path: Path) -> None:
