@@ -18,6 +18,7 @@ from quantkit.errors import ModelError, SchemeError
 from quantkit.evaluation import open_session
 from quantkit.lint import MENDS, RULES, fix_file, lint_file, lint_model, to_sarif
 from quantkit.lint.opening import open_model
+from quantkit.runtimes import openvino
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
 
 Case = Callable[[], onnx.ModelProto]
@@ -68,6 +69,14 @@ def codebook(m: Micro) -> str:
     codes = m.const(np.random.default_rng(0).integers(-7, 8, (CHANNELS, CHANNELS, 3, 3)).astype(INT4))
     wide = m.op("Cast", codes, to=TensorProto.INT8)
     weight = m.op("DequantizeLinear", wide, m.const(np.full(CHANNELS, 0.01, np.float32)), m.const(np.zeros(CHANNELS, np.int8)), axis=0)
+    return m.conv(m.qdq("x"), weight)
+
+
+def shifted(m: Micro) -> str:
+    """Codes in the upper half of a byte."""
+    halves = m.const(np.full((CHANNELS, CHANNELS, 3, 3), 0x30, np.uint8)), m.const(np.full((1, 1, 1, 1), 4, np.uint8))
+    codes = m.op("Cast", m.op("BitShift", *halves, direction="RIGHT"), to=TensorProto.INT8)
+    weight = m.op("DequantizeLinear", codes, m.const(np.full(CHANNELS, 0.01, np.float32)), m.const(np.zeros(CHANNELS, np.int8)), axis=0)
     return m.conv(m.qdq("x"), weight)
 
 
@@ -159,6 +168,21 @@ CASES: dict[str, tuple[str, Case, Case, str | None]] = {
     ),
     "ORT112": ("ort-cpu", case(lambda m: weight_only(m, 1), shape=ROWS), case(lambda m: weight_only(m, 0), shape=ROWS), None),
     "ORT113": ("ort-cpu", case(lambda m: m.qdq(m.op("Softmax", m.qdq("x")))), case(lambda m: m.op("Softmax", m.qdq("x"))), None),
+    "OVO101": ("openvino", case(lambda m: m.conv(m.qdq("x"), m.real(CHANNELS, CHANNELS, 3, 3))), GOOD_CONV, "Conv"),
+    "OVO102": ("openvino", case(sixteen), GOOD_CONV, "Conv"),
+    "OVO103": (
+        "openvino",
+        case(lambda m: m.qdq(m.conv(m.qdq("x"), m.weight(CHANNELS, CHANNELS, 3, 3, dtype=np.uint8)))),
+        GOOD_CONV,
+        "Conv",
+    ),
+    "OVO104": (
+        "openvino",
+        case(lambda m: m.qdq(m.conv(m.qdq("x"), m.weight(CHANNELS, CHANNELS, 3, 3, dtype=INT4, largest=7)))),
+        case(codebook),
+        "Conv",
+    ),
+    "OVO105": ("openvino", case(shifted), case(codebook), "Conv"),
     "TRT001": ("tensorrt", case(lambda m: m.conv(m.qdq("x"))), case(lambda m: m.conv(m.qdq("x")), S8), None),
     "TRT002": ("tensorrt", case(lambda m: m.conv(m.qdq("x")), LOWEST), case(lambda m: m.conv(m.qdq("x")), S8), None),
     "TRT003": ("tensorrt", case(int32_bias, S8), case(lambda m: m.conv(m.qdq("x")), S8), None),
@@ -226,7 +250,17 @@ def test_what_is_whole_for_one_rule_breaks_no_error_of_another(rule: str) -> Non
     assert not [finding for finding in lint_model(whole(), RULES["ort-cpu"]) if finding.severity == "error"]
 
 
-@pytest.mark.parametrize("rule", [rule for rule, row in CASES.items() if row[3]])
+@pytest.mark.parametrize("rule", [rule for rule, row in CASES.items() if row[0] == "openvino"])
+def test_what_is_said_to_run_in_float_in_openvino_does(rule: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
+    ran = []
+    for make in CASES[rule][1:3]:
+        onnx.save(make(), tmp_path / "m.onnx")
+        ran.append({kernel.integer for kernel in openvino.kernels(tmp_path / "m.onnx", {}, tmp_path).values()})
+    assert ran == [{False}, {True}]
+
+
+@pytest.mark.parametrize("rule", [rule for rule, row in CASES.items() if row[0] == "ort-cpu" and row[3]])
 def test_what_is_said_to_run_in_float_does(rule: str, tmp_path: Path) -> None:
     _, broken, whole, kind = CASES[rule]
     assert kind is not None

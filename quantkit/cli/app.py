@@ -216,7 +216,7 @@ def verify(
 @app.command()
 def lint(
     file: Annotated[Path, Argument(help="An ONNX file, whoever made it.")],
-    target: Annotated[str, Option(help="The runtime that it is for: ort-cpu or tensorrt.")] = "ort-cpu",
+    target: Annotated[str, Option(help="The runtime that it is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
     strict: Annotated[bool, Option("--strict", help="Let warnings fail too.")] = False,
     fix: Annotated[Path | None, Option(help="Write a copy with the mechanical mends made.")] = None,
     sarif: Annotated[Path | None, Option(help="Write the findings as SARIF.")] = None,
