@@ -22,7 +22,7 @@ from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
 from quantkit.evaluation import Session, open_session
-from quantkit.export.executed import owners, plain
+from quantkit.export.executed import find_owner
 from quantkit.graph import Graph, Group
 from quantkit.latency.timing import Feeds, interleave
 from quantkit.spec import FLOAT
@@ -128,13 +128,14 @@ def _layer_ms(path: Path, graph: Graph, feeds: Feeds, threads: int, folder: Path
     report = Path(session.handle.end_profiling())
     events = json.loads(report.read_text())
     report.unlink()
-    names = owners(graph)
+    owner = find_owner(graph)
     runs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            node = plain(event["name"].removesuffix("_kernel_time"))
-            if node in names and event["args"].get("op_name") not in ("QuantizeLinear", "DequantizeLinear"):
-                runs[names[node]][event["name"]].append(event["dur"] / 1e3)
+            operation = event["args"].get("op_name", "")
+            layer = owner(operation, event["name"].removesuffix("_kernel_time"))
+            if layer and operation not in ("QuantizeLinear", "DequantizeLinear"):
+                runs[layer][event["name"]].append(event["dur"] / 1e3)
     return {layer: sum(float(np.median(durations)) for durations in nodes.values()) for layer, nodes in runs.items()}
 
 
