@@ -76,6 +76,22 @@ def add_codes(a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, qpar
     return total.round().clamp(qparams.spec.code_min, qparams.spec.code_max)
 
 
+def mul_codes(a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, qparams: QParams) -> Tensor:
+    """The output codes of the runtime's product of codes `a` and `b`; all per tensor, either may be broadcast.
+
+    rint(((a − z_a) · (b − z_b)) · r + z_c) with r = (s_a · s_b) / s_c: an exact integer, then two roundings to float32, the zero point
+    added before the last one to an integer, which decides ties (equal on all 65,536 pairs of codes, tests/test_affine.py).
+    """
+    ratio = (a_qparams.scale * b_qparams.scale) / qparams.scale
+    scaled = ((a - a_qparams.zero_point) * (b - b_qparams.zero_point)) * ratio
+    return _shifted(scaled, qparams)
+
+
+def average_codes(mean: Tensor, qparams: QParams) -> Tensor:
+    """The output codes that the runtime's average pool gives real means: rint(mean / scale + zero_point), not rint first as `quantize`."""
+    return _shifted(mean / qparams.scale, qparams)
+
+
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """`x` on the grid: dequantize(quantize(x))."""
     return dequantize(quantize(x, qparams), qparams)
@@ -132,6 +148,11 @@ def floor_weight_scale(qparams: QParams, bias: Tensor | None, input_scale: Tenso
 def bias_codes(bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> Tensor:
     """The int32 codes that the runtime gives a float bias: rint(bias / float32(input_scale · weight_scale)), as float64."""
     return (bias.detach().float() / (input_scale * weight_scale)).round().double()
+
+
+def _shifted(steps: Tensor, qparams: QParams) -> Tensor:
+    """Codes of a number of steps, the zero point added before it is rounded."""
+    return (steps + qparams.zero_point).round().clamp(qparams.spec.code_min, qparams.spec.code_max)
 
 
 def _fused(one: Tensor, other: Tensor, added: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A quantized convolution or linear layer recovers the codes of its input, convolves integers in float32 (exact below 2^24, in
 float64 where the layer's bound is higher), adds the int32 bias, multiplies by float32((scale_x · scale_w) / scale_y) and rounds
-half to even. Add follows the kernel's fused multiply-add; Concat requantizes. Exact on CPUs whose u8×s8 products do not saturate.
+half to even. Operations without weights follow theirs (`kernels`); Concat requantizes. Exact on CPUs whose u8×s8 products do not
+saturate.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantkit.affine import QParams, add_codes, bias_codes, dequantize, fake_quantize, quantize, requantize
+from quantkit.affine import QParams, bias_codes, dequantize, fake_quantize, quantize, requantize
 from quantkit.blocked import convolve
-from quantkit.capture import PADS, Captured
-from quantkit.folding import operand
+from quantkit.capture import Captured
+from quantkit.folding import ATEN, operand
+from quantkit.functions import logistic
 from quantkit.graph import Layer
+from quantkit.kernels import KERNELS
+from quantkit.operations import PADS
 from quantkit.quantization import WeightBank
 from quantkit.targets.placement import Placement
 
-CONVOLUTION = torch.ops.aten.conv2d.default
+CONVOLUTION, SIGMOID = ATEN.conv2d.default, ATEN.sigmoid.default
 CONVOLUTION_DEFAULTS: tuple[Any, ...] = (None, (1,), (0,), (1,), 1)  # bias, stride, padding, dilation, groups
 EXACT = float(1 << 24)  # float32 holds every integer up to here
 Environment = dict[str, Any]
@@ -31,8 +35,8 @@ Environment = dict[str, Any]
 class Simulation:
     """The network under one placement. The captured module is never changed.
 
-    With `block`, float convolutions add up in the runtime's own order (`blocked`), and give its bits. With `precise`, other float layers
-    add up in float64: of all orders the exact sum is nearest to one that is not known.
+    With `block`, float convolutions add up in the runtime's own order (`blocked`), sigmoids are its own (`functions`), and give its bits.
+    With `precise`, other float layers add up in float64: of all orders the exact sum is nearest to one that is not known.
     """
 
     def __init__(
@@ -93,6 +97,9 @@ class Simulation:
             found = _convolve(node, lambda source: values[source.name], self._block)
             if found is not None:
                 return found
+        source = operand(node, 0)
+        if self._block and node.target is SIGMOID and source is not None and values[source.name].dtype is torch.float32:
+            return logistic(values[source.name])
         if not self._precise:
             return _call(node, lambda source: values[source.name])
         wide = _call(node, lambda source: _cast(values[source.name], torch.float32, torch.float64))
@@ -113,9 +120,9 @@ class Simulation:
         output = self._bank.output_qparams(layer) if layer.name in self._placement.outputs else None
         if layer.weight:
             return self._weighted(layer, inputs[0], qparams[0], output)
-        if layer.kind == "add" and output is not None:
-            a, b = (quantize(x, q) for x, q in zip(inputs, qparams, strict=True))
-            return dequantize(add_codes(a, qparams[0], b, qparams[1], output), output)
+        if layer.kind in KERNELS and output is not None:
+            codes = [quantize(x, q) for x, q in zip(inputs, qparams, strict=True)]
+            return dequantize(KERNELS[layer.kind](self._nodes[layer.node], codes, qparams, output), output)
         coded = [(layer.name, slot) in self._placement.inputs for slot in range(len(inputs))]
         real = iter([fake_quantize(x, q) if quantized else x for x, q, quantized in zip(inputs, qparams, coded, strict=True)])
         result: Tensor = _call(self._nodes[layer.node], lambda _: next(real))

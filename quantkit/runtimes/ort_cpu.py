@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as binding
 from quantkit.environment import has_vnni
 from quantkit.errors import ModelError
 from quantkit.evaluation import Feeds, OnnxRuntimeSession, open_session
-from quantkit.export.executed import INTEGER, Executed, owners, plain
+from quantkit.export.executed import INTEGER, Executed, find_owner, plain
 from quantkit.export.executed import read_executed as read_graph
 from quantkit.graph import Graph
 from quantkit.runtimes.runtime import Kernel, Rival
@@ -74,13 +74,14 @@ def layer_ms(
     report = Path(session.handle.end_profiling())
     events = json.loads(report.read_text())
     report.unlink()
-    names = owners(graph)
+    owner = find_owner(graph)
     times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            node = plain(event["name"].removesuffix("_kernel_time"))
-            if node in names and event["args"].get("op_name") not in ("QuantizeLinear", "DequantizeLinear"):
-                times[names[node]][event["name"]].append(event["dur"] / 1e3)
+            operation = event["args"].get("op_name", "")
+            layer = owner(operation, event["name"].removesuffix("_kernel_time"))
+            if layer and operation not in ("QuantizeLinear", "DequantizeLinear"):
+                times[layer][event["name"]].append(event["dur"] / 1e3)
     return {layer: sum(float(np.median(durations)) for durations in nodes.values()) for layer, nodes in times.items()}
 
 

@@ -15,18 +15,34 @@ def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
 
 
 def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
-    """One group a layer, save that layers which share a weight are one; an operation without weights takes the widest scheme only."""
+    """One group a layer, save that layers which share a weight are one, and so are the two of a SiLU.
+
+    An operation without weights takes the widest scheme only.
+    """
     owners: dict[str, list[Layer]] = {}
+    gates = _gates(graph)
     for layer in graph.layers:
-        owners.setdefault(layer.weight or f"activation of {layer.name}", []).append(layer)
+        owners.setdefault(layer.weight or f"activation of {gates.get(layer.name, layer.name)}", []).append(layer)
     widest = max((s for s in schemes if not s.is_float), key=lambda s: s.precision, default=FLOAT)
     found = []
     for key, layers in owners.items():
         menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))
         alone = "a weight's bits are its own" if layers[0].weight else "one activation decision"
-        reason = f"share the weight {key}" if len(layers) > 1 else alone
+        reason = alone if len(layers) == 1 else f"share the weight {key}" if layers[0].weight else "one SiLU: one kernel in float"
         found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), reason))
     return tuple(found)
+
+
+def _gates(graph: Graph) -> dict[str, str]:
+    """The sigmoid of each product x · sigmoid(x) that alone reads it, by layer names."""
+    sigmoids = {layer.output: layer for layer in graph.layers if layer.kind == "sigmoid"}
+    found = {}
+    for layer in graph.layers:
+        for name, other in zip(layer.inputs, reversed(layer.inputs), strict=True) if layer.kind == "mul" else ():
+            sigmoid = sigmoids.get(name)
+            if sigmoid is not None and sigmoid.inputs == (other,) and graph.readers(name) == {layer.node}:
+                found[layer.name] = sigmoid.name
+    return found
 
 
 def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bias: frozenset[str]) -> Placement:

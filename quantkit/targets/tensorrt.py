@@ -36,8 +36,8 @@ def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:
     schemes, notes = {}, []
     for layer in graph.layers:
         scheme = allocation[layer.name]
-        if layer.kind == "concat" and not scheme.is_float:
-            scheme = FLOAT  # carries what its inputs are, and needs no note
+        if not layer.weight and layer.kind != "add":
+            scheme = FLOAT  # a concatenation carries what its inputs are, other operations run beside their neighbours: no note is needed
         elif not scheme.is_float and layer.kind == "conv" and _few_channels(layer):
             notes.append(
                 f"{layer.name}: {scheme.name} became fp32, as convolutions of fewer than {LEAST_CHANNELS} channels have no int8 kernel"
@@ -93,7 +93,7 @@ def _identity(graph: Graph, addition: Layer, weighted: Mapping[str, Scheme]) -> 
     producers = {layer.output: layer for layer in graph.layers if layer.name in weighted and not layer.activation}
     ends = [producers.get(name) for name in addition.inputs]
     ends = [end if end is not None and graph.readers(end.output) == {addition.node} else None for end in ends]
-    if len(ends) != 2 or not any(ends):
+    if len(ends) != 2 or not any(ends) or len({graph.tensor(name).shape for name in addition.inputs}) > 1:
         return None
     macs = [end.macs if end is not None else -1 for end in ends]
     return macs.index(min(macs))
