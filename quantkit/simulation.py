@@ -30,23 +30,32 @@ CONVOLUTION, SIGMOID = ATEN.conv2d.default, ATEN.sigmoid.default
 CONVOLUTION_DEFAULTS: tuple[Any, ...] = (None, (1,), (0,), (1,), 1)  # bias, stride, padding, dilation, groups
 EXACT = float(1 << 24)  # float32 holds every integer up to here
 Environment = dict[str, Any]
+Lost = Callable[[Layer, fx.Node, Tensor, QParams, Tensor], Tensor | None]  # of the layer's integer sums, given its input and weight codes
 
 
 class Simulation:
     """The network under one placement. The captured module is never changed.
 
     With `block`, float convolutions add up in the runtime's own order (`blocked`), sigmoids are its own (`functions`), and give its bits.
-    With `precise`, other float layers add up in float64: of all orders the exact sum is nearest to one that is not known.
+    With `precise`, other float layers add up in float64: of all orders the exact sum is nearest to one that is not known. `lost` says what
+    a processor without VNNI loses.
     """
 
     def __init__(
-        self, captured: Captured, placement: Placement, bank: WeightBank, *, precise: bool = False, block: int | None = None
+        self,
+        captured: Captured,
+        placement: Placement,
+        bank: WeightBank,
+        *,
+        precise: bool = False,
+        block: int | None = None,
+        lost: Lost | None = None,
     ) -> None:
         module = captured.module
         self._nodes = {node.name: node for node in module.graph.nodes}
         self._state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
         self._graph, self._placement, self._bank = captured.graph, placement, bank
-        self._precise, self._block = precise, block
+        self._precise, self._block, self._lost = precise, block, lost
         self._layers = {layer.node: layer for layer in captured.graph.layers if layer.name in placement.schemes}
         self._absorbed = {name for layer in self._layers.values() if layer.name in placement.outputs for name in self._behind(layer)}
 
@@ -134,7 +143,10 @@ class Simulation:
         assert spec is not None
         weight = self._bank.weight(layer, spec)
         bias = self._bank.parameter(layer.bias).detach() if layer.bias else None
-        accumulator = _product(self._nodes[layer.node], quantize(x, x_qparams) - x_qparams.zero_point, weight.codes)
+        node, codes = self._nodes[layer.node], quantize(x, x_qparams)
+        accumulator = _product(node, codes - x_qparams.zero_point, weight.codes)
+        lost = self._lost(layer, node, codes, x_qparams, weight.codes) if self._lost else None
+        accumulator = accumulator if lost is None else accumulator + lost
         channels = 1 if layer.kind == "conv" else accumulator.dim() - 1
         shape = [-1 if axis == channels else 1 for axis in range(accumulator.dim())]
         scale = x_qparams.scale * weight.qparams.scale

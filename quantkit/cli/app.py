@@ -184,6 +184,7 @@ def verify(
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     require_as_planned: Annotated[bool, Option("--require-as-planned", help="Fail where a layer does not run as planned.")] = False,
     require_int8: Annotated[str | None, Option(help="Fail where fewer multiply-accumulates run in int8, such as 95%.")] = None,
+    parity: Annotated[bool, Option("--parity", help="Of a run: fail where a layer computes other codes than the simulation.")] = False,
     threads: Threads = None, batch_size: BatchSize = None, seed: Seed = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Examine a file: what runs in int8, what it loses on all of --data, how fast it is; exit 1 if what was asked for is not so.
@@ -201,7 +202,7 @@ def verify(
 
             found = examination.examine(
                 file, target=target, float_file=float_file, check=request.resolve_check(arguments),
-                threads=options.threads, batch_size=options.batch_size, seed=options.seed,
+                threads=options.threads, batch_size=options.batch_size, seed=options.seed, parity=parity,
             )  # fmt: skip
         failures = found.failures(as_planned=require_as_planned, int8_share=share)
         if as_json:

@@ -52,13 +52,13 @@ def open_file(
 
 def read_executed(path: Path, graph: Graph, placement: Placement, options: Mapping[str, str], folder: Path) -> Executed:
     """From the graph that the runtime optimised for this host."""
-    return read_graph(_optimized(path, options, folder), graph, placement)
+    return read_graph(optimize(path, options, folder), graph, placement)
 
 
 def kernels(path: Path, options: Mapping[str, str], folder: Path) -> dict[str, Kernel]:
     """The optimised graph's nodes, by their own names and those of their outputs."""
     found: dict[str, Kernel] = {}
-    for node in onnx.load(_optimized(path, options, folder), load_external_data=False).graph.node:
+    for node in onnx.load(optimize(path, options, folder), load_external_data=False).graph.node:
         for name in (node.name, *node.output):
             found.setdefault(plain(name), Kernel(node.op_type, bool(INTEGER.fullmatch(node.op_type))))
     return found
@@ -92,7 +92,8 @@ def write_rivals(float_file: Path, feeds: Iterator[Feeds], folder: Path) -> Sequ
     return [Rival(NAME if has_vnni() else f"{NAME} (reduced range)", path, path.stat().st_size)]
 
 
-def _optimized(path: Path, options: Mapping[str, str], folder: Path) -> Path:
+def optimize(path: Path, options: Mapping[str, str], folder: Path) -> Path:
+    """The graph that runs, written into `folder`."""
     optimized = folder / "optimized.onnx"
     open_file(path, threads=1, options=options, optimized=optimized)
     return optimized
