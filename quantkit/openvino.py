@@ -79,7 +79,7 @@ def read_openvino(session: OpenVinoSession, graph: Graph, placement: Placement) 
                 ran.setdefault(owner, "int8" if integer else "float")
     mismatches = []
     for name in layers:
-        planned = "int8" if name in placement.schemes else "float"
+        planned = "int8" if name in placement.int8 else "float"
         if name not in ran:
             mismatches.append(f"{name}: planned {planned}, not found in OpenVINO's executed model")
         elif ran[name] != planned:

@@ -19,7 +19,7 @@ from quantkit.quantization import WeightBank
 from quantkit.spec import Scheme, parse_scheme
 from quantkit.store import Run, write_atomically
 from quantkit.targets import find_target
-from quantkit.targets.placement import Placement
+from quantkit.targets.placement import Adapted, Placement
 
 WEIGHTS = "weights"  # the stage that keeps rounded weights
 
@@ -69,7 +69,7 @@ def export_plan(plan: StoredPlan, target: str, output: Path) -> Exported:
     Raises SchemeError for an unknown target, OutputError where the file cannot be written.
     """
     module = find_target(target)
-    adapted = module.adapt(plan.graph, plan.schemes)
+    adapted = Adapted(plan.schemes, ()) if target == plan.target else module.adapt(plan.graph, plan.schemes)
     placement = module.place(plan.graph, adapted.schemes)
     grids = choose_grids(plan.bounds, plan.graph, module.ACTIVATIONS)
     parameters = read_parameters(plan.float_file, plan.graph)

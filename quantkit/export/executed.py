@@ -54,7 +54,7 @@ def read_executed(optimized: Path, graph: Graph, placement: Placement) -> Execut
     precisions: dict[str, Precision] = {}
     mismatches = []
     for layer in graph.layers:
-        planned: Precision = "int8" if layer.name in placement.schemes else "float"
+        planned: Precision = "int8" if layer.name in placement.int8 else "float"
         kind = found.get(layer.name)
         if kind is None and layer.kind == "add" and planned == "float":
             kind = "Conv"  # a float Add disappears into the convolution in front of it
