@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import RequestError
-from quantkit.export.executed import Executed, Precision, owners, plain
+from quantkit.export.executed import Executed, Precision, owners, plain, taken_in
 from quantkit.graph import Graph
 from quantkit.metric import Outputs
 from quantkit.targets.placement import Placement
@@ -68,17 +68,19 @@ def read_openvino(session: OpenVinoSession, graph: Graph, placement: Placement) 
     What it fuses into them (additions, activations) has no node of its own and is not judged.
     """
     names = owners(graph)
-    layers = {layer.name: layer for layer in graph.layers if layer.weight}
+    for name, layer in taken_in(graph).items():  # a float layer, or one with a batch norm behind it, may be named after that
+        names.setdefault(f"node_{name}", layer)
+    weighted = {layer.name: layer for layer in graph.layers if layer.weight}
     ran: dict[str, Precision] = {}
     for operation in session.compiled.get_runtime_model().get_ops():
         told = {key: str(value.astype(str)) for key, value in operation.get_rt_info().items() if hasattr(value, "astype")}
         originals = [plain(name.split("/")[0]) for name in told.get("originalLayersNames", "").split(",")]
         for owner in dict.fromkeys(names[name] for name in originals if name in names):
-            if owner in layers and told.get("layerType") in KINDS[layers[owner].kind]:
+            if owner in weighted and told.get("layerType") in KINDS[weighted[owner].kind]:
                 integer = told.get("runtimePrecision") in INTEGERS or told.get("primitiveType", "").lower().endswith("_i8")
                 ran.setdefault(owner, "int8" if integer else "float")
     mismatches = []
-    for name in layers:
+    for name in weighted:
         planned = "int8" if name in placement.int8 else "float"
         if name not in ran:
             mismatches.append(f"{name}: planned {planned}, not found in OpenVINO's executed model")

@@ -73,7 +73,7 @@ def _kinds(optimized: Path, graph: Graph) -> dict[str, str]:
     nodes = list(onnx.load(optimized, load_external_data=False).graph.node)
     layers = {layer.name: layer for layer in graph.layers}
     found: dict[str, str] = {}
-    for names in (owners(graph), _taken_in(graph)):
+    for names in (owners(graph), taken_in(graph)):
         for node in nodes:
             candidates = [plain(node.name), *(plain(output) for output in node.output)]
             owner = next((names[name] for name in candidates if name in names), None)
@@ -82,7 +82,7 @@ def _kinds(optimized: Path, graph: Graph) -> dict[str, str]:
     return found
 
 
-def _taken_in(graph: Graph) -> dict[str, str]:
+def taken_in(graph: Graph) -> dict[str, str]:
     """Layer names by what only they feed: a float layer takes in a LeakyRelu, an added constant, or a batch norm that could not be folded.
 
     It is then named after that. An operation of several results has no tensor of its own; its first result stands for it.

@@ -1,6 +1,6 @@
 """A float graph, Q/DQ already in it, made strongly typed: everything computes in half but given islands of float32.
 
-The rule is that of `Placement`: an island's nodes compute in float32; a QuantizeLinear takes what it reads as it is, a DequantizeLinear
+The rule is that of `Placement`: a layer computes as it is told; a QuantizeLinear takes what it reads as it is, a DequantizeLinear
 gives what its reader computes in, their scales being of that type; every other node computes in half unless all that it reads was made
 in float32. So a Cast stands only where precision changes, and none behind a DequantizeLinear. Which operands of an operator may be half
 (the sizes of a Resize may not), ONNX's own schemas say.
@@ -8,7 +8,7 @@ in float32. So a Cast stands only where precision changes, and none behind a Deq
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,10 @@ ADMITS = "tensor(float16)"
 TYPES = ("to", "dtype", "output_dtype")  # attributes that name the type of a result
 
 
-def compute_in_half(model: ir.Model, editor: Editor, islands: frozenset[ir.Node]) -> None:
+def compute_in_half(model: ir.Model, editor: Editor, islands: Mapping[ir.Node, bool]) -> None:
     """Change the types of the graph of `editor`; inputs and outputs stay as they are, their Casts inside.
+
+    `islands` tells of every node of a layer whether it is to stay float32.
 
     Raises ContractError for a network with control flow, whose inner graphs are not followed.
     """
@@ -58,9 +60,9 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _in_float32(graph: ir.Graph, islands: frozenset[ir.Node], floats: set[ir.Value]) -> set[ir.Node]:
+def _in_float32(graph: ir.Graph, islands: Mapping[ir.Node, bool], floats: set[ir.Value]) -> set[ir.Node]:
     """The nodes that compute in float32."""
-    wide = set(islands)
+    wide = {node for node, stays in islands.items() if stays}
     flowing: set[ir.Value] = set(graph.inputs)
     for node in graph:
         reads = [value for value in node.inputs if value in flowing and value in floats]
@@ -68,7 +70,7 @@ def _in_float32(graph: ir.Graph, islands: frozenset[ir.Node], floats: set[ir.Val
             source = read(node, 0)
             if source.producer() in wide or source in graph.inputs:
                 wide.add(node)
-        elif node.op_type != "DequantizeLinear" and reads and all(value.producer() in wide for value in reads):
+        elif node not in islands and node.op_type != "DequantizeLinear" and reads and all(value.producer() in wide for value in reads):
             wide.add(node)
         if any(value in flowing for value in node.inputs):
             flowing |= set(node.outputs)

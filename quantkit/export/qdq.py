@@ -41,7 +41,7 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
     model = ir.load(float_file)
     editor = Editor(model.graph)
     layers = [layer for layer in graph.layers if layer.name in placement.schemes]
-    islands = frozenset(node for layer in graph.layers if layer.name in (placement.float32 or ()) for node in _nodes(editor, layer))
+    islands = {node: layer.name in (placement.float32 or ()) for layer in graph.layers for node in _nodes(editor, layer)}
     for layer in layers:  # outputs first, so that inputs find them dequantized
         if layer.name in placement.outputs:
             _quantize_output(editor, layer, bank.output_qparams(layer))
