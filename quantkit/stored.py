@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quantkit.calibration import choose_grids
 from quantkit.errors import OutputError
+from quantkit.export.beside import write_beside
 from quantkit.export.float_onnx import read_parameters
 from quantkit.export.qdq import emit
 from quantkit.graph import Graph
@@ -39,12 +40,13 @@ class StoredPlan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exported:
-    """A file written from a stored plan: as which placement, and what the target changed of the plan."""
+    """A file written from a stored plan: as which placement, what the target changed of the plan, and what was written beside the file."""
 
     file: Path
     target: str
     placement: Placement
     notes: tuple[str, ...]
+    beside: tuple[Path, ...] = ()
 
 
 def read_plan(folder: Path) -> StoredPlan:
@@ -76,4 +78,4 @@ def export_plan(plan: StoredPlan, target: str, output: Path) -> Exported:
     bank = WeightBank(plan.graph, parameters, grids, module.product_rows, rounded=plan.rounded)
     with write_atomically(output) as temporary:
         emit(plan.float_file, plan.graph, placement, bank, temporary)
-    return Exported(output, target, placement, adapted.notes)
+    return Exported(output, target, placement, adapted.notes, write_beside(output, plan.graph, target))

@@ -150,6 +150,7 @@ def export(
     run: Annotated[Path, Argument(help="The run directory of an allocation.")],
     output: Annotated[Path, Option(help="The ONNX file to write.")],
     target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
+    check: Annotated[bool, Option("--check", help="Compute the file in ONNX Runtime, literally, and in ONNX's reference.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a stored plan's file again, for any target; neither the model nor data is needed.
@@ -159,16 +160,23 @@ def export(
 
     def show() -> int:
         with results_only():
-            from quantkit import lint
+            from quantkit import examination, lint
+            from quantkit.evaluation import open_session
+            from quantkit.reference_check import check_reference
             from quantkit.stored import export_plan, read_plan
 
             exported = export_plan(read_plan(run), target, output)
             linted = lint.lint_file(output, target)
+            session = open_session(output, threads=1, literal=True) if check else None
+            checked = None if session is None else check_reference(output, examination.random_feeds(session)).to_json()
+        beside = [str(path) for path in exported.beside]
         if as_json:
-            _print_json({**linted.to_json(), "notes": list(exported.notes)})
+            _print_json({**linted.to_json(), "notes": list(exported.notes), "beside": beside, "reference_check": checked})
         else:
-            for note in exported.notes:
+            for note in [*exported.notes, *(f"beside it: {path}" for path in beside)]:
                 print(note)
+            if checked is not None:
+                tables.show_pairs("On random inputs, ONNX Runtime without optimisations against ONNX's reference", checked)
             tables.show_findings(linted.to_json(), [])
         return NOT_KEPT if linted.count("error") else KEPT
 
