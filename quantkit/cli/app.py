@@ -150,27 +150,48 @@ def export(
     run: Annotated[Path, Argument(help="The run directory of an allocation.")],
     output: Annotated[Path, Option(help="The ONNX file to write.")],
     target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
-    as_json: Json = False,
-) -> None:
-    """Write a stored plan's file again, for any target; neither the model nor data is needed.
+    adapt: Annotated[bool, Option("--adapt", help="Change what the target cannot run, instead of refusing it.")] = False,
+    check: Annotated[bool, Option("--check", help="Compute the file in ONNX Runtime, literally, and in ONNX's reference.")] = False,
+    data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
+    resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
+    threads: Threads = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write a stored plan's file again, for any target, and measure it there; exit 1 if the file is not as it should be.
 
-    quantkit export runs/resnet20-0123abcd --target tensorrt --output resnet20.trt.onnx
+    Neither the model nor data is needed; with --data, what the file loses is measured too.
+
+    quantkit export runs/resnet20-0123abcd --target tensorrt --adapt --output resnet20.trt.onnx
     """
+    arguments = Arguments(data=data, metric=metric, max_drop=max_drop, keep=keep, resize=resize, crop=crop, mean=mean, std=std, scale=scale)
 
     def show() -> int:
+        options = Options() if threads is None else Options(threads=threads)
         with results_only():
-            from quantkit import lint
+            from quantkit import examination, lint, request
+            from quantkit.reference_check import check_reference
             from quantkit.stored import export_plan, read_plan
 
-            exported = export_plan(read_plan(run), target, output)
+            plan = read_plan(run)
+            asked = request.resolve_check(arguments)
+            exported = export_plan(plan, target, output, adapt=adapt)
             linted = lint.lint_file(output, target)
+            found = examination.examine_file(
+                output, target=target, planned=(plan.graph, exported.placement), float_file=plan.float_file, check=asked,
+                threads=options.threads, batch_size=options.batch_size, seed=options.seed,
+            )  # fmt: skip
+            checked = check_reference(output, examination.random_feeds(output)).to_json() if check else None
+        failures = found.failures(as_planned=True, int8_share=None)
+        told = {"notes": list(exported.notes), "beside": [str(path) for path in exported.beside], "reference_check": checked}
         if as_json:
-            _print_json({**linted.to_json(), "notes": list(exported.notes)})
+            _print_json({**linted.to_json(), **told, "examined": found.to_json(), "failures": failures})
         else:
-            for note in exported.notes:
+            for note in [*exported.notes, *(f"beside it: {path}" for path in exported.beside)]:
                 print(note)
+            if checked is not None:
+                tables.show_pairs("On random inputs, ONNX Runtime without optimisations against ONNX's reference", checked)
             tables.show_findings(linted.to_json(), [])
-        return NOT_KEPT if linted.count("error") else KEPT
+            tables.show_examined(found.to_json(), failures)
+        return NOT_KEPT if linted.count("error") or failures else KEPT
 
     raise typer.Exit(exit_code(show))
 

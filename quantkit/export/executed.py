@@ -60,7 +60,7 @@ def find_owner(graph: Graph) -> Callable[[str, str], str | None]:
     A kernel that has taken in what stands behind it may be named after that.
     """
     kinds = {layer.name: layer.kind for layer in graph.layers}
-    own, taken = owners(graph), _taken_in(graph)
+    own, taken = owners(graph), taken_in(graph)
 
     def find(operation: str, name: str) -> str | None:
         name = plain(name)
@@ -76,7 +76,7 @@ def read_executed(optimized: Path, graph: Graph, placement: Placement) -> Execut
     precisions: dict[str, Precision] = {}
     mismatches = []
     for layer in graph.layers:
-        planned: Precision = "int8" if layer.name in placement.schemes else "float"
+        planned: Precision = "int8" if layer.name in placement.int8 else "float"
         kind = found.get(layer.name)
         if kind is None and layer.kind in TAKEN_IN and planned == "float":
             kind = "Conv"
@@ -102,7 +102,7 @@ def _kinds(optimized: Path, graph: Graph) -> dict[str, str]:
     return found
 
 
-def _taken_in(graph: Graph) -> dict[str, str]:
+def taken_in(graph: Graph) -> dict[str, str]:
     """Layer names by what only they feed: a float layer takes in a LeakyRelu, an added constant, or a batch norm that could not be folded.
 
     It is then named after that. An operation of several results has no tensor of its own; its first result stands for it.

@@ -24,7 +24,7 @@ from quantkit.graph import Layer
 from quantkit.passes.batches import network_batches
 from quantkit.passes.curvature import Trace, hutchinson
 from quantkit.sensitivity.scene import Scene, Scores
-from quantkit.spec import QuantSpec, parse_scheme
+from quantkit.spec import Format, parse_scheme
 from quantkit.table import Table
 
 ITEMS = 8
@@ -56,7 +56,7 @@ def _traces(scene: Scene) -> dict[str, Trace]:
         return hutchinson(scene.captured.module, _loss(scene), batches, weights, probes=MOST_PROBES, tolerance=TOLERANCE, seed=scene.seed)
 
 
-def _squared_error(scene: Scene, layer: Layer, spec: QuantSpec) -> float:
+def _squared_error(scene: Scene, layer: Layer, spec: Format) -> float:
     quantized = scene.bank.weight(layer, spec)
     weight = scene.bank.parameter(str(layer.weight)).detach()
     error = (dequantize(quantized.codes, quantized.qparams) - weight).double().square().sum()

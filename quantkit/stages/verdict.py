@@ -10,6 +10,7 @@ from pathlib import Path
 from quantkit.candidates import Candidates
 from quantkit.environment import describe
 from quantkit.evaluation import evaluate, feeds
+from quantkit.export.beside import write_beside
 from quantkit.export.executed import Executed
 from quantkit.metric import Outputs
 from quantkit.parity import Parity, compare_outputs, compare_simulation
@@ -78,6 +79,7 @@ def verify_plan(bench: Workbench, request: Request, network: Network, candidates
     rows = [Baseline("float", 0.0, 1.0 if times else None, 1.0)]
     for place, (rival, verdict) in enumerate(zip(rivals, verdicts[1:], strict=True)):
         rows.append(Baseline(rival.name, verdict.drop, times[2 + place].ratio if times else None, rival.bytes / size))
+    write_beside(final, candidates.graph, request.options.target)
     located = Files(final, network.float_file, write_session(network.target, bench.store.folder))
     share = int8_share(candidates.graph, ran)
     return Verified(allocation, located, budget, verdicts[0], times[1] if times else None, tuple(rows), ran, share, parity)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantkit.graph import Graph, Group, Layer
-from quantkit.spec import FLOAT, Scheme, parse_scheme
-from quantkit.targets.placement import Placement, Storage
+from quantkit.spec import FLOAT, QuantSpec, Scheme, parse_scheme
+from quantkit.targets.placement import Adapted, Placement, Storage
 
 
 def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
@@ -52,6 +52,16 @@ def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bi
     """
     slots = ((name, slot) for name in layers for slot in range(len(graph.layer(name).inputs)))
     return Placement(dict.fromkeys(layers, scheme), frozenset(slots), frozenset(), {}, float_bias=float_bias)
+
+
+def adapt_to_integers(allocation: Mapping[str, Scheme]) -> Adapted:
+    """Another target's plan for a runtime that computes in 8-bit integers or float32: what it computes with otherwise becomes float32."""
+    kept = {name: scheme for name, scheme in allocation.items() if scheme == FLOAT or isinstance(scheme.activations, QuantSpec)}
+    lost = {name: scheme.name for name, scheme in allocation.items() if name not in kept}
+    changes = tuple(f"{name}: {scheme} became fp32, as there is no such kernel" for name, scheme in lost.items() if scheme != "fp16")
+    halves = sum(scheme == "fp16" for scheme in lost.values())
+    note = f"{halves} layers that computed in half compute in float32"
+    return Adapted({**dict.fromkeys(allocation, FLOAT), **kept}, changes, (note,) if halves else ())
 
 
 def weight_bytes_stored(layer: Layer, scheme: Scheme, storage: Mapping[int, Storage]) -> int:
