@@ -21,6 +21,7 @@ from quantkit.search import Measured
 from quantkit.spec import parse_scheme
 from quantkit.statistics import UNKNOWING, Expectation, Verdict, noise
 from quantkit.store import Run, fingerprint
+from quantkit.targets.common import uniform
 from quantkit.targets.placement import Placement
 from quantkit.verify import judge
 
@@ -50,8 +51,8 @@ class Candidates:
         return placed
 
     def uniform(self, scheme: str) -> dict[str, str]:
-        """Every group under `scheme`, or under the last of its menu where it cannot take it."""
-        return {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in self.groups}
+        """Every group under `scheme`, as far as it can take it."""
+        return uniform(self.groups, scheme)
 
     def emit(self, allocation: Mapping[str, str], path: Path | None = None) -> Path:
         """Write the plan's file, by default over the last candidate's."""

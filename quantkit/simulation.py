@@ -20,6 +20,7 @@ from quantkit.capture import PADS, Captured
 from quantkit.folding import operand
 from quantkit.graph import Layer
 from quantkit.quantization import WeightBank
+from quantkit.spec import QuantSpec
 from quantkit.targets.placement import Placement
 
 CONVOLUTION = torch.ops.aten.conv2d.default
@@ -44,6 +45,10 @@ class Simulation:
         self._graph, self._placement, self._bank = captured.graph, placement, bank
         self._precise, self._block = precise, block
         self._layers = {layer.node: layer for layer in captured.graph.layers if layer.name in placement.schemes}
+        stored = [layer for layer in captured.graph.layers if layer.name in placement.stored]
+        self._stored = {
+            layer.node: {_weight_node(self._nodes[layer.node]): bank.stored_weight(layer, placement.stored[layer.name])} for layer in stored
+        }
         self._absorbed = {name for layer in self._layers.values() if layer.name in placement.outputs for name in self._behind(layer)}
 
     @torch.no_grad()
@@ -86,7 +91,7 @@ class Simulation:
             elif node.name in self._placement.unscaled:
                 values[node.name] = self._average(node, values)
             elif node.op == "call_function" and node.name not in self._absorbed:
-                values[node.name] = self._float(node, values)
+                values[node.name] = self._float(node, {**values, **self._stored[node.name]} if node.name in self._stored else values)
 
     def _float(self, node: fx.Node, values: Environment) -> Any:
         if self._block and node.target is CONVOLUTION:
@@ -124,7 +129,7 @@ class Simulation:
     def _weighted(self, layer: Layer, x: Tensor, x_qparams: QParams, output: QParams | None) -> Tensor:
         """Integer accumulator in units of scale_x · scale_w, then requantized, or made real where `output` is None."""
         spec = self._placement.schemes[layer.name].weights
-        assert spec is not None
+        assert isinstance(spec, QuantSpec)
         weight = self._bank.weight(layer, spec)
         bias = self._bank.parameter(layer.bias).detach() if layer.bias else None
         accumulator = _product(self._nodes[layer.node], quantize(x, x_qparams) - x_qparams.zero_point, weight.codes)
@@ -156,6 +161,12 @@ class Simulation:
             (node,) = node.users
             names.append(node.name)
         return names
+
+
+def _weight_node(node: fx.Node) -> str:
+    weight = operand(node, 1)
+    assert weight is not None
+    return weight.name
 
 
 def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:

@@ -23,17 +23,53 @@ class PerChannel:
     axis: int
 
 
-Granularity = PerTensor | PerChannel
+@dataclass(frozen=True, slots=True)
+class PerGroup:
+    """Two levels: one scale for each slice along `axis`, and in it one small integer multiplier for every `size` input channels.
+
+    Input shape [A, B], axis 0 → scale shape [A], multipliers [A, B / width].
+    """
+
+    axis: int
+    size: int
+
+    def width(self, channels: int) -> int:
+        """How many of so many input channels share a multiplier: at most `size`, and all groups alike."""
+        return next(width for width in range(min(self.size, channels), 0, -1) if channels % width == 0)
+
+
+Granularity = PerTensor | PerChannel | PerGroup
+
+
+@dataclass(frozen=True, slots=True)
+class FloatFormat:
+    """A floating-point format, `bits` wide."""
+
+    name: str
+    bits: int
+
+
+HALF = FloatFormat("half", 16)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantSpec:
-    """An integer format: `bits` wide, signed or not, symmetric (zero_point 0) or not."""
+    """An integer format: `bits` wide, signed or not, symmetric (zero_point 0) or not.
+
+    With `codebook`, codes are places in a table of int8 levels that each tensor has of its own.
+    """
 
     bits: int
     signed: bool
     symmetric: bool
     granularity: Granularity
+    codebook: bool = False
+
+    @property
+    def label(self) -> str:
+        """What tells formats of weights apart in a name: `4`, `4g16` (two levels), `4c` (codebook)."""
+        group = f"g{self.granularity.size}" if isinstance(self.granularity, PerGroup) else ""
+        return f"{self.bits}{group}{'c' if self.codebook else ''}"
 
     @property
     def code_min(self) -> int:
@@ -53,7 +89,7 @@ class Scheme:
     """How one group is quantized; `None` is float32. Weights alone may be narrow: they are then stored so, and computed with in float."""
 
     name: str
-    weights: QuantSpec | None
+    weights: QuantSpec | FloatFormat | None
     activations: QuantSpec | None
 
     @property
@@ -62,32 +98,52 @@ class Scheme:
         return self.activations is None
 
     @property
-    def precision(self) -> tuple[int, int]:
-        """What sorts schemes by precision: bits of the activations, then of the weights."""
-        return (32 if self.activations is None else self.activations.bits, 32 if self.weights is None else self.weights.bits)
+    def is_stored(self) -> bool:
+        """Whether its layers compute in float32 with weights that lie narrower in the file."""
+        return self.activations is None and self.weights is not None
+
+    @property
+    def precision(self) -> tuple[int, int, int]:
+        """What sorts schemes by precision: bits of the activations, then of the weights, then a codebook before two levels before one."""
+        weights = self.weights
+        form = 0
+        if isinstance(weights, QuantSpec):
+            form = 2 if weights.codebook else int(isinstance(weights.granularity, PerGroup))
+        return (32 if self.activations is None else self.activations.bits, 32 if weights is None else weights.bits, form)
 
 
 FLOAT = Scheme("fp32", None, None)
-_PATTERN = re.compile(r"w([2-8])a(8)")
+BYTE = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
+_INT8 = re.compile(r"w([2-8])a8")
+_TWO_LEVEL = re.compile(r"w([2-6])g(16)a8")
+_CODEBOOK = re.compile(r"c([2-6])a8")
+_STORED = re.compile(r"w([2-8])a32")
 
 
 def parse_scheme(text: str) -> Scheme:
     """`"w4a8"` → weights 4-bit signed symmetric per output channel, activations 8-bit unsigned per tensor.
 
-    Raises SchemeError for anything that is not `fp32` or `w<2..8>a8`.
+    `w4g16a8` has a multiplier for each 16 input channels, `c4a8` a table of 16 levels; `w8a32` and `w16a32` (half) are stored so, and
+    compute in float32. Raises SchemeError for anything else that is not `fp32`.
     """
     if text == FLOAT.name:
         return FLOAT
-    found = _PATTERN.fullmatch(text)
-    if not found:
-        wanted, next_step = "fp32, or w<bits>a8 such as w8a8 or w4a8", "list schemes as --schemes w8a8,w4a8,fp32"
-        raise SchemeError(f"unknown scheme {text!r}", wanted, next_step)
-    weight_bits, activation_bits = int(found[1]), int(found[2])
-    return Scheme(
-        text,
-        QuantSpec(weight_bits, signed=True, symmetric=True, granularity=PerChannel(0)),
-        QuantSpec(activation_bits, signed=False, symmetric=False, granularity=PerTensor()),
-    )
+    if text == "w16a32":
+        return Scheme(text, HALF, None)
+    if found := _INT8.fullmatch(text):
+        return Scheme(text, _weights(found, PerChannel(0)), BYTE)
+    if found := _TWO_LEVEL.fullmatch(text):
+        return Scheme(text, _weights(found, PerGroup(0, int(found[2]))), BYTE)
+    if found := _CODEBOOK.fullmatch(text):
+        return Scheme(text, _weights(found, PerChannel(0), codebook=True), BYTE)
+    if found := _STORED.fullmatch(text):
+        return Scheme(text, _weights(found, PerChannel(0)), None)
+    wanted = "fp32, w<bits>a8 such as w8a8 or w4a8, w4g16a8, c4a8, w8a32 or w16a32"
+    raise SchemeError(f"unknown scheme {text!r}", wanted, "list schemes as --schemes w8a8,w4a8,fp32")
+
+
+def _weights(found: re.Match[str], granularity: Granularity, codebook: bool = False) -> QuantSpec:
+    return QuantSpec(int(found[1]), signed=True, symmetric=True, granularity=granularity, codebook=codebook)
 
 
 def is_float(scheme: str) -> bool:

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.affine import QParams, bias_codes
 from quantkit.errors import ContractError
 from quantkit.export.editor import Editor, array_of, read
 from quantkit.export.float_onnx import product_name
-from quantkit.export.storage import STORAGES
+from quantkit.export.storage import from_half, make_codes, make_float
 from quantkit.graph import Graph, Layer
 from quantkit.quantization import WeightBank
+from quantkit.spec import QuantSpec
 from quantkit.targets.placement import Barrier, Placement, Slot
 
 LOWEST = np.array(-3e38, np.float32)  # max(x, this) is x, and no pattern of the runtime sees through it
@@ -46,12 +48,15 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
         _quantize_inputs(editor, layer, placement, bank)
         if layer.weight:
             _store_weight(editor, layer, placement, bank)
+    for layer in graph.layers:
+        if layer.name in placement.stored:
+            _store_float_weight(editor, layer, placement, bank)
     for (name, slot), barrier in placement.barriers.items():
         _set_barrier(editor, _operation(editor, name), slot, barrier)
     for unsupported in graph.unsupported:
         if unsupported.node in placement.unscaled:
             _scale_afterwards(editor, unsupported.node, bank.activations[graph.source(unsupported.inputs[0])])
-    editor.remove_unused_initializers()
+    editor.tidy()
     model.metadata_props["quantkit"] = NOTE
     ir.save(model, path)
     return _names(editor, layers, placement)
@@ -77,20 +82,13 @@ def _quantize_inputs(editor: Editor, layer: Layer, placement: Placement, bank: W
 
 def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
     node, spec = _operation(editor, layer.node), placement.schemes[layer.name].weights
-    old = read(node, 1)
-    if spec is None or old.const_value is None:
-        raise ContractError(f"the weight of {layer.name} is not a constant in the float file", "an initializer", "report this network")
+    assert isinstance(spec, QuantSpec)
     quantized = bank.weight(layer, spec)
-    codes, axis = quantized.codes.numpy().astype(np.int8), layer.weight_axis
-    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
-        codes, axis = codes.T, 1
-    if tuple(old.const_value.shape) != codes.shape:
-        got = f"the weight of {layer.name} is {old.const_value.shape} in the file"
-        raise ContractError(got, f"{codes.shape}", "report this network")
+    old, codes, axis = _lying(node, layer, quantized.codes)
     scale = quantized.qparams.scale
-    stem = f"{layer.weight}_w{spec.bits}"
+    stem = f"{layer.weight}_w{spec.label}"
     inputs = [
-        STORAGES[placement.storage[spec.bits]](editor, stem, codes, spec.bits, node),
+        make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node),
         editor.constant(f"{stem}_scale", scale.numpy()),
         # QGemm wants the zero point spelled out; all layers of one width share it.
         editor.constant(f"zeros_{codes.shape[axis]}", np.zeros(codes.shape[axis], np.int8)),
@@ -101,6 +99,35 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
             _spread_bias(editor, layer)
     elif layer.bias and layer.name not in placement.outputs:
         _store_bias(editor, layer, node, bank.parameter(layer.bias), scale, bank.input_qparams(layer, 0).scale)
+
+
+def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
+    """The weight of a layer that computes in float, made float32 while the session loads; the runtime would not fold a DequantizeLinear."""
+    node, scheme = _operation(editor, layer.node), placement.stored[layer.name]
+    if isinstance(scheme.weights, QuantSpec):
+        spec, stem = scheme.weights, f"{layer.weight}_w{scheme.weights.label}"
+        quantized = bank.weight(layer, spec, in_float=True)
+        _, codes, axis = _lying(node, layer, quantized.codes)
+        scale = quantized.qparams.scale.numpy().reshape([-1 if place == axis else 1 for place in range(codes.ndim)])
+        weight = make_float(editor, stem, codes.astype(np.int8), scale, spec.bits, placement, node)
+    else:
+        _, values, _ = _lying(node, layer, bank.stored_weight(layer, scheme))
+        weight = from_half(editor, f"{layer.weight}_w16", values, node)
+    node.replace_input_with(1, weight)
+
+
+def _lying(node: ir.Node, layer: Layer, weight: Tensor) -> tuple[ir.Value, NDArray[np.float32], int]:
+    """The weight in the file, this one as it lies there, and the axis of its output channels. Raises ContractError where they differ."""
+    old = read(node, 1)
+    if old.const_value is None:
+        raise ContractError(f"the weight of {layer.name} is not a constant in the float file", "an initializer", "report this network")
+    values, axis = weight.numpy(), layer.weight_axis
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
+        values, axis = values.T, 1
+    if tuple(old.const_value.shape) != values.shape:
+        got = f"the weight of {layer.name} is {old.const_value.shape} in the file"
+        raise ContractError(got, f"{values.shape}", "report this network")
+    return old, values, axis
 
 
 def _store_bias(editor: Editor, layer: Layer, node: ir.Node, bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> None:

@@ -27,6 +27,7 @@ from quantkit.graph import Graph, Group
 from quantkit.latency.timing import Feeds, interleave
 from quantkit.spec import is_float
 from quantkit.table import Table
+from quantkit.targets.common import uniform
 
 PROFILE_RUNS = 30
 FIT_PLANS, TEST_PLANS = 10, 12
@@ -95,8 +96,7 @@ def measure_latency(
     """Profile the uniform files, then fit and test on random plans. `emit(allocation)` writes a plan's file; `advance(1)` per file."""
     profiles = {}
     for scheme in schemes:
-        uniform = {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in groups}
-        profiles[scheme] = _layer_ms(emit(uniform), graph, feeds, threads, folder)
+        profiles[scheme] = _layer_ms(emit(uniform(groups, scheme)), graph, feeds, threads, folder)
         advance(1)
     values = np.full((len(groups), len(schemes)), np.nan)
     for row, group in enumerate(groups):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantkit.graph import Graph, Group, Layer
-from quantkit.spec import FLOAT, Scheme, parse_scheme
+from quantkit.spec import FLOAT, PerGroup, QuantSpec, Scheme, parse_scheme
 from quantkit.targets.placement import Placement, Storage
 
 
@@ -30,19 +30,40 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
 
 
 def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bias: frozenset[str]) -> Placement:
-    """Quantize the weights and the inputs of `layers` alone: what a single-group score perturbs.
+    """Quantize the weights and the inputs of `layers` alone, or their stored weights: what a single-group score perturbs.
 
     Outputs are left to their readers, so that no activation is counted twice when scores are added.
     """
+    if scheme.is_float:
+        return Placement({}, frozenset(), frozenset(), {}, stored=stored_narrow(graph, dict.fromkeys(layers, scheme)))
     slots = ((name, slot) for name in layers for slot in range(len(graph.layer(name).inputs)))
     return Placement(dict.fromkeys(layers, scheme), frozenset(slots), frozenset(), {}, float_bias=float_bias)
 
 
-def weight_bytes_stored(layer: Layer, scheme: Scheme, storage: Mapping[int, Storage]) -> int:
+def stored_narrow(graph: Graph, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """Of `schemes` by layer, those of layers that compute in float32 with weights that are stored narrower."""
+    return {name: scheme for name, scheme in schemes.items() if scheme.is_stored and graph.layer(name).weight}
+
+
+def uniform(groups: Sequence[Group], scheme: str) -> dict[str, str]:
+    """Every group under `scheme`; where that is not on its menu, under fp32 if it computes in float, else under the last of the menu."""
+    other = FLOAT.name if parse_scheme(scheme).is_float else scheme
+    menus = {group.name: group.schemes for group in groups}
+    return {name: next((one for one in (scheme, other) if one in menu), menu[-1]) for name, menu in menus.items()}
+
+
+def weight_bytes_stored(layer: Layer, scheme: Scheme, storage: Mapping[int, Storage], made: bool = True) -> int:
     """Bytes that the layer's weight, its scales and its bias take in the file."""
     channels = layer.weight_shape[layer.weight_axis] if layer.weight else 0
-    bias = 4 * channels if layer.bias else 0
-    if scheme.weights is None:
-        return 4 * layer.weight_count + bias
-    bits = 8 if storage[scheme.weights.bits] == "int8" else scheme.weights.bits
-    return (layer.weight_count * bits + 7) // 8 + 4 * channels + bias
+    bias, spec = 4 * channels if layer.bias else 0, scheme.weights
+    if not layer.weight or not isinstance(spec, QuantSpec):
+        return layer.weight_count * (32 if spec is None else spec.bits) // 8 + bias
+    bits, more = 8 if storage[spec.bits] == "int8" else spec.bits, 4 * channels
+    inputs = layer.weight_shape[1 - layer.weight_axis]
+    if spec.label != str(spec.bits) and not made:
+        bits = 8
+    elif isinstance(spec.granularity, PerGroup) and spec.granularity.width(inputs) < inputs:
+        more += (channels * inputs // spec.granularity.width(inputs) + 1) // 2
+    elif spec.codebook:
+        more += 1 << spec.bits
+    return (layer.weight_count * bits + 7) // 8 + more + bias

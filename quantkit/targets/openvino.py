@@ -28,9 +28,9 @@ SESSION_OPTIONS: Mapping[str, str] = {}
 
 def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     """Where Q/DQ go when each layer (by name) has the given scheme."""
-    return replace(ort_cpu.place(graph, allocation), barriers={}, unscaled=frozenset(), storage=STORAGE)
+    return replace(ort_cpu.place(graph, allocation), barriers={}, unscaled=frozenset(), storage=STORAGE, made=False)
 
 
 def weight_bytes(layer: Layer, scheme: Scheme) -> int:
     """Bytes that the layer's weight, its scales and its bias take in the file."""
-    return weight_bytes_stored(layer, scheme, STORAGE)
+    return weight_bytes_stored(layer, scheme, STORAGE, made=False)

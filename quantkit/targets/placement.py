@@ -30,7 +30,8 @@ class Placement:
     float operations that read dequantized codes and that the runtime would quantize behind our back, and what prevents it.
     `unscaled`: averages of codes that are taken in integer steps and scaled afterwards, so that their sums are exact in any order.
     `float_bias`: layers whose integer product leaves the kernel as float, and only then gets its bias. `storage`: how weight codes
-    of so many bits lie in the file.
+    of so many bits lie in the file; with `made`, so do those of two levels and of codebooks, and the runtime makes INT8 of them, else the
+    INT8 codes themselves lie there. `stored`: the scheme of each float layer whose weight lies narrower in the file.
     """
 
     schemes: Mapping[str, Scheme]
@@ -40,3 +41,5 @@ class Placement:
     unscaled: frozenset[str] = frozenset()
     float_bias: frozenset[str] = frozenset()
     storage: Mapping[int, Storage] = field(default_factory=dict)
+    made: bool = True
+    stored: Mapping[str, Scheme] = field(default_factory=dict)

@@ -43,6 +43,9 @@ def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:
                 f"{layer.name}: {scheme.name} became fp32, as convolutions of fewer than {LEAST_CHANNELS} channels have no int8 kernel"
             )
             scheme = FLOAT
+        elif scheme.is_stored:
+            notes.append(f"{layer.name}: {scheme.name} became fp32, as float weights are not stored narrower here")
+            scheme = FLOAT
         elif scheme.weights is not None and scheme.weights.bits != 8:
             if layer.weight:
                 notes.append(f"{layer.name}: {scheme.name} became w8a8, as narrower weights do not go with int8 activations")
