@@ -111,7 +111,7 @@ def test_groups_of_channels_are_rounded_by_their_own_inputs() -> None:
     for group in range(3):
         part = slice(2 * group, 2 * group + 2)
         own = QParams(qparams.spec, qparams.scale[part], qparams.zero_point[part])
-        assert torch.equal(codes[part], round_gptq(rows[part], own, moments[group : group + 1], False))
+        assert torch.equal(codes[part], round_gptq(rows[part], Grid(own), moments[group : group + 1], False))
 
 
 def test_one_scale_for_all() -> None:

@@ -125,12 +125,13 @@ class Editor:
             self._graph.remove(node, safe=True)
 
     def tidy(self) -> None:
-        """Drop the float weights that codes have replaced, and the types of constants, which their contents tell once more."""
+        """Drop the float weights that codes have replaced; of constants the types, which their contents tell once more, and the notes."""
         for name, value in list(self._graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self._graph.initializers[name]
             elif not value.is_graph_output():
                 value.type = value.shape = None
+                value.metadata_props.clear()
 
     def _dequantizer_inputs(self, value: ir.Value) -> list[ir.Value | None]:
         quantizer = self._codes[value].producer()

@@ -26,16 +26,16 @@ def fit_codebook(rows: Tensor, bits: int) -> Grid:
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     levels = torch.linspace(-MOST, MOST, 1 << bits, device=rows.device)
     for _ in range(TURNS):
-        levels = _lloyd(rows / scale[:, None], scale[:, None].square().expand_as(rows), levels)
+        levels = _lloyd(rows / scale[:, None], levels)
         scale = _rescale(rows, levels.round(), scale)
     levels = torch.unique(levels.round())
     return Grid(QParams(BYTES, scale, torch.zeros_like(scale)), levels=levels)
 
 
-def _lloyd(steps: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
+def _lloyd(steps: Tensor, levels: Tensor) -> Tensor:
     """Levels, each the mean of what is nearest to it, save that one is zero, for pruned weights; one that nothing is nearest to stays."""
     bins = (steps * FINE).round().clamp(-MOST * FINE, MOST * FINE).long().flatten() + MOST * FINE
-    mass = torch.zeros(2 * MOST * FINE + 1, dtype=torch.float64, device=steps.device).index_add_(0, bins, weights.double().flatten())
+    mass = torch.bincount(bins, minlength=2 * MOST * FINE + 1).double()
     places = torch.arange(-MOST * FINE, MOST * FINE + 1, device=steps.device).double() / FINE
     levels = levels.double()
     for _ in range(SWEEPS):
