@@ -27,7 +27,7 @@ from quantkit.graph import Layer
 from quantkit.kernels import KERNELS
 from quantkit.operations import PADS
 from quantkit.quantization import WeightBank
-from quantkit.spec import FloatFormat
+from quantkit.spec import FloatFormat, QuantSpec
 from quantkit.targets.placement import Placement
 
 CONVOLUTION, SIGMOID = ATEN.conv2d.default, ATEN.sigmoid.default
@@ -63,6 +63,10 @@ class Simulation:
         self._layers = {layer.node: layer for layer in captured.graph.layers if layer.name in placement.schemes}
         self._layers |= {layer.node: layer for layer in captured.graph.layers if layer.name in placement.floating}
         self._half = _nodes_in_half(captured, placement)
+        stored = [layer for layer in captured.graph.layers if layer.name in placement.stored]
+        self._stored = {
+            layer.node: {_weight_node(self._nodes[layer.node]): bank.stored_weight(layer, placement.stored[layer.name])} for layer in stored
+        }
         self._absorbed = {name for layer in self._layers.values() if layer.name in placement.outputs for name in self._behind(layer)}
 
     @torch.no_grad()
@@ -106,7 +110,7 @@ class Simulation:
             elif node.name in self._placement.unscaled:
                 values[node.name] = self._average(node, values)
             elif node.op == "call_function" and node.name not in self._absorbed:
-                values[node.name] = self._float(node, values)
+                values[node.name] = self._float(node, {**values, **self._stored[node.name]} if node.name in self._stored else values)
 
     def _float(self, node: fx.Node, values: Environment) -> Any:
         if node.name in self._half:
@@ -151,7 +155,7 @@ class Simulation:
     def _weighted(self, layer: Layer, x: Tensor, x_qparams: QParams, output: QParams | None) -> Tensor:
         """Integer accumulator in units of scale_x · scale_w, then requantized, or made real where `output` is None."""
         spec = self._placement.schemes[layer.name].weights
-        assert spec is not None
+        assert isinstance(spec, QuantSpec)
         weight = self._bank.weight(layer, spec)
         bias = self._read(layer, self._bank.parameter(layer.bias).detach()) if layer.bias else None
         node, codes = self._nodes[layer.node], quantize(x, x_qparams)
@@ -182,7 +186,7 @@ class Simulation:
             real = iter(inputs)
             result: Tensor = _call(self._nodes[layer.node], lambda _: next(real))
             return result
-        weight = self._bank.weight(layer, scheme.weights)
+        weight = self._bank.weight(layer, scheme.weights, in_float=scheme.is_float)
         node, bias = self._nodes[layer.node], self._bank.parameter(layer.bias).detach() if layer.bias else None
         operands = inputs[0], self._read(layer, dequantize(weight.codes, weight.qparams)), None if bias is None else self._read(layer, bias)
         return cast("Callable[..., Tensor]", node.target)(*operands, *node.args[3:])
@@ -230,6 +234,12 @@ def _nodes_in_half(captured: Captured, placement: Placement) -> frozenset[str]:
         stays = layers[node.name] in placement.float32 if node.name in layers else bool(read) and made.issuperset(read)
         (made if stays else half).add(node.name)
     return frozenset(half)
+
+
+def _weight_node(node: fx.Node) -> str:
+    weight = operand(node, 1)
+    assert weight is not None
+    return weight.name
 
 
 def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:

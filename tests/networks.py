@@ -189,7 +189,7 @@ class Bench:
 
     def uniform(self, scheme: str) -> dict[str, str]:
         """`scheme` for layers with weights, and for the others the 8-bit one that goes with it."""
-        other = "fp32" if scheme == "fp32" else "w8a8"
+        other = "fp32" if parse_scheme(scheme).is_float else "w8a8"
         return {layer.name: scheme if layer.weight else other for layer in self.graph.layers}
 
     def place(self, allocation: Mapping[str, str]) -> Placement:

@@ -16,7 +16,7 @@ from quantkit.examination import examine
 from quantkit.export.executed import Executed
 from quantkit.latency.timing import interleave
 from quantkit.runtimes.openvino import OpenVinoSession, layer_ms, open_file, read_executed
-from quantkit.spec import FLOAT
+from quantkit.spec import FLOAT, parse_scheme
 from quantkit.stored import export_plan
 from quantkit.targets import find_target, ort_cpu
 from quantkit.targets import openvino as target
@@ -27,7 +27,7 @@ pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
 def opened(work: Bench, name: str, scheme: str, folder: Path, *, floats: tuple[str, ...] = ()) -> tuple[OpenVinoSession, Executed]:
     plan = stored(work, scheme)
     plan = replace(plan, schemes={**plan.schemes, **dict.fromkeys(floats, FLOAT)})
-    exported = export_plan(plan, name, folder / f"{name}.onnx")
+    exported = export_plan(plan, name, folder / f"{name}.onnx", adapt=True)
     options = find_target(name).SESSION_OPTIONS
     ran = read_executed(exported.file, work.graph, exported.placement, options, folder)
     return open_file(exported.file, threads=1, options=options), ran
@@ -45,6 +45,28 @@ def test_every_planned_layer_runs_in_int8(scheme: str, tmp_path: Path) -> None:
 def test_a_layer_kept_in_float_runs_in_float_without_a_barrier(name: str, tmp_path: Path) -> None:
     _, ran = opened(wide(tmp_path), "openvino", "w8a8", tmp_path, floats=(name,))
     assert ran.mismatches == () and ran.precisions[name] == "float"
+
+
+@pytest.mark.parametrize("scheme", ["w16a32", "w8a32"])
+@pytest.mark.parametrize("name", ["one", "two", "head"])
+def test_a_float_layer_that_is_stored_narrow_stays_float_and_is_folded(scheme: str, name: str, tmp_path: Path) -> None:
+    """Codes times scales would make it int8, so they become half, and the plan says so."""
+    work = wide(tmp_path)
+    plan = stored(work, "w8a8")
+    plan = replace(plan, schemes={**plan.schemes, name: parse_scheme(scheme)})
+    exported = export_plan(plan, "openvino", tmp_path / "narrow.onnx", adapt=True)
+    ran = read_executed(exported.file, work.graph, exported.placement, {}, tmp_path)
+    assert ran.mismatches == () and ran.precisions[name] == "float"
+    assert exported.placement.stored[name].name == "w16a32" and len(exported.notes) == (scheme == "w8a32")
+
+
+def test_two_levels_and_codebooks_lie_there_as_bytes(tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    for scheme in ("w4g16a8", "c4a8"):
+        _, ran = opened(work, "openvino", scheme, tmp_path)
+        assert ran.mismatches == () and set(ran.precisions.values()) == {"int8"}
+        layer = work.graph.layer("two")
+        assert target.weight_bytes(layer, parse_scheme(scheme)) == target.weight_bytes(layer, parse_scheme("w8a8"))
 
 
 def test_the_int8_layers_of_a_tensorrt_file_run_in_int8(tmp_path: Path) -> None:

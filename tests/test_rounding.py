@@ -20,9 +20,9 @@ from quantkit.data import Batch
 from quantkit.options import CHOICES
 from quantkit.passes.moments import MOST_PRODUCTS, second_moments
 from quantkit.quantization import WeightBank
-from quantkit.rounding import BLIND, ROUNDINGS
+from quantkit.rounding import BLIND, ROUNDINGS, Grid
 from quantkit.rounding.gptq import DAMPING, round_gptq
-from quantkit.spec import PerChannel, PerTensor, QuantSpec
+from quantkit.spec import PerChannel, PerTensor, QuantSpec, parse_scheme
 from quantkit.targets import ort_cpu
 
 
@@ -66,7 +66,7 @@ def test_gptq_is_optimal_brain_quantization_in_order_of_energy(bits: int, paired
     for seed in range(5):
         rows, moments = problem(3, products, seed)
         qparams = choose_weight_qparams(rows, spec(bits), paired)
-        codes = round_gptq(rows, qparams, moments, paired)
+        codes = round_gptq(rows, Grid(qparams), moments, paired)
         limit = PAIR_LIMIT if paired else None
         for channel in range(3):
             arguments = rows[channel].double().numpy(), float(qparams.scale[channel]), qparams.spec.code_max, moments[0].double().numpy()
@@ -76,16 +76,16 @@ def test_gptq_is_optimal_brain_quantization_in_order_of_energy(bits: int, paired
 def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, moments = problem(6, 40, 0)
     qparams = choose_weight_qparams(rows, spec(4), paired=False)
-    whole = round_gptq(rows, qparams, moments, False)
+    whole = round_gptq(rows, Grid(qparams), moments, False)
     monkeypatch.setattr("quantkit.rounding.gptq.BLOCK", 7)
-    assert torch.equal(round_gptq(rows, qparams, moments, False), whole)
+    assert torch.equal(round_gptq(rows, Grid(qparams), moments, False), whole)
 
 
 def test_inputs_that_do_not_depend_on_one_another_leave_rounding_to_nearest() -> None:
     rows, _ = problem(4, 9, 1)
     qparams = choose_weight_qparams(rows, spec(3), paired=False)
-    assert torch.equal(round_gptq(rows, qparams, torch.diag(torch.rand(9) + 0.1)[None], False), quantize(rows, qparams))
-    assert torch.equal(round_gptq(rows, qparams, None, False), quantize(rows, qparams))
+    assert torch.equal(round_gptq(rows, Grid(qparams), torch.diag(torch.rand(9) + 0.1)[None], False), quantize(rows, qparams))
+    assert torch.equal(round_gptq(rows, Grid(qparams), None, False), quantize(rows, qparams))
 
 
 def test_outputs_lose_less_than_by_nearest_and_no_code_could_lose_less_than_the_best() -> None:
@@ -94,7 +94,7 @@ def test_outputs_lose_less_than_by_nearest_and_no_code_could_lose_less_than_the_
     for seed in range(30):
         rows, moments = problem(1, 5, seed)
         qparams = choose_weight_qparams(rows, spec(2), paired=False)
-        found = damage(round_gptq(rows, qparams, moments, False), rows, qparams, moments)
+        found = damage(round_gptq(rows, Grid(qparams), moments, False), rows, qparams, moments)
         least = min(
             damage(torch.tensor([codes], dtype=torch.float32), rows, qparams, moments)
             for codes in itertools.product(range(qparams.spec.code_min, qparams.spec.code_max + 1), repeat=5)
@@ -107,18 +107,18 @@ def test_outputs_lose_less_than_by_nearest_and_no_code_could_lose_less_than_the_
 def test_groups_of_channels_are_rounded_by_their_own_inputs() -> None:
     rows, moments = problem(6, 8, 3, groups=3)
     qparams = choose_weight_qparams(rows, spec(4), paired=False)
-    codes = round_gptq(rows, qparams, moments, False)
+    codes = round_gptq(rows, Grid(qparams), moments, False)
     for group in range(3):
         part = slice(2 * group, 2 * group + 2)
         own = QParams(qparams.spec, qparams.scale[part], qparams.zero_point[part])
-        assert torch.equal(codes[part], round_gptq(rows[part], own, moments[group : group + 1], False))
+        assert torch.equal(codes[part], round_gptq(rows[part], Grid(own), moments[group : group + 1], False))
 
 
 def test_one_scale_for_all() -> None:
     rows, moments = problem(4, 8, 4)
     qparams = choose_weight_qparams(rows, spec(4, PerTensor()), paired=False)
     each = QParams(spec(4), qparams.scale.expand(4), qparams.zero_point.expand(4))
-    assert torch.equal(round_gptq(rows, qparams, moments, False), round_gptq(rows, each, moments, False))
+    assert torch.equal(round_gptq(rows, Grid(qparams), moments, False), round_gptq(rows, Grid(each), moments, False))
 
 
 @pytest.mark.parametrize("name", ROUNDINGS)
@@ -127,8 +127,8 @@ def test_no_pair_can_saturate(name: str, products: int) -> None:
     rows, moments = problem(16, products, 5)
     rows = rows.abs()
     qparams = choose_weight_qparams(rows, spec(8), paired=False)
-    free = ROUNDINGS[name](rows, qparams, moments, False)
-    codes = ROUNDINGS[name](rows, qparams, moments, True)
+    free = ROUNDINGS[name](rows, Grid(qparams), moments, False)
+    codes = ROUNDINGS[name](rows, Grid(qparams), moments, True)
     assert not torch.equal(separate_pairs(free), free) and torch.equal(separate_pairs(codes), codes)
 
 
@@ -136,9 +136,9 @@ def test_an_input_that_is_always_zero_does_no_harm() -> None:
     rows, moments = problem(4, 8, 6)
     moments[:, 3], moments[:, :, 3] = 0.0, 0.0
     qparams = choose_weight_qparams(rows, spec(4), paired=False)
-    codes = round_gptq(rows, qparams, moments, False)
+    codes = round_gptq(rows, Grid(qparams), moments, False)
     assert codes.isfinite().all() and torch.equal(codes[:, 3], quantize(rows, qparams)[:, 3])
-    assert torch.equal(round_gptq(rows, qparams, torch.zeros_like(moments), False), quantize(rows, qparams))
+    assert torch.equal(round_gptq(rows, Grid(qparams), torch.zeros_like(moments), False), quantize(rows, qparams))
 
 
 def test_the_choice_of_roundings_is_what_there_is() -> None:
@@ -210,7 +210,7 @@ def test_a_bank_rounds_in_the_kernel_s_order_and_gives_codes_in_the_weight_s(nam
     for layer in work.graph.layers:
         if layer.weight:
             weight = bank.weight(layer, spec(4))
-            natural = round_gptq(state[layer.weight].flatten(1), weight.qparams, moments[layer.name], False)
+            natural = round_gptq(state[layer.weight].flatten(1), Grid(weight.qparams), moments[layer.name], False)
             assert torch.equal(weight.codes.flatten(1), natural)
             assert not torch.equal(natural, work.bank.weight(layer, spec(4)).codes.flatten(1)) or layer.weight_count < 80
 
@@ -222,10 +222,14 @@ def test_what_a_bank_has_rounded_another_takes() -> None:
     state = dict(network.module.named_parameters(remove_duplicate=False))
     activations = calibrate(network, [inputs]).qparams("minmax", network.graph)
     first = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounding=round_gptq, moments=moments)
-    wanted = [(layer, spec(bits)) for layer in network.graph.layers if layer.weight for bits in (4, 8)]
+    schemes = [parse_scheme(name) for name in ("w4a8", "w8a8", "w8a32", "c4a8", "w4g16a8", "w16a32", "fp32")]
+    wanted = [(layer, scheme) for layer in network.graph.layers if layer.weight for scheme in schemes]
     second = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounded=first.rounded(wanted))
-    for layer, width in wanted:
-        one, other = first.weight(layer, width), second.weight(layer, width)
+    for layer, scheme in wanted:
+        if not isinstance(scheme.weights, QuantSpec):
+            continue
+        one, other = (bank.weight(layer, scheme.weights, in_float=scheme.is_float) for bank in (first, second))
+        assert one.qparams.spec == other.qparams.spec
         assert torch.equal(one.codes, other.codes) and torch.equal(one.qparams.scale, other.qparams.scale)
         assert one.alignment == other.alignment < 1.5
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantkit.graph import Graph, Layer
 from quantkit.spec import PerTensor, QuantSpec, Scheme
-from quantkit.targets.common import adapt_to_integers, check_schemes, groups, isolate_layers, weight_bytes_stored
+from quantkit.targets.common import adapt_to_integers, check_schemes, groups, isolate_layers, stored_narrow, weight_bytes_stored
 from quantkit.targets.placement import Adapted, Barrier, Placement, Slot, Storage
 
 __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows", "weight_bytes"]
@@ -21,7 +21,10 @@ __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows
 NAME = "ort-cpu"
 OPSET = 21  # INT4 initializers; the IR version that goes with it
 PACKAGE, MINIMUM_RUNTIME = "onnxruntime", "1.22"
-SCHEMES = ("fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8")
+SCHEMES = (
+    "fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8", "c6a8", "c5a8", "c4a8", "c3a8", "c2a8",
+    "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8", "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
+)  # fmt: skip
 # Narrow codes are made INT8 by nodes that the runtime folds while the session loads, so every width runs in the int8 kernel.
 STORAGE: Mapping[int, Storage] = {8: "int8", 4: "int4", **dict.fromkeys((2, 3, 5, 6, 7), "bit_stream")}
 ACTIVATIONS = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
@@ -43,7 +46,10 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     inputs = {(layer.name, slot) for layer in graph.layers if layer.name in schemes for slot in range(len(layer.inputs))}
     averages = {entry.node for entry in graph.unsupported if entry.operation == AVERAGE and graph.source(entry.inputs[0]) in coded}
     barriers = _barriers(graph, schemes, int8_readers, coded)
-    return Placement(schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE)
+    return Placement(
+        schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE,
+        stored=stored_narrow(graph, allocation),
+    )  # fmt: skip
 
 
 def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:  # noqa: ARG001 - every target's
