@@ -121,7 +121,7 @@ class Chain(nn.Module):
 
 
 class Formed(nn.Module):
-    """Three convolutions (and a linear layer, where asked for) in a forward pass that the test writes out."""
+    """Convolutions and linear layers, as many as are asked for, in a forward pass that the test writes out."""
 
     def __init__(self, form: Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]]) -> None:
         super().__init__()
@@ -132,6 +132,8 @@ class Formed(nn.Module):
         self.one = nn.Conv1d(8, 8, 3, padding=1)
         self.fc = nn.Linear(8, 8)
         self.fd = nn.Linear(8, 8)
+        self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.two = nn.Conv2d(2, 8, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.form(self, x)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from quantkit.graph import Graph, Layer
+from quantkit.graph import Graph, Layer, Unsupported
 from quantkit.spec import PerTensor, QuantSpec, Scheme
 from quantkit.targets.common import adapt_to_integers, check_schemes, groups, isolate_layers, stored_narrow, weight_bytes_stored
 from quantkit.targets.placement import Adapted, Barrier, Placement, Slot, Storage
@@ -32,6 +32,8 @@ AVERAGE = "mean.dim"
 CLIPS = ("relu.default", "relu6.default", "hardtanh.default", "clamp.default")
 BATCH_NORM = "_native_batch_norm_legit_no_training.default"
 WEIGHTED = ("conv", "linear", "addmm", "matmul", "mm")  # of operations that are no layers, those that may still hold a constant weight
+# Operations that are no layers as they stand and that the runtime would run in int8 all the same, in other arithmetic or slower.
+TAKEN = (*WEIGHTED, "avg_pool", "softmax", "_softmax", "add.Tensor")
 SESSION_OPTIONS: Mapping[str, str] = {}  # nothing is needed: what keeps a float layer float lies in the file
 
 
@@ -82,7 +84,7 @@ def _may_leave_float(layer: Layer) -> bool:
 
 
 def _barriers(graph: Graph, schemes: Mapping[str, Scheme], int8_readers: set[str], coded: set[str]) -> dict[Slot, Barrier]:
-    """A float operation between a DequantizeLinear and a QuantizeLinear would run in int8, its weights rounded without a plan.
+    """A float operation between a DequantizeLinear and a QuantizeLinear would run in int8, without a plan.
 
     The QuantizeLinear may stand behind a clip, which the runtime drops where the codes' range lies within its bounds, or behind a batch
     norm that could not be folded here, which it folds.
@@ -98,12 +100,19 @@ def _barriers(graph: Graph, schemes: Mapping[str, Scheme], int8_readers: set[str
         quantized |= behind
         waiting += behind
     floats = [(layer.node, layer.output, layer.inputs, layer.kind) for layer in graph.layers if layer.name not in schemes]
-    floats += [(entry.node, entry.node, entry.inputs[:1], "") for entry in graph.unsupported if entry.operation.startswith(WEIGHTED)]
+    floats += [(entry.node, entry.node, _operands(entry), "") for entry in graph.unsupported if entry.operation.startswith(TAKEN)]
     found: dict[Slot, Barrier] = {}
     for node, output, reads, kind in floats:
-        if output in quantized and all(graph.source(tensor) in coded for tensor in reads):
+        if output in quantized and reads and all(graph.source(tensor) in coded for tensor in reads):
             found[node, 0] = "vector" if kind == "conv" else "max"
     return found
+
+
+def _operands(entry: Unsupported) -> tuple[str, ...]:
+    """What must be codes for the runtime to take the operation: both summands, otherwise the first input; none where a number is added."""
+    if entry.operation == "add.Tensor":
+        return entry.inputs if len(entry.inputs) > 1 else ()
+    return entry.inputs[:1]
 
 
 def _float_biases(graph: Graph, names: Iterable[str]) -> frozenset[str]:
