@@ -47,6 +47,12 @@ WEIGHTED = (
     "ConvInteger",
     "MatMulInteger",
 )
+FED: Mapping[int, Any] = {
+    onnx.TensorProto.FLOAT: np.float32,
+    onnx.TensorProto.INT64: np.int64,
+    onnx.TensorProto.INT32: np.int32,
+    onnx.TensorProto.BOOL: np.bool_,
+}
 PLAN_FILE = "model.onnx"
 SIMULATED = "ort-cpu"  # the target whose kernels the simulation computes
 NO_RUN = "a run directory of `quantkit allocate`, which keeps the plan and the network"
@@ -274,15 +280,16 @@ def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tup
 
 def random_feeds(path: Path) -> dict[str, Any]:
     """Inputs of the shapes that the file wants, symbols being 1: for time, not for accuracy."""
-    session = ort_cpu.open_file(path, threads=1, options={})
-    random = np.random.default_rng(0)
-    kinds: Mapping[str, Any] = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
-    found = {}
-    for entry in session.handle.get_inputs():
-        shape = [side if isinstance(side, int) else 1 for side in entry.shape]
-        if entry.type not in kinds:
-            raise ModelError(f"input {entry.name!r} is a {entry.type}", f"one of {', '.join(kinds)}", "pass --data")
-        found[entry.name] = random.standard_normal(shape).astype(kinds[entry.type])
+    random, graph = np.random.default_rng(0), open_model(path).graph
+    constants, found = {tensor.name for tensor in graph.initializer}, {}
+    for entry in graph.input:
+        if entry.name not in constants:
+            kind = entry.type.tensor_type.elem_type
+            if kind not in FED:
+                got = f"input {entry.name!r} is a {onnx.TensorProto.DataType.Name(kind)}"
+                raise ModelError(got, f"one of {', '.join(np.dtype(fed).name for fed in FED.values())}", "pass --data")
+            shape = [side.dim_value or 1 for side in entry.type.tensor_type.shape.dim]
+            found[entry.name] = random.standard_normal(shape).astype(FED[kind])
     return found
 
 

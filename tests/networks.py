@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quantkit.calibration import calibrate
 from quantkit.capture import Captured, capture
-from quantkit.data import Batch, Subset, collect
+from quantkit.data import Batch, collect, whole
 from quantkit.evaluation import Session, open_session
 from quantkit.export.executed import Executed, read_executed
 from quantkit.export.float_onnx import export_float
@@ -212,8 +212,9 @@ class Bench:
     def parity(self, path: Path, placement: Placement, emitted: Emitted) -> Parity:
         """The simulation against the file, over the bench's own items."""
         data = collect([Batch(self.inputs)])
-        items = Subset(data, tuple(range(len(data))))
-        return compare_simulation(self.captured, placement, self.bank, path, emitted, items, ITEMS, self.folder, lambda _: None)
+        return compare_simulation(
+            self.captured, placement, self.bank, path, emitted, whole(data), len(data), self.folder, lambda _: None
+        )
 
 
 @cache

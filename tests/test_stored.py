@@ -14,7 +14,7 @@ import torch
 from networks import NETWORKS, Bench, bench, run
 from test_pipeline import data, hurry
 from torch import Tensor, nn
-from toys import trained
+from toys import images, trained
 
 import quantkit
 from quantkit.calibration import choose_grids
@@ -28,7 +28,7 @@ from quantkit.quantization import WeightBank
 from quantkit.result import Result
 from quantkit.simulation import Simulation
 from quantkit.spec import FLOAT, parse_scheme
-from quantkit.stored import StoredPlan, export_plan, read_plan
+from quantkit.stored import StoredPlan, export_plan, read_plan, simulate
 from quantkit.targets import tensorrt
 from quantkit.targets.tensorrt import LEAST_CHANNELS
 
@@ -61,6 +61,18 @@ def test_the_command_says_what_became_of_the_plan(result: Result, tmp_path: Path
     assert told["errors"] == 0 and any("stem" in note for note in told["notes"])
     assert main(["export", str(tmp_path), "--output", str(output)]) == 2
     assert "no plan" in capsys.readouterr().err
+
+
+def test_a_stored_plan_runs_in_torch_and_writes_its_file_again(result: Result, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(result.run, moved)
+    found = simulate(read_plan(moved), tmp_path / "again.onnx")
+    inputs, _ = images(8, seed=3)
+    assert (tmp_path / "again.onnx").read_bytes() == result.files.onnx.read_bytes()
+    assert found.captured.graph == read_plan(moved).graph
+    torch.testing.assert_close(found.captured.module(inputs), trained()(inputs), rtol=1e-5, atol=1e-5)
+    (output,) = Simulation(found.captured, found.placement, found.bank).run({"x": inputs})["output"]
+    assert torch.equal(output, run(open_session(result.files.onnx, threads=1), {"x": inputs})[0])
 
 
 @pytest.mark.parametrize("spoil", ["plan.json", "graph.json", "weights", "float", "torn"])
