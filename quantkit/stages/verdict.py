@@ -44,6 +44,7 @@ class Verified:
     executed: Executed
     int8_macs: float
     parity: Parity
+    promised_bytes: int
 
 
 def verify_plan(bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str]) -> Verified:
@@ -80,7 +81,10 @@ def verify_plan(bench: Workbench, request: Request, network: Network, candidates
     for (name, path), verdict, time in zip(rivals.items(), verdicts[1:], times[2:], strict=True):
         rows.append(Baseline(name, verdict.drop, time.ratio, path.stat().st_size / size))
     located = Files(final, network.float_file, _write_session(network, folder))
-    return Verified(allocation, located, budget, verdicts[0], times[1], tuple(rows), ran, int8_share(graph, ran), parity)
+    return Verified(
+        allocation, located, budget, verdicts[0], times[1], tuple(rows), ran, int8_share(graph, ran), parity,
+        candidates.promised_bytes(allocation),
+    )  # fmt: skip
 
 
 def report(
@@ -152,6 +156,9 @@ def _notes(request: Request, found: SearchResult, costs: Costs, verified: Verifi
             f"Latency: predicted {predicted:.2f} ms, measured {verified.latency.quantized_ms:.2f} ms; "
             f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} plans that the model never saw."
         )
+    if request.options.minimize == "bytes":
+        promised, written = verified.promised_bytes, verified.files.onnx.stat().st_size
+        notes.append(f"Bytes: promised {promised:,}, written {written:,} ({100 * (written / promised - 1):+.1f} %).")
     if verified.parity.exact < 1:
         reason = "float layers sum in another order in torch"
         notes.append(f"Simulation and file: equal bits on {100 * verified.parity.exact:.1f} % of the items ({reason}).")
