@@ -34,7 +34,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
 }
 # What is chosen from unless --schemes says otherwise. Narrow weights save bytes and no time, so a search for speed leaves them out.
 DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
-    "ort-cpu": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "w5a8", "w4a8")},
+    "ort-cpu": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "c5a8", "c4a8", "w16a32", "w8a32")},
     "openvino": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w4a8", "w16a32")},
     "tensorrt": dict.fromkeys(("latency", "bytes"), ("fp16", "w8a8", "fp8", "w4a16")),
 }

@@ -20,8 +20,10 @@ from quantkit.data import Batch
 from quantkit.options import CHOICES
 from quantkit.passes.moments import MOST_PRODUCTS, second_moments
 from quantkit.quantization import WeightBank
-from quantkit.rounding import BLIND, ROUNDINGS, Grid
+from quantkit.rounding import BLIND, ROUNDINGS, Grid, fit_codebook, fit_two_level
 from quantkit.rounding.gptq import DAMPING, round_gptq
+from quantkit.rounding.grid import MOST
+from quantkit.rounding.two_level import multiplier_limit
 from quantkit.spec import PerChannel, PerTensor, QuantSpec, parse_scheme
 from quantkit.targets import ort_cpu
 
@@ -247,3 +249,85 @@ def test_alignment_says_how_far_the_error_meets_the_inputs() -> None:
         bank = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounding=ROUNDINGS[rounding], moments=given)
         told[label] = bank.weight(layer, spec(4)).alignment
     assert told["isotropic"] == pytest.approx(1.0) and told["gptq"] < 0.6 < told["nearest"]
+
+
+def uneven(channels: int, groups: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Weights whose groups of products differ in size, up to tenfold, and the group of each product."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = 10 ** torch.rand(channels, groups, 1, generator=generator)
+    rows = (torch.randn(channels, groups, width, generator=generator) * sizes).reshape(channels, -1)
+    return rows, torch.arange(groups).repeat_interleave(width)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("name", ROUNDINGS)
+def test_codes_of_two_levels_are_narrow_codes_times_one_small_integer_a_group(name: str, bits: int) -> None:
+    rows, groups = uneven(6, 4, 8, bits)
+    grid = fit_two_level(rows, groups, bits)
+    assert grid.multipliers is not None
+    codes = ROUNDINGS[name](rows, grid, problem(6, 32, bits)[1], False)
+    narrow = codes / grid.multipliers
+    assert torch.equal(narrow, narrow.round()) and narrow.abs().max() <= (1 << (bits - 1)) - 1 and codes.abs().max() <= MOST
+    for group in range(4):
+        (each,) = grid.multipliers[:, groups == group].unique(dim=1).T
+        assert each.min() >= 1 and each.max() <= multiplier_limit(bits)
+
+
+def test_groups_that_differ_in_size_lose_less_under_two_levels() -> None:
+    rows, groups = uneven(32, 4, 16, 0)
+    two, one = fit_two_level(rows, groups, 4), Grid(choose_weight_qparams(rows, spec(4), paired=False))
+    lost = [float((ROUNDINGS["nearest"](rows, g, None, False) * g.qparams.scale[:, None] - rows).square().sum()) for g in (two, one)]
+    assert lost[0] < 0.5 * lost[1]
+    alone = fit_two_level(rows, torch.zeros_like(groups), 4)
+    assert alone.multipliers is not None and torch.equal(alone.multipliers, torch.ones_like(rows))
+    torch.testing.assert_close(alone.qparams.scale, one.qparams.scale)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("name", ROUNDINGS)
+def test_codes_of_a_codebook_are_its_levels_zero_among_them(name: str, bits: int) -> None:
+    rows, moments = problem(6, 40, bits)
+    grid = fit_codebook(rows, bits)
+    assert grid.levels is not None
+    codes = ROUNDINGS[name](rows, grid, moments, False)
+    assert set(codes.unique().tolist()) <= set(grid.levels.tolist()) and 0.0 in grid.levels
+    assert len(grid.levels) <= 1 << bits and grid.levels.abs().max() <= MOST and torch.equal(grid.levels, grid.levels.round())
+
+
+def test_nearest_levels_are_found_as_by_trying_all() -> None:
+    rows, _ = problem(5, 40, 1)
+    grid = fit_codebook(rows, 3)
+    assert grid.levels is not None
+    steps = rows / grid.qparams.scale[:, None]
+    tried = (steps[..., None] - grid.levels).abs().argmin(dim=-1)
+    assert torch.equal(ROUNDINGS["nearest"](rows, grid, None, False), grid.levels[tried])
+
+
+def test_bell_shaped_weights_lose_less_under_a_codebook_and_zeros_stay_zero() -> None:
+    rows = torch.randn(32, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 1, 32)[:, None]
+    rows[3], rows[:, 7] = 0.0, 0.0
+    book, even = fit_codebook(rows, 4), Grid(choose_weight_qparams(rows, spec(4), paired=False))
+    codes = ROUNDINGS["nearest"](rows, book, None, False)
+    errors = [ROUNDINGS["nearest"](rows, g, None, False) * g.qparams.scale[:, None] - rows for g in (book, even)]
+    lost = [float((error.square().sum(1) / rows.square().sum(1).clamp(min=1e-30)).mean()) for error in errors]
+    assert lost[0] < 0.8 * lost[1] and book.qparams.scale.isfinite().all()
+    assert not codes[3].any() and not codes[:, 7].any()
+
+
+def test_weights_of_a_float_layer_may_saturate_in_pairs_since_nothing_adds_them_so() -> None:
+    network = captured("residual")
+    state = dict(network.module.named_parameters(remove_duplicate=False))
+    activations = calibrate(network, [images()]).qparams("minmax", network.graph)
+    bank = WeightBank(network.graph, state, activations, ort_cpu.product_rows)
+    layer, scheme = network.graph.layer("two"), parse_scheme("w8a32")
+    free = bank.weight(layer, spec(8), in_float=True)
+    rows = ort_cpu.product_rows(layer, free.codes)[0]
+    assert not torch.equal(separate_pairs(rows), rows) and not torch.equal(free.codes, bank.weight(layer, spec(8)).codes)
+    weight = bank.parameter(str(layer.weight)).detach()
+    real = bank.stored_weight(layer, scheme)
+    assert torch.equal(real, free.codes * free.qparams.scale[:, None, None, None])
+    assert bank.squared_error(layer, scheme) == pytest.approx(float((real - weight).double().square().sum()))
+    assert bank.squared_error(layer, scheme) < bank.squared_error(layer, parse_scheme("w8a8"))
+    assert torch.equal(bank.stored_weight(layer, parse_scheme("w16a32")), weight.half().float())
+    assert 0 < bank.squared_error(layer, parse_scheme("w16a32")) < bank.squared_error(layer, scheme)
+    assert bank.squared_error(layer, parse_scheme("fp32")) == 0

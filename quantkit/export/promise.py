@@ -18,7 +18,8 @@ FOLDED = len("f99")  # a name that `Editor.fold` gives
 STREAM = (
     ("BitShift", "shifts"), ("BitwiseAnd", "one_bit"), ("Reshape", "rows_5"), ("MatMulInteger", "powers_5"), ("Reshape", "shape_32x16x3x3"),
 )  # fmt: skip
-ATTRIBUTES = {"BitShift": 25, "Cast": 11, "DequantizeLinear": 13}
+ATTRIBUTES = {"BitShift": 23, "Cast": 11}
+AXIS, BATCH = 13, 3  # the attribute of a weight's DequantizeLinear; the name of the batch axis
 
 
 def promised_bytes(plain_bytes: int, graph: Graph, placement: Placement, weight_bytes: Sized) -> int:
@@ -40,7 +41,7 @@ def promised_bytes(plain_bytes: int, graph: Graph, placement: Placement, weight_
         elif layer.bias and layer.name in placement.schemes and layer.name not in placement.outputs:
             name, own = len(layer.bias), len(f"node_{layer.node}_bias")
             total += 4 * layer.weight_shape[layer.weight_axis] + 6 + _constant(name + 6, 1)
-            total += _node("DequantizeLinear", name + 6, name + 6, own, own) + own - name + _typed(own, 1)
+            total += _node("DequantizeLinear", name + 6, name + 6, own, own) + AXIS + own - name + _typed(own, 1)
     return total + sum(_constant(len(name), 1) + content for name, content in shared.items())
 
 
@@ -53,14 +54,14 @@ def _quantizers(graph: Graph, placement: Placement) -> Iterator[int]:
     readers |= {(tensor, operations.get(node, f"node_{node}")) for tensor in coded for node in graph.tensor(tensor).consumers}
     for tensor in {tensor for tensor, _ in readers} | coded:
         name, rank = len(tensor), len(graph.tensor(tensor).shape) + 1
-        yield _node("QuantizeLinear", name, name + 6, name + 11, name + 10, name + 15) + _typed(name + 10, rank)
+        yield _node("QuantizeLinear", name, name + 6, name + 11, name + 10, name + 15) + _typed(name + 10, rank) + BATCH
         yield _constant(name + 6, 0) + 4 + _constant(name + 11, 0) + 1
         if tensor in coded and graph.tensor(tensor).is_output:
-            yield _node("DequantizeLinear", name + 10, name + 6, name + 11, name, name + 17) + 6
+            yield _node("DequantizeLinear", name + 10, name + 6, name + 11, name, name + 17) + 12 + _typed(name + 6, rank) + BATCH
     for tensor, node in readers:
         name, own = len(tensor), len(f"{node}_input_0")
         yield _node("DequantizeLinear", name + 10, name + 6, name + 11, own, own)
-        yield own - name + _typed(own, len(graph.tensor(tensor).shape) + 1)
+        yield own - name + _typed(own, len(graph.tensor(tensor).shape) + 1) + BATCH
 
 
 def _reading(layer: Layer, scheme: Scheme) -> int:
@@ -72,7 +73,7 @@ def _reading(layer: Layer, scheme: Scheme) -> int:
         return FOLDED - weight + _node("Mul", FOLDED, weight + 9, FOLDED, FOLDED)
     suffix, own = len(f"_w{scheme.weights.label}"), len(f"{_operation(layer)}_weight")
     node = _node("DequantizeLinear", weight + suffix + 6, weight + suffix + 6, 8, own, own)
-    return node + _typed(own, len(layer.weight_shape)) + own - weight
+    return node + AXIS + _typed(own, len(layer.weight_shape)) + own - weight
 
 
 def _constants(layer: Layer, scheme: Scheme, placement: Placement) -> int:
@@ -151,12 +152,13 @@ def _barriers(graph: Graph, placement: Placement) -> Iterator[int]:
 
 def _node(kind: str, *names: int) -> int:
     """A node that has names of these lengths: what it reads and makes, and its own."""
-    return 3 + ATTRIBUTES.get(kind, 0) + 2 + len(kind) + sum(2 + name for name in names)
+    content = ATTRIBUTES.get(kind, 0) + 2 + len(kind) + sum(2 + name for name in names)
+    return content + (2 if content < 128 else 3)
 
 
 def _constant(name: int, rank: int) -> int:
     """An initializer without its content."""
-    return 3 + 2 + 2 * rank + 2 + name + 3
+    return 8 + 2 * rank + name
 
 
 def _typed(name: int, rank: int) -> int:

@@ -15,7 +15,7 @@ TURNS = 4  # levels, then scales
 SWEEPS = 50  # of Lloyd's algorithm, in each turn
 FINE = 8  # bins of the histogram between two integers
 SPREAD = 3.5  # standard deviations that the levels reach at first; a channel's largest weight where that is less
-RATIOS = tuple(0.7 + 0.05 * step for step in range(15))  # of the last scale, tried in each turn
+RATIOS = tuple(0.8 + 0.05 * step for step in range(9))  # of the last scale, tried in each turn
 
 
 def fit_codebook(rows: Tensor, bits: int) -> Grid:
