@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 
 from quantkit.data import Subset
-from quantkit.evaluation import evaluate, open_session
+from quantkit.evaluation import evaluate
+from quantkit.export.promise import promised_bytes
 from quantkit.export.qdq import Emitted, emit
 from quantkit.graph import Graph, Group
 from quantkit.metric import Metric, Outputs, divergence
 from quantkit.quantization import WeightBank
+from quantkit.runtimes import Feeds, Runtime, Session, find_runtime
 from quantkit.search import Measured
-from quantkit.spec import parse_scheme
+from quantkit.spec import FLOAT, parse_scheme
 from quantkit.statistics import UNKNOWING, Expectation, Verdict, noise
 from quantkit.store import Run, fingerprint
+from quantkit.targets.common import uniform
 from quantkit.targets.placement import Placement
 from quantkit.verify import judge
 
@@ -43,6 +46,15 @@ class Candidates:
     folder: Path
     key: str
 
+    @property
+    def runtime(self) -> Runtime:
+        """What runs the target's files."""
+        return find_runtime(self.target.NAME)
+
+    def open(self, path: Path, *, threads: int, example: Feeds | None = None) -> Session:
+        """A file, the float one too, in the target's runtime with the options that it needs."""
+        return self.runtime.open_file(path, threads=threads, options=self.target.SESSION_OPTIONS, example=example)
+
     def placement(self, allocation: Mapping[str, str]) -> Placement:
         """The target's answer for one scheme per group."""
         layers = {name: parse_scheme(allocation[group.name]) for group in self.groups for name in group.layers}
@@ -50,13 +62,20 @@ class Candidates:
         return placed
 
     def uniform(self, scheme: str) -> dict[str, str]:
-        """Every group under `scheme`, or under the last of its menu where it cannot take it."""
-        return {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in self.groups}
+        """Every group under `scheme`, as far as it can take it."""
+        return uniform(self.groups, scheme)
 
     def emit(self, allocation: Mapping[str, str], path: Path | None = None) -> Path:
         """Write the plan's file, by default over the last candidate's."""
         self.emitted(allocation, path or self.folder / "candidate.onnx")
         return path or self.folder / "candidate.onnx"
+
+    def promised_bytes(self, allocation: Mapping[str, str]) -> int | None:
+        """What the plan's file will take, by the plan alone; None where the network computes in half, whose Casts are not foreseen."""
+        if self.placement(allocation).float32 is not None:
+            return None
+        plain = self.emit({group.name: FLOAT.name for group in self.groups}).stat().st_size
+        return promised_bytes(plain, self.graph, self.placement(allocation), self.target.weight_bytes)
 
     def emitted(self, allocation: Mapping[str, str], path: Path) -> Emitted:
         """Write the plan's file to `path`; the names of its codes."""
@@ -105,8 +124,7 @@ class Judge:
             if record["key"] == record_key:
                 return dict(record["look"])
         path = self.candidates.emit(allocation)
-        session = open_session(path, threads=0, options=self.candidates.target.SESSION_OPTIONS)
-        outputs = evaluate(session, self.search, self.batch_size)
+        outputs = evaluate(self.candidates.open(path, threads=0), self.search, self.batch_size)
         verdict = judge(self.metric, self.reference, outputs, self.labels, self.budget, self.seed)
         look = {
             "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,

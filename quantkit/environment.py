@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 CPUINFO = Path("/proc/cpuinfo")
-PACKAGES = ("torch", "onnxruntime", "onnx", "quantkit")
+PACKAGES = ("torch", "onnxruntime", "onnx", "openvino", "quantkit")
 
 # Instruction sets that change which integer kernel runs, the fastest first; each with the names that systems give it.
 ISA_NAMES: dict[str, tuple[str, ...]] = {

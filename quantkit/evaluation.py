@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnxruntime
@@ -23,9 +24,39 @@ from quantkit.metric import Outputs
 QUIET = 3  # errors only: the runtime's warnings about folding are noise here
 
 
+Feeds = Mapping[str, NDArray[np.generic]]
+
+
+class Session(Protocol):
+    """An open file. `batch` is its fixed batch size, None where any will do; `threads` is 1 only if the caller's own thread does all."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names that `run` is fed by."""
+        ...
+
+    @property
+    def batch(self) -> int | None:
+        """How many items, and no others."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """How many; 0 for all cores."""
+        ...
+
+    def run(self, feeds: Feeds, /) -> Outputs:
+        """The outputs for one batch."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Session:
-    """An open file and how many threads run it, 0 for all. `batch` is its fixed batch size, None where that axis is a symbol."""
+class OnnxRuntimeSession:
+    """A session of ONNX Runtime; `handle` is its own object."""
 
     path: Path
     handle: onnxruntime.InferenceSession
@@ -33,7 +64,7 @@ class Session:
     batch: int | None
     threads: int
 
-    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Outputs:
+    def run(self, feeds: Feeds) -> Outputs:
         """The outputs for one batch; shorter than a fixed batch is padded and cut again."""
         count = len(next(iter(feeds.values())))
         if self.batch is None or count == self.batch:
@@ -52,7 +83,7 @@ def open_session(
     optimized: Path | None = None,
     profile: Path | None = None,
     literal: bool = False,
-) -> Session:
+) -> OnnxRuntimeSession:
     """Open `path` with all of the runtime's optimisations, or, if `literal`, with none: Q/DQ are then computed as they stand.
 
     `threads` 0 takes every core. `optimized` receives the graph that really runs, `profile` prefixes a profile's name.
@@ -72,7 +103,7 @@ def open_session(
     handle = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     sides = [entry.shape[0] if entry.shape else None for entry in handle.get_inputs()]
     fixed = next((side for side in sides if isinstance(side, int)), None)
-    return Session(path, handle, tuple(entry.name for entry in handle.get_inputs()), fixed, threads)
+    return OnnxRuntimeSession(path, handle, tuple(entry.name for entry in handle.get_inputs()), fixed, threads)
 
 
 def convolve_in_runtime(x: Tensor, weight: Tensor, bias: Tensor, padding: int, groups: int) -> Tensor:

@@ -6,35 +6,34 @@ simulation. Every session is opened with the options of a `session.json` beside 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from quantkit import probe
 from quantkit.capture import check_inputs
-from quantkit.environment import describe
-from quantkit.errors import ConfigError, ModelError
-from quantkit.evaluation import Session, evaluate, feeds, open_session
-from quantkit.export.executed import INTEGER, owners, plain, read_executed
+from quantkit.errors import ModelError
+from quantkit.evaluation import Feeds, evaluate, feeds
+from quantkit.export.executed import owners, plain
 from quantkit.export.integer_weights import layers_at_risk
-from quantkit.latency.timing import Feeds
+from quantkit.graph import Graph
 from quantkit.lint.opening import open_model
 from quantkit.lint.view import View, read, title
 from quantkit.parity import Parity, compare_simulation, random_items
 from quantkit.passes.batches import network_batches
 from quantkit.request import Check
+from quantkit.runtimes import Kernel, Runtime, find_runtime, ort_cpu
+from quantkit.session_file import read_session
 from quantkit.statistics import Verdict
 from quantkit.stored import StoredPlan, read_plan, simulate
-from quantkit.targets import find_target
-from quantkit.verify import Latency, judge, time_files
+from quantkit.targets import Placement, find_target
+from quantkit.verify import Latency, judge, time_sessions
 
 WEIGHTED = (
     "Conv",
@@ -48,18 +47,15 @@ WEIGHTED = (
     "ConvInteger",
     "MatMulInteger",
 )
+FED: Mapping[int, Any] = {
+    onnx.TensorProto.FLOAT: np.float32,
+    onnx.TensorProto.INT64: np.int64,
+    onnx.TensorProto.INT32: np.int32,
+    onnx.TensorProto.BOOL: np.bool_,
+}
 PLAN_FILE = "model.onnx"
-SESSION_FILE = "session.json"
 SIMULATED = "ort-cpu"  # the target whose kernels the simulation computes
 NO_RUN = "a run directory of `quantkit allocate`, which keeps the plan and the network"
-RUNTIME_ERRORS = (
-    runtime.Fail,
-    runtime.InvalidArgument,
-    runtime.InvalidGraph,
-    runtime.InvalidProtobuf,
-    runtime.NotImplemented,
-    runtime.RuntimeException,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +64,18 @@ class WeightedNode:
 
     name: str
     kind: str
-    kernel: str | None
+    kernel: Kernel | None
     macs: int
 
     @property
     def in_int8(self) -> bool:
-        """Whether an integer kernel runs; a node that the optimised graph does not show counts as float."""
-        return self.kernel is not None and bool(INTEGER.fullmatch(self.kernel))
+        """Whether an integer kernel runs; a node that the runtime does not show counts as float."""
+        return self.kernel is not None and self.kernel.integer
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
         precision = "int8" if self.in_int8 else "float"
-        return {"node": self.name, "kind": self.kind, "kernel": self.kernel, "precision": precision, "macs": self.macs}
+        return {"node": self.name, "kind": self.kind, "kernel": self.kernel and self.kernel.name, "precision": precision, "macs": self.macs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +102,7 @@ class Compared:
 @dataclass(frozen=True, slots=True, eq=False)
 class Examined:
     """What was seen. `mismatches` is None for a file without a plan; `verdict` without data, `latency` without a float file, and `compared`
-    unless asked for are None.
+    unless asked for are None, and `saturation` where another runtime than ONNX Runtime was asked.
     """
 
     file: Path
@@ -116,7 +112,7 @@ class Examined:
     budget: float | None
     verdict: Verdict | None
     latency: Latency | None
-    saturation: Saturation
+    saturation: Saturation | None
     session_options: Mapping[str, str]
     compared: Compared | None
 
@@ -161,96 +157,108 @@ class Examined:
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             "latency": None if self.latency is None else asdict(self.latency),
             "bytes": bytes_,
-            "saturation": asdict(self.saturation),
+            "saturation": None if self.saturation is None else asdict(self.saturation),
             "session_options": dict(self.session_options),
             "parity": None if self.compared is None else self.compared.to_json(),
         }
 
 
 def examine(
-    path: Path, *, float_file: Path | None, check: Check | None, threads: int, batch_size: int, seed: int, parity: bool = False
+    path: Path,
+    *,
+    target: str | None = None,
+    float_file: Path | None,
+    check: Check | None,
+    threads: int,
+    batch_size: int,
+    seed: int,
+    parity: bool = False,
 ) -> Examined:
-    """Examine a file, or a run directory's. Raises ModelError for what is no safe ONNX file, OutputError for a folder without a plan."""
+    """Examine a file, or a run directory's, in the runtime of `target` (the plan's own, or else ONNX Runtime).
+
+    Raises ModelError for what is no safe ONNX file, OutputError for a folder without a plan.
+    """
     if parity and not path.is_dir():
         raise ModelError(f"--parity for {path}, which is no run", NO_RUN, "pass the run itself")
-    plan = read_plan(path) if path.is_dir() else None
-    file = path / PLAN_FILE if plan is not None else path
-    reference = float_file or (plan.float_file if plan is not None else None)
-    model, options = open_model(file), read_session(file.parent / SESSION_FILE)
-    if reference is not None:
-        open_model(reference)
-    if check is not None and reference is None:
+    if not path.is_dir():
+        return examine_file(
+            path, target=target or SIMULATED, float_file=float_file, check=check, threads=threads, batch_size=batch_size, seed=seed
+        )
+    plan, file = read_plan(path), path / PLAN_FILE
+    placement = find_target(plan.target).place(plan.graph, plan.schemes)
+    found = examine_file(
+        file, target=target or plan.target, planned=(plan.graph, placement), float_file=float_file or plan.float_file, check=check,
+        threads=threads, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    return replace(found, compared=compare(plan, file, check, batch_size, seed, found.session_options)) if parity else found
+
+
+def examine_file(
+    file: Path,
+    *,
+    target: str,
+    planned: tuple[Graph, Placement] | None = None,
+    float_file: Path | None,
+    check: Check | None,
+    threads: int,
+    batch_size: int,
+    seed: int,
+) -> Examined:
+    """Examine a file in the runtime of `target`; with `planned`, what runs is held against that, layer by layer."""
+    runtime, options = find_runtime(target), read_session(file.parent, find_target(target))
+    model = open_model(file)
+    if float_file is not None:
+        open_model(float_file)
+    if check is not None and float_file is None:
         raise ModelError(f"data, and no float file to hold {file} against", "the network before it was quantized", "pass --float FILE")
-    compared = mismatches = None
-    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        _opened(file, threads, options, optimized)
-        nodes = weighted_nodes(model, optimized)
-        at_risk = layers_at_risk(optimized, {} if plan is None else owners(plan.graph))
-        if plan is not None:
-            placement = find_target(plan.target).place(plan.graph, plan.schemes)
-            mismatches = read_executed(optimized, plan.graph, placement).mismatches
-            if parity:
-                compared = compare(plan, file, check, batch_size, seed, options, Path(folder))
-    budget = verdict = latency = None
-    if reference is not None:
-        session = _opened(reference, threads, options)
+    mismatches = saturation = budget = verdict = latency = None
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as name:
+        folder = Path(name)
+        nodes = weighted_nodes(model, runtime.kernels(file, options, folder))
+        if planned is not None:
+            mismatches = runtime.read_executed(file, *planned, options, folder).mismatches
+        if target == SIMULATED:
+            names = {} if planned is None else owners(planned[0])
+            saturation = Saturation(probe.saturates(), layers_at_risk(ort_cpu.optimize(file, options, folder), names))
+    if float_file is not None:
+        example: Feeds = random_feeds(float_file)
         if check is not None:
-            before, after = (evaluate(_opened(each, 0, options), check.items, batch_size) for each in (reference, file))
-            labels = None if check.metric.reference == "float" else check.items.labels()
-            truth = before if labels is None else labels
-            budget = None if check.budget is None else check.budget.points(check.metric.score(before, truth))
-            verdict = judge(check.metric, before, after, labels, 0.0 if budget is None else budget, seed)
-            example: Feeds = feeds(next(iter(check.items.batches(session.batch or 1))), session.input_names)
-        else:
-            example = random_feeds(session)
-        latency = time_files([reference, file], example, threads, options)[1]
-    saturation = Saturation(probe.saturates(), at_risk)
-    return Examined(file, reference, nodes, mismatches, budget, verdict, latency, saturation, options, compared)
+            budget, verdict = _judged(runtime, options, (float_file, file), check, batch_size, seed)
+            example = feeds(next(iter(check.items.batches(len(next(iter(example.values())))))), tuple(example))
+        if runtime.TIMES:
+            sessions = [runtime.open_file(each, threads=threads, options=options, example=example) for each in (float_file, file)]
+            latency = time_sessions(sessions, example)[1]
+    return Examined(file, float_file, nodes, mismatches, budget, verdict, latency, saturation, options, None)
 
 
-def compare(
-    plan: StoredPlan, file: Path, check: Check | None, batch_size: int, seed: int, options: Mapping[str, str], folder: Path
-) -> Compared:
+def compare(plan: StoredPlan, file: Path, check: Check | None, batch_size: int, seed: int, options: Mapping[str, str]) -> Compared:
     """The run's file against the simulation of its plan, over the data, or over random items. Raises RequestError for what a run lacks."""
     if plan.target != SIMULATED:
         raise ModelError(f"--parity for a plan of target {plan.target}", f"one of {SIMULATED}, whose kernels the simulation computes")
-    found = simulate(plan, folder / "again.onnx")
-    items = random_items(found.captured, plan.bounds, seed) if check is None else check.items
-    check_inputs(found.captured, next(network_batches(plan.graph, items, 1)).inputs)
-    told = compare_simulation(
-        found.captured, found.placement, found.bank, file, found.emitted, items, batch_size, folder, lambda _: None, options
-    )
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as name:
+        folder = Path(name)
+        found = simulate(plan, folder / "again.onnx")
+        items = random_items(found.captured, plan.bounds, seed) if check is None else check.items
+        check_inputs(found.captured, next(network_batches(plan.graph, items, 1)).inputs)
+        told = compare_simulation(
+            found.captured, found.placement, found.bank, file, found.emitted, items, batch_size, folder, lambda _: None, options
+        )
     return Compared(told, len(items), check is None)
 
 
-def read_session(path: Path) -> dict[str, str]:
-    """The options in a `session.json`; none where there is none.
-
-    Raises ConfigError for what is no such file, names other files to the runtime, or asks for a newer runtime than this.
-    """
-    try:
-        told: Mapping[str, Any] = json.loads(path.read_text()) if path.exists() else {"session_options": {}}
-        options, least = dict(told["session_options"]), str(told.get("onnxruntime", ""))
-        wanted = tuple(int(part) for part in least.removeprefix(">=").split(".") if part)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "session options as `quantkit allocate` writes them", "remove it") from error
-    for name, value in options.items():
-        if not isinstance(value, str) or any(word in name.lower() for word in ("file", "path", "folder")):
-            raise ConfigError(f"{path}: session option {name!r} is {value!r}", "text, and no option that names files", "remove it")
-    have = str(describe()["onnxruntime"])
-    if wanted > tuple(int(part) for part in have.split(".")[: len(wanted)]):
-        raise ConfigError(f"{path} wants onnxruntime {least}", f"at most {have}, which is installed", "install a newer onnxruntime")
-    return options
+def _judged(
+    runtime: Runtime, options: Mapping[str, str], files: tuple[Path, Path], check: Check, batch_size: int, seed: int
+) -> tuple[float | None, Verdict]:
+    """The budget, if there is one, and the verdict on the second file against the first."""
+    before, after = (evaluate(runtime.open_file(file, threads=0, options=options), check.items, batch_size) for file in files)
+    labels = None if check.metric.reference == "float" else check.items.labels()
+    budget = None if check.budget is None else check.budget.points(check.metric.score(before, before if labels is None else labels))
+    return budget, judge(check.metric, before, after, labels, 0.0 if budget is None else budget, seed)
 
 
-def weighted_nodes(model: onnx.ModelProto, optimized: Path) -> tuple[WeightedNode, ...]:
-    """The nodes of `model` that hold constant weights, with the kernels that run for them in its optimised graph."""
+def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tuple[WeightedNode, ...]:
+    """The nodes of `model` that hold constant weights, with the kernels that run for them."""
     view, shapes = View(model), _shapes(model)
-    kernels: dict[str, str] = {}
-    for node in onnx.load(optimized, load_external_data=False).graph.node:
-        for name in (node.name, *node.output):
-            kernels.setdefault(plain(name), node.op_type)
     found = []
     for node in view.of_kind(*WEIGHTED):
         weight = next((shape for name in node.input[1:] if (shape := _weight_shape(view, name)) is not None), None)
@@ -270,25 +278,19 @@ def weighted_nodes(model: onnx.ModelProto, optimized: Path) -> tuple[WeightedNod
     return tuple(found)
 
 
-def random_feeds(session: Session) -> dict[str, Any]:
+def random_feeds(path: Path) -> dict[str, Any]:
     """Inputs of the shapes that the file wants, symbols being 1: for time, not for accuracy."""
-    random = np.random.default_rng(0)
-    kinds: Mapping[str, Any] = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
-    found = {}
-    for entry in session.handle.get_inputs():
-        shape = [side if isinstance(side, int) else 1 for side in entry.shape]
-        if entry.type not in kinds:
-            raise ModelError(f"input {entry.name!r} is a {entry.type}", f"one of {', '.join(kinds)}", "pass --data")
-        found[entry.name] = random.standard_normal(shape).astype(kinds[entry.type])
+    random, graph = np.random.default_rng(0), open_model(path).graph
+    constants, found = {tensor.name for tensor in graph.initializer}, {}
+    for entry in graph.input:
+        if entry.name not in constants:
+            kind = entry.type.tensor_type.elem_type
+            if kind not in FED:
+                got = f"input {entry.name!r} is a {onnx.TensorProto.DataType.Name(kind)}"
+                raise ModelError(got, f"one of {', '.join(np.dtype(fed).name for fed in FED.values())}", "pass --data")
+            shape = [side.dim_value or 1 for side in entry.type.tensor_type.shape.dim]
+            found[entry.name] = random.standard_normal(shape).astype(FED[kind])
     return found
-
-
-def _opened(path: Path, threads: int, options: Mapping[str, str], optimized: Path | None = None) -> Session:
-    try:
-        return open_session(path, threads=threads, options=options, optimized=optimized)
-    except RUNTIME_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"ONNX Runtime does not load {path}: {reason}", "", "`quantkit lint` may say why") from error
 
 
 def _weight_shape(view: View, name: str) -> tuple[int, ...] | None:

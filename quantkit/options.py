@@ -14,7 +14,7 @@ from quantkit.errors import DataError, RequestError, SchemeError, unknown
 
 # The rooms that dispatch on these names hold the functions; a test compares the lists.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "target": ("ort-cpu",),
+    "target": ("ort-cpu", "openvino", "tensorrt"),
     "minimize": ("latency", "bytes"),
     "sensitivity": ("augmented", "displacement", "hessian"),
     "search": ("pareto", "bisection"),
@@ -23,10 +23,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("cpu", "cuda"),
     "undecided": ("point", "fail", "pass"),
 }
-EXPORTED = ("openvino", "tensorrt")  # targets that only a stored plan can be exported for
-SCHEMES = ("fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8")
-# Narrow weights run in the int8 kernel: they save bytes and no time, so a search for speed leaves them out.
-DEFAULT_SCHEMES: dict[str, tuple[str, ...]] = {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "w5a8", "w4a8")}
+# What each target can run; narrow weights run in its int8 kernels.
+SCHEMES: dict[str, tuple[str, ...]] = {
+    "ort-cpu": (
+        "fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8", "c6a8", "c5a8", "c4a8", "c3a8", "c2a8",
+        "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8", "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
+    ),
+    "openvino": ("fp32", "w8a8", "w4a8", "w16a32"),
+    "tensorrt": ("fp16", "w8a8", "fp8", "w4a16", "fp32"),
+}
+# What is chosen from unless --schemes says otherwise. Narrow weights save bytes and no time, so a search for speed leaves them out.
+DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
+    "ort-cpu": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "c5a8", "c4a8", "w16a32", "w8a32")},
+    "openvino": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w4a8", "w16a32")},
+    "tensorrt": dict.fromkeys(("latency", "bytes"), ("fp16", "w8a8", "fp8", "w4a16")),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +74,12 @@ class Options:
         for option, known in CHOICES.items():
             value = getattr(self, option)
             if value not in known:
-                if value in EXPORTED:
-                    got, wanted = f"no plan can be measured on {value} here", f"target {', '.join(known)}"
-                    raise SchemeError(got, wanted, f"allocate for it, then `quantkit export RUN --target {value}`")
                 raise (SchemeError if option == "target" else RequestError)(*unknown(option, str(value), known))
         for scheme in (*self.menu, *(scheme for _, scheme in self.fix)):
-            if scheme not in SCHEMES:
-                raise SchemeError(*unknown("scheme", scheme, SCHEMES))
+            if scheme not in SCHEMES[self.target]:
+                raise SchemeError(*unknown(f"scheme for {self.target}", scheme, SCHEMES[self.target]))
         if not self.menu:
-            raise SchemeError("no scheme to choose from", "at least one", f"list them as --schemes {','.join(SCHEMES)}")
+            raise SchemeError("no scheme to choose from", "at least one", f"list them as --schemes {','.join(SCHEMES[self.target])}")
         if not 0.5 <= self.confidence < 1:
             raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
         for option, lowest in {"batch_size": 1, "threads": 1, "seed": 0, "split_seed": 0}.items():
@@ -82,7 +90,7 @@ class Options:
     @property
     def menu(self) -> tuple[str, ...]:
         """The schemes to choose from."""
-        return DEFAULT_SCHEMES[self.minimize] if self.schemes is None else self.schemes
+        return DEFAULT_SCHEMES[self.target][self.minimize] if self.schemes is None else self.schemes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

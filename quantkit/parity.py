@@ -19,7 +19,7 @@ from quantkit.affine import QParams, dequantize, quantize
 from quantkit.blocked import find_block
 from quantkit.capture import Captured
 from quantkit.data import Batch, Subset, collect, whole
-from quantkit.evaluation import convolve_in_runtime, feeds, open_session
+from quantkit.evaluation import Session, convolve_in_runtime, feeds, open_session
 from quantkit.export.executed import owners, plain
 from quantkit.export.integer_weights import read_integer_weights
 from quantkit.export.qdq import Emitted
@@ -58,7 +58,7 @@ class Parting:
 @dataclass(frozen=True, slots=True)
 class Parity:
     """Simulation against the file: shares of items with equal top-1 and with equal bits, and of quantized layers whose output is
-    the file's, given the file's own input codes.
+    the file's, given the file's own input codes (None where the runtime shows no codes).
 
     `parted` are the layers of which that is not so, in the order of the graph. `begins` is where whole runs from the network's own input
     first differ: a quantized layer, or the float operation whose values are the first to give other codes.
@@ -66,11 +66,11 @@ class Parity:
 
     agreement: float
     exact: float
-    layers_exact: float
+    layers_exact: float | None
     parted: tuple[Parting, ...] = ()
     begins: Parting | None = None
 
-    def shares(self) -> dict[str, float]:
+    def shares(self) -> dict[str, float | None]:
         """The three shares alone: what `result.json` holds."""
         return {"agreement": self.agreement, "exact": self.exact, "layers_exact": self.layers_exact}
 
@@ -81,7 +81,8 @@ class Parity:
             others = f" and in {len(self.parted) - 1} more" if len(self.parted) > 1 else ""
             found.append(f"Given the file's own input codes, the simulation parts from the file in {self.parted[0]}{others}.")
         if self.exact < 1:
-            begins = "" if self.begins is None else f"; the first difference is in {self.begins}"
+            begins = "; the runtime rounds elsewhere" if self.layers_exact is None else ""
+            begins = begins if self.begins is None else f"; the first difference is in {self.begins}"
             found.append(f"Simulation and file: equal bits on {100 * self.exact:.1f} % of the items{begins}.")
         return tuple(found)
 
@@ -126,6 +127,28 @@ def compare_simulation(
     exact = 1.0 - len(parted) / layers if layers else 1.0
     agreement, bits = (float(np.concatenate(rows).mean()) for rows in (same_top, same_bits))
     return Parity(agreement, bits, exact, parted, bench.begins(parted))
+
+
+def compare_outputs(
+    captured: Captured,
+    placement: Placement,
+    bank: WeightBank,
+    session: Session,
+    subset: Subset,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> Parity:
+    """Run the simulation and the file as it is over `subset`, both on the CPU, and compare what they answer."""
+    simulation, same_top, same_bits, left = Simulation(captured, placement, bank, precise=True), [], [], len(subset)
+    for batch in network_batches(captured.graph, subset, min(batch_size, _fitting(captured.graph))):
+        theirs = [value[:left] for value in session.run(feeds(batch, session.input_names))]
+        ours = [one[:left].numpy() for one in simulation.run(batch.inputs)["output"]]
+        same_bits.append(np.all([_equal(one, other) for one, other in zip(ours, theirs, strict=True)], axis=0))
+        same_top.append(_equal(_best(ours[0]), _best(theirs[0])))
+        left -= batch.size
+        advance(batch.size)
+    agreement, bits = (float(np.concatenate(rows).mean()) for rows in (same_top, same_bits))
+    return Parity(agreement, bits, None)
 
 
 def random_items(captured: Captured, bounds: Mapping[str, tuple[float, float]], seed: int) -> Subset:

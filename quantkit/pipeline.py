@@ -85,7 +85,7 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     scores = score_groups(bench, request, network, candidates)
     costs = cost_groups(bench, request, network, candidates)
     space = find_front(bench, request, groups, scores, costs)
-    found = search(bench, request, network, candidates, space)
+    found = search(bench, request, candidates, space)
     plan = choose(bench, request, network, candidates, found, costs)
     write_plan(bench, request, network, candidates, ranges, plan.allocation)
     verified = verify_plan(bench, request, network, candidates, plan.allocation)

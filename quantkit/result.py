@@ -17,11 +17,11 @@ Number = float  # `Execution.float` would hide the type from the field behind it
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A uniform answer, measured as the plan was: `drop` in the metric's unit, the others as shares of float's."""
+    """A uniform answer, measured as the plan was: `drop` in the metric's unit, the others as shares of float's (None: not timed)."""
 
     name: str
     drop: float
-    latency_ratio: float
+    latency_ratio: float | None
     bytes_ratio: float
 
 
@@ -67,7 +67,7 @@ class Result:
     unit: str
     metric: str
     verdict: Verdict
-    latency: Latency
+    latency: Latency | None
     bytes: Mapping[str, float]
     baselines: tuple[Baseline, ...]
     allocation: tuple[GroupRow, ...]
@@ -88,7 +88,7 @@ class Result:
             "kept": self.kept,
             "budget": {"max_drop": self.max_drop, "unit": self.unit, "metric": self.metric},
             "verdict": verdict,
-            "latency": asdict(self.latency),
+            "latency": None if self.latency is None else asdict(self.latency),
             "bytes": dict(self.bytes),
             "baselines": [asdict(row) for row in self.baselines],
             "allocation": [asdict(row) for row in self.allocation],
@@ -113,7 +113,7 @@ class Result:
             unit=data["budget"]["unit"],
             metric=data["budget"]["metric"],
             verdict=Verdict(**data["verdict"], items_to_decide=items_to_decide),
-            latency=Latency(**data["latency"]),
+            latency=None if data["latency"] is None else Latency(**data["latency"]),
             bytes=data["bytes"],
             baselines=tuple(Baseline(**row) for row in data["baselines"]),
             allocation=tuple(GroupRow(**row) for row in rows),

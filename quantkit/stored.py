@@ -12,18 +12,21 @@ from numpy.typing import NDArray
 
 from quantkit.calibration import choose_grids
 from quantkit.capture import Captured, capture
-from quantkit.errors import OutputError
+from quantkit.errors import OutputError, SchemeError
+from quantkit.export.beside import write_beside
 from quantkit.export.float_onnx import read_parameters
 from quantkit.export.qdq import Emitted, emit
 from quantkit.graph import Graph
 from quantkit.loading.archive import read_archive
 from quantkit.quantization import WeightBank
+from quantkit.session_file import write_session
 from quantkit.spec import Scheme, parse_scheme
 from quantkit.store import Run, write_atomically
 from quantkit.targets import find_target
-from quantkit.targets.placement import Placement
+from quantkit.targets.placement import Adapted, Placement
 
 WEIGHTS = "weights"  # the stage that keeps rounded weights
+NAMED = 5  # changes that a refusal tells in full
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,12 +58,13 @@ class Simulated:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exported:
-    """A file written from a stored plan: as which placement, and what the target changed of the plan."""
+    """A file written from a stored plan: as which placement, what to know of it, and what lies beside it."""
 
     file: Path
     target: str
     placement: Placement
     notes: tuple[str, ...]
+    beside: tuple[Path, ...] = ()
 
 
 def read_plan(folder: Path) -> StoredPlan:
@@ -80,18 +84,25 @@ def read_plan(folder: Path) -> StoredPlan:
     return StoredPlan(folder, graph, plan["target"], schemes, bounds, rounded, float_file, program)
 
 
-def export_plan(plan: StoredPlan, target: str, output: Path) -> Exported:
-    """Write the plan's file for `target` to `output`. What the target cannot run is changed, and said in the notes.
+def export_plan(plan: StoredPlan, target: str, output: Path, *, adapt: bool = False) -> Exported:
+    """Write the plan's file for `target` to `output`, and beside it what that runtime is built with.
 
-    Raises SchemeError for an unknown target, OutputError where the file cannot be written.
+    With `adapt`, what the target cannot run is changed, and said in the notes. Otherwise it raises SchemeError, as it does for an unknown
+    target; OutputError where the file cannot be written.
     """
     module = find_target(target)
-    adapted = module.adapt(plan.graph, plan.schemes)
+    adapted = Adapted(plan.schemes) if target == plan.target else module.adapt(plan.graph, plan.schemes)
+    if adapted.changes and not adapt:
+        more = f"; and {len(adapted.changes) - NAMED} more" if len(adapted.changes) > NAMED else ""
+        got = f"{target} cannot run {len(adapted.changes)} layers as planned: {'; '.join(adapted.changes[:NAMED])}{more}"
+        raise SchemeError(got, "a plan that it can run", f"pass --adapt to have it so, or `quantkit allocate --target {target}`")
     placement = module.place(plan.graph, adapted.schemes)
     bank = _weights(plan, target)
     with write_atomically(output) as temporary:
         emit(plan.float_file, plan.graph, placement, bank, temporary)
-    return Exported(output, target, placement, adapted.notes)
+    session = write_session(module, output.parent)
+    beside = (*write_beside(output, plan.graph, target), *([session] if session else []))
+    return Exported(output, target, placement, (*adapted.changes, *adapted.notes), beside)
 
 
 def simulate(plan: StoredPlan, scratch: Path) -> Simulated:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit.evaluation import open_session
-from quantkit.export.executed import Executed, read_executed
+from quantkit.evaluation import Feeds, Session
+from quantkit.export.executed import Executed
 from quantkit.graph import Graph
-from quantkit.latency.timing import Feeds, interleave, rounds_within
+from quantkit.latency.timing import interleave, rounds_within
 from quantkit.metric import Metric, Outputs
 from quantkit.statistics import Verdict, decide, ratio_interval
-from quantkit.targets.placement import Placement
 
 LATENCY_SECONDS = 8.0
 
@@ -49,22 +47,14 @@ def judge(metric: Metric, reference: Outputs, outputs: Outputs, labels: Any, bud
     )
 
 
-def time_files(files: Sequence[Path], example: Feeds, threads: int, options: Mapping[str, str]) -> tuple[Latency, ...]:
+def time_sessions(sessions: Sequence[Session], example: Feeds) -> tuple[Latency, ...]:
     """The latency of every file against the first, all interleaved in one run."""
-    sessions = [open_session(path, threads=threads, options=options) for path in files]
-    rounds = rounds_within(sessions[0], example, LATENCY_SECONDS / len(files))
+    rounds = rounds_within(sessions[0], example, LATENCY_SECONDS / len(sessions))
     times = interleave(sessions, example, rounds=rounds)
     batch = len(next(iter(example.values())))
     base, *medians = (float(median) for median in np.median(times, axis=1))
     rows = zip((base, *medians), times, strict=True)
-    return tuple(Latency(base, median, *ratio_interval(row, times[0]), threads, batch) for median, row in rows)
-
-
-def executed(path: Path, graph: Graph, placement: Placement, options: Mapping[str, str], folder: Path) -> Executed:
-    """What the runtime runs of `path`, read from the graph that it optimised for this host."""
-    optimized = folder / "optimized.onnx"
-    open_session(path, threads=1, options=options, optimized=optimized)
-    return read_executed(optimized, graph, placement)
+    return tuple(Latency(base, median, *ratio_interval(row, times[0]), sessions[0].threads, batch) for median, row in rows)
 
 
 def int8_share(graph: Graph, found: Executed) -> float:

@@ -121,7 +121,7 @@ class Chain(nn.Module):
 
 
 class Formed(nn.Module):
-    """Three convolutions (and a linear layer, where asked for) in a forward pass that the test writes out."""
+    """Convolutions and linear layers, as many as are asked for, in a forward pass that the test writes out."""
 
     def __init__(self, form: Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]]) -> None:
         super().__init__()
@@ -132,6 +132,8 @@ class Formed(nn.Module):
         self.one = nn.Conv1d(8, 8, 3, padding=1)
         self.fc = nn.Linear(8, 8)
         self.fd = nn.Linear(8, 8)
+        self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.two = nn.Conv2d(2, 8, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.form(self, x)
@@ -189,7 +191,7 @@ class Bench:
 
     def uniform(self, scheme: str) -> dict[str, str]:
         """`scheme` for layers with weights, and for the others the 8-bit one that goes with it."""
-        other = "fp32" if scheme == "fp32" else "w8a8"
+        other = "fp32" if parse_scheme(scheme).is_float else "w8a8"
         return {layer.name: scheme if layer.weight else other for layer in self.graph.layers}
 
     def place(self, allocation: Mapping[str, str]) -> Placement:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -22,6 +24,7 @@ from quantkit.affine import (
     dequantize,
     fake_quantize,
     floor_weight_scale,
+    mul_codes,
     quantize,
     requantize,
     separate_pairs,
@@ -33,6 +36,9 @@ U8 = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
 W8 = QuantSpec(8, signed=True, symmetric=True, granularity=PerChannel(0))
 W4 = QuantSpec(4, signed=True, symmetric=True, granularity=PerChannel(0))
 FINITE = st.floats(-100, 100, width=32)
+CODES = torch.arange(256.0)
+EVERY_PAIR = (CODES.repeat_interleave(256), CODES.repeat(256))
+SPREAD = (CODES.expand(256, 256), CODES[:, None])
 
 
 def qparams(scale: float, zero_point: int, spec: QuantSpec = U8) -> QParams:
@@ -160,18 +166,51 @@ def test_without_a_bias_no_scale_is_raised() -> None:
     assert floor_weight_scale(weight, None, torch.tensor(0.02)) is weight
 
 
+Grids = tuple[tuple[int, ...], tuple[int, ...]]
+# Scales are k/(255·16), as a histogram's are: their ratios are simple, and exact ties between two codes are common.
+GRIDS = st.tuples(st.tuples(*[st.integers(1, 2000)] * 3), st.tuples(*[st.integers(0, 255)] * 3))
+
+
+def grids(drawn: Grids) -> list[QParams]:
+    return [qparams(float(np.float32(step) / np.float32(255 * 16)), zero) for step, zero in zip(*drawn, strict=True)]
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.tuples(*[st.integers(1, 2000)] * 3), st.tuples(*[st.integers(0, 255)] * 3))
-def test_addition_is_the_runtimes_on_every_pair_of_codes(steps: tuple[int, ...], zero_points: tuple[int, ...]) -> None:
-    """Scales are k/(255·16), as a histogram's are: their ratios are simple, and exact ties between two codes are common."""
-    scales = [np.float32(step) / np.float32(255 * 16) for step in steps]
-    a, b = (grid.flatten() for grid in torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij"))
-    specs = [qparams(float(scale), zero) for scale, zero in zip(scales, zero_points, strict=True)]
-    ours = add_codes(a, specs[0], b, specs[1], specs[2])
-    assert torch.equal(ours, _run_addition(a, specs[0], b, specs[1], specs[2]))
+@given(GRIDS)
+def test_addition_is_the_runtimes_on_every_pair_of_codes(drawn: Grids) -> None:
+    _assert_the_runtimes("QLinearAdd", add_codes, grids(drawn), *EVERY_PAIR)
 
 
-def _run_addition(a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, output: QParams) -> Tensor:
+@settings(max_examples=25, deadline=None)
+@given(GRIDS)
+def test_addition_of_one_number_to_many_is_the_runtimes(drawn: Grids) -> None:
+    """The smaller summand second, as `spelling` puts it: first, it would be added in another order."""
+    _assert_the_runtimes("QLinearAdd", add_codes, grids(drawn), *SPREAD)
+
+
+@settings(max_examples=25, deadline=None)
+@given(GRIDS, st.sampled_from([EVERY_PAIR, SPREAD, SPREAD[::-1]]))
+def test_multiplication_is_the_runtimes_on_every_pair_of_codes(drawn: Grids, codes: tuple[Tensor, Tensor]) -> None:
+    _assert_the_runtimes("QLinearMul", mul_codes, grids(drawn), *codes)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from([0.25, 0.5]), st.tuples(*[st.floats(2**-10, 0.25, width=32)] * 2), st.tuples(*[st.integers(0, 127)] * 3))
+def test_multiplication_is_the_runtimes_where_ties_are_exact(share: float, scales: tuple[float, ...], zeros: tuple[int, ...]) -> None:
+    """An odd zero point, so that rounding before it is added would show."""
+    product = np.float32(scales[0]) * np.float32(scales[1])
+    chosen = [qparams(scale, 2 * zero + 1) for scale, zero in zip((*scales, float(product / np.float32(share))), zeros, strict=True)]
+    _assert_the_runtimes("QLinearMul", mul_codes, chosen, *EVERY_PAIR)
+
+
+def _assert_the_runtimes(
+    kernel: str, ours: Callable[[Tensor, QParams, Tensor, QParams, QParams], Tensor], chosen: list[QParams], a: Tensor, b: Tensor
+) -> None:
+    one, other, output = chosen
+    assert torch.equal(ours(a, one, b, other, output), _run(kernel, a, one, b, other, output))
+
+
+def _run(kernel: str, a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, output: QParams) -> Tensor:
     names = ["a", "a_scale", "a_zero", "b", "b_scale", "b_zero", "scale", "zero"]
     values = [a, a_qparams.scale, a_qparams.zero_point, b, b_qparams.scale, b_qparams.zero_point, output.scale, output.zero_point]
     feeds = {
@@ -179,8 +218,8 @@ def _run_addition(a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, 
     }
     types = [TensorProto.FLOAT if "scale" in name else TensorProto.UINT8 for name in names]
     inputs = [helper.make_tensor_value_info(name, kind, feeds[name].shape) for name, kind in zip(names, types, strict=True)]
-    node = helper.make_node("QLinearAdd", names, ["c"], domain="com.microsoft")
-    graph = helper.make_graph([node], "addition", inputs, [helper.make_tensor_value_info("c", TensorProto.UINT8, a.shape)])
+    node = helper.make_node(kernel, names, ["c"], domain="com.microsoft")
+    graph = helper.make_graph([node], "joined", inputs, [helper.make_tensor_value_info("c", TensorProto.UINT8, None)])
     opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -25,18 +25,19 @@ from test_pipeline import data, hurry
 from test_stored import stored, wide
 
 import quantkit
-from quantkit import probe
+from quantkit import probe, targets
 from quantkit.cli import main
 from quantkit.errors import ConfigError, DataError, ModelError, OutputError, RequestError
 from quantkit.evaluation import open_session
-from quantkit.examination import Examined, examine, read_session, weighted_nodes
-from quantkit.export.static_baseline import quantize_with_onnxruntime
+from quantkit.examination import Examined, examine, weighted_nodes
 from quantkit.options import Arguments
 from quantkit.parity import RANDOM_ITEMS
 from quantkit.request import Check, resolve_check
 from quantkit.result import Result
+from quantkit.runtimes import ort_cpu
+from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
+from quantkit.session_file import read_session, write_session
 from quantkit.spec import FLOAT
-from quantkit.stages.verdict import _write_session
 from quantkit.stored import export_plan
 
 
@@ -223,7 +224,7 @@ def test_every_session_is_opened_with_the_options_beside_the_file(
     options = {"session.disable_quant_qdq": "1"}
     (folder / "session.json").write_text(json.dumps({"session_options": options, "onnxruntime": ">=1.22"}))
     asked: list[Any] = []
-    for room in ("examination", "verify", "parity"):
+    for room in ("runtimes.ort_cpu", "parity"):
         monkeypatch.setattr(f"quantkit.{room}.open_session", partial(spied, asked))
     found = look(folder, check=resolve_check(Arguments(data=str(shard(tmp_path)))), parity=True)
     assert len(asked) >= 7 and all(given == options for given in asked)
@@ -232,9 +233,9 @@ def test_every_session_is_opened_with_the_options_beside_the_file(
     assert look(folder / "model.onnx").int8_macs == 0.0
 
 
-def spied(asked: list[Any], path: Path, *, threads: int, options: Any = None, optimized: Path | None = None) -> Any:
+def spied(asked: list[Any], path: Path, *, options: Any = None, **others: Any) -> Any:
     asked.append(options)
-    return open_session(path, threads=threads, options=options, optimized=optimized)
+    return open_session(path, options=options, **others)
 
 
 @pytest.mark.parametrize(
@@ -251,14 +252,15 @@ def spied(asked: list[Any], path: Path, *, threads: int, options: Any = None, op
 def test_a_session_file_that_cannot_be_followed_is_refused(text: str, word: str, tmp_path: Path) -> None:
     (tmp_path / "session.json").write_text(text)
     with pytest.raises(ConfigError, match=word):
-        read_session(tmp_path / "session.json")
+        read_session(tmp_path, targets.ort_cpu)
 
 
 def test_what_allocate_writes_is_what_verify_reads(tmp_path: Path) -> None:
-    target = SimpleNamespace(SESSION_OPTIONS={"session.intra_op.allow_spinning": "0"}, MINIMUM_RUNTIME="1.22")
-    path = _write_session(SimpleNamespace(target=target), tmp_path)  # type: ignore[arg-type]
-    assert path is not None and read_session(path) == {"session.intra_op.allow_spinning": "0"}
-    assert read_session(tmp_path / "absent.json") == {}
+    wants: Any = SimpleNamespace(SESSION_OPTIONS={"session.x": "0"}, PACKAGE="onnxruntime", MINIMUM_RUNTIME="1.22")
+    assert write_session(targets.ort_cpu, tmp_path) is None and read_session(tmp_path, targets.ort_cpu) == {}
+    assert write_session(wants, tmp_path) == tmp_path / "session.json"
+    assert read_session(tmp_path, targets.ort_cpu) == {"session.x": "0"}
+    assert read_session(tmp_path, targets.openvino) == targets.openvino.SESSION_OPTIONS  # the file is for another runtime
 
 
 # Saturation.
@@ -355,4 +357,4 @@ def test_weights_are_told_from_activations(tmp_path: Path) -> None:
     model = micro.model(micro.qdq(product))
     onnx.save(model, tmp_path / "m.onnx")
     open_session(tmp_path / "m.onnx", threads=1, optimized=tmp_path / "o.onnx")
-    assert weighted_nodes(model, tmp_path / "o.onnx") == ()
+    assert weighted_nodes(model, ort_cpu.kernels(tmp_path / "m.onnx", {}, tmp_path)) == ()

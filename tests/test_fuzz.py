@@ -26,7 +26,7 @@ def allocation(work: Bench, random: np.random.Generator) -> dict[str, str]:
     share = random.random()
     found = {}
     for layer in work.graph.layers:
-        menu = [scheme for scheme in SCHEMES if scheme != "fp32"] if layer.weight else ["w8a8"]
+        menu = [scheme for scheme in SCHEMES["ort-cpu"] if scheme != "fp32"] if layer.weight else ["w8a8"]
         found[layer.name] = "fp32" if random.random() < share else str(random.choice(menu))
     return found
 

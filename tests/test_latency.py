@@ -17,9 +17,11 @@ from quantkit.evaluation import Session
 from quantkit.graph import Group
 from quantkit.latency import measured, timing
 from quantkit.latency.measured import Boundary, LatencyModel, measure_latency, steps
+from quantkit.runtimes import ort_cpu
 from quantkit.table import Table
 
 SCHEMES = ("fp32", "w8a8", "w4a8")
+OPTIONS = {"key": "value"}
 FEEDS = {"x": np.zeros((1, 1), np.float32)}
 
 
@@ -101,7 +103,7 @@ def test_json_keeps_everything(correlation: float) -> None:
 
 def test_crossings_are_the_tensors_between_groups_seen_through_what_only_moves_them() -> None:
     box = toys.toybox()
-    found = measured._crossings(box.captured.graph, box.groups)
+    found = measured.crossings(box.captured.graph, box.groups)
     addition = next(group.name for group in box.groups if box.captured.graph.layer(group.layers[0]).kind == "add")
 
     assert sorted(found) == sorted(
@@ -115,7 +117,7 @@ def test_crossings_are_the_tensors_between_groups_seen_through_what_only_moves_t
 def test_layers_of_one_group_have_no_boundary_between_them() -> None:
     box = toys.unpack(toys.TiedToy().eval())
 
-    assert measured._crossings(box.captured.graph, box.groups) == []
+    assert measured.crossings(box.captured.graph, box.groups) == []
 
 
 def machine(plan: Mapping[str, str], table: Table, edges: list[tuple[str, str, int]]) -> float:
@@ -130,7 +132,7 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     box = toys.toybox()
     layers = [layer.name for layer in box.captured.graph.layers]
     values = {scheme: {name: (5 - 2 * place) * (1 + n) / 10 for n, name in enumerate(layers)} for place, scheme in enumerate(SCHEMES)}
-    edges = measured._crossings(box.captured.graph, box.groups)
+    edges = measured.crossings(box.captured.graph, box.groups)
     rows = [[values[scheme][group.layers[0]] if scheme in group.schemes else math.nan for scheme in SCHEMES] for group in box.groups]
     table = Table("latency", "ms", tuple(group.name for group in box.groups), SCHEMES, np.array(rows))
     seen = SimpleNamespace(box=box, table=table, edges=edges, emitted=[], threads=[], advanced=0)
@@ -139,27 +141,28 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         seen.emitted.append(dict(plan))
         return tmp_path
 
-    def opened(_: Path, *, threads: int) -> SimpleNamespace:
+    def opened(_: Path, *, threads: int, options: Any, example: Any) -> SimpleNamespace:
+        assert options == OPTIONS and example is FEEDS
         seen.threads.append(threads)
         return SimpleNamespace(milliseconds=machine(seen.emitted[-1], table, edges))
 
-    def profiled(*arguments: Any) -> dict[str, float]:
-        assert arguments[3] == 3
+    def profiled(*_: Any, threads: int, options: Any, runs: int, folder: Path) -> dict[str, float]:
+        assert (threads, options, runs) == (3, OPTIONS, measured.PROFILE_RUNS)
         return values[max(set(seen.emitted[-1].values()), key=[*seen.emitted[-1].values()].count)]
 
     def interleaved(sessions: list[SimpleNamespace], _: Any, *, rounds: int) -> np.ndarray:
         return np.array([[session.milliseconds] * rounds for session in sessions])
 
-    monkeypatch.setattr(measured, "open_session", opened)
-    monkeypatch.setattr(measured, "_layer_ms", profiled)
     monkeypatch.setattr(measured, "interleave", interleaved)
+    runtime: Any = SimpleNamespace(open_file=opened, layer_ms=profiled)
 
     def advance(count: int) -> None:
         seen.advanced += count
 
     def measure(seed: int = 0, groups: tuple[Group, ...] = box.groups) -> LatencyModel:
         return measure_latency(
-            box.captured.graph, groups, SCHEMES, emit, FEEDS, threads=3, seed=seed, folder=tmp_path, advance=advance
+            box.captured.graph, groups, SCHEMES, emit, FEEDS,
+            runtime=runtime, options=OPTIONS, threads=3, seed=seed, folder=tmp_path, advance=advance,
         )  # fmt: skip
 
     seen.measure = measure
@@ -233,9 +236,9 @@ def test_a_layers_time_is_the_median_of_its_own_nodes_without_what_converts(monk
     report = tmp_path / "profile.json"
     report.write_text(json.dumps(events))
     handle = SimpleNamespace(end_profiling=lambda: str(report))
-    monkeypatch.setattr(measured, "open_session", lambda *_, **__: SimpleNamespace(run=lambda _: (), handle=handle))
+    monkeypatch.setattr(ort_cpu, "open_session", lambda *_, **__: SimpleNamespace(run=lambda _: (), handle=handle))
 
-    assert measured._layer_ms(tmp_path, graph, FEEDS, 1, tmp_path) == {"stem": 2.0 + 0.5, "down": 4.0}
+    assert ort_cpu.layer_ms(tmp_path, graph, FEEDS, threads=1, options={}, runs=3, folder=tmp_path) == {"stem": 2.0 + 0.5, "down": 4.0}
     assert not report.exists()
 
 
@@ -251,10 +254,13 @@ def test_in_the_runtime_every_weighted_layer_is_found_in_both_precisions(tmp_pat
     candidates = toys.candidates(box, tmp_path)
     feeds = {"x": np.zeros((1, 3, toys.SIDE, toys.SIDE), np.float32)}
     model = measure_latency(
-        box.captured.graph, box.groups, SCHEMES, candidates.emit, feeds, threads=1, seed=0, folder=tmp_path, advance=lambda _: None
-    )
+        box.captured.graph, box.groups, SCHEMES, candidates.emit, feeds,
+        runtime=ort_cpu, options={}, threads=1, seed=0, folder=tmp_path, advance=lambda _: None,
+    )  # fmt: skip
     for scheme in SCHEMES:
-        profile = measured._layer_ms(candidates.emit(toys.everything(box.groups, scheme)), box.captured.graph, feeds, 1, tmp_path)
+        profile = ort_cpu.layer_ms(
+            candidates.emit(toys.everything(box.groups, scheme)), box.captured.graph, feeds, threads=1, options={}, runs=2, folder=tmp_path
+        )
         assert set(profile) >= {"stem", "depthwise", "point", "down", "classifier"}
     assert np.isfinite(model.predicted_ms(toys.everything(box.groups, "w4a8")))
     assert [path.name for path in tmp_path.iterdir() if "profile" in path.name] == []

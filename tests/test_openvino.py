@@ -10,15 +10,16 @@ import pytest
 from networks import NETWORKS, Bench, bench
 from test_stored import stored, wide
 
-from quantkit.errors import RequestError
+from quantkit.errors import DataError, ModelError
 from quantkit.evaluation import open_session
+from quantkit.examination import examine
 from quantkit.export.executed import Executed
 from quantkit.latency.timing import interleave
-from quantkit.openvino import OpenVinoSession, open_openvino, read_openvino
-from quantkit.spec import FLOAT
+from quantkit.runtimes.openvino import OpenVinoSession, layer_ms, open_file, read_executed
+from quantkit.spec import FLOAT, parse_scheme
 from quantkit.stored import export_plan
+from quantkit.targets import find_target, ort_cpu
 from quantkit.targets import openvino as target
-from quantkit.targets import ort_cpu
 
 pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
 
@@ -26,24 +27,46 @@ pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
 def opened(work: Bench, name: str, scheme: str, folder: Path, *, floats: tuple[str, ...] = ()) -> tuple[OpenVinoSession, Executed]:
     plan = stored(work, scheme)
     plan = replace(plan, schemes={**plan.schemes, **dict.fromkeys(floats, FLOAT)})
-    exported = export_plan(plan, name, folder / f"{name}.onnx")
-    session = open_openvino(exported.file, threads=1)
-    return session, read_openvino(session, work.graph, exported.placement)
+    exported = export_plan(plan, name, folder / f"{name}.onnx", adapt=True)
+    options = find_target(name).SESSION_OPTIONS
+    ran = read_executed(exported.file, work.graph, exported.placement, options, folder)
+    return open_file(exported.file, threads=1, options=options), ran
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w5a8"])
 def test_every_planned_layer_runs_in_int8(scheme: str, tmp_path: Path) -> None:
     work = wide(tmp_path)
-    session, ran = opened(work, "openvino", scheme, tmp_path)
+    _, ran = opened(work, "openvino", scheme, tmp_path)
     assert ran.mismatches == () and set(ran.precisions.values()) == {"int8"}
     assert set(ran.precisions) == {layer.name for layer in work.graph.layers if layer.weight}
-    assert "INT8" in session.capable
 
 
 @pytest.mark.parametrize("name", ["one", "two", "down", "head"])
 def test_a_layer_kept_in_float_runs_in_float_without_a_barrier(name: str, tmp_path: Path) -> None:
     _, ran = opened(wide(tmp_path), "openvino", "w8a8", tmp_path, floats=(name,))
     assert ran.mismatches == () and ran.precisions[name] == "float"
+
+
+@pytest.mark.parametrize("scheme", ["w16a32", "w8a32"])
+@pytest.mark.parametrize("name", ["one", "two", "head"])
+def test_a_float_layer_that_is_stored_narrow_stays_float_and_is_folded(scheme: str, name: str, tmp_path: Path) -> None:
+    """Codes times scales would make it int8, so they become half, and the plan says so."""
+    work = wide(tmp_path)
+    plan = stored(work, "w8a8")
+    plan = replace(plan, schemes={**plan.schemes, name: parse_scheme(scheme)})
+    exported = export_plan(plan, "openvino", tmp_path / "narrow.onnx", adapt=True)
+    ran = read_executed(exported.file, work.graph, exported.placement, {}, tmp_path)
+    assert ran.mismatches == () and ran.precisions[name] == "float"
+    assert exported.placement.stored[name].name == "w16a32" and len(exported.notes) == (scheme == "w8a32")
+
+
+def test_two_levels_and_codebooks_lie_there_as_bytes(tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    for scheme in ("w4g16a8", "c4a8"):
+        _, ran = opened(work, "openvino", scheme, tmp_path)
+        assert ran.mismatches == () and set(ran.precisions.values()) == {"int8"}
+        layer = work.graph.layer("two")
+        assert target.weight_bytes(layer, parse_scheme(scheme)) == target.weight_bytes(layer, parse_scheme("w8a8"))
 
 
 def test_the_int8_layers_of_a_tensorrt_file_run_in_int8(tmp_path: Path) -> None:
@@ -53,9 +76,9 @@ def test_the_int8_layers_of_a_tensorrt_file_run_in_int8(tmp_path: Path) -> None:
 
 def test_a_plan_that_was_not_kept_is_named(tmp_path: Path) -> None:
     work = wide(tmp_path)
-    session, _ = opened(work, "openvino", "w8a8", tmp_path)
+    opened(work, "openvino", "w8a8", tmp_path)
     planned = target.place(work.graph, dict.fromkeys([layer.name for layer in work.graph.layers], FLOAT))
-    assert "one: planned float, ran int8" in read_openvino(session, work.graph, planned).mismatches
+    assert "one: planned float, ran int8" in read_executed(tmp_path / "openvino.onnx", work.graph, planned, {}, tmp_path).mismatches
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("tokens", "several")])
@@ -78,9 +101,40 @@ def test_sessions_are_timed_in_turn(tmp_path: Path) -> None:
 
 def test_what_it_cannot_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"nothing")
-    with pytest.raises(RequestError, match="OpenVINO refuses"):
-        open_openvino(tmp_path / "m.onnx", threads=1)
+    with pytest.raises(ModelError, match="OpenVINO refuses"):
+        open_file(tmp_path / "m.onnx", threads=1, options={})
 
 
 def test_narrow_codes_that_it_would_not_fold_are_stored_as_bytes() -> None:
     assert target.STORAGE[5] == "int8" and target.STORAGE[4] == "int4" and set(target.STORAGE) == set(ort_cpu.STORAGE)
+
+
+def test_every_weighted_layer_has_a_time_in_both_precisions(tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    weighted = {layer.name for layer in work.graph.layers if layer.weight}
+    feeds = {key: value.numpy()[:1] for key, value in work.inputs.items()}
+    for scheme in ("fp32", "w8a8"):
+        opened(work, "openvino", scheme, tmp_path)
+        found = layer_ms(tmp_path / "openvino.onnx", work.graph, feeds, threads=1, options={}, runs=3, folder=tmp_path)
+        assert weighted <= set(found) and all(value >= 0 for value in found.values())
+
+
+def test_the_kernels_of_any_file_are_told_by_the_names_of_its_nodes(tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    opened(work, "openvino", "w8a8", tmp_path, floats=("two",))
+    found = examine(tmp_path / "openvino.onnx", target="openvino", float_file=None, check=None, threads=1, batch_size=1, seed=0)
+    floats = {node.name for node in found.nodes if not node.in_int8}
+    assert len(found.nodes) == sum(layer.weight is not None for layer in work.graph.layers)
+    assert floats == {f"node_{work.graph.layer('two').node}"} and all(node.kernel for node in found.nodes)
+
+
+def test_a_fixed_batch_is_filled_and_cut_again(tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    session, _ = opened(work, "openvino", "w8a8", tmp_path)
+    feeds = {key: value.numpy()[:3] for key, value in work.inputs.items()}
+    four = {key: np.concatenate([value, value[:1]]) for key, value in feeds.items()}
+    fixed = open_file(session.path, threads=1, options={}, example=four)
+    assert (session.batch, fixed.batch) == (None, 4)
+    np.testing.assert_array_equal(fixed.run(feeds)[0], session.run(feeds)[0])
+    with pytest.raises(DataError, match="fixed batch 4"):
+        fixed.run({key: np.concatenate([value] * 2) for key, value in feeds.items()})

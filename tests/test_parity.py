@@ -28,7 +28,7 @@ from quantkit.export.executed import owners
 from quantkit.export.integer_weights import layers_at_risk
 from quantkit.export.qdq import Emitted
 from quantkit.export.watch import expose
-from quantkit.parity import FLOAT, RANDOM_ITEMS, SATURATES, UNKNOWN, Parity, Parting, compare_simulation, random_items
+from quantkit.parity import FLOAT, RANDOM_ITEMS, SATURATES, UNKNOWN, Parity, Parting, compare_outputs, compare_simulation, random_items
 from quantkit.quantization import WeightBank
 from quantkit.targets import ort_cpu
 
@@ -67,6 +67,19 @@ def test_a_plan_of_floats_has_no_layer_that_could_differ(tmp_path: Path) -> None
     found, _ = compared(toys.toybox(), toys.everything(toys.toybox().groups, "fp32"), tmp_path)
 
     assert (found.agreement, found.layers_exact) == (1.0, 1.0)
+
+
+def test_a_file_without_codes_is_compared_by_its_answers(tmp_path: Path) -> None:
+    box = toys.toybox()
+    candidates, plan = toys.candidates(box, tmp_path), toys.everything(box.groups, "w8a8")
+    session, steps = candidates.open(candidates.emit(plan), threads=1), list[int]()
+    items, floats = toys.subset(ITEMS, seed=8), candidates.placement(toys.everything(box.groups, "fp32"))
+    equal = compare_outputs(box.captured, candidates.placement(plan), box.bank, session, items, 8, steps.append)
+    other = compare_outputs(box.captured, floats, box.bank, session, items, 8, steps.append)
+
+    assert equal == Parity(agreement=1.0, exact=1.0, layers_exact=None)
+    assert other.exact == 0.0
+    assert sum(steps) == 2 * ITEMS
 
 
 def test_a_simulation_on_another_grid_is_found_out(tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ def test_a_wrong_request_ends_in_2_with_one_line_and_nothing_written(
 DISPATCHES = {
     "sensitivity": "sensitivity:SENSITIVITIES",
     "search": "search:SEARCHES",
-    "target": "targets:MEASURED",
+    "target": "targets:TARGETS",
     "observer": "observers:OBSERVERS",
 }
 
@@ -397,3 +397,11 @@ def test_the_names_that_may_be_said_are_those_that_are_dispatched(option: str) -
         pytest.skip(f"quantkit.{room} has no {table}: its dispatch is elsewhere")
 
     assert set(options.CHOICES[option]) == set(known)
+
+
+def test_the_schemes_that_may_be_said_are_those_that_the_target_runs() -> None:
+    targets = importlib.import_module("quantkit.targets").TARGETS
+
+    assert {name: tuple(target.SCHEMES) for name, target in targets.items()} == options.SCHEMES
+    for name, menus in options.DEFAULT_SCHEMES.items():
+        assert set().union(*menus.values()) <= set(options.SCHEMES[name])

@@ -134,7 +134,7 @@ def wide(folder: Path) -> Bench:
 
 def stored(work: Bench, scheme: str = "w8a8") -> StoredPlan:
     schemes = {name: parse_scheme(found) for name, found in work.uniform(scheme).items()}
-    wanted = [(layer, weights) for layer in work.graph.layers if layer.weight and (weights := schemes[layer.name].weights)]
+    wanted = [(layer, schemes[layer.name]) for layer in work.graph.layers if layer.weight]
     bounds = {}
     for name, grid in work.bank.activations.items():
         low = float((grid.spec.code_min - grid.zero_point) * grid.scale)

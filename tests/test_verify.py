@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import toys
 from quantkit import verify
 from quantkit.evaluation import Session
 from quantkit.export.executed import Executed
-from quantkit.verify import executed, int8_share, time_files
+from quantkit.runtimes import ort_cpu as runtime
+from quantkit.verify import int8_share, time_sessions
 
 
 def test_the_runtime_runs_what_was_planned_and_says_otherwise_by_name(tmp_path: Path) -> None:
@@ -21,9 +23,9 @@ def test_the_runtime_runs_what_was_planned_and_says_otherwise_by_name(tmp_path: 
     candidates = toys.candidates(box, tmp_path)
     plan = toys.everything(box.groups, "w8a8", down="fp32")
     path = candidates.emit(plan)
-    found = executed(path, box.captured.graph, candidates.placement(plan), {}, tmp_path)
+    found = runtime.read_executed(path, box.captured.graph, candidates.placement(plan), {}, tmp_path)
     asked_else = candidates.placement({**plan, "down": "w8a8", "stem": "fp32"})
-    wrong = executed(path, box.captured.graph, asked_else, {}, tmp_path)
+    wrong = runtime.read_executed(path, box.captured.graph, asked_else, {}, tmp_path)
 
     assert found.mismatches == ()
     assert {name for name, kind in found.precisions.items() if kind == "float"} == {"down"}
@@ -40,20 +42,19 @@ def test_the_int8_share_counts_multiply_accumulates() -> None:
     assert int8_share(replace(graph, layers=()), Executed({}, ())) == 0
 
 
-def test_latencies_are_told_against_the_first_file_round_by_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_latencies_are_told_against_the_first_file_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
 
     def interleaved(sessions: Sequence[Session], feeds: object, *, rounds: int) -> np.ndarray:
         asked["rounds"], asked["sessions"] = rounds, len(sessions)
         return np.array([[2.0, 4.0, 6.0], [1.0, 2.0, 3.0], [2.0, 8.0, 6.0]])
 
-    monkeypatch.setattr(verify, "open_session", lambda path, *, threads, options: asked.update(threads=threads, options=options))
     monkeypatch.setattr(verify, "rounds_within", lambda session, feeds, seconds: int(10 * seconds))
     monkeypatch.setattr(verify, "interleave", interleaved)
     feeds = {"x": np.zeros((4, 1), np.float32)}
-    first, half, other = time_files([tmp_path] * 3, feeds, 3, {"key": "value"})
+    first, half, other = time_sessions([SimpleNamespace(threads=3)] * 3, feeds)  # type: ignore[list-item]
 
-    assert asked == {"rounds": int(10 * verify.LATENCY_SECONDS / 3), "sessions": 3, "threads": 3, "options": {"key": "value"}}
+    assert asked == {"rounds": int(10 * verify.LATENCY_SECONDS / 3), "sessions": 3}
     assert (first.ratio, first.low, first.high, first.quantized_ms) == (1, 1, 1, 4.0)
     assert (half.ratio, half.low, half.high, half.quantized_ms) == (0.5, 0.5, 0.5, 2.0)
     assert (other.ratio, other.low, other.high) == (1, 1, 2)

@@ -5,7 +5,7 @@
 
 fuzz      random networks × allocations (tests/test_fuzz.py), zoo: deployed networks (tests/test_zoo.py)
 narrow    ResNet44 with 8-, 5-, 4- and 2-bit weights: bytes, latency, seconds to load
-openvino  SqueezeNet, MobileNetV2 and ResNet44 in OpenVINO against its float32, and bf16 where the CPU has it
+openvino  SqueezeNet, MobileNetV2 and ResNet44 allocated for OpenVINO, beside its float32, bf16 where the CPU has it, and NNCF's `quantize`
 emit      seconds to write and verify MobileNetV2
 Needs the data and weights that the recipes name (QUANTKIT_DATA); allocations are kept in --runs.
 """
@@ -39,11 +39,15 @@ print(time.perf_counter() - start)
 """
 
 
-def stored(name: str, runs: Path) -> Path:
+NETWORKS = ("squeezenet1_1", "mobilenet_v2", "resnet44")
+
+
+def stored(name: str, runs: Path, target: str = "ort-cpu") -> Path:
     """The run directory of a recipe's allocation, made if it is not there."""
-    folder = runs / name
-    if not (folder / "plan.json").exists():
-        command = [sys.executable, "-m", "quantkit", "allocate", str(ROOT / "recipes" / f"{name}.py"), "--run", str(folder), "--json"]
+    folder = runs / f"{name}.{target}"
+    if not (folder / "result.json").exists():
+        recipe = str(ROOT / "recipes" / f"{name}.py")
+        command = [sys.executable, "-m", "quantkit", "allocate", recipe, "--target", target, "--run", str(folder), "--json"]
         subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     return folder
 
@@ -91,7 +95,7 @@ def narrow(runs: Path) -> dict[str, float]:
         schemes = {layer.name: parse_scheme(f"w{bits}a8" if layer.weight else "w8a8") for layer in plan.graph.layers}
         files[bits] = export_plan(replace(plan, schemes=schemes), "ort-cpu", runs / f"resnet44-w{bits}.onnx").file
     sessions = [open_session(file, threads=1) for file in files.values()]
-    times = interleave(sessions, random_feeds(sessions[0]), rounds=150)
+    times = interleave(sessions, random_feeds(files[8]), rounds=150)
     payloads = {}
     for bits, file in files.items():
         tensors = onnx.load(file).graph.initializer
@@ -110,29 +114,20 @@ def narrow(runs: Path) -> dict[str, float]:
 
 
 def openvino(runs: Path) -> dict[str, float]:
-    from quantkit.evaluation import open_session
-    from quantkit.examination import random_feeds
-    from quantkit.latency.timing import interleave
-    from quantkit.openvino import open_openvino, read_openvino
-    from quantkit.stored import export_plan, read_plan
-
+    """Plans made for OpenVINO, and the ratios that their results tell, all of one interleaved run each."""
     found, planned = dict[str, float](), []
-    for name in ("squeezenet1_1", "mobilenet_v2", "resnet44"):
-        plan = read_plan(stored(name, runs))
-        exported = export_plan(plan, "openvino", runs / f"{name}.openvino.onnx")
-        feeds = random_feeds(open_session(plan.float_file, threads=1))
-        ours, float32 = open_openvino(exported.file, threads=1), open_openvino(plan.float_file, threads=1)
-        ran = read_openvino(ours, plan.graph, exported.placement)
-        planned.append(1 - len(ran.mismatches) / sum(layer.weight is not None for layer in plan.graph.layers))
-        sessions = [ours, float32]
-        if "BF16" in ours.capable:
-            sessions.append(open_openvino(plan.float_file, threads=1, precision="bf16"))
-        times = interleave(sessions, feeds, rounds=100)
-        for label, other in zip(("float32", "bf16"), times[1:], strict=False):
-            found[f"openvino.{name}.latency_over_{label}"] = float(np.median(times[0] / other))
-        tensorrt = export_plan(plan, "tensorrt", runs / f"{name}.tensorrt.onnx")
-        trt = read_openvino(open_openvino(tensorrt.file, threads=1), plan.graph, tensorrt.placement)
-        found[f"tensorrt.{name}.int8_in_openvino"] = 1 - len(trt.mismatches) / sum(layer.weight is not None for layer in plan.graph.layers)
+    for name in NETWORKS:
+        result = json.loads((stored(name, runs, "openvino") / "result.json").read_text())
+        planned.append(float(result["executed"]["as_planned"]))
+        others = {row["name"]: row for row in result["baselines"]}
+        labels = {"float": "float32", "float in bf16": "bf16", "nncf quantize": "nncf", "uniform w8a8": "uniform"}
+        for other, label in labels.items():
+            if other in others:
+                found[f"openvino.{name}.latency_over_{label}"] = result["latency"]["ratio"] / others[other]["latency_ratio"]
+                found[f"openvino.{name}.bytes_over_{label}"] = result["bytes"]["ratio"] / others[other]["bytes_ratio"]
+        found |= {f"openvino.{name}.drop": result["verdict"]["drop"], f"openvino.{name}.kept": float(result["kept"])}
+        if "nncf quantize" in others:
+            found[f"openvino.{name}.drop_nncf"] = others["nncf quantize"]["drop"]
     return {"openvino.as_planned": min(planned), **found}
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quantkit.allocation.plan import Edge, Plan
 from quantkit.errors import ContractError, SchemeError, unknown
 from quantkit.graph import Group
-from quantkit.spec import FLOAT
+from quantkit.spec import is_float
 from quantkit.table import Floats, Interactions, Table
 
 Chosen = NDArray[np.intp]  # one option index per group
@@ -56,8 +56,8 @@ class Problem:
         return Plan(allocation, self.loss.total(chosen), self.cost.total(chosen), gap)
 
     def is_float(self) -> NDArray[np.bool_]:
-        """Which options are fp32."""
-        return np.array([scheme == FLOAT.name for scheme in self.scheme])
+        """Which options compute in floating point."""
+        return np.array([is_float(scheme) for scheme in self.scheme])
 
 
 def build(
@@ -124,8 +124,8 @@ def _menu(group: Group, loss: Table, cost: Table) -> list[str]:
 
 def _changes(names: Sequence[str], place: NDArray[np.intp], schemes: Sequence[str], edges: Sequence[Edge]) -> Floats:
     pair = np.zeros((len(schemes), len(schemes)))
-    is_float = np.array([scheme == FLOAT.name for scheme in schemes])
-    differ = is_float[:, None] != is_float[None, :]
+    floats = np.array([is_float(scheme) for scheme in schemes])
+    differ = floats[:, None] != floats[None, :]
     for edge in edges:
         joined = (place == names.index(edge.producer))[:, None] & (place == names.index(edge.consumer))[None, :]
         pair += edge.cost * (differ & (joined | joined.T))

@@ -80,8 +80,8 @@ def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
         console.print(f"{latency['ratio']:.3f} of float's time ({interval}, threads: {latency['threads']})")
     if examined["session_options"]:
         told = ", ".join(f"{name}={value}" for name, value in examined["session_options"].items())
-        console.print(f"opened with the session.json beside it: {told}", markup=False, soft_wrap=True)
-    if any(node["precision"] == "int8" for node in ran["nodes"]):
+        console.print(f"session options: {told}", markup=False, soft_wrap=True)
+    if examined["saturation"] and any(node["precision"] == "int8" for node in ran["nodes"]):
         console.print(saturation_line(examined["saturation"]), markup=False, soft_wrap=True)
     if examined["parity"]:
         for line in _parity(examined["parity"]):
@@ -149,18 +149,19 @@ def show_pairs(title: str, pairs: Mapping[str, object]) -> None:
 
 def _comparison(result: Mapping[str, Any]) -> Table:
     latency, size, verdict = result["latency"], result["bytes"], result["verdict"]
-    title = f"\nMeasured on the files, {latency['threads']} thread(s), batch {latency['batch']}"
-    table = Table("", title=title, box=None, title_justify="left", caption_justify="left")
-    table.caption = f"time of this plan: {latency['low']:.2f} to {latency['high']:.2f} of float's, at 95 %"
-    for heading in (f"lost ({result['budget']['unit']})", "time", "of float's", "size", "of float's"):
+    timed = f", {latency['threads']} thread(s), batch {latency['batch']}" if latency else ""
+    table = Table("", title=f"\nMeasured on the files{timed}", box=None, title_justify="left", caption_justify="left")
+    if latency:
+        table.caption = f"time of this plan: {latency['low']:.2f} to {latency['high']:.2f} of float's, at 95 %"
+    for heading in (f"lost ({result['budget']['unit']})", *(("time", "of float's") if latency else ()), "size", "of float's"):
         table.add_column(heading, justify="right")
     floats = {"name": "float", "drop": 0.0, "latency_ratio": 1.0, "bytes_ratio": 1.0}
-    mine = {"name": "this plan", "drop": verdict["drop"], "latency_ratio": latency["ratio"], "bytes_ratio": size["ratio"]}
+    mine = {"name": "this plan", "drop": verdict["drop"], "latency_ratio": latency and latency["ratio"], "bytes_ratio": size["ratio"]}
     rows = [floats, *(row for row in result["baselines"] if row["name"] != "float"), mine]
     for row in rows:
-        time, file = (latency["float_ms"] * row["latency_ratio"], size["float"] * row["bytes_ratio"] / 1e3)
-        cells = (f"{time:.2f} ms", f"{row['latency_ratio']:.2f}×", f"{file:,.0f} kB", f"{row['bytes_ratio']:.2f}×")
-        table.add_row(row["name"], f"{row['drop']:.2f}", *cells, style="bold" if row is mine else "")
+        times = (f"{latency['float_ms'] * row['latency_ratio']:.2f} ms", f"{row['latency_ratio']:.2f}×") if latency else ()
+        sizes = (f"{size['float'] * row['bytes_ratio'] / 1e3:,.0f} kB", f"{row['bytes_ratio']:.2f}×")
+        table.add_row(row["name"], f"{row['drop']:.2f}", *times, *sizes, style="bold" if row is mine else "")
     return table
 
 

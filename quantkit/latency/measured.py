@@ -8,9 +8,7 @@ T = offset + slope · Σ layers + Σ boundaries, fitted on measured plans, most 
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -21,12 +19,12 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from quantkit.evaluation import Session, open_session
-from quantkit.export.executed import owners, plain
 from quantkit.graph import Graph, Group
-from quantkit.latency.timing import Feeds, interleave
-from quantkit.spec import FLOAT
+from quantkit.latency.timing import interleave
+from quantkit.runtimes import Feeds, Runtime
+from quantkit.spec import is_float
 from quantkit.table import Table
+from quantkit.targets.common import uniform
 
 PROFILE_RUNS = 30
 FIT_PLANS, TEST_PLANS = 10, 12
@@ -87,6 +85,8 @@ def measure_latency(
     emit: Callable[[Mapping[str, str]], Path],
     feeds: Feeds,
     *,
+    runtime: Runtime,
+    options: Mapping[str, str],
     threads: int,
     seed: int,
     folder: Path,
@@ -95,8 +95,8 @@ def measure_latency(
     """Profile the uniform files, then fit and test on random plans. `emit(allocation)` writes a plan's file; `advance(1)` per file."""
     profiles = {}
     for scheme in schemes:
-        uniform = {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in groups}
-        profiles[scheme] = _layer_ms(emit(uniform), graph, feeds, threads, folder)
+        file = emit(uniform(groups, scheme))
+        profiles[scheme] = runtime.layer_ms(file, graph, feeds, threads=threads, options=options, runs=PROFILE_RUNS, folder=folder)
         advance(1)
     values = np.full((len(groups), len(schemes)), np.nan)
     for row, group in enumerate(groups):
@@ -104,12 +104,12 @@ def measure_latency(
             if scheme in group.schemes:
                 values[row, column] = sum(profiles[scheme].get(name, 0.0) for name in group.layers)
     table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), values)
-    edges = _crossings(graph, groups)
+    edges = crossings(graph, groups)
     plans = _random_plans(groups, seed, FIT_PLANS + TEST_PLANS)
     plans = [{g.name: g.schemes[0] for g in groups}, {g.name: g.schemes[1] if len(g.schemes) > 1 else g.schemes[0] for g in groups}, *plans]
     measured = []
     for plan in plans:
-        session = open_session(emit(plan), threads=threads)
+        session = runtime.open_file(emit(plan), threads=threads, options=options, example=feeds)
         measured.append(float(np.median(interleave([session], feeds, rounds=PROFILE_RUNS))))
         advance(1)
     return _fitted(table, edges, plans, np.array(measured))
@@ -120,25 +120,7 @@ def steps(schemes: Sequence[str]) -> int:
     return len(schemes) + 2 + FIT_PLANS + TEST_PLANS
 
 
-def _layer_ms(path: Path, graph: Graph, feeds: Feeds, threads: int, folder: Path) -> dict[str, float]:
-    """Median milliseconds of each layer's own nodes in the runtime's profile."""
-    session: Session = open_session(path, threads=threads, profile=folder / "profile")
-    for _ in range(PROFILE_RUNS):
-        session.run(feeds)
-    report = Path(session.handle.end_profiling())
-    events = json.loads(report.read_text())
-    report.unlink()
-    names = owners(graph)
-    runs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            node = plain(event["name"].removesuffix("_kernel_time"))
-            if node in names and event["args"].get("op_name") not in ("QuantizeLinear", "DequantizeLinear"):
-                runs[names[node]][event["name"]].append(event["dur"] / 1e3)
-    return {layer: sum(float(np.median(durations)) for durations in nodes.values()) for layer, nodes in runs.items()}
-
-
-def _crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int]]:
+def crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int]]:
     """(producer group, consumer group, elements) of each tensor between two groups."""
     group_of = {name: group.name for group in groups for name in group.layers}
     producers = {layer.output: layer for layer in graph.layers}
@@ -156,9 +138,9 @@ def _random_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[s
     generator = np.random.default_rng(seed)
 
     def drawn(group: Group, share: float) -> str:
-        quantized = [scheme for scheme in group.schemes if scheme != FLOAT.name]
-        stays = FLOAT.name in group.schemes and generator.random() < share
-        return FLOAT.name if stays or not quantized else str(generator.choice(quantized))
+        floats, quantized = ([s for s in group.schemes if is_float(s) == wanted] for wanted in (True, False))
+        stays = floats and generator.random() < share
+        return floats[0] if stays or not quantized else str(generator.choice(quantized))
 
     shares = generator.permutation(0.02 + 0.93 * np.linspace(0, 1, count) ** 2)
     return [{group.name: drawn(group, share) for group in groups} for share in shares]
@@ -166,7 +148,7 @@ def _random_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[s
 
 def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence[Mapping[str, str]], measured: np.ndarray) -> LatencyModel:
     """Least squares, no coefficient negative, relative to what was measured, on all plans but the last TEST_PLANS."""
-    crossed = [[size for a, b, size in edges if (plan[a] == FLOAT.name) != (plan[b] == FLOAT.name)] for plan in plans]
+    crossed = [[size for a, b, size in edges if is_float(plan[a]) != is_float(plan[b])] for plan in plans]
     features = np.array([[1.0, table.total(plan), len(sizes), sum(sizes)] for plan, sizes in zip(plans, crossed, strict=True)])
     fit = slice(0, len(plans) - TEST_PLANS)
     scale = np.maximum(features[fit].max(axis=0), 1e-9)
@@ -183,4 +165,4 @@ def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence
 
 
 def _charged(edge: Boundary, allocation: Mapping[str, str]) -> float:
-    return edge.latency_ms if (allocation[edge.producer] == FLOAT.name) != (allocation[edge.consumer] == FLOAT.name) else 0.0
+    return edge.latency_ms if is_float(allocation[edge.producer]) != is_float(allocation[edge.consumer]) else 0.0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Feeds = Mapping[str, NDArray[np.generic]]
+from quantkit.runtimes import Feeds
+
 WARM_UP = 5
 
 

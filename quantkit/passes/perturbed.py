@@ -18,7 +18,7 @@ from quantkit.capture import Captured
 from quantkit.graph import Group
 from quantkit.quantization import WeightBank
 from quantkit.simulation import Simulation
-from quantkit.spec import parse_scheme
+from quantkit.spec import FLOAT, parse_scheme
 from quantkit.targets.placement import Placement
 
 FLOAT_PLACEMENT = Placement({}, frozenset(), frozenset(), {})
@@ -59,7 +59,7 @@ def displace(
         )
         for group in groups
         for scheme in group.schemes
-        if not parse_scheme(scheme).is_float
+        if scheme != FLOAT.name
     }
     plain = Simulation(captured, FLOAT_PLACEMENT, bank)
     found: list[NDArray[np.float32]] = []

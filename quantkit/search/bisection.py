@@ -1,7 +1,7 @@
 """Bisection guided by an ordering, one precision after the other (2302.01382, 2306.04879).
 
-From the highest precision down: of the groups that reached the precision above, in order of sensitivity, as many as the promise allows go
-down together. The number is bisected, so a precision costs ⌈log₂(n + 1)⌉ measurements. Groups whose cost cannot fall stay where they are.
+From the highest precision down: of the groups that were never refused one, in order of sensitivity, as many as the promise allows go down
+together. The number is bisected, so a precision costs ⌈log₂(n + 1)⌉ measurements. Groups whose cost would not fall wait for the next one.
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ from quantkit.allocation import order
 from quantkit.graph import Group
 from quantkit.search.measured import Measure, SearchResult, Space, Trials, precision
 from quantkit.search.repair import repair
-from quantkit.spec import FLOAT
+from quantkit.spec import is_float
 
 
 def bisect_precisions(measure: Measure, space: Space, *, repairs: int) -> SearchResult:
     """The cheapest allocation that passes on the way down, made cheaper by at most `repairs` single-group trials."""
     trials = Trials(measure)
     menus = {group.name: space.menu(group) for group in space.groups}
-    standing = space.highest_precision()
+    standing, refused = space.highest_precision(), set[str]()
     for scheme in sorted({scheme for menu in menus.values() for scheme in menu}, key=precision, reverse=True):
-        above = {name: menu[menu.index(scheme) - 1] for name, menu in menus.items() if scheme in menu[1:]}
-        lowered = [
-            group.name
-            for group in space.groups
-            if standing[group.name] == above.get(group.name) and _can_save(space, group, standing, scheme)
-        ]
+        able = [group for group in space.groups if scheme in menus[group.name][1:] and group.name not in refused]
+        lowered = [group.name for group in able if _can_save(space, group, standing, scheme)]
         standing = _as_many_as_pass(trials, space, standing, lowered, scheme)
+        refused |= {name for name in lowered if standing[name] != scheme}
     trials.of(space.plan(standing))  # unmeasured only if nothing could be lowered; then it is the answer, or the nearest one
     repair(trials, space, repairs)
     return trials.result()
@@ -46,5 +43,5 @@ def _as_many_as_pass(trials: Trials, space: Space, standing: dict[str, str], gro
 def _can_save(space: Space, group: Group, standing: dict[str, str], scheme: str) -> bool:
     """Whether the group's own cost falls by more than nothing, at best with all its precision changes saved too."""
     now = standing[group.name]
-    changes = sum(edge.cost for edge in space.edges if group.name in (edge.producer, edge.consumer)) if now == FLOAT.name else 0.0
+    changes = sum(edge.cost for edge in space.edges if group.name in (edge.producer, edge.consumer)) if is_float(now) else 0.0
     return space.cost.at(group.name, scheme) < space.cost.at(group.name, now) + changes

@@ -58,12 +58,9 @@ class Trial:
         return cls(Plan.from_json(data["plan"]), Measured.from_json(data["measured"]))
 
 
-def precision(scheme: str) -> tuple[float, float]:
-    """What sorts schemes by precision: bits of the activations, then of the weights; float above all."""
-    parsed = parse_scheme(scheme)
-    if parsed.weights is None or parsed.activations is None:
-        return (math.inf, math.inf)
-    return (parsed.activations.bits, parsed.weights.bits)
+def precision(scheme: str) -> tuple[int, int, int]:
+    """What sorts schemes by precision."""
+    return parse_scheme(scheme).precision
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantkit.affine import dequantize
 from quantkit.data import Batch, check_labels
-from quantkit.graph import Layer
 from quantkit.passes.batches import network_batches
 from quantkit.passes.curvature import Trace, hutchinson
 from quantkit.sensitivity.scene import Scene, Scores
-from quantkit.spec import QuantSpec, parse_scheme
+from quantkit.spec import parse_scheme
 from quantkit.table import Table
 
 ITEMS = 8
@@ -40,10 +38,9 @@ def estimate(scene: Scene) -> Scores:
     for row, group in enumerate(scene.groups):
         layer = scene.captured.graph.layer(group.layers[0])
         for column, scheme in enumerate(scene.schemes):
-            spec = parse_scheme(scheme).weights
             if scheme in group.schemes:
-                per_weight = traces[layer.weight].trace / layer.weight_count if layer.weight and spec else 0.0
-                values[row, column] = 0.5 * per_weight * _squared_error(scene, layer, spec) if per_weight and spec else 0.0
+                per_weight = traces[layer.weight].trace / layer.weight_count if layer.weight else 0.0
+                values[row, column] = 0.5 * per_weight * scene.bank.squared_error(layer, parse_scheme(scheme)) if per_weight else 0.0
     return Scores(Table("hessian", scene.unit, tuple(group.name for group in scene.groups), scene.schemes, values))
 
 
@@ -54,13 +51,6 @@ def _traces(scene: Scene) -> dict[str, Trace]:
     with scene.progress.stage("Hessian traces", len(items), "items") as advance:
         batches = _advancing(network_batches(graph, items, BATCH, scene.device), advance)
         return hutchinson(scene.captured.module, _loss(scene), batches, weights, probes=MOST_PROBES, tolerance=TOLERANCE, seed=scene.seed)
-
-
-def _squared_error(scene: Scene, layer: Layer, spec: QuantSpec) -> float:
-    quantized = scene.bank.weight(layer, spec)
-    weight = scene.bank.parameter(str(layer.weight)).detach()
-    error = (dequantize(quantized.codes, quantized.qparams) - weight).double().square().sum()
-    return float(error) * quantized.alignment
 
 
 def _advancing(batches: Iterator[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:

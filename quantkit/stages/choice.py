@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from quantkit.allocation import Plan
 from quantkit.candidates import Candidates, Judge
 from quantkit.data import Subset, check_labels
 from quantkit.environment import describe
-from quantkit.evaluation import evaluate, open_session
+from quantkit.evaluation import evaluate
 from quantkit.latency.timing import interleave
 from quantkit.metric import Outputs, check_budget
 from quantkit.request import Request
@@ -31,12 +30,12 @@ EXPECTED_CANDIDATES = 25
 ANCHORS = 6  # plans of the front that are measured beside the uniform ones, to learn how drop follows divergence
 
 
-def search(bench: Workbench, request: Request, network: Network, candidates: Candidates, space: Space) -> SearchResult:
+def search(bench: Workbench, request: Request, candidates: Candidates, space: Space) -> SearchResult:
     """Every candidate measured on its own file over the search split; what the journal holds is not measured again.
 
     The uniform plans are measured too, whatever is predicted of them, so that no answer is beaten by one of them unseen.
     """
-    judge = _open(bench, request, network, candidates)
+    judge = _open(bench, request, candidates)
     uniform = [space.plan(candidates.uniform(scheme)) for scheme in space.loss.schemes if scheme != FLOAT.name]
     spaced = space.front[:: max(1, len(space.front) // ANCHORS)]
     with bench.timed("search"), bench.progress.stage("search", EXPECTED_CANDIDATES, "candidates") as advance:
@@ -58,7 +57,7 @@ def choose(bench: Workbench, request: Request, network: Network, candidates: Can
 
     The uniform plans that passed are timed with them, whatever is predicted.
     """
-    if found.best is None or request.options.minimize != "latency":
+    if found.best is None or request.options.minimize != "latency" or not candidates.runtime.TIMES:
         return found.nearest.plan
     limit = costs.latency.predicted_ms(found.best.plan.allocation) * NEARLY
     passing = [trial.plan for trial in found.measured if trial.measured.passes]
@@ -68,8 +67,9 @@ def choose(bench: Workbench, request: Request, network: Network, candidates: Can
     finalists += [plan for plan in passing if plan.allocation in uniform and plan not in finalists]
     with bench.timed("finalists", "time the finalists"):
         files = [candidates.emit(plan.allocation, candidates.folder / f"finalist-{place}.onnx") for place, plan in enumerate(finalists)]
-        sessions = [open_session(path, threads=request.options.threads, options=network.target.SESSION_OPTIONS) for path in files]
-        times = np.median(interleave(sessions, example_feeds(request, network), rounds=ROUNDS), axis=1)
+        example = example_feeds(request, network)
+        sessions = [candidates.open(path, threads=request.options.threads, example=example) for path in files]
+        times = np.median(interleave(sessions, example, rounds=ROUNDS), axis=1)
     return finalists[int(times.argmin())]
 
 
@@ -89,15 +89,15 @@ def budget_for(request: Request, reference: Outputs, labels: Any) -> float:
     return request.budget.points(request.metric.score(reference, truth))
 
 
-def float_outputs(request: Request, float_file: Path, subset: Subset) -> Outputs:
+def float_outputs(request: Request, candidates: Candidates, subset: Subset) -> Outputs:
     """The float file's answers."""
-    return evaluate(open_session(float_file, threads=0), subset, request.options.batch_size)
+    return evaluate(candidates.open(candidates.float_file, threads=0), subset, request.options.batch_size)
 
 
-def _open(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Judge:
+def _open(bench: Workbench, request: Request, candidates: Candidates) -> Judge:
     subset, gate, options = request.splits.search, request.splits.gate, request.options
     with bench.timed("float on the search split", "float file on the search split"):
-        reference = float_outputs(request, network.float_file, subset)
+        reference = float_outputs(request, candidates, subset)
     labels = labels_for(request, subset, reference)
     budget = budget_for(request, reference, labels)
     check_budget(budget, min(len(subset), len(gate)), request.metric.unit)

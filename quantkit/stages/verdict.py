@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantkit.candidates import Candidates
-from quantkit.environment import describe, has_vnni
-from quantkit.evaluation import evaluate, feeds, open_session
+from quantkit.environment import describe
+from quantkit.evaluation import evaluate, feeds
+from quantkit.export.beside import write_beside
 from quantkit.export.executed import Executed
-from quantkit.export.static_baseline import NAME as STATIC
-from quantkit.export.static_baseline import quantize_with_onnxruntime
 from quantkit.metric import Outputs
-from quantkit.parity import Parity, compare_simulation
+from quantkit.parity import Parity, compare_outputs, compare_simulation
 from quantkit.passes.batches import network_batches
 from quantkit.request import Request
 from quantkit.result import Baseline, Execution, Files, GroupRow, Result
+from quantkit.runtimes import Rival
 from quantkit.search import SearchResult
 from quantkit.sensitivity import Scores
+from quantkit.session_file import write_session
 from quantkit.spec import FLOAT
 from quantkit.stages.choice import budget_for, float_outputs, labels_for
 from quantkit.stages.network import UNIFORM, Network, example_feeds
 from quantkit.stages.tables import Costs
 from quantkit.statistics import Verdict
 from quantkit.store import write_atomically
-from quantkit.verify import Latency, executed, int8_share, judge, time_files
+from quantkit.verify import Latency, int8_share, judge, time_sessions
 from quantkit.workbench import Workbench
 
 
@@ -40,49 +39,53 @@ class Verified:
     files: Files
     budget: float
     verdict: Verdict
-    latency: Latency
+    latency: Latency | None
     baselines: tuple[Baseline, ...]
     executed: Executed
     int8_macs: float
     parity: Parity
+    promised_bytes: int | None
 
 
 def verify_plan(bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str]) -> Verified:
     """Write the plan's file into the run directory; measure it, float and the uniform baselines on the gate split, in one run."""
-    folder, scratch = bench.store.folder, candidates.folder
-    final = folder / "model.onnx"
+    final, scratch = bench.store.folder / "model.onnx", candidates.folder
     with write_atomically(final) as temporary:
         emitted = candidates.emitted(allocation, temporary)
-    placement = candidates.placement(allocation)
-    rivals = _write_baselines(bench, request, network, candidates)
-    gate, graph = request.splits.gate, network.captured.graph
+    rivals = _write_rivals(bench, request, network, candidates)
+    gate, options = request.splits.gate, network.target.SESSION_OPTIONS
     with bench.timed("accuracy"), bench.progress.stage("accuracy on the gate split", 2 + len(rivals), "files") as advance:
-        reference = float_outputs(request, network.float_file, gate)
+        reference = float_outputs(request, candidates, gate)
         labels = labels_for(request, gate, reference)
         budget = budget_for(request, reference, labels)
         advance(1)
         verdicts = []
-        for path in [final, *rivals.values()]:
-            outputs: Outputs = evaluate(
-                open_session(path, threads=0, options=network.target.SESSION_OPTIONS), gate, request.options.batch_size
-            )
+        for path, own in [(final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]:
+            session = candidates.runtime.open_file(path, threads=0, options=own)
+            outputs: Outputs = evaluate(session, gate, request.options.batch_size)
             verdicts.append(judge(request.metric, reference, outputs, labels, budget, request.options.seed))
             advance(1)
-    with bench.timed("latency of the files", "time the files side by side"):
-        files = [network.float_file, final, *rivals.values()]
-        times = time_files(files, example_feeds(request, network), request.options.threads, network.target.SESSION_OPTIONS)
+    times = _time(bench, request, network, candidates, final, rivals)
     with bench.timed("simulation"), bench.progress.stage("compare with the simulation", len(gate), "items") as advance:
-        parity = compare_simulation(
-            network.captured, placement, candidates.bank, final, emitted, gate, request.options.batch_size, scratch, advance,
-            network.target.SESSION_OPTIONS,
-        )  # fmt: skip
-    ran = executed(final, graph, placement, network.target.SESSION_OPTIONS, scratch)
+        placement, batch = candidates.placement(allocation), request.options.batch_size
+        if candidates.runtime.SHOWS_CODES:
+            parity = compare_simulation(
+                network.captured, placement, candidates.bank, final, emitted, gate, batch, scratch, advance, options
+            )  # fmt: skip
+        else:
+            session = candidates.open(final, threads=0)
+            parity = compare_outputs(network.captured, placement, candidates.bank, session, gate, batch, advance)
+    ran = candidates.runtime.read_executed(final, candidates.graph, placement, options, scratch)
     size = network.float_file.stat().st_size
-    rows = [Baseline("float", 0.0, 1.0, 1.0)]
-    for (name, path), verdict, time in zip(rivals.items(), verdicts[1:], times[2:], strict=True):
-        rows.append(Baseline(name, verdict.drop, time.ratio, path.stat().st_size / size))
-    located = Files(final, network.float_file, _write_session(network, folder))
-    return Verified(allocation, located, budget, verdicts[0], times[1], tuple(rows), ran, int8_share(graph, ran), parity)
+    rows = [Baseline("float", 0.0, 1.0 if times else None, 1.0)]
+    for place, (rival, verdict) in enumerate(zip(rivals, verdicts[1:], strict=True)):
+        rows.append(Baseline(rival.name, verdict.drop, times[2 + place].ratio if times else None, rival.bytes / size))
+    write_beside(final, candidates.graph, request.options.target)
+    located = Files(final, network.float_file, write_session(network.target, bench.store.folder))
+    return Verified(
+        allocation, located, budget, verdicts[0], times[1] if times else None, tuple(rows), ran, int8_share(candidates.graph, ran), parity,
+        candidates.promised_bytes(allocation),
+    )  # fmt: skip
 
 
 def report(
@@ -148,35 +151,41 @@ def _notes(request: Request, found: SearchResult, costs: Costs, verified: Verifi
         notes.append("Nothing that keeps the promise is faster than the float network on this machine, so it stays as it is.")
     if verified.verdict.items_to_decide:
         notes.append(f"About {verified.verdict.items_to_decide} gate items would decide.")
-    if request.options.minimize == "latency" and not math.isnan(costs.latency.rank_correlation):
+    if verified.latency is None:
+        notes.append(f"No latency: {request.options.target} does not run here, so costs are modelled and nothing was timed.")
+    elif request.options.minimize == "latency" and not math.isnan(costs.latency.rank_correlation):
         predicted = costs.latency.predicted_ms(verified.allocation)
         notes.append(
             f"Latency: predicted {predicted:.2f} ms, measured {verified.latency.quantized_ms:.2f} ms; "
             f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} plans that the model never saw."
         )
+    if request.options.minimize == "bytes" and verified.promised_bytes is not None:
+        promised, written = verified.promised_bytes, verified.files.onnx.stat().st_size
+        notes.append(f"Bytes: promised {promised:,}, written {written:,} ({100 * (written / promised - 1):+.1f} %).")
     notes += verified.parity.notes()
     if unsupported:
         notes.append(f"{unsupported} operations have no 8-bit form here and stay float: `quantkit inspect` lists them.")
     return tuple(notes)
 
 
-def _write_baselines(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> dict[str, Path]:
-    uniform = {group.name: UNIFORM for group in candidates.groups}  # whatever the menus: it is what others would ship
-    rivals = {f"uniform {UNIFORM}": candidates.emit(uniform, candidates.folder / "uniform.onnx")}
-    static = candidates.folder / "static.onnx"
+def _write_rivals(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> list[Rival]:
+    """Our own uniform plan, whatever the menus, as it is what others would ship, and what the runtime's users have."""
+    uniform = candidates.emit({group.name: UNIFORM for group in candidates.groups}, candidates.folder / "uniform.onnx")
     names = network.captured.graph.inputs
     calibration = network_batches(network.captured.graph, request.splits.calibration, 1)
-    with bench.timed("baseline", f"{STATIC} on the calibration items"):
-        quantize_with_onnxruntime(network.float_file, (feeds(batch, names) for batch in calibration), static, reduce_range=not has_vnni())
-    rivals[STATIC + ("" if has_vnni() else " (reduced range)")] = static
-    return rivals
+    with bench.timed("baselines", "baselines on the calibration items"):
+        theirs = candidates.runtime.write_rivals(network.float_file, (feeds(batch, names) for batch in calibration), candidates.folder)
+    return [Rival(f"uniform {UNIFORM}", uniform, uniform.stat().st_size), *theirs]
 
 
-def _write_session(network: Network, folder: Path) -> Path | None:
-    options: Mapping[str, Any] = network.target.SESSION_OPTIONS
-    if not options:
-        return None
-    path = folder / "session.json"
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps({"session_options": dict(options), "onnxruntime": f">={network.target.MINIMUM_RUNTIME}"}))
-    return path
+def _time(
+    bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]
+) -> tuple[Latency, ...]:
+    """The float file, the plan's and the rivals', timed side by side in one run; nothing where times mean nothing."""
+    runtime, options, example = candidates.runtime, network.target.SESSION_OPTIONS, example_feeds(request, network)
+    if not runtime.TIMES:
+        return ()
+    opened = [(network.float_file, options), (final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]
+    with bench.timed("latency of the files", "time the files side by side"):
+        sessions = [runtime.open_file(path, threads=request.options.threads, options=own, example=example) for path, own in opened]
+        return time_sessions(sessions, example)

@@ -8,10 +8,9 @@ from quantkit.errors import SchemeError, unknown
 from quantkit.targets import openvino, ort_cpu, tensorrt
 from quantkit.targets.placement import Placement
 
-__all__ = ["MEASURED", "TARGETS", "Placement", "find_target"]
+__all__ = ["TARGETS", "Placement", "find_target"]
 
 TARGETS: dict[str, ModuleType] = {target.NAME: target for target in (ort_cpu, openvino, tensorrt)}
-MEASURED = {ort_cpu.NAME: ort_cpu}  # those that an allocation can be measured on; a stored plan can be exported for all
 
 
 def find_target(name: str) -> ModuleType:

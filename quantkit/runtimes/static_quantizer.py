@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from quantkit.evaluation import Feeds
 
 NAME = "onnxruntime quantize_static"
 
@@ -18,16 +18,14 @@ NAME = "onnxruntime quantize_static"
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """Hands out one feed after the other, as the quantizer asks."""
 
-    def __init__(self, feeds: Iterator[Mapping[str, NDArray[np.generic]]]) -> None:
+    def __init__(self, feeds: Iterator[Feeds]) -> None:
         self._feeds = feeds
 
-    def get_next(self) -> Mapping[str, NDArray[np.generic]] | None:
+    def get_next(self) -> Feeds | None:
         return next(self._feeds, None)
 
 
-def quantize_with_onnxruntime(
-    float_file: Path, feeds: Iterator[Mapping[str, NDArray[np.generic]]], path: Path, *, reduce_range: bool
-) -> None:
+def quantize_with_onnxruntime(float_file: Path, feeds: Iterator[Feeds], path: Path, *, reduce_range: bool) -> None:
     """Write its U8S8 per-channel min-max file. `reduce_range` is what its documentation recommends for CPUs without VNNI."""
     logger = logging.getLogger()
     level = logger.level

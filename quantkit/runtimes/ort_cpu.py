@@ -1,0 +1,99 @@
+"""ONNX Runtime's CPU provider: what ran is read from its optimised graph, what a layer takes from its profile."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.capi import onnxruntime_pybind11_state as binding
+
+from quantkit.environment import has_vnni
+from quantkit.errors import ModelError
+from quantkit.evaluation import Feeds, OnnxRuntimeSession, open_session
+from quantkit.export.executed import INTEGER, Executed, find_owner, plain
+from quantkit.export.executed import read_executed as read_graph
+from quantkit.graph import Graph
+from quantkit.runtimes.runtime import Kernel, Rival
+from quantkit.runtimes.static_quantizer import NAME, quantize_with_onnxruntime
+from quantkit.targets.placement import Placement
+
+TIMES, SHOWS_CODES = True, True
+REFUSALS = (
+    binding.Fail,
+    binding.InvalidArgument,
+    binding.InvalidGraph,
+    binding.InvalidProtobuf,
+    binding.NotImplemented,
+    binding.RuntimeException,
+)
+
+
+def open_file(
+    path: Path,
+    *,
+    threads: int,
+    options: Mapping[str, str],
+    example: Feeds | None = None,  # noqa: ARG001 - every runtime's; this one plans for any shape
+    optimized: Path | None = None,
+    profile: Path | None = None,
+    literal: bool = False,
+) -> OnnxRuntimeSession:
+    """`evaluation.open_session`, with one line where the runtime refuses the file."""
+    try:
+        return open_session(path, threads=threads, options=options, optimized=optimized, profile=profile, literal=literal)
+    except REFUSALS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"ONNX Runtime does not load {path}: {reason}", "", "`quantkit lint` may say why") from error
+
+
+def read_executed(path: Path, graph: Graph, placement: Placement, options: Mapping[str, str], folder: Path) -> Executed:
+    """From the graph that the runtime optimised for this host."""
+    return read_graph(optimize(path, options, folder), graph, placement)
+
+
+def kernels(path: Path, options: Mapping[str, str], folder: Path) -> dict[str, Kernel]:
+    """The optimised graph's nodes, by their own names and those of their outputs."""
+    found: dict[str, Kernel] = {}
+    for node in onnx.load(optimize(path, options, folder), load_external_data=False).graph.node:
+        for name in (node.name, *node.output):
+            found.setdefault(plain(name), Kernel(node.op_type, bool(INTEGER.fullmatch(node.op_type))))
+    return found
+
+
+def layer_ms(
+    path: Path, graph: Graph, feeds: Feeds, *, threads: int, options: Mapping[str, str], runs: int, folder: Path
+) -> dict[str, float]:
+    """From the runtime's profile, without Q/DQ."""
+    session = open_file(path, threads=threads, options=options, profile=folder / "profile")
+    for _ in range(runs):
+        session.run(feeds)
+    report = Path(session.handle.end_profiling())
+    events = json.loads(report.read_text())
+    report.unlink()
+    owner = find_owner(graph)
+    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            operation = event["args"].get("op_name", "")
+            layer = owner(operation, event["name"].removesuffix("_kernel_time"))
+            if layer and operation not in ("QuantizeLinear", "DequantizeLinear"):
+                times[layer][event["name"]].append(event["dur"] / 1e3)
+    return {layer: sum(float(np.median(durations)) for durations in nodes.values()) for layer, nodes in times.items()}
+
+
+def write_rivals(float_file: Path, feeds: Iterator[Feeds], folder: Path) -> Sequence[Rival]:
+    """Its own static quantizer, as its documentation recommends it for this processor."""
+    path = folder / "static.onnx"
+    quantize_with_onnxruntime(float_file, feeds, path, reduce_range=not has_vnni())
+    return [Rival(NAME if has_vnni() else f"{NAME} (reduced range)", path, path.stat().st_size)]
+
+
+def optimize(path: Path, options: Mapping[str, str], folder: Path) -> Path:
+    """The graph that runs, written into `folder`."""
+    optimized = folder / "optimized.onnx"
+    open_file(path, threads=1, options=options, optimized=optimized)
+    return optimized
