@@ -81,7 +81,7 @@ class WeightBank:
 
     def weight(self, layer: Layer, spec: QuantSpec, *, in_float: bool = False) -> QuantizedWeight:
         """The layer's weight under `spec`; with `in_float` for a layer that computes in float, where no product or bias can overflow."""
-        label = f"{layer.name} {spec.label}{' float' if in_float else ''}"
+        label = _label(layer, spec, in_float)
         if label not in self._done:
             with torch.no_grad():
                 self._done[label] = self._kept(layer, spec, label) if label in self._rounded else self._round(layer, spec, in_float)
@@ -106,11 +106,12 @@ class WeightBank:
 
     def rounded(self, wanted: Iterable[tuple[Layer, Scheme]]) -> dict[str, NDArray[Any]]:
         """The codes of all these that have any, to be kept, and to be given to another bank."""
-        for layer, scheme in wanted:
-            if isinstance(scheme.weights, QuantSpec):
-                self.weight(layer, scheme.weights, in_float=scheme.is_float)
         found: dict[str, NDArray[Any]] = {}
-        for label, weight in self._done.items():
+        for layer, scheme in wanted:
+            if not isinstance(scheme.weights, QuantSpec):
+                continue
+            label = _label(layer, scheme.weights, scheme.is_float)
+            weight = self.weight(layer, scheme.weights, in_float=scheme.is_float)
             found[label] = weight.codes.cpu().numpy().astype(np.int8)
             found[f"{label} scale"] = weight.qparams.scale.cpu().numpy()
             found[f"{label} alignment"] = np.array(weight.alignment)
@@ -137,6 +138,10 @@ class WeightBank:
         natural = torch.empty_like(codes)
         natural[:, order] = codes
         return QuantizedWeight(natural.reshape(weight.shape), grid.qparams, alignment)
+
+
+def _label(layer: Layer, spec: QuantSpec, in_float: bool) -> str:
+    return f"{layer.name} {spec.label}{' float' if in_float else ''}"
 
 
 def _fit(rows: Tensor, spec: QuantSpec, channels: Tensor, count: int, paired: bool) -> Grid:

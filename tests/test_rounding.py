@@ -270,7 +270,7 @@ def test_codes_of_two_levels_are_narrow_codes_times_one_small_integer_a_group(na
     assert torch.equal(narrow, narrow.round()) and narrow.abs().max() <= (1 << (bits - 1)) - 1 and codes.abs().max() <= MOST
     for group in range(4):
         (each,) = grid.multipliers[:, groups == group].unique(dim=1).T
-        assert 1 <= each.min() and each.max() <= multiplier_limit(bits)
+        assert each.min() >= 1 and each.max() <= multiplier_limit(bits)
 
 
 def test_groups_that_differ_in_size_lose_less_under_two_levels() -> None:
