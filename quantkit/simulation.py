@@ -4,8 +4,9 @@ A quantized convolution or linear layer recovers the codes of its input, convolv
 float64 where the layer's bound is higher), adds the int32 bias, multiplies by float32((scale_x · scale_w) / scale_y) and rounds
 half to even. Add follows the kernel's fused multiply-add; Concat requantizes. Exact on CPUs whose u8×s8 products do not saturate.
 
-Where the placement computes in half, every operation's operands and results are rounded to half around a sum in float32. Layers of E4M3
-or 4-bit weights multiply what their operands are worth. How the target's own kernels add, nobody tells: this is near them, not equal.
+Where the placement computes in half, layers multiply what their codes are worth, and the operands and results of every operation are
+rounded to half around a sum in float32: the file as it stands, one node after the other. How such a target's own kernels add, nobody
+tells: this is near them, not equal. Layers of E4M3 or 4-bit weights are computed so everywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from quantkit.capture import PADS, Captured
 from quantkit.folding import operand
 from quantkit.graph import Layer
 from quantkit.quantization import WeightBank
-from quantkit.spec import FloatFormat
+from quantkit.spec import FloatFormat, Scheme
 from quantkit.targets.placement import Placement
 
 CONVOLUTION = torch.ops.aten.conv2d.default
@@ -118,8 +119,9 @@ class Simulation:
 
     def _quantized(self, layer: Layer, inputs: list[Tensor]) -> Tensor:
         """The real output of a layer with quantized inputs: on its grid if it leaves as codes, else without its activation functions."""
-        if layer.name in self._placement.floating or isinstance(self._placement.schemes[layer.name].weights, FloatFormat):
-            return self._floating(layer, inputs)
+        scheme = self._placement.schemes.get(layer.name) or self._placement.floating[layer.name]
+        if self._half or layer.name in self._placement.floating or isinstance(scheme.weights, FloatFormat):
+            return self._floating(layer, scheme, inputs)
         qparams = [self._bank.input_qparams(layer, slot) for slot in range(len(inputs))]
         output = self._bank.output_qparams(layer) if layer.name in self._placement.outputs else None
         if layer.weight:
@@ -128,7 +130,7 @@ class Simulation:
             a, b = (quantize(x, q) for x, q in zip(inputs, qparams, strict=True))
             return dequantize(add_codes(a, qparams[0], b, qparams[1], output), output)
         coded = [(layer.name, slot) in self._placement.inputs for slot in range(len(inputs))]
-        real = iter([self._read(layer, fake_quantize(x, q) if c else x) for x, q, c in zip(inputs, qparams, coded, strict=True)])
+        real = iter([fake_quantize(x, q) if quantized else x for x, q, quantized in zip(inputs, qparams, coded, strict=True)])
         result: Tensor = _call(self._nodes[layer.node], lambda _: next(real))
         return result if output is None else fake_quantize(result, output)
 
@@ -137,7 +139,7 @@ class Simulation:
         spec = self._placement.schemes[layer.name].weights
         assert spec is not None
         weight = self._bank.weight(layer, spec)
-        bias = self._read(layer, self._bank.parameter(layer.bias).detach()) if layer.bias else None
+        bias = self._bank.parameter(layer.bias).detach() if layer.bias else None
         accumulator = _product(self._nodes[layer.node], quantize(x, x_qparams) - x_qparams.zero_point, weight.codes)
         channels = 1 if layer.kind == "conv" else accumulator.dim() - 1
         shape = [-1 if axis == channels else 1 for axis in range(accumulator.dim())]
@@ -151,22 +153,23 @@ class Simulation:
             return accumulator.float() * scale.reshape(shape)
         return dequantize(requantize(accumulator.float(), (scale / output.scale).reshape(shape), output), output)
 
-    def _floating(self, layer: Layer, inputs: list[Tensor]) -> Tensor:
-        """A layer that multiplies real values of narrow formats: its inputs and its weight on their grids, its bias as it is."""
-        name = layer.name
-        scheme = self._placement.schemes[name] if name in self._placement.schemes else self._placement.floating[name]
-        if isinstance(scheme.activations, FloatFormat):
-            spec = scheme.activations
-            grids = [None if spec.granularity is None else self._bank.input_qparams(layer, slot, spec) for slot in range(len(inputs))]
-            inputs = [to_half(x) if q is None else self._read(layer, fake_quantize(x, q)) for x, q in zip(inputs, grids, strict=True)]
+    def _floating(self, layer: Layer, scheme: Scheme, inputs: list[Tensor]) -> Tensor:
+        """A layer that multiplies real values: its inputs and its weight on their grids, its bias as it is."""
+        spec, real = scheme.activations, []
+        for slot, x in enumerate(inputs):
+            if spec is not None and spec.granularity is None:
+                real.append(to_half(x))
+            else:
+                quantized = (layer.name, slot) in self._placement.inputs
+                real.append(fake_quantize(x, self._bank.input_qparams(layer, slot, spec)) if quantized else x)
+        node = self._nodes[layer.node]
         if not layer.weight or scheme.weights is None:
-            real = iter(inputs)
-            result: Tensor = _call(self._nodes[layer.node], lambda _: next(real))
+            following = iter([self._read(layer, x) for x in real])
+            result: Tensor = _call(node, lambda _: next(following))
             return result
-        weight = self._bank.weight(layer, scheme.weights)
-        node, bias = self._nodes[layer.node], self._bank.parameter(layer.bias).detach() if layer.bias else None
-        operands = inputs[0], self._read(layer, dequantize(weight.codes, weight.qparams)), None if bias is None else self._read(layer, bias)
-        return cast("Callable[..., Tensor]", node.target)(*operands, *node.args[3:])
+        weight, bias = self._bank.weight(layer, scheme.weights), self._bank.parameter(layer.bias).detach() if layer.bias else None
+        operands = (real[0], dequantize(weight.codes, weight.qparams), bias)
+        return cast("Callable[..., Tensor]", node.target)(*(None if x is None else self._read(layer, x) for x in operands), *node.args[3:])
 
     def _read(self, layer: Layer, value: Tensor) -> Tensor:
         """What `layer` makes of a real value: a half, if it computes in half."""

@@ -22,8 +22,8 @@ WARM_UP = 20
 INSTALL = {"numpy": "pip install numpy", "onnxruntime": "pip install onnxruntime", "tensorrt": "pip install tensorrt (10 or later)"}
 # How the engine inspector writes precisions, in the order in which they are looked for.
 PRECISIONS = {
-    "int4": "int4", "fp8": "fp8", "float8": "fp8", "e4m3": "fp8", "int8": "int8", "bf16": "bf16", "bfloat16": "bf16", "half": "fp16", "fp16": "fp16",
-    "float16": "fp16", "float": "fp32", "fp32": "fp32",
+    "int4": "int4", "fp8": "fp8", "float8": "fp8", "e4m3": "fp8", "int8": "int8", "bf16": "bf16", "bfloat16": "bf16",
+    "half": "fp16", "fp16": "fp16", "float16": "fp16", "float": "fp32", "fp32": "fp32",
 }  # fmt: skip
 
 
