@@ -143,7 +143,7 @@ def _fitted(layer: Layer, spec: Format) -> Format:
 
 def _label(layer: Layer, spec: Format) -> str:
     """What kept codes go by."""
-    kind = "e4m3" if isinstance(spec, FloatFormat) else str(spec.bits)
+    kind = spec.name if isinstance(spec, FloatFormat) else str(spec.bits)
     return f"{layer.name} {kind}" + (" in blocks" if isinstance(spec.granularity, PerBlock) else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from quantkit.evaluation import open_session
 from quantkit.export.executed import Executed
 from quantkit.latency.timing import interleave
 from quantkit.openvino import OpenVinoSession, open_openvino, read_openvino
-from quantkit.spec import FLOAT
+from quantkit.spec import FLOAT, parse_scheme
 from quantkit.stored import export_plan
 from quantkit.targets import openvino as target
-from quantkit.targets import ort_cpu
+from quantkit.targets import ort_cpu, tensorrt
 
 pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
 
@@ -49,6 +50,29 @@ def test_a_layer_kept_in_float_runs_in_float_without_a_barrier(name: str, tmp_pa
 def test_the_int8_layers_of_a_tensorrt_file_run_in_int8(tmp_path: Path) -> None:
     _, ran = opened(wide(tmp_path), "tensorrt", "w8a8", tmp_path)
     assert ran.mismatches == () and ran.precisions["stem"] == "float"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_int8_layers_of_every_tensorrt_file_run_in_int8(benches: Callable[[str], Bench], name: str, tmp_path: Path) -> None:
+    work = benches(name)
+    session, ran = opened(work, "tensorrt", "w8a8", tmp_path)
+    assert ran.mismatches == ()
+    planned = tensorrt.place(work.graph, stored(work).schemes).int8 & set(ran.precisions)  # additions have no node of their own
+    assert {name for name, precision in ran.precisions.items() if precision == "int8"} == planned
+    assert all(np.isfinite(output).all() for output in session.run({key: value.numpy() for key, value in work.inputs.items()}))
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "fp8", "w4a16"])
+def test_other_tensorrt_files_load_and_compute_in_float(scheme: str, tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    plan = replace(stored(work), target="tensorrt", schemes=dict.fromkeys(stored(work).schemes, parse_scheme(scheme)))
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+    session = open_openvino(exported.file, threads=1)
+    ran = read_openvino(session, work.graph, exported.placement)
+    assert ran.mismatches == () and set(ran.precisions.values()) == {"float"}
+    feeds = {key: value.numpy() for key, value in work.inputs.items()}
+    ours, theirs = session.run(feeds)[0], open_session(exported.file, threads=1, literal=True).run(feeds)[0]
+    assert np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs)
 
 
 def test_a_plan_that_was_not_kept_is_named(tmp_path: Path) -> None:

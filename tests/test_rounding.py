@@ -13,7 +13,7 @@ from networks import NETWORKS, bench, captured, images
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantkit.affine import PAIR_LIMIT, QParams, choose_weight_qparams, quantize, separate_pairs
+from quantkit.affine import PAIR_LIMIT, QParams, choose_weight_qparams, dequantize, nearest, quantize, separate_pairs
 from quantkit.calibration import calibrate
 from quantkit.capture import capture
 from quantkit.data import Batch
@@ -22,7 +22,7 @@ from quantkit.passes.moments import MOST_PRODUCTS, second_moments
 from quantkit.quantization import WeightBank
 from quantkit.rounding import BLIND, ROUNDINGS
 from quantkit.rounding.gptq import DAMPING, round_gptq
-from quantkit.spec import PerChannel, PerTensor, QuantSpec
+from quantkit.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec
 from quantkit.targets import ort_cpu
 
 
@@ -112,6 +112,22 @@ def test_groups_of_channels_are_rounded_by_their_own_inputs() -> None:
         part = slice(2 * group, 2 * group + 2)
         own = QParams(qparams.spec, qparams.scale[part], qparams.zero_point[part])
         assert torch.equal(codes[part], round_gptq(rows[part], own, moments[group : group + 1], False))
+
+
+@pytest.mark.parametrize("spec", [FloatFormat("e4m3", 8, PerChannel(0)), QuantSpec(4, True, True, PerBlock(1, 16))], ids=["e4m3", "blocks"])
+def test_other_grids_are_rounded_on_them_and_better_than_to_nearest(spec: Format) -> None:
+    rows, moments = problem(6, 48, seed=3)
+    qparams = choose_weight_qparams(rows, spec, paired=False)
+    found, plain = ROUNDINGS["gptq"](rows, qparams, moments, False), ROUNDINGS["nearest"](rows, qparams, moments, False)
+    assert torch.equal(nearest(found, spec), found)
+
+    def lost(codes: Tensor) -> float:
+        error = (dequantize(codes, qparams) - rows).double()
+        return float(((error @ moments[0].double()) * error).sum())
+
+    assert lost(found) < 0.9 * lost(plain)
+    independent = torch.eye(48)[None]
+    assert torch.equal(ROUNDINGS["gptq"](rows, qparams, independent, False), plain)
 
 
 def test_one_scale_for_all() -> None:

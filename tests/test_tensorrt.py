@@ -29,7 +29,7 @@ from quantkit.options import SCHEMES
 from quantkit.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.quantization import WeightBank
 from quantkit.simulation import Simulation
-from quantkit.spec import FLOAT, FloatFormat, parse_scheme
+from quantkit.spec import FLOAT, HALF, parse_scheme
 from quantkit.stored import Exported, StoredPlan, export_plan
 from quantkit.targets import tensorrt
 
@@ -327,7 +327,7 @@ def test_kept_fp8_and_block_codes_come_back(work: Bench) -> None:
         assert spec is not None
         assert torch.equal(first.weight(layer, spec).codes, other.weight(layer, spec).codes)
         assert torch.equal(first.weight(layer, spec).qparams.scale, other.weight(layer, spec).qparams.scale)
-    half = first.weight(layer, FloatFormat(16))
+    half = first.weight(layer, HALF)
     assert torch.equal(half.codes, first.parameter("head.weight").half().float())
 
 

@@ -97,7 +97,7 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
         got = f"the weight of {layer.name} is {old.const_value.shape} in the file"
         raise ContractError(got, f"{codes.shape}", "report this network")
     if isinstance(spec, FloatFormat):
-        stem = f"{layer.weight}_e4m3"
+        stem = f"{layer.weight}_{spec.name}"
         stored = editor.constant(f"{stem}_codes", codes.astype(code_type(spec)))
     else:
         stem = f"{layer.weight}_w{spec.bits}"
