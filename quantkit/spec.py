@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from quantkit.errors import SchemeError
 
@@ -95,19 +94,20 @@ class QuantSpec:
 class FloatFormat:
     """A narrow floating-point format: half, which has no scale and is computed with as it is, or E4M3 with scales in half."""
 
-    bits: Literal[16, 8]
+    name: str
+    bits: int
     granularity: Granularity | None = None
     scale_bits: int = 16
 
     @property
     def label(self) -> str:
         """What tells it from other formats of weights in a name."""
-        return {16: "16", 8: "e4m3"}[self.bits]
+        return "16" if self.granularity is None else self.name
 
     @property
     def code_max(self) -> float:
         """The largest finite number."""
-        return {16: 65504.0, 8: 448.0}[self.bits]
+        return 65504.0 if self.bits == 16 else 448.0
 
     @property
     def code_min(self) -> float:
@@ -152,11 +152,11 @@ class Scheme:
 
 
 FLOAT = Scheme("fp32", None, None)
-HALF = FloatFormat(16)
+HALF = FloatFormat("half", 16)
 BYTE = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
 FLOATING: Mapping[str, Scheme] = {
     "fp16": Scheme("fp16", HALF, HALF),
-    "fp8": Scheme("fp8", FloatFormat(8, PerChannel(0)), FloatFormat(8, PerTensor())),
+    "fp8": Scheme("fp8", FloatFormat("e4m3", 8, PerChannel(0)), FloatFormat("e4m3", 8, PerTensor())),
     "w4a16": Scheme("w4a16", QuantSpec(4, signed=True, symmetric=True, granularity=PerBlock(1, 128), scale_bits=16), HALF),
     "w16a32": Scheme("w16a32", HALF, None),
 }

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -24,12 +26,14 @@ from quantkit.affine import (
     dequantize,
     fake_quantize,
     floor_weight_scale,
+    half_scale,
     mul_codes,
     quantize,
+    refit,
     requantize,
     separate_pairs,
 )
-from quantkit.spec import PerChannel, PerTensor, QuantSpec
+from quantkit.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec
 from reference import nearest_codes, quantize_loop
 
 U8 = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
@@ -159,6 +163,67 @@ def test_a_dead_channel_keeps_its_bias_within_int32() -> None:
     assert codes.abs().max() <= 2**30 * 1.001
     assert floored.scale[1] == weight.scale[1]
     assert torch.allclose(codes * floored.scale * input_scale, bias.double(), rtol=1e-4)
+
+
+E4M3 = FloatFormat("e4m3", 8, PerTensor())
+EVERY_E4M3 = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)  # 0 … 448
+
+
+@given(st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=30), st.floats(2**-10, 10, width=32))
+def test_codes_of_e4m3_are_its_nearest_numbers_ties_to_even_and_saturated(values: list[float], scale: float) -> None:
+    codes = quantize(torch.tensor(values), QParams(E4M3, torch.tensor(scale), torch.tensor(0.0)))
+    for value, code in zip(values, codes.tolist(), strict=True):
+        wanted = abs(float(np.float32(value) / np.float32(scale)))
+        distance = np.abs(EVERY_E4M3 - wanted)
+        nearest = np.flatnonzero(distance == distance.min())
+        place = nearest[0] if len(nearest) == 1 else next(place for place in nearest if place % 2 == 0)  # its last bit is 0
+        assert abs(code) == EVERY_E4M3[place] and code * value >= 0
+
+
+@given(st.floats(2**-24, 60000, width=32))
+def test_half_scales_are_the_least_that_are_not_below(scale: float) -> None:
+    found = half_scale(torch.tensor([scale, 0.0]))
+    half = np.float16(float(found[0]))
+    assert float(half) == found[0] >= np.float32(scale) > float(np.nextafter(half, np.float16(0)))
+    assert found[1] == 0
+
+
+SIGNED = QuantSpec(8, signed=True, symmetric=True, granularity=PerTensor(), scale_bits=16)
+
+
+@pytest.mark.parametrize("spec", [E4M3, SIGNED], ids=["e4m3", "int8"])
+def test_a_grid_with_a_scale_in_half_covers_its_range(spec: Format) -> None:
+    fitted = choose_qparams(torch.tensor(-0.7), torch.tensor(3.1), spec)
+    assert torch.equal(fitted.scale, fitted.scale.half().float())
+    assert 3.1 <= float(fitted.scale) * spec.code_max < 3.1 * 1.002
+    assert float(fake_quantize(torch.tensor(3.1), fitted)) == pytest.approx(3.1, rel=0.04)
+
+
+def test_another_format_gets_the_range_of_a_grid() -> None:
+    grid = choose_qparams(torch.tensor(-2.0), torch.tensor(1.0), SIGNED)
+    assert refit(grid, SIGNED) is grid
+    other = refit(grid, E4M3)
+    assert other.spec == E4M3 and float(other.scale) * 448 == pytest.approx(2.0, rel=3e-3)
+
+
+def test_each_block_has_its_scale() -> None:
+    spec = QuantSpec(4, signed=True, symmetric=True, granularity=PerBlock(1, 16), scale_bits=16)
+    rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    rows[:, 16:32] *= 100
+    fitted = choose_weight_qparams(rows, spec, paired=False)
+    assert fitted.scale.shape == (3, 4) and fitted.zero_point.shape == (3, 4)
+    for channel, block in itertools.product(range(3), range(4)):
+        part = rows[channel, 16 * block : 16 * block + 16].tolist()
+        scale = float(fitted.scale[channel, block])
+        assert nearest_codes(part, scale, 7) == quantize(rows, fitted)[channel, 16 * block : 16 * block + 16].tolist()
+        assert _error(part, scale, spec) <= 1.01 * min(_error(part, max(map(abs, part)) * ratio / 7, spec) for ratio in CLIP_RATIOS)
+    assert (fitted.scale[:, 1] > 20 * fitted.scale[:, 0]).all()
+
+
+def test_blocks_are_the_largest_that_divide() -> None:
+    lengths = {length: PerBlock(1, 128).fitting(length) for length in (512, 192, 96, 48, 40)}
+    assert lengths == {512: PerBlock(1, 128), 192: PerBlock(1, 64), 96: PerBlock(1, 32), 48: PerBlock(1, 16), 40: None}
+    assert PerBlock(1, 32).fitting(512) == PerBlock(1, 32)
 
 
 def test_without_a_bias_no_scale_is_raised() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from quantkit.latency.timing import interleave
 from quantkit.runtimes.openvino import OpenVinoSession, layer_ms, open_file, read_executed
 from quantkit.spec import FLOAT, parse_scheme
 from quantkit.stored import export_plan
-from quantkit.targets import find_target, ort_cpu
+from quantkit.targets import find_target, ort_cpu, tensorrt
 from quantkit.targets import openvino as target
 
 pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
@@ -72,6 +73,29 @@ def test_two_levels_and_codebooks_lie_there_as_bytes(tmp_path: Path) -> None:
 def test_the_int8_layers_of_a_tensorrt_file_run_in_int8(tmp_path: Path) -> None:
     _, ran = opened(wide(tmp_path), "tensorrt", "w8a8", tmp_path)
     assert ran.mismatches == () and ran.precisions["stem"] == "float"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_int8_layers_of_every_tensorrt_file_run_in_int8(benches: Callable[[str], Bench], name: str, tmp_path: Path) -> None:
+    work = benches(name)
+    session, ran = opened(work, "tensorrt", "w8a8", tmp_path)
+    assert ran.mismatches == ()
+    planned = tensorrt.place(work.graph, stored(work).schemes).int8 & set(ran.precisions)  # additions have no node of their own
+    assert {name for name, precision in ran.precisions.items() if precision == "int8"} == planned
+    assert all(np.isfinite(output).all() for output in session.run({key: value.numpy() for key, value in work.inputs.items()}))
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "fp8", "w4a16"])
+def test_other_tensorrt_files_load_and_compute_in_float(scheme: str, tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    plan = replace(stored(work), target="tensorrt", schemes=dict.fromkeys(stored(work).schemes, parse_scheme(scheme)))
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+    session = open_file(exported.file, threads=1, options={})
+    ran = read_executed(exported.file, work.graph, exported.placement, {}, tmp_path)
+    assert ran.mismatches == () and set(ran.precisions.values()) == {"float"}
+    feeds = {key: value.numpy() for key, value in work.inputs.items()}
+    ours, theirs = session.run(feeds)[0], open_session(exported.file, threads=1, literal=True).run(feeds)[0]
+    assert np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs)
 
 
 def test_a_plan_that_was_not_kept_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from networks import NETWORKS, bench, captured, images
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantkit.affine import PAIR_LIMIT, QParams, choose_weight_qparams, quantize, separate_pairs
+from quantkit.affine import PAIR_LIMIT, QParams, choose_weight_qparams, dequantize, nearest, quantize, separate_pairs
 from quantkit.calibration import calibrate
 from quantkit.capture import capture
 from quantkit.data import Batch
@@ -24,7 +24,7 @@ from quantkit.rounding import BLIND, ROUNDINGS, Grid, fit_codebook, fit_two_leve
 from quantkit.rounding.gptq import DAMPING, round_gptq
 from quantkit.rounding.grid import MOST
 from quantkit.rounding.two_level import multiplier_limit
-from quantkit.spec import PerChannel, PerTensor, QuantSpec, parse_scheme
+from quantkit.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec, parse_scheme
 from quantkit.targets import ort_cpu
 
 
@@ -114,6 +114,22 @@ def test_groups_of_channels_are_rounded_by_their_own_inputs() -> None:
         part = slice(2 * group, 2 * group + 2)
         own = QParams(qparams.spec, qparams.scale[part], qparams.zero_point[part])
         assert torch.equal(codes[part], round_gptq(rows[part], Grid(own), moments[group : group + 1], False))
+
+
+@pytest.mark.parametrize("spec", [FloatFormat("e4m3", 8, PerChannel(0)), QuantSpec(4, True, True, PerBlock(1, 16))], ids=["e4m3", "blocks"])
+def test_other_grids_are_rounded_on_them_and_better_than_to_nearest(spec: Format) -> None:
+    rows, moments = problem(6, 48, seed=3)
+    qparams = choose_weight_qparams(rows, spec, paired=False)
+    found, plain = (ROUNDINGS[name](rows, Grid(qparams), moments, False) for name in ("gptq", "nearest"))
+    assert torch.equal(nearest(found, spec), found)
+
+    def lost(codes: Tensor) -> float:
+        error = (dequantize(codes, qparams) - rows).double()
+        return float(((error @ moments[0].double()) * error).sum())
+
+    assert lost(found) < 0.9 * lost(plain)
+    independent = torch.eye(48)[None]
+    assert torch.equal(ROUNDINGS["gptq"](rows, Grid(qparams), independent, False), plain)
 
 
 def test_one_scale_for_all() -> None:

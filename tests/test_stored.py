@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from networks import NETWORKS, Bench, bench, run
+from stepwise import run_stepwise
 from test_pipeline import data, hurry
 from torch import Tensor, nn
 from toys import images, trained
@@ -55,7 +56,7 @@ def test_the_run_directory_may_move(result: Result, tmp_path: Path) -> None:
 def test_the_command_says_what_became_of_the_plan(result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "trt.onnx"
     assert main(["export", str(result.run), "--target", "tensorrt", "--output", str(output)]) == 0
-    assert "became fp32" in capsys.readouterr().out
+    assert "became fp16" in capsys.readouterr().out
     assert main(["export", str(result.run), "--target", "tensorrt", "--output", str(output), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["errors"] == 0 and any("stem" in note for note in told["notes"])
@@ -153,7 +154,10 @@ def test_a_tensorrt_file_keeps_nvidia_s_rules(tmp_path: Path) -> None:
     exported = export_plan(stored(work), "tensorrt", tmp_path / "trt.onnx")
     onnx.checker.check_model(exported.file, full_check=True)
     assert lint_file(exported.file, "tensorrt").findings == ()
-    assert exported.notes == (f"stem: w8a8 became fp32, as convolutions of fewer than {LEAST_CHANNELS} channels have no int8 kernel",)
+    assert exported.notes == (
+        f"stem: w8a8 became fp16, as convolutions of fewer than {LEAST_CHANNELS} channels have no 8-bit kernel",
+        "what stays float computes in half: 1 of 8 layers, and all that is no layer",
+    )
     assert quantized_branches(exported.file) == [[False, True], [False, True]]  # the identity, and the shortcut of fewer products
     kinds = Counter(node.op_type for node in onnx.load(exported.file).graph.node)
     assert kinds["QuantizeLinear"] == 5  # behind the stem, between one and two, behind the block and the shortcut, in front of the head
@@ -171,8 +175,9 @@ def test_a_tensorrt_file_computes_what_the_simulation_does(tmp_path: Path) -> No
     bank = WeightBank(plan.graph, parameters, grids, tensorrt.product_rows, rounded=plan.rounded)
     (simulated,) = Simulation(work.captured, exported.placement, bank).run(work.inputs)["output"]
     floats = work.captured.module(*work.inputs.values())
-    assert (ran - simulated).abs().max() < 0.2 * (ran - floats).abs().max()  # a flipped code now and then, where sums are ordered otherwise
-    assert torch.equal(ran.argmax(1), simulated.argmax(1))
+    # ONNX Runtime leaves out roundings to half between operations, and a code flips now and then.
+    assert (ran - simulated).norm() < 0.6 * (ran - floats).norm()
+    assert torch.equal(run_stepwise(exported.file, work.inputs)["linear"], simulated)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -190,8 +195,8 @@ def test_every_network_becomes_a_file_that_tensorrt_does_not_refuse(name: str, t
 def test_narrow_weights_become_8_bits_for_tensorrt(tmp_path: Path) -> None:
     work = wide(tmp_path)
     adapted = tensorrt.adapt(work.graph, stored(work, "w4a8").schemes)
-    assert adapted.schemes["one"].name == "w8a8" and adapted.schemes["stem"] == FLOAT
-    assert [note.split(":")[0] for note in adapted.notes] == [layer.name for layer in work.graph.layers if layer.weight]
+    assert adapted.schemes["one"].name == "w8a8" and adapted.schemes["stem"] == tensorrt.KEPT
+    assert [note.split(":")[0] for note in adapted.notes[:-1]] == [layer.name for layer in work.graph.layers if layer.weight]
 
 
 def test_an_addition_without_a_quantized_layer_in_front_stays_as_it_is(tmp_path: Path) -> None:

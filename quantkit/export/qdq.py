@@ -96,6 +96,7 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
     scale, blocks = quantized.qparams.scale, quantized.qparams.spec.granularity
     stem = f"{layer.weight}_w{spec.label}"
     if isinstance(spec, FloatFormat):
+        stem = f"{layer.weight}_{spec.name}"
         stored = editor.constant(f"{stem}_codes", codes.astype(code_type(spec)))
     else:
         stored = make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
