@@ -29,7 +29,7 @@ class Drawn(nn.Module):
         if self.two_inputs:
             self.second = self._conv(3, channels, 3)
         for _ in range(int(self.random.integers(2, 6))):
-            names = ["plain", "residual", "dense", "strided"] if self.flat else list(BLOCKS)
+            names = ["plain", "residual", "dense", "strided", "divided"] if self.flat else list(BLOCKS)
             name = str(self.random.choice(names))
             self.blocks.append(name)
             step, channels = BLOCKS[name](self, channels)
@@ -140,6 +140,33 @@ def excited(net: Drawn, channels: int) -> tuple[Step, int]:
     return lambda x: x * gate(up(F.relu(down(F.adaptive_avg_pool2d(x, 1))))), channels
 
 
+def gated(net: Drawn, channels: int) -> tuple[Step, int]:
+    """An inverted residual of an EfficientNet."""
+    wide = 2 * channels
+    expand, depth, project = net.conv(channels, wide, 1), net.conv(wide, wide, groups=wide), net.conv(wide, channels, 1)
+    down, up = net.add(nn.Conv2d(wide, 4, 1)), net.add(nn.Conv2d(4, wide, 1))
+
+    def step(x: Tensor) -> Tensor:
+        wider = F.silu(depth(F.silu(expand(x))))
+        return project(wider * torch.sigmoid(up(F.silu(down(wider.mean((2, 3), keepdim=True)))))) + x
+
+    return step, channels
+
+
+def divided(net: Drawn, channels: int) -> tuple[Step, int]:
+    """Half of the channels goes through, one way or another."""
+    half = channels // 2
+    conv, function = net.conv(half, half), net.function()
+    product = net.random.random() < 0.5
+
+    def step(x: Tensor) -> Tensor:
+        one, other = x.split([half, channels - half], 1)
+        moved = function(conv(one))
+        return torch.cat([other, moved * torch.sigmoid(one) if product else moved], 1)
+
+    return step, channels
+
+
 def twice(net: Drawn, channels: int) -> tuple[Step, int]:
     conv = net.conv(channels, channels)
     return lambda x: F.relu(conv(F.relu(conv(x)))), channels
@@ -148,7 +175,8 @@ def twice(net: Drawn, channels: int) -> tuple[Step, int]:
 def pooled(net: Drawn, channels: int) -> tuple[Step, int]:
     if net.random.random() < 0.5:
         return lambda x: F.max_pool2d(x, 3, 1, 1), channels
-    return lambda x: F.avg_pool2d(x, 3, 1, 1), channels
+    counts = bool(net.random.random() < 0.5)
+    return lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=counts), channels
 
 
 def shuffled(net: Drawn, channels: int) -> tuple[Step, int]:
@@ -172,7 +200,7 @@ def resized(net: Drawn, channels: int) -> tuple[Step, int]:
 
 BLOCKS: dict[str, Callable[[Drawn, int], tuple[Step, int]]] = {
     block.__name__: block  # type: ignore[attr-defined]
-    for block in (plain, strided, grouped, residual, projected, inverted, dense, branches, excited, twice, pooled, shuffled, resized)
+    for block in (plain, strided, grouped, residual, projected, inverted, dense, branches, excited, gated, divided, twice, pooled, shuffled, resized)
 }
 
 

@@ -21,7 +21,7 @@ from quantkit.capture import Captured, capture
 from quantkit.data import Batch, Subset, collect
 from quantkit.errors import CaptureError, ContractError
 from quantkit.evaluation import open_session
-from quantkit.export.executed import plain
+from quantkit.export.executed import find_owner, plain
 from quantkit.export.float_onnx import export_float, read_parameters
 from quantkit.export.watch import expose
 from quantkit.quantization import WeightBank
@@ -42,6 +42,11 @@ CHAINS: dict[str, Callable[[Formed, Tensor], Tensor]] = {
     "linear over tokens": lambda m, x: m.fd(F.relu(m.fc(m.a(x).flatten(2).transpose(1, 2)))),
     "addition": lambda m, x: (lambda t: m.b(F.relu(t + x.repeat(1, 3, 1, 1)[:, :8])))(m.a(x)),
     "concatenation": lambda m, x: (lambda t: m.c(torch.cat([t[:, :4], t[:, 4:]], 1)))(F.relu(m.a(x))),
+    "silu": lambda m, x: m.b(F.silu(m.a(x))),
+    "sigmoid": lambda m, x: m.b(torch.sigmoid(m.a(x))),
+    "leaky": lambda m, x: m.b(F.leaky_relu(m.a(x), 0.1)),
+    "average pool": lambda m, x: m.b(F.avg_pool2d(m.a(x), 3, 2, 1)),
+    "linear with gates": lambda m, x: m.fd(torch.sigmoid(m.fc(F.leaky_relu(m.fd(x.mean((2, 3)).repeat(1, 3)[:, :8]))))),
 }
 
 
@@ -63,6 +68,10 @@ NAKED: dict[str, tuple[Callable[[Formed, Tensor], Tensor], str, str]] = {
     "linear": (lambda m, x: m.fd(m.fc(F.relu(m.fd(x.mean((2, 3)).repeat(1, 3)[:, :8])))), "8f8", "QGemm"),
     "addition": (lambda m, x: (lambda t: m.c(t + m.b(t)))(F.relu(m.a(x))), "88f8", "QLinearAdd"),
     "concatenation": (CHAINS["concatenation"], "8f8", "QLinearConcat"),
+    "product": (CHAINS["silu"], "88f8", "QLinearMul"),
+    "sigmoid": (CHAINS["sigmoid"], "8f8", "QLinearSigmoid"),
+    "leaky": (CHAINS["leaky"], "8f8", "QLinearLeakyRelu"),
+    "average pool": (CHAINS["average pool"], "8f8", "QLinearAveragePool"),
 }
 
 
@@ -350,10 +359,23 @@ def test_a_float_file_computes_the_network(benches: Callable[[str], Bench]) -> N
         ("node_linear_product/MatMulAddFusion", "node_linear"),
         ("node_linear_product/MatmulTransposeFusion/", "node_linear"),
         ("node_conv2d_1", "node_conv2d_1"),
+        ("fused node_linear", "node_linear"),
+        ("node_mul_4/QuickGeluFusion/", "node_mul_4"),
     ],
 )
 def test_what_the_runtime_appends_to_names_is_taken_off(name: str, stripped: str) -> None:
     assert plain(name) == stripped
+
+
+def test_a_kernel_named_after_what_it_took_in_runs_for_the_layer_in_front() -> None:
+    """ONNX Runtime names a float convolution after the sigmoid that it computes with it: its time is the convolution's."""
+    gated = find_owner(formed(CHAINS["sigmoid"]).graph)
+    assert gated("Conv", "sigmoid_nchwc") == "a" and gated("Conv", "conv2d_1_nchwc") == "b"
+    assert gated("Sigmoid", "node_sigmoid") == gated("QLinearSigmoid", "sigmoid") == "sigmoid"
+    assert find_owner(formed(CHAINS["silu"]).graph)("QuickGelu", "node_mul_4/QuickGeluFusion/") == "mul"
+    assert find_owner(formed(CHAINS["linear with gates"]).graph)("FusedGemm", "fused node_linear") == "fd"
+    relu = find_owner(formed(CHAINS["convolutions"]).graph)
+    assert relu("Relu", "node_relu") == "a" and relu("Transpose", "Transpose_1") is None
 
 
 def test_the_baseline_is_onnxruntimes_own_file(benches: Callable[[str], Bench], capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import NETWORKS, Bench, bench
+import torch
+import torch.nn.functional as F
+from networks import NETWORKS, Bench, Formed, bench, formed, images
 from test_stored import stored, wide
+from torch import Tensor
 
 from quantkit.errors import DataError, ModelError
 from quantkit.evaluation import open_session
@@ -114,6 +117,34 @@ def test_outputs_are_near_the_runtime_s(name: str, tmp_path: Path) -> None:
     feeds = {key: value.numpy() for key, value in work.inputs.items()}
     ours, theirs = session.run(feeds)[0], open_session(path, threads=1).run(feeds)[0]
     assert np.linalg.norm(ours - theirs) < 0.1 * np.linalg.norm(theirs)
+
+
+GATED: dict[str, Callable[[Formed, Tensor], Tensor]] = {
+    "silu": lambda m, x: m.c(F.silu(m.b(F.silu(m.a(x))))),
+    "squeeze and excite": lambda m, x: (lambda t: m.c(t * torch.sigmoid(m.b(t.mean((2, 3), keepdim=True)))))(F.relu(m.a(x))),
+    "leaky sum": lambda m, x: m.c(F.leaky_relu(m.a(x) + m.b(m.a(x)), 0.3)),
+    "broadcast sum": lambda m, x: (lambda t: m.b(t + m.c(t).mean((2, 3), keepdim=True)))(F.relu(m.a(x))),
+    "padded average pool": lambda m, x: m.b(F.avg_pool2d(m.a(x), 3, 2, 1)),
+    "chunks": lambda m, x: (lambda a, b: m.b(torch.cat([a * torch.sigmoid(b), a], 1)))(*m.a(x).chunk(2, 1)),
+    "pixel shuffle": lambda m, x: m.two(F.pixel_shuffle(F.relu(m.a(x)), 2)),
+}
+
+
+@pytest.mark.parametrize("form", GATED.values(), ids=GATED)
+def test_operations_without_weights_keep_the_layers_beside_them_in_int8(form: Callable[[Formed, Tensor], Tensor], tmp_path: Path) -> None:
+    work = Bench(formed(form), images(), tmp_path)
+    session, ran = opened(work, "openvino", "w8a8", tmp_path)
+    assert ran.mismatches == () and set(ran.precisions.values()) == {"int8"}
+    wanted = work.captured.module(*work.inputs.values()).detach().numpy()
+    got = session.run({key: value.numpy() for key, value in work.inputs.items()})[0]
+    assert np.linalg.norm(got - wanted) < 0.1 * np.linalg.norm(wanted)
+
+
+def test_average_pools_of_a_plan_become_float_and_are_named(tmp_path: Path) -> None:
+    work = Bench(formed(GATED["padded average pool"]), images(), tmp_path)
+    exported = export_plan(stored(work), "openvino", tmp_path / "file.onnx")
+    assert "avg_pool" not in exported.placement.schemes and exported.placement.barriers == {("avg_pool2d", 0): "max"}
+    assert any("avg_pool: w8a8 became fp32" in note for note in exported.notes)
 
 
 def test_sessions_are_timed_in_turn(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
 import torch
-from networks import captured
+import torch.nn.functional as F
+from networks import Formed, captured, formed
 
 from quantkit.errors import SchemeError
 from quantkit.graph import Graph, Group, Layer, Mover, Tensor, Unsupported
@@ -109,6 +110,37 @@ def test_a_weighted_operation_that_is_no_layer_gets_a_barrier() -> None:
     assert place(network(conv("a", "x"), conv("b", "conv3d"), unsupported=(entry,)), "f8").barriers == {}
 
 
+SILENT: dict[str, tuple[Unsupported, bool]] = {
+    "softmax": (Unsupported("op", "softmax.int", ("a",), ""), True),
+    "average pool": (Unsupported("op", "avg_pool2d.default", ("a",), ""), True),
+    "sum of two": (Unsupported("op", "add.Tensor", ("a", "a"), ""), True),
+    "sum with a number": (Unsupported("op", "add.Tensor", ("a",), ""), False),
+    "sum with a parameter": (Unsupported("op", "add.Tensor", ("a", "weight"), ""), False),
+    "hardswish": (Unsupported("op", "hardswish.default", ("a",), ""), False),
+}
+
+
+@pytest.mark.parametrize(("entry", "guarded"), SILENT.values(), ids=SILENT)
+def test_what_the_runtime_would_run_in_int8_unasked_gets_a_barrier(entry: Unsupported, guarded: bool) -> None:
+    placement = place(network(conv("a", "x"), conv("b", "op"), unsupported=(entry,)), "88")
+    assert placement.barriers == ({("op", 0): "max"} if guarded else {})
+
+
+@pytest.mark.parametrize("kind", ["mul", "sigmoid", "leaky_relu", "avg_pool"])
+def test_operations_without_weights_have_codes_on_both_sides_or_a_barrier(kind: str) -> None:
+    graph = network(conv("a", "x"), joined("b", kind, *["a"] * (2 if kind == "mul" else 1)), conv("c", "b"))
+    assert place(graph, "888").outputs == {"a", "b", "c"} and place(graph, "888").barriers == {}
+    assert {slot for slot in place(graph, "888").inputs if slot[0] == "b"} == {("b", slot) for slot in range(len(graph.layers[1].inputs))}
+    assert place(graph, "8f8").barriers == {("b", 0): "max"}
+    assert place(graph, "f88").barriers == {}
+
+
+def test_a_float_layer_in_front_of_a_sigmoid_gets_a_barrier() -> None:
+    graph = network(conv("a", "x"), conv("b", "a"), joined("c", "sigmoid", "b"), joined("d", "mul", "b", "c"))
+    assert place(graph, "8f88").barriers == {("b", 0): "vector"}
+    assert place(graph, "8fff").barriers == {}
+
+
 def test_averages_of_codes_are_unscaled_and_of_floats_are_not() -> None:
     mean = Unsupported("mean", "mean.dim", ("pool",), "")
     graph = network(conv("a", "x"), linear("b", "mean"), movers=(Mover("pool", "max_pool", "a"),), unsupported=(mean,))
@@ -186,6 +218,21 @@ def test_groups_are_layers_save_where_a_weight_is_shared() -> None:
     assert "middle.weight" in groups[1].reason
 
 
+GATES: dict[str, tuple[Callable[[Formed, torch.Tensor], torch.Tensor], bool]] = {
+    "silu": (lambda m, x: m.b(F.silu(m.a(x))), True),
+    "written out": (lambda m, x: (lambda t: m.b(torch.sigmoid(t) * t))(m.a(x)), True),
+    "its sigmoid read elsewhere": (lambda m, x: (lambda t: m.b(F.silu(t)) + torch.sigmoid(t))(m.a(x)), False),
+    "squeeze and excite": (lambda m, x: (lambda t: t * torch.sigmoid(m.b(t)))(m.a(x)), False),
+}
+
+
+@pytest.mark.parametrize(("form", "tied"), GATES.values(), ids=GATES)
+def test_the_two_operations_of_a_silu_are_one_group(form: Callable[[Formed, torch.Tensor], torch.Tensor], tied: bool) -> None:
+    groups = {group.layers: group.reason for group in ort_cpu.groups(formed(form).graph, ort_cpu.check_schemes(["w8a8"]))}
+    assert (("sigmoid", "mul") in groups) == tied == any("SiLU" in reason for reason in groups.values())
+    assert (("mul",) in groups) == (not tied)
+
+
 def test_an_operation_without_weights_takes_the_widest_scheme_only() -> None:
     graph = network(conv("a", "x"), joined("b", "add", "a", "x"))
     menus = {group.name: group.schemes for group in ort_cpu.groups(graph, ort_cpu.check_schemes(["w4a8", "w8a8"]))}
@@ -242,3 +289,19 @@ def test_a_depthwise_kernel_adds_no_pairs() -> None:
     assert not ort_cpu.product_rows(conv("a", "x", groups=8), torch.zeros(8, 1, 3, 3))[1]
     assert ort_cpu.product_rows(conv("a", "x", groups=2), torch.zeros(8, 4, 3, 3))[1]
     assert ort_cpu.product_rows(linear("a", "x"), torch.zeros(8, 8))[1]
+
+
+def test_tensorrt_runs_gates_and_averages_in_float_without_a_note() -> None:
+    graph = formed(lambda m, x: m.b(F.avg_pool2d(F.leaky_relu(F.silu(m.a(x))), 2))).graph
+    adapted = tensorrt.adapt(graph, {layer.name: parse_scheme("w8a8") for layer in graph.layers})
+    assert {name for name, scheme in adapted.schemes.items() if scheme.is_float} >= {"sigmoid", "mul", "leaky_relu", "avg_pool"}
+    assert not [note for note in adapted.notes if note.startswith(("sigmoid", "mul", "leaky_relu", "avg_pool"))]
+
+
+def test_tensorrt_fuses_no_addition_that_is_spread() -> None:
+    def placed(form: Callable[[Formed, torch.Tensor], torch.Tensor]) -> Placement:
+        graph = formed(form).graph
+        return tensorrt.place(graph, {layer.name: parse_scheme("w8a8") for layer in graph.layers})
+
+    assert "add" in placed(lambda m, x: m.b(x.repeat(1, 3, 1, 1)[:, :8]) + m.a(x)).schemes
+    assert "add" not in placed(lambda m, x: m.b(x.repeat(1, 3, 1, 1)[:, :8]) + m.a(x).mean((2, 3), keepdim=True)).schemes
