@@ -261,7 +261,7 @@ def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tup
     view, shapes = View(model), _shapes(model)
     found = []
     for node in view.of_kind(*WEIGHTED):
-        weight = next((shape for name in node.input[1:] if (shape := _weight_shape(view, name)) is not None), None)
+        weight = next((shape for name in node.input[1:] if (shape := _weight_shape(view, name, shapes)) is not None), None)
         if weight is None or view.is_computed_from_constants(read(node, 0)):
             continue  # of the latter kind are nodes that unpack narrow codes
         # The names of what follows, too: a layer that is fused with its activation is called after that.
@@ -293,17 +293,12 @@ def random_feeds(path: Path) -> dict[str, Any]:
     return found
 
 
-def _weight_shape(view: View, name: str) -> tuple[int, ...] | None:
+def _weight_shape(view: View, name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape of a constant of two axes or more, however its codes are unpacked."""
     quantizer = view.dequantizer(name, through=False)
     array = view.constant(quantizer.source if quantizer is not None else name)
-    if array is not None:
-        return array.shape if array.ndim > 1 else None
-    if quantizer is not None and view.has_constant_codes(quantizer) and quantizer.scale is not None:
-        producer = view.producers.get(quantizer.source)
-        source = None if producer is None else view.constant(read(producer, 1 if producer.op_type == "Reshape" else 0))
-        if source is not None and producer is not None:
-            return tuple(int(side) for side in source) if producer.op_type == "Reshape" else source.shape
-    return None
+    shape = array.shape if array is not None else shapes.get(name, ()) if view.is_computed_from_constants(name) else ()
+    return shape if len(shape) > 1 and all(shape) else None
 
 
 def _macs(node: onnx.NodeProto, weight: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
