@@ -18,7 +18,7 @@ import onnx
 
 from quantkit import probe
 from quantkit.capture import check_inputs
-from quantkit.errors import ModelError
+from quantkit.errors import DataError, ModelError
 from quantkit.evaluation import Feeds, evaluate, feeds
 from quantkit.export.executed import owners, plain
 from quantkit.export.integer_weights import layers_at_risk
@@ -223,6 +223,7 @@ def examine_file(
     if float_file is not None:
         example: Feeds = random_feeds(float_file)
         if check is not None:
+            _check_items(float_file, check)
             budget, verdict = _judged(runtime, options, (float_file, file), check, batch_size, seed)
             example = feeds(next(iter(check.items.batches(len(next(iter(example.values())))))), tuple(example))
         if runtime.TIMES:
@@ -244,6 +245,16 @@ def compare(plan: StoredPlan, file: Path, check: Check | None, batch_size: int, 
             found.captured, found.placement, found.bank, file, found.emitted, items, batch_size, folder, lambda _: None, options
         )
     return Compared(told, len(items), check is None)
+
+
+def _check_items(file: Path, check: Check) -> None:
+    """Raises DataError where the items are not of the shapes that the file takes."""
+    wanted = {entry.name: [side.dim_value for side in entry.type.tensor_type.shape.dim][1:] for entry in open_model(file).graph.input}
+    for name, array in feeds(next(iter(check.items.batches(1))), tuple(random_feeds(file))).items():
+        sides = zip(wanted[name], array.shape[1:], strict=False)
+        if len(wanted[name]) != array.ndim - 1 or any(side not in (0, got) for side, got in sides):
+            have, shape = f"input {name!r} of shape {list(array.shape[1:])} for each item", [side or "*" for side in wanted[name]]
+            raise DataError(have, f"a shape of {shape}", "mend the data, or its --resize and --crop")
 
 
 def _judged(
@@ -294,11 +305,12 @@ def random_feeds(path: Path) -> dict[str, Any]:
 
 
 def _weight_shape(view: View, name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The shape of a constant of two axes or more, however its codes are unpacked."""
+    """The shape of a weight, a constant or made of constants; None for what is neither, or has one axis."""
     quantizer = view.dequantizer(name, through=False)
-    array = view.constant(quantizer.source if quantizer is not None else name)
-    shape = array.shape if array is not None else shapes.get(name, ()) if view.is_computed_from_constants(name) else ()
-    return shape if len(shape) > 1 and all(shape) else None
+    source = quantizer.source if quantizer is not None else name
+    array = view.constant(source)
+    found = array.shape if array is not None else shapes.get(source, ()) if view.is_computed_from_constants(source) else ()
+    return found if len(found) > 1 and all(found) else None
 
 
 def _macs(node: onnx.NodeProto, weight: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -89,7 +89,7 @@ def test_the_int8_layers_of_every_tensorrt_file_run_in_int8(benches: Callable[[s
 def test_other_tensorrt_files_load_and_compute_in_float(scheme: str, tmp_path: Path) -> None:
     work = wide(tmp_path)
     plan = replace(stored(work), target="tensorrt", schemes=dict.fromkeys(stored(work).schemes, parse_scheme(scheme)))
-    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
     session = open_file(exported.file, threads=1, options={})
     ran = read_executed(exported.file, work.graph, exported.placement, {}, tmp_path)
     assert ran.mismatches == () and set(ran.precisions.values()) == {"float"}

@@ -21,7 +21,7 @@ from quantkit.stored import export_plan
 @pytest.mark.parametrize("scheme", ["fp16", "w8a8", "fp8", "w4a16"])
 def test_the_runtime_and_the_standard_read_our_files_alike(scheme: str, tmp_path: Path) -> None:
     work = bench("several", tmp_path)
-    exported = export_plan(planned(work, scheme), "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(planned(work, scheme), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     checked = check_reference(exported.file, {name: value.numpy() for name, value in work.inputs.items()})
     assert checked.items == 8 and set(checked.differences) == set(work.graph.outputs)
     assert max(checked.differences.values()) < 0.02 and checked.same_top == 1.0
@@ -29,7 +29,7 @@ def test_the_runtime_and_the_standard_read_our_files_alike(scheme: str, tmp_path
 
 def test_a_file_that_they_read_differently_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = bench("mlp", tmp_path)
-    exported = export_plan(planned(work, "fp16"), "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(planned(work, "fp16"), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     feeds = {name: value.numpy() for name, value in work.inputs.items()}
     real = quantkit.reference_check.ReferenceEvaluator
 

@@ -55,11 +55,17 @@ def test_the_run_directory_may_move(result: Result, tmp_path: Path) -> None:
 
 def test_the_command_says_what_became_of_the_plan(result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "trt.onnx"
-    assert main(["export", str(result.run), "--target", "tensorrt", "--output", str(output)]) == 0
+    command = ["export", str(result.run), "--target", "tensorrt", "--output", str(output)]
+    assert main(command) == 2 and not output.exists()
+    refused = capsys.readouterr().err
+    assert len(refused.splitlines()) == 1 and "stem: " in refused and "fewer than 16 channels" in refused and "--adapt" in refused
+    assert main([*command, "--adapt"]) == 0
     assert "became fp16" in capsys.readouterr().out
-    assert main(["export", str(result.run), "--target", "tensorrt", "--output", str(output), "--json"]) == 0
+    assert main([*command, "--adapt", "--check", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["errors"] == 0 and any("stem" in note for note in told["notes"])
+    assert told["errors"] == 0 and any("stem" in note for note in told["notes"]) and told["failures"] == []
+    assert told["examined"]["latency"] is None and told["reference_check"]["same_top"] == 1.0
+    assert [Path(path).name for path in told["beside"]] == ["trt.onnx.trtexec.sh", "build_and_check.py"]
     assert main(["export", str(tmp_path), "--output", str(output)]) == 2
     assert "no plan" in capsys.readouterr().err
 
@@ -151,7 +157,7 @@ def quantized_branches(path: Path) -> list[list[bool]]:
 
 def test_a_tensorrt_file_keeps_nvidia_s_rules(tmp_path: Path) -> None:
     work = wide(tmp_path)
-    exported = export_plan(stored(work), "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(stored(work), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     onnx.checker.check_model(exported.file, full_check=True)
     assert lint_file(exported.file, "tensorrt").findings == ()
     assert exported.notes == (
@@ -167,7 +173,7 @@ def test_a_tensorrt_file_keeps_nvidia_s_rules(tmp_path: Path) -> None:
 
 def test_a_tensorrt_file_computes_what_the_simulation_does(tmp_path: Path) -> None:
     work = wide(tmp_path)
-    exported = export_plan(stored(work), "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(stored(work), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     (ran,) = run(open_session(exported.file, threads=1, literal=True), work.inputs)
     plan = stored(work)
     grids = choose_grids(plan.bounds, plan.graph, tensorrt.ACTIVATIONS)
@@ -183,7 +189,7 @@ def test_a_tensorrt_file_computes_what_the_simulation_does(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_becomes_a_file_that_tensorrt_does_not_refuse(name: str, tmp_path: Path) -> None:
     work = bench(name, tmp_path)
-    exported = export_plan(stored(work, "w4a8"), "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(stored(work, "w4a8"), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     assert lint_file(exported.file, "tensorrt").count("error") == 0
     onnx.checker.check_model(exported.file, full_check=True)
     floats = work.captured.module(*work.inputs.values())
@@ -196,12 +202,12 @@ def test_narrow_weights_become_8_bits_for_tensorrt(tmp_path: Path) -> None:
     work = wide(tmp_path)
     adapted = tensorrt.adapt(work.graph, stored(work, "w4a8").schemes)
     assert adapted.schemes["one"].name == "w8a8" and adapted.schemes["stem"] == tensorrt.KEPT
-    assert [note.split(":")[0] for note in adapted.notes[:-1]] == [layer.name for layer in work.graph.layers if layer.weight]
+    assert [note.split(":")[0] for note in adapted.changes] == [layer.name for layer in work.graph.layers if layer.weight]
 
 
 def test_an_addition_without_a_quantized_layer_in_front_stays_as_it_is(tmp_path: Path) -> None:
     work = wide(tmp_path)
     plan = stored(work)
     schemes = {**plan.schemes, "two": FLOAT, "down": FLOAT, "shortcut": FLOAT}
-    exported = export_plan(replace(plan, schemes=schemes), "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(replace(plan, schemes=schemes), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     assert quantized_branches(exported.file) == [[False, False], [False, False]]

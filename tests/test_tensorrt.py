@@ -24,10 +24,10 @@ from quantkit.capture import capture
 from quantkit.evaluation import open_session
 from quantkit.export.float_onnx import read_parameters
 from quantkit.lint import lint_file
-from quantkit.openvino import open_openvino, read_openvino
 from quantkit.options import SCHEMES
 from quantkit.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.quantization import WeightBank
+from quantkit.runtimes.openvino import read_executed
 from quantkit.simulation import Simulation
 from quantkit.spec import FLOAT, HALF, parse_scheme
 from quantkit.stored import Exported, StoredPlan, export_plan
@@ -80,7 +80,7 @@ def assert_well_typed(work: Bench, exported: Exported, plan: StoredPlan) -> None
 def test_the_simulation_is_the_file_node_by_node(benches: Callable[[str], Bench], name: str, scheme: str, tmp_path: Path) -> None:
     work = benches(name)
     plan = planned(work, scheme)
-    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
     assert_well_typed(work, exported, plan)
     outputs = run_stepwise(exported.file, work.inputs)
     for ours, output in zip(simulate(work, plan, exported), work.graph.outputs, strict=True):
@@ -95,7 +95,7 @@ def test_every_scheme_moves_the_outputs_and_the_narrower_ones_more(work: Bench, 
     moved = {}
     for scheme in SCHEMES["tensorrt"]:
         plan = planned(work, scheme)
-        (output,) = simulate(work, plan, export_plan(plan, "tensorrt", tmp_path / "trt.onnx"))
+        (output,) = simulate(work, plan, export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True))
         moved[scheme] = float((output - floats).norm() / floats.norm())
     assert moved["fp32"] < 1e-6 < moved["fp16"] < 2e-3 < moved["w8a8"] < moved["fp8"] < 0.1
     assert moved["fp16"] < moved["w4a16"] < 0.1
@@ -106,7 +106,7 @@ def test_precision_changes_where_the_plan_changes_it(mix: tuple[str, str], work:
     """Casts: where the network begins and ends and where float32 meets half, none where a quantizer lies between."""
     schemes = dict.fromkeys((layer.name for layer in work.graph.layers), "fp16") | {"one": mix[0], "two": mix[1]}
     plan = planned(work, schemes)
-    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
     assert_well_typed(work, exported, plan)
     one, two = mix
     changes = [
@@ -135,7 +135,7 @@ def test_what_only_float32_feeds_stays_float32(tmp_path: Path) -> None:
     inputs = {"x": torch.randn(8, 3, 12, 12)}
     work = Bench(capture(Net().eval(), inputs), inputs, tmp_path)
     plan = planned(work, {"a": "fp32", "b": "fp16", "head": "fp32"})
-    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
     assert_well_typed(work, exported, plan)
     casts = [node.input[0] for node in onnx.load(exported.file).graph.node if node.op_type == "Cast"]
     assert casts == ["tanh", "amax"]
@@ -147,7 +147,7 @@ def test_scales_weights_and_biases_are_halves_and_exact(work: Bench, tmp_path: P
     """The simulation's scales are those of the file: representable in half, rounded up."""
     for scheme, kind in (("w8a8", np.int8), ("fp8", ml_dtypes.float8_e4m3fn)):
         plan = planned(work, scheme)
-        exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+        exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
         held, bank = constants(exported.file), bank_of(plan)
         label = {"w8a8": "w8", "fp8": "e4m3"}[scheme]
         weights = exported.placement.schemes["one"].weights
@@ -168,7 +168,7 @@ def test_fp8_is_e4m3_of_half_operands(tmp_path: Path) -> None:
     inputs = {"x": torch.randn(8, 32, generator=torch.Generator().manual_seed(0)) * 3}
     work = Bench(capture(nn.Sequential(layer).eval(), inputs), inputs, tmp_path)
     plan = planned(work, "fp8")
-    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
     (ours,) = simulate(work, plan, exported)
     largest = max(abs(bound) for bound in plan.bounds["x"])
     scale = np.float32(bank_of(plan).input_qparams(work.graph.layers[0], 0, FP8.activations).scale)
@@ -191,7 +191,7 @@ def test_4_bit_weights_lie_in_the_largest_blocks_that_divide(features: int, bloc
     inputs = {"x": torch.randn(4, *([3] if tokens else []), features, generator=torch.Generator().manual_seed(0))}
     work = Bench(capture(nn.Sequential(layer).eval(), inputs), inputs, tmp_path)
     plan = planned(work, "w4a16")
-    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
     assert_well_typed(work, exported, plan)
     file = onnx.load(exported.file)
     (node,) = (node for node in file.graph.node if node.op_type == "DequantizeLinear")  # no quantizer on the activations
@@ -228,7 +228,7 @@ def test_bytes_are_those_of_the_file(scheme: str, tmp_path: Path) -> None:
     inputs = {"x": torch.randn(8, 16, 6, 6)}
     work = Bench(capture(Net().eval(), inputs), inputs, tmp_path)
     plan = planned(work, scheme)
-    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
     marks = ("a.", "b.", "head.")
     held = sum(len(t.raw_data) for t in onnx.load(exported.file).graph.initializer if t.name.startswith(marks))
     runs = {**dict.fromkeys(exported.placement.schemes, scheme), **dict.fromkeys(exported.placement.floating, "w4a16")}
@@ -263,14 +263,14 @@ def test_fp8_convolutions_want_small_filters_and_no_narrow_groups(tmp_path: Path
     assert menus == {"large": ("fp16", "w8a8", "fp32"), "deep": ("fp16", "w8a8", "fp32")}
     assert tensorrt.place(graph, {"large": FP8, "deep": FP8}).schemes == {}
     adapted = tensorrt.adapt(graph, {"large": FP8, "deep": W8A8})
-    assert adapted.schemes["large"] == FP16 and "filter" in adapted.notes[0]
+    assert adapted.schemes["large"] == FP16 and "filter" in adapted.changes[0]
 
 
 def test_what_another_target_keeps_float_computes_in_half_and_our_own_float32_stays(work: Bench, tmp_path: Path) -> None:
     plan = replace(stored(work), schemes=dict.fromkeys(stored(work).schemes, FLOAT))
-    foreign = export_plan(plan, "tensorrt", tmp_path / "foreign.onnx")
+    foreign = export_plan(plan, "tensorrt", tmp_path / "foreign.onnx", adapt=True)
     assert foreign.placement.float32 == frozenset() and "computes in half" in foreign.notes[0]
-    own = export_plan(replace(plan, target="tensorrt"), "tensorrt", tmp_path / "own.onnx")
+    own = export_plan(replace(plan, target="tensorrt"), "tensorrt", tmp_path / "own.onnx", adapt=True)
     assert own.placement.float32 == set(plan.schemes) and own.notes == ()
     assert not [node for node in onnx.load(own.file).graph.node if node.op_type == "Cast"]
 
@@ -284,7 +284,7 @@ def test_an_addition_is_fused_into_int8_layers_only(work: Bench) -> None:
 
 def test_a_tensor_read_in_int8_and_in_fp8_has_a_quantizer_for_each(work: Bench, tmp_path: Path) -> None:
     plan = planned(work, {layer.name: {"down": "w8a8", "shortcut": "fp8"}.get(layer.name, "fp16") for layer in work.graph.layers})
-    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
     assert_well_typed(work, exported, plan)
     quantizers = [node.input[0] for node in onnx.load(exported.file).graph.node if node.op_type == "QuantizeLinear"]
     assert len(quantizers) == 2 and len(set(quantizers)) == 1
@@ -353,7 +353,7 @@ def test_a_random_network_under_a_random_plan(seed: int, tmp_path: Path, monkeyp
     mixed = {layer.name: str(random.choice(SCHEMES["tensorrt"])) for layer in work.graph.layers}
     for schemes in ("w8a8", mixed):
         plan = planned(work, schemes)
-        exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx")
+        exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
         assert_well_typed(work, exported, plan)
         (literal,) = run(open_session(exported.file, threads=1, literal=True), few)
         (ours,) = simulate(work, plan, exported)
@@ -362,4 +362,4 @@ def test_a_random_network_under_a_random_plan(seed: int, tmp_path: Path, monkeyp
         assert (literal - stepwise).norm() < 0.8 * (floats - stepwise).norm() + 3e-3 * floats.norm()
         if schemes == "w8a8":
             pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
-            assert read_openvino(open_openvino(exported.file, threads=1), work.graph, exported.placement).mismatches == ()
+            assert read_executed(exported.file, work.graph, exported.placement, {}, tmp_path).mismatches == ()

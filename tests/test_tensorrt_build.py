@@ -24,7 +24,7 @@ from quantkit.stored import export_plan
 
 def test_the_command_names_the_file_and_no_precision(tmp_path: Path) -> None:
     work = wide(tmp_path)
-    exported = export_plan(planned(work, "w8a8"), "tensorrt", tmp_path / "my net.onnx")
+    exported = export_plan(planned(work, "w8a8"), "tensorrt", tmp_path / "my net.onnx", adapt=True)
     command, copied = exported.beside
     assert (command.name, copied.name) == ("my net.onnx.trtexec.sh", SCRIPT)
     text = command.read_text()
@@ -39,7 +39,7 @@ def test_the_command_names_the_file_and_no_precision(tmp_path: Path) -> None:
 
 def test_the_command_runs_trtexec_in_the_file_s_folder(tmp_path: Path) -> None:
     work = wide(tmp_path)
-    command = export_plan(planned(work, "fp16"), "tensorrt", tmp_path / "net.onnx").beside[0]
+    command = export_plan(planned(work, "fp16"), "tensorrt", tmp_path / "net.onnx", adapt=True).beside[0]
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / "trtexec"
     fake.write_text('#!/bin/sh\npwd\nfor option in "$@"; do echo "$option"; done\n')
@@ -234,7 +234,7 @@ def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str, *
     monkeypatch.setattr(script, "missing", list)
     monkeypatch.setattr(script, "open_device", Host)
     work = wide(tmp_path)
-    exported = export_plan(planned(work, "w8a8"), "tensorrt", tmp_path / "net.onnx")
+    exported = export_plan(planned(work, "w8a8"), "tensorrt", tmp_path / "net.onnx", adapt=True)
     return script.main([str(exported.file), "--rounds", "3", *options]), told
 
 
