@@ -51,7 +51,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
         folder = tmp_path_factory.mktemp("examined") / "run"
-        return quantkit.allocate(toys.trained(), data=data(), max_drop=10.0, run=folder, fix={"down": "fp32"}, minimize="bytes")
+        schemes = ("fp32", "w8a8", "w6a8", "w4a8")
+        pinned = {"down": "fp32"}
+        return quantkit.allocate(toys.trained(), data=data(), max_drop=10.0, run=folder, fix=pinned, schemes=schemes, minimize="bytes")
 
 
 def look(path: Path, float_file: Path | None = None, check: Check | None = None, parity: bool = False) -> Examined:
