@@ -200,7 +200,9 @@ def resized(net: Drawn, channels: int) -> tuple[Step, int]:
 
 BLOCKS: dict[str, Callable[[Drawn, int], tuple[Step, int]]] = {
     block.__name__: block  # type: ignore[attr-defined]
-    for block in (plain, strided, grouped, residual, projected, inverted, dense, branches, excited, gated, divided, twice, pooled, shuffled, resized)
+    for block in (
+        plain, strided, grouped, residual, projected, inverted, dense, branches, excited, gated, divided, twice, pooled, shuffled, resized,
+    )  # fmt: skip
 }
 
 
