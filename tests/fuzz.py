@@ -198,12 +198,10 @@ def resized(net: Drawn, channels: int) -> tuple[Step, int]:
     return step, 2 * channels
 
 
-BLOCKS: dict[str, Callable[[Drawn, int], tuple[Step, int]]] = {
-    block.__name__: block  # type: ignore[attr-defined]
-    for block in (
-        plain, strided, grouped, residual, projected, inverted, dense, branches, excited, gated, divided, twice, pooled, shuffled, resized,
-    )  # fmt: skip
-}
+DRAWN = (
+    plain, strided, grouped, residual, projected, inverted, dense, branches, excited, gated, divided, twice, pooled, shuffled, resized,
+)  # fmt: skip
+BLOCKS: dict[str, Callable[[Drawn, int], tuple[Step, int]]] = {block.__name__: block for block in DRAWN}
 
 
 def draw(seed: int) -> tuple[Drawn, dict[str, Tensor]]:

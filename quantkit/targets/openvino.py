@@ -1,9 +1,9 @@
 """Target `openvino`: Intel's engine, which reads ONNX with explicit Q/DQ and fuses it by rules of its own (2026.4 probed).
 
 It takes ONNX Runtime's structure as it is, with differences: a layer kept in float needs no barrier, as its weights are never rounded
-behind one's back; of the ways to store narrow codes it folds INT4 behind a Cast only, so others lie in the file as INT8; float weights it takes as
-FLOAT16 behind a Cast only, as codes times scales it would take for a quantized layer's, and run that in int8; and average pools stay float
-behind a barrier, as it pads codes with 0 whatever the zero point is (2026.4: outputs wrong by more than their size).
+behind one's back; of the ways to store narrow codes it folds INT4 behind a Cast only, so others lie in the file as INT8; float weights
+it takes as FLOAT16 behind a Cast only, as codes times scales it would take for a quantized layer's, and run that in int8; and average
+pools stay float behind a barrier, as it pads codes with 0 whatever the zero point is (2026.4: outputs wrong by more than their size).
 Source: docs.openvino.ai, "Low Precision Transformations"; tests/test_openvino.py runs it where openvino is installed.
 """
 
