@@ -16,7 +16,10 @@ from quantkit.errors import DataError, RequestError, SchemeError, unknown
 CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("ort-cpu", "openvino", "tensorrt"),
     "minimize": ("latency", "bytes"),
-    "sensitivity": ("augmented", "displacement", "hessian"),
+    "sensitivity": (
+        "augmented", "aumann_shapley", "displacement", "fisher", "fisher_output", "gauss_newton", "hessian", "hessian_activation",
+        "hessian_cross", "kl", "noise", "pairs", "pyhessian", "weight_error",
+    ),
     "search": ("pareto", "bisection"),
     "observer": ("mse", "percentile", "minmax"),
     "rounding": ("gptq", "nearest"),
