@@ -7,6 +7,7 @@ item's positions; 1 for plain values ("identity"). Several outputs add up. F = S
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -138,7 +139,7 @@ def _rooted(curvature: Curvature, output: Tensor, signs: Tensor) -> Tensor:
         return signs
     p, e = _rows(output).softmax(dim=-1), _rows(signs)
     mixed: Tensor = p.sqrt() * e - p * (p.sqrt() * e).sum(dim=-1, keepdim=True)
-    return (mixed / p.shape[1] ** 0.5).reshape(output.shape)
+    return (mixed / math.sqrt(p.shape[1])).reshape(output.shape)
 
 
 def _signs(draws: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
