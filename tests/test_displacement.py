@@ -110,7 +110,7 @@ def test_batches_add_up_to_a_mean_over_items() -> None:
     np.testing.assert_allclose(gram(iter([rows[:, :3], rows[:, 3:]])), wanted, rtol=1e-5)
 
 
-def test_wide_outputs_are_sketched_to_nearly_the_same_matrix(box: toys.Toybox, measured: Interactions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_outputs_are_sketched_to_nearly_the_same_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -47,18 +47,18 @@ class Perturbed:
 
 def displace(
     captured: Captured, bank: WeightBank, perturbed: Perturbed, batches: Iterable[Batch], measure: Measure
-) -> Iterator[NDArray[np.float32]]:
+) -> Iterator[NDArray[np.floating]]:
     """`measure` of every perturbation, one array of shape [rows, items, coordinates] for each batch."""
     plain, first = Simulation(captured, FLOAT_PLACEMENT, bank), 0
     for batch in batches:
         base = plain.run(batch.inputs)
         coordinates = measure(base["output"])
-        rows = [coordinates(outputs).float().cpu().numpy() for outputs in perturbed.outputs(base, first)]
+        rows = [coordinates(outputs).cpu().numpy() for outputs in perturbed.outputs(base, first)]
         first += batch.size
         yield np.stack(rows) if rows else np.zeros((0, batch.size, 0), np.float32)
 
 
-def mean(displaced: Iterable[NDArray[np.float32]]) -> Floats:
+def mean(displaced: Iterable[NDArray[np.floating]]) -> Floats:
     """The mean over items of what `displace` yields, where that is one coordinate; shape [rows], float64."""
     parts = list(displaced)
     return np.asarray(np.concatenate(parts, axis=1).reshape(len(parts[0]), -1).mean(axis=1, dtype=np.float64), np.float64)

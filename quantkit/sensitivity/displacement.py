@@ -39,7 +39,7 @@ def measure_gram(scene: Scene) -> Interactions:
     return scene.interactions({(row, column): float(found[a, b]) for a, row in enumerate(places) for b, column in enumerate(places)})
 
 
-def gram(displaced: Iterable[NDArray[np.float32]]) -> Floats:
+def gram(displaced: Iterable[NDArray[np.floating]]) -> Floats:
     """Inner products of displacements, shape [rows, items, coordinates] a batch: a mean over items, in float64."""
     total, items = np.zeros((0, 0)), 0
     for batch in displaced:
