@@ -19,7 +19,7 @@ from quantkit.metric import Metric, Outputs, divergence
 from quantkit.quantization import WeightBank
 from quantkit.runtimes import Feeds, Runtime, Session, find_runtime
 from quantkit.search import Measured
-from quantkit.spec import parse_scheme
+from quantkit.spec import is_float, parse_scheme
 from quantkit.statistics import UNKNOWING, Expectation, Verdict, noise
 from quantkit.store import Run, fingerprint
 from quantkit.targets.placement import Placement
@@ -60,8 +60,9 @@ class Candidates:
         return placed
 
     def uniform(self, scheme: str) -> dict[str, str]:
-        """Every group under `scheme`, or under the last of its menu where it cannot take it."""
-        return {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in self.groups}
+        """Every group under `scheme`; one that cannot take it, under the last of its menu that is float or not, as the scheme is."""
+        menus = {g.name: [s for s in g.schemes if is_float(s) == is_float(scheme)] or list(g.schemes) for g in self.groups}
+        return {group.name: scheme if scheme in group.schemes else menus[group.name][-1] for group in self.groups}
 
     def emit(self, allocation: Mapping[str, str], path: Path | None = None) -> Path:
         """Write the plan's file, by default over the last candidate's."""

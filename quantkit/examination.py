@@ -1,13 +1,14 @@
 """A file examined, whoever made it: what the runtime runs in int8, what it loses against its float file, how fast it is.
 
-Of a run directory it is the plan's own file, and what runs is held against the plan, layer by layer.
+Of a run directory it is the plan's own file: what runs is held against the plan, layer by layer, and what that computes against the
+simulation. Every session is opened with the options of a `session.json` beside the file.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,23 @@ from typing import Any
 import numpy as np
 import onnx
 
+from quantkit import probe
+from quantkit.capture import check_inputs
 from quantkit.errors import ModelError
-from quantkit.evaluation import evaluate, feeds
-from quantkit.export.executed import plain
+from quantkit.evaluation import Feeds, evaluate, feeds
+from quantkit.export.executed import owners, plain
+from quantkit.export.integer_weights import layers_at_risk
+from quantkit.graph import Graph
 from quantkit.lint.opening import open_model
 from quantkit.lint.view import View, read, title
+from quantkit.parity import Parity, compare_simulation, random_items
+from quantkit.passes.batches import network_batches
 from quantkit.request import Check
-from quantkit.runtimes import Kernel, find_runtime, ort_cpu
+from quantkit.runtimes import Kernel, Runtime, find_runtime, ort_cpu
+from quantkit.session_file import read_session
 from quantkit.statistics import Verdict
-from quantkit.stored import read_plan
-from quantkit.targets import find_target
+from quantkit.stored import StoredPlan, read_plan, simulate
+from quantkit.targets import Placement, find_target
 from quantkit.verify import Latency, judge, time_sessions
 
 WEIGHTED = (
@@ -40,6 +48,8 @@ WEIGHTED = (
     "MatMulInteger",
 )
 PLAN_FILE = "model.onnx"
+SIMULATED = "ort-cpu"  # the target whose kernels the simulation computes
+NO_RUN = "a run directory of `quantkit allocate`, which keeps the plan and the network"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +72,32 @@ class WeightedNode:
         return {"node": self.name, "kind": self.kind, "kernel": self.kernel and self.kernel.name, "precision": precision, "macs": self.macs}
 
 
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """Whether 16-bit sums saturate on this processor, and the layers of which some can, on processors that add in pairs."""
+
+    here: bool
+    layers_at_risk: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The parity with the simulation over that many items; `random`: drawn here, as there were no others."""
+
+    parity: Parity
+    items: int
+    random: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form."""
+        return {**asdict(self.parity), "items": self.items, "random_items": self.random, "notes": list(self.parity.notes())}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Examined:
-    """What was seen. `mismatches` is None for a file without a plan; `verdict` without data and `latency` without a float file are None."""
+    """What was seen. `mismatches` is None for a file without a plan; `verdict` without data, `latency` without a float file, and `compared`
+    unless asked for are None, and `saturation` where another runtime than ONNX Runtime was asked.
+    """
 
     file: Path
     float_file: Path | None
@@ -73,6 +106,9 @@ class Examined:
     budget: float | None
     verdict: Verdict | None
     latency: Latency | None
+    saturation: Saturation | None
+    session_options: Mapping[str, str]
+    compared: Compared | None
 
     @property
     def int8_macs(self) -> float:
@@ -92,6 +128,9 @@ class Examined:
             broken = self.verdict.decision == "broken" or (self.verdict.decision == "undecided" and self.verdict.drop > self.budget)
             if broken:
                 found.append(f"{self.verdict.drop:.2f} lost, at most {self.budget:.2f} allowed ({self.verdict.decision})")
+        if self.compared is not None and self.compared.parity.parted:
+            parted = self.compared.parity.parted
+            found.append(f"{len(parted)} layers do not compute what the simulation does, first {parted[0]}")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -112,48 +151,103 @@ class Examined:
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             "latency": None if self.latency is None else asdict(self.latency),
             "bytes": bytes_,
+            "saturation": None if self.saturation is None else asdict(self.saturation),
+            "session_options": dict(self.session_options),
+            "parity": None if self.compared is None else self.compared.to_json(),
         }
 
 
 def examine(
-    path: Path, *, target: str | None = None, float_file: Path | None, check: Check | None, threads: int, batch_size: int, seed: int
+    path: Path,
+    *,
+    target: str | None = None,
+    float_file: Path | None,
+    check: Check | None,
+    threads: int,
+    batch_size: int,
+    seed: int,
+    parity: bool = False,
 ) -> Examined:
     """Examine a file, or a run directory's, in the runtime of `target` (the plan's own, or else ONNX Runtime).
 
     Raises ModelError for what is no safe ONNX file, OutputError for a folder without a plan.
     """
-    plan = read_plan(path) if path.is_dir() else None
-    file = path / PLAN_FILE if plan is not None else path
-    reference = float_file or (plan.float_file if plan is not None else None)
-    name = target or (plan.target if plan is not None else "ort-cpu")
-    runtime, options = find_runtime(name), find_target(name).SESSION_OPTIONS
+    if parity and not path.is_dir():
+        raise ModelError(f"--parity for {path}, which is no run", NO_RUN, "pass the run itself")
+    if not path.is_dir():
+        return examine_file(
+            path, target=target or SIMULATED, float_file=float_file, check=check, threads=threads, batch_size=batch_size, seed=seed
+        )
+    plan, file = read_plan(path), path / PLAN_FILE
+    placement = find_target(plan.target).place(plan.graph, plan.schemes)
+    found = examine_file(
+        file, target=target or plan.target, planned=(plan.graph, placement), float_file=float_file or plan.float_file, check=check,
+        threads=threads, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    return replace(found, compared=compare(plan, file, check, batch_size, seed, found.session_options)) if parity else found
+
+
+def examine_file(
+    file: Path,
+    *,
+    target: str,
+    planned: tuple[Graph, Placement] | None = None,
+    float_file: Path | None,
+    check: Check | None,
+    threads: int,
+    batch_size: int,
+    seed: int,
+) -> Examined:
+    """Examine a file in the runtime of `target`; with `planned`, what runs is held against that, layer by layer."""
+    runtime, options = find_runtime(target), read_session(file.parent, find_target(target))
     model = open_model(file)
-    if reference is not None:
-        open_model(reference)
-    if check is not None and reference is None:
+    if float_file is not None:
+        open_model(float_file)
+    if check is not None and float_file is None:
         raise ModelError(f"data, and no float file to hold {file} against", "the network before it was quantized", "pass --float FILE")
-    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        nodes, mismatches = weighted_nodes(model, runtime.kernels(file, options, Path(folder))), None
-        if plan is not None:
-            placement = find_target(plan.target).place(plan.graph, plan.schemes)
-            mismatches = runtime.read_executed(file, plan.graph, placement, options, Path(folder)).mismatches
-    budget = verdict = latency = None
-    if reference is not None:
-        example = random_feeds(reference)
+    mismatches = saturation = budget = verdict = latency = None
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as name:
+        folder = Path(name)
+        nodes = weighted_nodes(model, runtime.kernels(file, options, folder))
+        if planned is not None:
+            mismatches = runtime.read_executed(file, *planned, options, folder).mismatches
+        if target == SIMULATED:
+            names = {} if planned is None else owners(planned[0])
+            saturation = Saturation(probe.saturates(), layers_at_risk(ort_cpu.optimize(file, options, folder), names))
+    if float_file is not None:
+        example: Feeds = random_feeds(float_file)
         if check is not None:
-            before, after = (
-                evaluate(runtime.open_file(each, threads=0, options=options), check.items, batch_size) for each in (reference, file)
-            )
-            labels = None if check.metric.reference == "float" else check.items.labels()
-            truth = before if labels is None else labels
-            budget = None if check.budget is None else check.budget.points(check.metric.score(before, truth))
-            verdict = judge(check.metric, before, after, labels, 0.0 if budget is None else budget, seed)
-            batch = len(next(iter(example.values())))
-            example = feeds(next(iter(check.items.batches(batch))), tuple(example))
+            budget, verdict = _judged(runtime, options, (float_file, file), check, batch_size, seed)
+            example = feeds(next(iter(check.items.batches(len(next(iter(example.values())))))), tuple(example))
         if runtime.TIMES:
-            sessions = [runtime.open_file(each, threads=threads, options=options, example=example) for each in (reference, file)]
+            sessions = [runtime.open_file(each, threads=threads, options=options, example=example) for each in (float_file, file)]
             latency = time_sessions(sessions, example)[1]
-    return Examined(file, reference, nodes, mismatches, budget, verdict, latency)
+    return Examined(file, float_file, nodes, mismatches, budget, verdict, latency, saturation, options, None)
+
+
+def compare(plan: StoredPlan, file: Path, check: Check | None, batch_size: int, seed: int, options: Mapping[str, str]) -> Compared:
+    """The run's file against the simulation of its plan, over the data, or over random items. Raises RequestError for what a run lacks."""
+    if plan.target != SIMULATED:
+        raise ModelError(f"--parity for a plan of target {plan.target}", f"one of {SIMULATED}, whose kernels the simulation computes")
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as name:
+        folder = Path(name)
+        found = simulate(plan, folder / "again.onnx")
+        items = random_items(found.captured, plan.bounds, seed) if check is None else check.items
+        check_inputs(found.captured, next(network_batches(plan.graph, items, 1)).inputs)
+        told = compare_simulation(
+            found.captured, found.placement, found.bank, file, found.emitted, items, batch_size, folder, lambda _: None, options
+        )
+    return Compared(told, len(items), check is None)
+
+
+def _judged(
+    runtime: Runtime, options: Mapping[str, str], files: tuple[Path, Path], check: Check, batch_size: int, seed: int
+) -> tuple[float | None, Verdict]:
+    """The budget, if there is one, and the verdict on the second file against the first."""
+    before, after = (evaluate(runtime.open_file(file, threads=0, options=options), check.items, batch_size) for file in files)
+    labels = None if check.metric.reference == "float" else check.items.labels()
+    budget = None if check.budget is None else check.budget.points(check.metric.score(before, before if labels is None else labels))
+    return budget, judge(check.metric, before, after, labels, 0.0 if budget is None else budget, seed)
 
 
 def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tuple[WeightedNode, ...]:

@@ -30,13 +30,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 SCHEMES: dict[str, tuple[str, ...]] = {
     "ort-cpu": ("fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8"),
     "openvino": ("fp32", "w8a8", "w4a8"),
-    "tensorrt": ("fp32", "w8a8"),
+    "tensorrt": ("fp16", "w8a8", "fp8", "w4a16", "fp32"),
 }
 # What is chosen from unless --schemes says otherwise. Narrow weights save bytes and no time, so a search for speed leaves them out.
 DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
     "ort-cpu": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "w5a8", "w4a8")},
     "openvino": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w4a8")},
-    "tensorrt": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8")},
+    "tensorrt": dict.fromkeys(("latency", "bytes"), ("fp16", "w8a8", "fp8", "w4a16")),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.affine import QParams, choose_weight_qparams, dequantize, floor_weight_scale
+from quantkit.affine import QParams, choose_weight_qparams, dequantize, floor_weight_scale, half_scale, nearest, quantize, refit
 from quantkit.graph import Graph, Layer
 from quantkit.rounding import ROUNDINGS, Rounding
-from quantkit.spec import QuantSpec
+from quantkit.spec import FloatFormat, Format, PerBlock
 
 ProductRows = Callable[[Layer, Tensor], tuple[Tensor, bool]]  # a target's: the weight as its kernel reads it
 
@@ -52,7 +52,7 @@ class WeightBank:
     ) -> None:
         self._graph, self._parameters, self.activations, self._product_rows = graph, parameters, activations, product_rows
         self._rounding, self._moments, self._rounded = rounding, moments or {}, rounded or {}
-        self._done: dict[tuple[str, QuantSpec], QuantizedWeight] = {}
+        self._done: dict[tuple[str, Format], QuantizedWeight] = {}
 
     def to(self, device: torch.device) -> WeightBank:
         """The same bank with its tensors on `device`; itself if they are there."""
@@ -69,43 +69,57 @@ class WeightBank:
         """The float parameter of that name."""
         return self._parameters[name]
 
-    def input_qparams(self, layer: Layer, slot: int) -> QParams:
-        """The qparams of the activation that `layer` reads at `slot`."""
-        return self.activations[self._graph.source(layer.inputs[slot])]
+    def input_qparams(self, layer: Layer, slot: int, spec: Format | None = None) -> QParams:
+        """The qparams of the activation that `layer` reads at `slot`; another format than the bank's own gets the same range."""
+        found = self.activations[self._graph.source(layer.inputs[slot])]
+        return refit(found, spec) if isinstance(spec, FloatFormat) else found
 
     def output_qparams(self, layer: Layer) -> QParams:
         """The qparams of the activation that `layer` writes."""
         return self.activations[layer.output]
 
-    def weight(self, layer: Layer, spec: QuantSpec) -> QuantizedWeight:
-        """The layer's weight under `spec`."""
+    def weight(self, layer: Layer, spec: Format) -> QuantizedWeight:
+        """The layer's weight under `spec`, its blocks as large as fit."""
         assert layer.weight is not None
+        spec = _fitted(layer, spec)
         if (layer.name, spec) not in self._done:
             weight = self._parameters[layer.weight].detach()
             bias = self._parameters[layer.bias].detach() if layer.bias else None
             with torch.no_grad():
-                label = f"{layer.name} {spec.bits}"
-                if label in self._rounded:
-                    codes, scale = (torch.from_numpy(self._rounded[key]).to(weight.device) for key in (label, f"{label} scale"))
-                    qparams = QParams(spec, scale, torch.zeros_like(scale))
-                    alignment = float(self._rounded[f"{label} alignment"])
-                    self._done[layer.name, spec] = QuantizedWeight(codes.float().reshape(weight.shape), qparams, alignment)
+                if spec.granularity is None:
+                    self._done[layer.name, spec] = QuantizedWeight(nearest(weight, spec), choose_weight_qparams(weight, spec, paired=False))
+                elif _label(layer, spec) in self._rounded:
+                    self._done[layer.name, spec] = self._kept(layer, spec)
                 else:
                     rows, paired = self._product_rows(layer, weight)
                     paired = paired and spec.bits == 8
-                    qparams = floor_weight_scale(choose_weight_qparams(rows, spec, paired), bias, self.input_qparams(layer, 0).scale)
+                    qparams = choose_weight_qparams(rows, spec, paired)
+                    if spec.scale_bits == 32:  # where scales are half, biases stay float
+                        qparams = floor_weight_scale(qparams, bias, self.input_qparams(layer, 0).scale)
                     self._done[layer.name, spec] = self._round(layer, rows, qparams, paired)
         return self._done[layer.name, spec]
 
-    def rounded(self, wanted: Iterable[tuple[Layer, QuantSpec]]) -> dict[str, NDArray[Any]]:
-        """The codes of all these, to be kept, and to be given to another bank."""
+    def rounded(self, wanted: Iterable[tuple[Layer, Format]]) -> dict[str, NDArray[Any]]:
+        """The codes of all these, to be kept, and to be given to another bank; what has no scale is soon rounded again."""
         found: dict[str, NDArray[Any]] = {}
         for layer, spec in wanted:
-            weight, label = self.weight(layer, spec), f"{layer.name} {spec.bits}"
-            found[label] = weight.codes.cpu().numpy().astype(np.int8)
+            if spec.granularity is None:
+                continue
+            weight, label = self.weight(layer, spec), _label(layer, _fitted(layer, spec))
+            found[label] = _packed(weight.codes.cpu(), spec)
             found[f"{label} scale"] = weight.qparams.scale.cpu().numpy()
             found[f"{label} alignment"] = np.array(weight.alignment)
         return found
+
+    def _kept(self, layer: Layer, spec: Format) -> QuantizedWeight:
+        """What another bank has rounded; codes that it made for a scale in float32 are made again for one in half."""
+        label, like = _label(layer, spec), self._parameters[str(layer.weight)]
+        codes, scale = (torch.from_numpy(self._rounded[key]).to(like.device) for key in (label, f"{label} scale"))
+        codes, qparams = _unpacked(codes, spec).reshape(like.shape), QParams(spec, scale, torch.zeros_like(scale))
+        if spec.scale_bits == 16:
+            halved = replace(qparams, scale=half_scale(scale))
+            codes, qparams = quantize(dequantize(codes, qparams), halved), halved
+        return QuantizedWeight(codes, qparams, float(self._rounded[f"{label} alignment"]))
 
     def _round(self, layer: Layer, rows: Tensor, qparams: QParams, paired: bool) -> QuantizedWeight:
         shape = self._parameters[str(layer.weight)].shape
@@ -116,6 +130,30 @@ class WeightBank:
         natural = torch.empty_like(codes)
         natural[:, order] = codes
         return QuantizedWeight(natural.reshape(shape), qparams, alignment)
+
+
+def _fitted(layer: Layer, spec: Format) -> Format:
+    """`spec` with blocks that divide the layer's products."""
+    if not isinstance(spec.granularity, PerBlock):
+        return spec
+    blocks = spec.granularity.fitting(layer.weight_shape[spec.granularity.axis])
+    assert blocks is not None, f"no block divides the weight of {layer.name}"
+    return replace(spec, granularity=blocks)
+
+
+def _label(layer: Layer, spec: Format) -> str:
+    """What kept codes go by."""
+    kind = "e4m3" if isinstance(spec, FloatFormat) else str(spec.bits)
+    return f"{layer.name} {kind}" + (" in blocks" if isinstance(spec.granularity, PerBlock) else "")
+
+
+def _packed(codes: Tensor, spec: Format) -> NDArray[Any]:
+    """One byte a code."""
+    return codes.to(torch.float8_e4m3fn).view(torch.int8).numpy() if isinstance(spec, FloatFormat) else codes.numpy().astype(np.int8)
+
+
+def _unpacked(codes: Tensor, spec: Format) -> Tensor:
+    return codes.view(torch.float8_e4m3fn).float() if isinstance(spec, FloatFormat) else codes.float()
 
 
 def _alignment(error: Tensor, moments: Tensor) -> float:

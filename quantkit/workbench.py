@@ -20,7 +20,7 @@ from quantkit.progress import Progress
 from quantkit.store import Run, fingerprint
 
 SCRATCH = ".scratch-"
-TORN = re.compile(r"\.(model|float-[0-9a-f]{8}|result|front|request|graph|session)-[0-9a-f]{8}\.(onnx|json)")
+TORN = re.compile(r"\.(model|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session)-[0-9a-f]{8}\.(onnx|json|pt2)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 

@@ -18,11 +18,11 @@ from quantkit.evaluation import Session, open_session
 from quantkit.export.executed import Executed, read_executed
 from quantkit.export.float_onnx import export_float
 from quantkit.export.qdq import Emitted, emit
+from quantkit.parity import Parity, compare_simulation
 from quantkit.quantization import WeightBank
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
-from quantkit.verify import Parity, Simulated, compare_simulation
 
 ITEMS = 8
 
@@ -210,8 +210,8 @@ class Bench:
     def parity(self, path: Path, placement: Placement, emitted: Emitted) -> Parity:
         """The simulation against the file, over the bench's own items."""
         data = collect([Batch(self.inputs)])
-        simulated = Simulated(self.captured, placement, self.bank)
-        return compare_simulation(simulated, path, emitted, Subset(data, tuple(range(len(data)))), ITEMS, self.folder, lambda _: None)
+        items = Subset(data, tuple(range(len(data))))
+        return compare_simulation(self.captured, placement, self.bank, path, emitted, items, ITEMS, self.folder, lambda _: None)
 
 
 @cache

@@ -9,7 +9,8 @@ from networks import build
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
 
-from quantkit.folding import ATEN, BATCH_NORM, bounds, fold_batch_norm, simplify
+from quantkit.folding import ATEN, BATCH_NORM, bounds, fold_batch_norm
+from quantkit.spelling import simplify
 
 
 def unlifted(model: nn.Module, *inputs: Tensor) -> fx.GraphModule:

@@ -66,4 +66,9 @@ def as_bit_stream(editor: Editor, stem: str, codes: NDArray[np.int8], bits: int,
     return step("Reshape", "unpacked", narrow, editor.constant(f"shape_{'x'.join(map(str, codes.shape))}", np.array(codes.shape, np.int64)))
 
 
-STORAGES: Mapping[Storage, Store] = {"int8": as_int8, "int4": as_int4, "bit_stream": as_bit_stream}
+def as_is(editor: Editor, stem: str, codes: NDArray[np.int8], bits: int, before: ir.Node) -> ir.Value:  # noqa: ARG001 - the protocol's
+    """INT4, and nothing behind it: for a runtime that computes with it."""
+    return editor.constant(f"{stem}_codes", codes.astype(ml_dtypes.int4))
+
+
+STORAGES: Mapping[Storage, Store] = {"int8": as_int8, "int4": as_int4, "bit_stream": as_bit_stream, "plain": as_is}

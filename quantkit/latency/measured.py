@@ -103,7 +103,7 @@ def measure_latency(
             if scheme in group.schemes:
                 values[row, column] = sum(profiles[scheme].get(name, 0.0) for name in group.layers)
     table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), values)
-    edges = _crossings(graph, groups)
+    edges = crossings(graph, groups)
     plans = _random_plans(groups, seed, FIT_PLANS + TEST_PLANS)
     plans = [{g.name: g.schemes[0] for g in groups}, {g.name: g.schemes[1] if len(g.schemes) > 1 else g.schemes[0] for g in groups}, *plans]
     measured = []
@@ -119,7 +119,7 @@ def steps(schemes: Sequence[str]) -> int:
     return len(schemes) + 2 + FIT_PLANS + TEST_PLANS
 
 
-def _crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int]]:
+def crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int]]:
     """(producer group, consumer group, elements) of each tensor between two groups."""
     group_of = {name: group.name for group in groups for name in group.layers}
     producers = {layer.output: layer for layer in graph.layers}

@@ -14,9 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantkit.affine import PAIR_LIMIT, QParams
+from quantkit.affine import PAIR_LIMIT, QParams, nearest
 from quantkit.rounding.nearest import round_nearest
-from quantkit.spec import PerChannel
 
 DAMPING = 0.01  # of the mean energy, added to every column's
 BLOCK = 128  # columns whose errors are spread on the rest together
@@ -33,8 +32,8 @@ def round_gptq(rows: Tensor, qparams: QParams, moments: Tensor | None, paired: b
     channels = torch.arange(groups, device=rows.device)[:, None]
     factor = _inverse_factor(moments.double()[channels[..., None], order[:, :, None], order[:, None, :]])
     rest = rows.detach().double().reshape(groups, -1, products).gather(2, order[:, None, :].expand(-1, len(rows) // groups, -1))
-    per_channel = isinstance(qparams.spec.granularity, PerChannel)
-    scale = (qparams.scale.double() if per_channel else qparams.scale.double().expand(len(rows))).reshape(groups, -1)
+    scales = qparams.shaped(qparams.scale, 2).double().expand_as(rows).reshape(rest.shape)
+    scales = scales.gather(2, order[:, None, :].expand_as(rest))
     low, high = torch.full_like(rest, qparams.spec.code_min), torch.full_like(rest, qparams.spec.code_max)
     partner = _partners(order, place) if paired else None
     codes = torch.empty_like(rest)
@@ -42,8 +41,8 @@ def round_gptq(rows: Tensor, qparams: QParams, moments: Tensor | None, paired: b
         stop = min(start + BLOCK, products)
         errors = torch.empty_like(rest[:, :, start:stop])
         for column in range(start, stop):
-            value = rest[:, :, column]
-            code = torch.minimum(torch.maximum((value / scale).round(), low[:, :, column]), high[:, :, column])
+            value, scale = rest[:, :, column], scales[:, :, column]
+            code = torch.minimum(torch.maximum(nearest(value / scale, qparams.spec), low[:, :, column]), high[:, :, column])
             error = (value - code * scale) / factor[:, column, column, None]
             rest[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, column, None, column + 1 : stop]
             codes[:, :, column], errors[:, :, column - start] = code, error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -48,11 +49,14 @@ UNIFORM = "w8a8"  # the baseline that others would ship
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """The captured network, the same on the device where torch is to compute, its float file, and the fingerprint of all that made them."""
+    """The captured network, the same on the device where torch is to compute, its float file and its program in the run directory, and the
+    fingerprint of all that made them.
+    """
 
     captured: Captured
     on_device: Captured
     float_file: Path
+    program_file: Path
     target: ModuleType
     key: str
 
@@ -83,7 +87,7 @@ def write_request(request: Request, network: Network, folder: Path) -> None:
 
 
 def capture_network(bench: Workbench, request: Request) -> Network:
-    """Capture, and export the float file once for all jobs of this run directory that capture the same."""
+    """Capture, and keep the float file and the program once for all jobs of this run directory that capture the same."""
     target = find_target(request.options.target)
     with bench.timed("capture", "capture the graph"):
         captured = capture(network_of(request.model), request.example or {})
@@ -93,9 +97,24 @@ def capture_network(bench: Workbench, request: Request) -> Network:
     if not float_file.exists():
         with bench.timed("export", "export the float file"), write_atomically(float_file) as temporary:
             export_float(captured, temporary, target.OPSET)
+    program_file = bench.store.folder / f"captured-{key[:8]}.pt2"
+    if not program_file.exists():
+        _keep_program(captured.program, program_file, bench)
     device = torch.device(request.options.device)
     on_device = captured if device.type == "cpu" else replace(captured, module=copy.deepcopy(captured.module).to(device))
-    return Network(captured, on_device, float_file, target, key)
+    return Network(captured, on_device, float_file, program_file, target, key)
+
+
+def _keep_program(program: ExportedProgram, path: Path, bench: Workbench) -> None:
+    """Write the program to `path`; one that torch cannot store is noted, as only `quantkit verify --parity` will miss it."""
+    stored = io.BytesIO()
+    try:
+        torch.export.save(program, stored)
+    except (RuntimeError, TypeError, ValueError) as error:
+        bench.progress.note(f"torch cannot store the captured program ({str(error).splitlines()[0][:200]}): no parity without it")
+        return
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(stored.getvalue())
 
 
 def network_of(model: LoadedModel) -> nn.Module | ExportedProgram:
@@ -185,6 +204,7 @@ def write_plan(
         "schema": 1,
         "target": request.options.target,
         "float_onnx": network.float_file.name,
+        "program": network.program_file.name,
         "weights": fingerprint(WEIGHTS, candidates.key),
         "layers": {name: allocation[group.name] for group in candidates.groups for name in group.layers},
         "bounds": ranges.bounds(request.options.observer, network.captured.graph),

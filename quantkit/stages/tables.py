@@ -14,6 +14,7 @@ from quantkit.costs import byte_costs
 from quantkit.environment import describe
 from quantkit.graph import Group
 from quantkit.latency.measured import LatencyModel, measure_latency, steps
+from quantkit.latency.modelled import model_latency
 from quantkit.request import Request
 from quantkit.search import Space
 from quantkit.sensitivity import SENSITIVITIES, Scene, Scores
@@ -54,6 +55,8 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
     schemes = _schemes(groups)
 
     def compute() -> LatencyModel:
+        if not candidates.runtime.TIMES:
+            return model_latency(network.captured.graph, groups, schemes, network.target)
         with bench.progress.stage("measure latency", steps(schemes), "files") as advance:
             return measure_latency(
                 network.captured.graph, groups, schemes, candidates.emit, example_feeds(request, network),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantkit.graph import Graph, Group, Layer
-from quantkit.spec import FLOAT, Scheme, parse_scheme
-from quantkit.targets.placement import Placement, Storage
+from quantkit.spec import FLOAT, QuantSpec, Scheme, parse_scheme
+from quantkit.targets.placement import Adapted, Placement, Storage
 
 
 def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
@@ -15,18 +15,34 @@ def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
 
 
 def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
-    """One group a layer, save that layers which share a weight are one; an operation without weights takes the widest scheme only."""
+    """One group a layer, save that layers which share a weight are one, and so are the two of a SiLU.
+
+    An operation without weights takes the widest scheme only.
+    """
     owners: dict[str, list[Layer]] = {}
+    gates = _gates(graph)
     for layer in graph.layers:
-        owners.setdefault(layer.weight or f"activation of {layer.name}", []).append(layer)
+        owners.setdefault(layer.weight or f"activation of {gates.get(layer.name, layer.name)}", []).append(layer)
     widest = max((s for s in schemes if not s.is_float), key=lambda s: s.precision, default=FLOAT)
     found = []
     for key, layers in owners.items():
         menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))
         alone = "a weight's bits are its own" if layers[0].weight else "one activation decision"
-        reason = f"share the weight {key}" if len(layers) > 1 else alone
+        reason = alone if len(layers) == 1 else f"share the weight {key}" if layers[0].weight else "one SiLU: one kernel in float"
         found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), reason))
     return tuple(found)
+
+
+def _gates(graph: Graph) -> dict[str, str]:
+    """The sigmoid of each product x · sigmoid(x) that alone reads it, by layer names."""
+    sigmoids = {layer.output: layer for layer in graph.layers if layer.kind == "sigmoid"}
+    found = {}
+    for layer in graph.layers:
+        for name, other in zip(layer.inputs, reversed(layer.inputs), strict=True) if layer.kind == "mul" else ():
+            sigmoid = sigmoids.get(name)
+            if sigmoid is not None and sigmoid.inputs == (other,) and graph.readers(name) == {layer.node}:
+                found[layer.name] = sigmoid.name
+    return found
 
 
 def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bias: frozenset[str]) -> Placement:
@@ -36,6 +52,16 @@ def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bi
     """
     slots = ((name, slot) for name in layers for slot in range(len(graph.layer(name).inputs)))
     return Placement(dict.fromkeys(layers, scheme), frozenset(slots), frozenset(), {}, float_bias=float_bias)
+
+
+def adapt_to_integers(allocation: Mapping[str, Scheme]) -> Adapted:
+    """Another target's plan for a runtime that computes in 8-bit integers or float32: what it computes with otherwise becomes float32."""
+    kept = {name: scheme for name, scheme in allocation.items() if scheme == FLOAT or isinstance(scheme.activations, QuantSpec)}
+    lost = {name: scheme.name for name, scheme in allocation.items() if name not in kept}
+    changes = tuple(f"{name}: {scheme} became fp32, as there is no such kernel" for name, scheme in lost.items() if scheme != "fp16")
+    halves = sum(scheme == "fp16" for scheme in lost.values())
+    note = f"{halves} layers that computed in half compute in float32"
+    return Adapted({**dict.fromkeys(allocation, FLOAT), **kept}, changes, (note,) if halves else ())
 
 
 def weight_bytes_stored(layer: Layer, scheme: Scheme, storage: Mapping[int, Storage]) -> int:

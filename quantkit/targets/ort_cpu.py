@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantkit.graph import Graph, Layer
 from quantkit.spec import PerTensor, QuantSpec, Scheme
-from quantkit.targets.common import check_schemes, groups, isolate_layers, weight_bytes_stored
+from quantkit.targets.common import adapt_to_integers, check_schemes, groups, isolate_layers, weight_bytes_stored
 from quantkit.targets.placement import Adapted, Barrier, Placement, Slot, Storage
 
 __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows", "weight_bytes"]
@@ -47,8 +47,8 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
 
 
 def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:  # noqa: ARG001 - every target's
-    """The allocation of another target's plan, by layer, as this one can run it: every scheme runs here."""
-    return Adapted(allocation, ())
+    """The allocation of another target's plan, by layer, as this one can run it."""
+    return adapt_to_integers(allocation)
 
 
 def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:
