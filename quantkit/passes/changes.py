@@ -7,7 +7,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from quantkit.affine import dequantize, fake_quantize
+from quantkit.affine import dequantize, fake_quantize, nearest
 from quantkit.capture import Captured
 from quantkit.graph import Graph, Group, Layer
 from quantkit.passes.interior import Site
@@ -48,7 +48,10 @@ def weight_changes(graph: Graph, bank: WeightBank, group: Group, scheme: str) ->
 
 def input_change(bank: WeightBank, layer: Layer, slot: int, x: Tensor, scheme: str) -> Tensor | None:
     """Q(x) − x of what the layer reads at `slot`; None where the scheme leaves it alone."""
-    return None if parse_scheme(scheme).activations is None else fake_quantize(x, bank.input_qparams(layer, slot)) - x
+    spec = parse_scheme(scheme).activations
+    if spec is None:
+        return None
+    return (nearest(x, spec) if spec.granularity is None else fake_quantize(x, bank.input_qparams(layer, slot, spec))) - x
 
 
 class InputErrors:

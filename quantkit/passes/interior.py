@@ -26,7 +26,7 @@ class Operation:
         slots = iter(inputs)
 
         def value(source: fx.Node) -> Any:
-            if source.op != "get_attr":
+            if source.name in self._layer.inputs:
                 return next(slots)
             return weight if weight is not None and str(source.target) == self._layer.weight else self._environment[source]
 
@@ -50,8 +50,8 @@ class Interior(fx.Interpreter):
         layer = self._layers.get(n.name)
         if layer is None:
             return super().run_node(n)
-        sources = [leaf for leaf in pytree.tree_leaves((n.args, n.kwargs)) if isinstance(leaf, fx.Node) and leaf.op != "get_attr"]
-        return self._meet(layer, tuple(self.env[source] for source in sources), Operation(n, layer, self.env))
+        given = {node.name: self.env[node] for node in n.all_input_nodes}
+        return self._meet(layer, tuple(given[name] for name in layer.inputs), Operation(n, layer, self.env))
 
     def outputs(self, inputs: Mapping[str, Tensor]) -> Outputs:
         """The network's outputs for `inputs` by name."""

@@ -154,7 +154,8 @@ def _nodes(graph: Graph, groups: Sequence[Group]) -> dict[str, list[str]]:
 
 def _together(one: Placement, other: Placement) -> Placement:
     """What either places; isolated groups share no layer."""
-    return Placement(**{field.name: getattr(one, field.name) | getattr(other, field.name) for field in fields(Placement)})
+    pairs = {field.name: (getattr(one, field.name), getattr(other, field.name)) for field in fields(Placement)}
+    return Placement(**{name: b if a is None else a if b is None else a | b for name, (a, b) in pairs.items()})
 
 
 def _noisy_weights(graph: Graph, bank: WeightBank, group: Group, scheme: str, seed: tuple[int, int]) -> dict[str, Tensor]:

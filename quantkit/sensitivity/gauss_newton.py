@@ -4,8 +4,9 @@
     Tr(J_i' F J_i) = E ‖∇_i log p(y | x)‖²,   y drawn from the network
 
 J' F J is the Hessian without the curvature of the network itself (Martens, arXiv 1412.1193); the two have the same blocks where the
-network is piecewise linear in each weight, as with ReLU. It has no negative trace. Each item's own squared gradient is taken, so that items do not blur each other. Needs no labels:
-answers are drawn (outputs.drawn) DRAWS times an item. Weights only: activations score nothing.
+network is piecewise linear in each weight, as with ReLU. It has no negative trace. Each item's own squared gradient is taken, so that
+items do not blur each other. Needs no labels: answers are drawn (outputs.drawn) DRAWS times an item. Weights only: activations score
+nothing.
 Takes, for each of ITEMS items, one forward pass and DRAWS backward passes.
 """
 
