@@ -51,7 +51,7 @@ def test_inner_products_of_whitened_moves_are_those_of_the_metric(curvature: Cur
 
 def test_wide_outputs_are_sketched_without_bias_and_stay_a_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = (torch.zeros(1, 300),)
-    moves = [torch.randn(1, 300, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    moves = [0.5 + torch.randn(1, 300, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]  # all to one side
     moves = [moves[0], moves[0] + 0.5 * moves[1], *moves[2:]]
 
     def grams(seeds: int) -> np.ndarray:

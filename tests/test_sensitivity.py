@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 import toys
+from torch import nn
 
 from quantkit.errors import RequestError
 from quantkit.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.sensitivity import COSTS, METHODS, SENSITIVITIES, Cost, Scores, pyhessian
 from quantkit.sensitivity import scene as scenes
 from quantkit.simulation import Simulation
+from quantkit.targets import tensorrt
 
 WEIGHTS_ONLY = {"gauss_newton", "hessian", "hessian_cross", "pyhessian", "weight_error"}
 DRAWN = {"gauss_newton", "hessian", "hessian_activation", "noise", "pyhessian"}  # where there are labels
@@ -173,6 +175,31 @@ class Told:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+@pytest.mark.parametrize("name", SENSITIVITIES)
+def test_formats_of_other_targets_are_scored_too(name: str) -> None:
+    """Half, E4M3 and blocks of 4 bits: whatever the target can isolate."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.convolution, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Linear(16, toys.CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.convolution(torch.relu(self.stem(x)))).mean(dim=(2, 3)))
+
+    torch.manual_seed(0)
+    box, schemes = toys.unpack(Wide().eval()), ("fp32", "fp16", "fp8", "w4a16", "w8a8")
+    groups = tensorrt.groups(box.captured.graph, tensorrt.check_schemes(schemes))
+    table = SENSITIVITIES[name](toys.scene(box, groups=groups, schemes=schemes, target=tensorrt)).table
+
+    for group in groups:
+        for scheme in schemes:
+            assert np.isnan(table.at(group.name, scheme)) == (scheme not in group.schemes)
+    weighty = [abs(table.at("head", scheme)) for scheme in ("fp16", "w4a16")]
+    assert 0 < weighty[0] < weighty[1]
+    assert abs(table.at("convolution", "fp8")) > 0
 
 
 @pytest.mark.parametrize("name", SENSITIVITIES)

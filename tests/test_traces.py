@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantkit.affine import dequantize, fake_quantize
+from quantkit.passes.changes import InputErrors
+from quantkit.quantization import WeightBank
 from quantkit.sensitivity import fisher, gauss_newton, hessian, hessian_activation, hessian_cross, pyhessian
 from quantkit.spec import parse_scheme
 from quantkit.table import Table
@@ -236,3 +241,14 @@ def test_traces_of_weights_agree_between_all_who_estimate_them(box: toys.Toybox,
         return [table.at("convolution", "w4a8"), table.at("head", "w4a8")]
 
     np.testing.assert_allclose(column(ours), column(theirs), rtol=0.15)
+
+
+@pytest.mark.parametrize("method", [gauss_newton, hessian, fisher, pyhessian])
+def test_an_error_that_meets_the_inputs_less_counts_less(box: toys.Toybox, method: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rounding that knows the inputs says how far its error lies where they are: its alignment."""
+    monkeypatch.setattr(pyhessian, "MOST_PROBES", 10)
+    monkeypatch.setattr(InputErrors, "mean", lambda *_: 0.0)
+    plain, weight = method.estimate(toys.scene(box)).table.values, WeightBank.weight
+    monkeypatch.setattr(WeightBank, "weight", lambda *asked: replace(weight(*asked), alignment=0.25))
+
+    np.testing.assert_allclose(method.estimate(toys.scene(box)).table.values, 0.25 * plain)

@@ -3,7 +3,9 @@
     Ω_i(b) = ½ · Tr(H_ii) / n_i · ‖Q_b(W_i) − W_i‖²   (taylor.py)
 
 H_ii is the block of the loss Hessian that belongs to layer i's n_i weights; the ½ of the Taylor expansion puts Ω in units of the loss.
-Traces by Hutchinson, one Hessian-vector product a probe for all layers together. Weights only: activations score nothing.
+Traces by Hutchinson, one Hessian-vector product a probe for all layers together. Weights only: activations score nothing. A probe of all
+blocks at once sees their cross terms as noise, and ten are few: on ResNet-20 the order of the groups has a Spearman correlation of 0.2 with
+PyHessian's single traces, where gauss_newton's has 0.9.
 Takes, for each of ITEMS items, one forward and one backward pass and at most MOST_PROBES products.
 """
 

@@ -3,7 +3,8 @@
     Ω_i(b) = ½ · [ Tr(H_W) / n_W · ‖ΔW‖² + Σ_x Tr(H_x) / n_x · E‖Δx‖² ]   (taylor.py)
 
 H_x is the Hessian of one item's loss with respect to what a layer reads, a mean over items: activations of different items do not mix,
-so the whole is never formed. Traces of all weights and all activations by the same probes (Hutchinson).
+so the whole is never formed. Traces of all weights and all activations by the same probes (Hutchinson), which see all cross terms as
+noise: at these counts traces come out negative, and on SqueezeNet the order of the groups is chance. `fisher` has the steadier ones.
 Takes, for each of ITEMS items, one forward and one backward pass and at most MOST_PROBES products.
 """
 
