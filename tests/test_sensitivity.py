@@ -178,6 +178,16 @@ class Told:
 
 
 @pytest.mark.parametrize("name", SENSITIVITIES)
+@pytest.mark.parametrize("schemes", [("fp32",), toys.SCHEMES], ids=["no other scheme", "all pinned"])
+def test_where_nothing_can_be_quantized_nothing_is_hurt(box: toys.Toybox, name: str, schemes: tuple[str, ...]) -> None:
+    pinned = tuple(replace(group, schemes=("fp32",)) for group in box.groups)
+    found = SENSITIVITIES[name](toys.scene(box, groups=pinned, schemes=schemes, items=box.items.first(2)))
+
+    assert not np.nan_to_num(found.table.values).any()
+    assert found.interactions is None or not found.interactions.matrix.any()
+
+
+@pytest.mark.parametrize("name", SENSITIVITIES)
 def test_formats_of_other_targets_are_scored_too(name: str) -> None:
     """Half, E4M3 and blocks of 4 bits: whatever the target can isolate."""
 

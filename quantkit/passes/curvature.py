@@ -100,8 +100,11 @@ def quadratic_forms(
 ) -> Floats:
     """δ_a' H δ_b of every two `directions`, shape [directions, directions], H the Hessian of the mean loss over all items.
 
-    A direction moves some parameters, by name. One product Hδ_a gives the row of a. Raises as `hutchinson`.
+    A direction moves some parameters, by name. One product Hδ_a gives the row of a; without directions nothing is run. Raises as
+    `hutchinson`.
     """
+    if not directions:
+        return np.zeros((0, 0))
     names = sorted({name for direction in directions for name in direction})
     total, items = np.zeros((len(directions),) * 2), 0
     with differentiable(module, names) as named, second_order_kernels():

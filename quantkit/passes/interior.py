@@ -95,6 +95,8 @@ class Recorded:
 
     def gradients(self, cotangents: Sequence[Tensor], of: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The gradient of Σ cotangents · outputs with respect to each of the tensors `of` the sites; items do not mix."""
+        if not of:
+            return ()
         constants = [cotangent.detach() for cotangent in cotangents]
         return torch.autograd.grad(self.outputs, of, grad_outputs=constants, retain_graph=True, materialize_grads=True)
 

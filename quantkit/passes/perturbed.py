@@ -55,13 +55,13 @@ def displace(
         coordinates = measure(base["output"])
         rows = [coordinates(outputs).cpu().numpy() for outputs in perturbed.outputs(base, first)]
         first += batch.size
-        yield np.stack(rows) if rows else np.zeros((0, batch.size, 0), np.float32)
+        yield np.stack(rows) if rows else np.zeros((0, batch.size, 1), np.float32)
 
 
 def mean(displaced: Iterable[NDArray[np.floating]]) -> Floats:
     """The mean over items of what `displace` yields, where that is one coordinate; shape [rows], float64."""
     parts = list(displaced)
-    return np.asarray(np.concatenate(parts, axis=1).reshape(len(parts[0]), -1).mean(axis=1, dtype=np.float64), np.float64)
+    return np.asarray(np.concatenate(parts, axis=1)[:, :, 0].mean(axis=1, dtype=np.float64), np.float64)
 
 
 def quantizable(groups: Iterable[Group]) -> tuple[Pair, ...]:

@@ -43,7 +43,7 @@ def gram(displaced: Iterable[NDArray[np.floating]]) -> Floats:
     """Inner products of displacements, shape [rows, items, coordinates] a batch: a mean over items, in float64."""
     total, items = np.zeros((0, 0)), 0
     for batch in displaced:
-        rows = batch.reshape(len(batch), -1).astype(np.float64)
+        rows = batch.reshape(len(batch), batch.shape[1] * batch.shape[2]).astype(np.float64)
         total = rows @ rows.T + (total if items else 0.0)
         items += batch.shape[1]
     return np.asarray(total / max(items, 1), np.float64)
