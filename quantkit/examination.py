@@ -18,7 +18,7 @@ import onnx
 
 from quantkit import probe
 from quantkit.capture import check_inputs
-from quantkit.errors import ModelError
+from quantkit.errors import DataError, ModelError
 from quantkit.evaluation import Feeds, evaluate, feeds
 from quantkit.export.executed import owners, plain
 from quantkit.export.integer_weights import layers_at_risk
@@ -47,6 +47,12 @@ WEIGHTED = (
     "ConvInteger",
     "MatMulInteger",
 )
+FED: Mapping[int, Any] = {
+    onnx.TensorProto.FLOAT: np.float32,
+    onnx.TensorProto.INT64: np.int64,
+    onnx.TensorProto.INT32: np.int32,
+    onnx.TensorProto.BOOL: np.bool_,
+}
 PLAN_FILE = "model.onnx"
 SIMULATED = "ort-cpu"  # the target whose kernels the simulation computes
 NO_RUN = "a run directory of `quantkit allocate`, which keeps the plan and the network"
@@ -217,6 +223,7 @@ def examine_file(
     if float_file is not None:
         example: Feeds = random_feeds(float_file)
         if check is not None:
+            _check_items(float_file, check)
             budget, verdict = _judged(runtime, options, (float_file, file), check, batch_size, seed)
             example = feeds(next(iter(check.items.batches(len(next(iter(example.values())))))), tuple(example))
         if runtime.TIMES:
@@ -240,6 +247,16 @@ def compare(plan: StoredPlan, file: Path, check: Check | None, batch_size: int, 
     return Compared(told, len(items), check is None)
 
 
+def _check_items(file: Path, check: Check) -> None:
+    """Raises DataError where the items are not of the shapes that the file takes."""
+    wanted = {entry.name: [side.dim_value for side in entry.type.tensor_type.shape.dim][1:] for entry in open_model(file).graph.input}
+    for name, array in feeds(next(iter(check.items.batches(1))), tuple(random_feeds(file))).items():
+        sides = zip(wanted[name], array.shape[1:], strict=False)
+        if len(wanted[name]) != array.ndim - 1 or any(side not in (0, got) for side, got in sides):
+            have, shape = f"input {name!r} of shape {list(array.shape[1:])} for each item", [side or "*" for side in wanted[name]]
+            raise DataError(have, f"a shape of {shape}", "mend the data, or its --resize and --crop")
+
+
 def _judged(
     runtime: Runtime, options: Mapping[str, str], files: tuple[Path, Path], check: Check, batch_size: int, seed: int
 ) -> tuple[float | None, Verdict]:
@@ -255,7 +272,7 @@ def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tup
     view, shapes = View(model), _shapes(model)
     found = []
     for node in view.of_kind(*WEIGHTED):
-        weight = next((shape for name in node.input[1:] if (shape := _weight_shape(view, name)) is not None), None)
+        weight = next((shape for name in node.input[1:] if (shape := _weight_shape(view, name, shapes)) is not None), None)
         if weight is None or view.is_computed_from_constants(read(node, 0)):
             continue  # of the latter kind are nodes that unpack narrow codes
         # The names of what follows, too: a layer that is fused with its activation is called after that.
@@ -274,29 +291,26 @@ def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tup
 
 def random_feeds(path: Path) -> dict[str, Any]:
     """Inputs of the shapes that the file wants, symbols being 1: for time, not for accuracy."""
-    session = ort_cpu.open_file(path, threads=1, options={})
-    random = np.random.default_rng(0)
-    kinds: Mapping[str, Any] = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
-    found = {}
-    for entry in session.handle.get_inputs():
-        shape = [side if isinstance(side, int) else 1 for side in entry.shape]
-        if entry.type not in kinds:
-            raise ModelError(f"input {entry.name!r} is a {entry.type}", f"one of {', '.join(kinds)}", "pass --data")
-        found[entry.name] = random.standard_normal(shape).astype(kinds[entry.type])
+    random, graph = np.random.default_rng(0), open_model(path).graph
+    constants, found = {tensor.name for tensor in graph.initializer}, {}
+    for entry in graph.input:
+        if entry.name not in constants:
+            kind = entry.type.tensor_type.elem_type
+            if kind not in FED:
+                got = f"input {entry.name!r} is a {onnx.TensorProto.DataType.Name(kind)}"
+                raise ModelError(got, f"one of {', '.join(np.dtype(fed).name for fed in FED.values())}", "pass --data")
+            shape = [side.dim_value or 1 for side in entry.type.tensor_type.shape.dim]
+            found[entry.name] = random.standard_normal(shape).astype(FED[kind])
     return found
 
 
-def _weight_shape(view: View, name: str) -> tuple[int, ...] | None:
+def _weight_shape(view: View, name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape of a weight, a constant or made of constants; None for what is neither, or has one axis."""
     quantizer = view.dequantizer(name, through=False)
-    array = view.constant(quantizer.source if quantizer is not None else name)
-    if array is not None:
-        return array.shape if array.ndim > 1 else None
-    if quantizer is not None and view.has_constant_codes(quantizer) and quantizer.scale is not None:
-        producer = view.producers.get(quantizer.source)
-        source = None if producer is None else view.constant(read(producer, 1 if producer.op_type == "Reshape" else 0))
-        if source is not None and producer is not None:
-            return tuple(int(side) for side in source) if producer.op_type == "Reshape" else source.shape
-    return None
+    source = quantizer.source if quantizer is not None else name
+    array = view.constant(source)
+    found = array.shape if array is not None else shapes.get(source, ()) if view.is_computed_from_constants(source) else ()
+    return found if len(found) > 1 and all(found) else None
 
 
 def _macs(node: onnx.NodeProto, weight: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -28,14 +28,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # What each target can run; narrow weights run in its int8 kernels.
 SCHEMES: dict[str, tuple[str, ...]] = {
-    "ort-cpu": ("fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8"),
-    "openvino": ("fp32", "w8a8", "w4a8"),
+    "ort-cpu": (
+        "fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8", "c6a8", "c5a8", "c4a8", "c3a8", "c2a8",
+        "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8", "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
+    ),
+    "openvino": ("fp32", "w8a8", "w4a8", "w16a32"),
     "tensorrt": ("fp16", "w8a8", "fp8", "w4a16", "fp32"),
 }
 # What is chosen from unless --schemes says otherwise. Narrow weights save bytes and no time, so a search for speed leaves them out.
 DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
-    "ort-cpu": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "w5a8", "w4a8")},
-    "openvino": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w4a8")},
+    "ort-cpu": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "c5a8", "c4a8", "w16a32", "w8a32")},
+    "openvino": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w4a8", "w16a32")},
     "tensorrt": dict.fromkeys(("latency", "bytes"), ("fp16", "w8a8", "fp8", "w4a16")),
 }
 

@@ -5,8 +5,9 @@ float64 where the layer's bound is higher), adds the int32 bias, multiplies by f
 half to even. Operations without weights follow theirs (`kernels`); Concat requantizes. Exact on CPUs whose u8×s8 products do not
 saturate.
 
-Where the placement computes in half, every operation's operands and results are rounded to half around a sum in float32. Layers of E4M3
-or 4-bit weights multiply what their operands are worth. How the target's own kernels add, nobody tells: this is near them, not equal.
+Where the placement computes in half, layers multiply what their codes are worth, and the operands and results of every operation are
+rounded to half around a sum in float32: the file as it stands, one node after the other. How such a target's own kernels add, nobody
+tells: this is near them, not equal. Layers of E4M3 or 4-bit weights are computed so everywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from quantkit.graph import Layer
 from quantkit.kernels import KERNELS
 from quantkit.operations import PADS
 from quantkit.quantization import WeightBank
-from quantkit.spec import FloatFormat
+from quantkit.spec import FloatFormat, QuantSpec, Scheme
 from quantkit.targets.placement import Placement
 
 CONVOLUTION, SIGMOID = ATEN.conv2d.default, ATEN.sigmoid.default
@@ -63,6 +64,10 @@ class Simulation:
         self._layers = {layer.node: layer for layer in captured.graph.layers if layer.name in placement.schemes}
         self._layers |= {layer.node: layer for layer in captured.graph.layers if layer.name in placement.floating}
         self._half = _nodes_in_half(captured, placement)
+        stored = [layer for layer in captured.graph.layers if layer.name in placement.stored]
+        self._stored = {
+            layer.node: {_weight_node(self._nodes[layer.node]): bank.stored_weight(layer, placement.stored[layer.name])} for layer in stored
+        }
         self._absorbed = {name for layer in self._layers.values() if layer.name in placement.outputs for name in self._behind(layer)}
 
     @torch.no_grad()
@@ -106,7 +111,7 @@ class Simulation:
             elif node.name in self._placement.unscaled:
                 values[node.name] = self._average(node, values)
             elif node.op == "call_function" and node.name not in self._absorbed:
-                values[node.name] = self._float(node, values)
+                values[node.name] = self._float(node, {**values, **self._stored[node.name]} if node.name in self._stored else values)
 
     def _float(self, node: fx.Node, values: Environment) -> Any:
         if node.name in self._half:
@@ -134,8 +139,9 @@ class Simulation:
 
     def _quantized(self, layer: Layer, inputs: list[Tensor]) -> Tensor:
         """The real output of a layer with quantized inputs: on its grid if it leaves as codes, else without its activation functions."""
-        if layer.name in self._placement.floating or isinstance(self._placement.schemes[layer.name].weights, FloatFormat):
-            return self._floating(layer, inputs)
+        scheme = self._placement.schemes.get(layer.name) or self._placement.floating[layer.name]
+        if self._half or layer.name in self._placement.floating or isinstance(scheme.weights, FloatFormat):
+            return self._floating(layer, scheme, inputs)
         qparams = [self._bank.input_qparams(layer, slot) for slot in range(len(inputs))]
         output = self._bank.output_qparams(layer) if layer.name in self._placement.outputs else None
         if layer.weight:
@@ -144,16 +150,16 @@ class Simulation:
             codes = [quantize(x, q) for x, q in zip(inputs, qparams, strict=True)]
             return dequantize(KERNELS[layer.kind](self._nodes[layer.node], codes, qparams, output), output)
         coded = [(layer.name, slot) in self._placement.inputs for slot in range(len(inputs))]
-        real = iter([self._read(layer, fake_quantize(x, q) if c else x) for x, q, c in zip(inputs, qparams, coded, strict=True)])
+        real = iter([fake_quantize(x, q) if quantized else x for x, q, quantized in zip(inputs, qparams, coded, strict=True)])
         result: Tensor = _call(self._nodes[layer.node], lambda _: next(real))
         return result if output is None else fake_quantize(result, output)
 
     def _weighted(self, layer: Layer, x: Tensor, x_qparams: QParams, output: QParams | None) -> Tensor:
         """Integer accumulator in units of scale_x · scale_w, then requantized, or made real where `output` is None."""
         spec = self._placement.schemes[layer.name].weights
-        assert spec is not None
+        assert isinstance(spec, QuantSpec)
         weight = self._bank.weight(layer, spec)
-        bias = self._read(layer, self._bank.parameter(layer.bias).detach()) if layer.bias else None
+        bias = self._bank.parameter(layer.bias).detach() if layer.bias else None
         node, codes = self._nodes[layer.node], quantize(x, x_qparams)
         accumulator = _product(node, codes - x_qparams.zero_point, weight.codes)
         lost = self._lost(layer, node, codes, x_qparams, weight.codes) if self._lost else None
@@ -170,22 +176,24 @@ class Simulation:
             return accumulator.float() * scale.reshape(shape)
         return dequantize(requantize(accumulator.float(), (scale / output.scale).reshape(shape), output), output)
 
-    def _floating(self, layer: Layer, inputs: list[Tensor]) -> Tensor:
-        """A layer that multiplies real values of narrow formats: its inputs and its weight on their grids, its bias as it is."""
-        name = layer.name
-        scheme = self._placement.schemes[name] if name in self._placement.schemes else self._placement.floating[name]
-        if isinstance(scheme.activations, FloatFormat):
-            spec = scheme.activations
-            grids = [None if spec.granularity is None else self._bank.input_qparams(layer, slot, spec) for slot in range(len(inputs))]
-            inputs = [to_half(x) if q is None else self._read(layer, fake_quantize(x, q)) for x, q in zip(inputs, grids, strict=True)]
+    def _floating(self, layer: Layer, scheme: Scheme, inputs: list[Tensor]) -> Tensor:
+        """A layer that multiplies real values: its inputs and its weight on their grids, its bias as it is."""
+        spec, real = scheme.activations, []
+        for slot, x in enumerate(inputs):
+            if spec is not None and spec.granularity is None:
+                real.append(to_half(x))
+            else:
+                quantized = (layer.name, slot) in self._placement.inputs
+                real.append(fake_quantize(x, self._bank.input_qparams(layer, slot, spec)) if quantized else x)
+        node = self._nodes[layer.node]
         if not layer.weight or scheme.weights is None:
-            real = iter(inputs)
-            result: Tensor = _call(self._nodes[layer.node], lambda _: next(real))
+            following = iter([self._read(layer, x) for x in real])
+            result: Tensor = _call(node, lambda _: next(following))
             return result
-        weight = self._bank.weight(layer, scheme.weights)
-        node, bias = self._nodes[layer.node], self._bank.parameter(layer.bias).detach() if layer.bias else None
-        operands = inputs[0], self._read(layer, dequantize(weight.codes, weight.qparams)), None if bias is None else self._read(layer, bias)
-        return cast("Callable[..., Tensor]", node.target)(*operands, *node.args[3:])
+        weight = self._bank.weight(layer, scheme.weights, in_float=scheme.is_float)
+        bias = self._bank.parameter(layer.bias).detach() if layer.bias else None
+        operands = (real[0], dequantize(weight.codes, weight.qparams), bias)
+        return cast("Callable[..., Tensor]", node.target)(*(None if x is None else self._read(layer, x) for x in operands), *node.args[3:])
 
     def _read(self, layer: Layer, value: Tensor) -> Tensor:
         """What `layer` makes of a real value: a half, if it computes in half."""
@@ -230,6 +238,12 @@ def _nodes_in_half(captured: Captured, placement: Placement) -> frozenset[str]:
         stays = layers[node.name] in placement.float32 if node.name in layers else bool(read) and made.issuperset(read)
         (made if stays else half).add(node.name)
     return frozenset(half)
+
+
+def _weight_node(node: fx.Node) -> str:
+    weight = operand(node, 1)
+    assert weight is not None
+    return weight.name
 
 
 def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -66,6 +67,23 @@ def _spell_silu(node: fx.Node) -> None:
     node.target, node.args = ATEN.mul.Tensor, (x, _before(node, ATEN.sigmoid.default, x))
 
 
+def _spell_divisor(node: fx.Node) -> None:
+    """An average by a divisor of its own is one by the window's size, scaled: the exporter would forget the divisor."""
+    divisor, ceil = (node.args[place] if len(node.args) > place else None for place in (6, 4))
+    if divisor is not None and not ceil:
+        sides = cast("Sequence[int]", node.args[1])
+        mean = _before(node, ATEN.avg_pool2d.default, *node.args[:5], True)
+        node.target, node.args = ATEN.mul.Tensor, (mean, prod(sides) ** (2 // len(sides)) / cast("int", divisor))
+
+
+def _spell_adaptive(node: fx.Node) -> None:
+    """Averages over equal windows are an average pool; others stay."""
+    x = cast("fx.Node", node.args[0])
+    sides, wanted = x.meta["val"].shape[-2:], node.meta["val"].shape[-2:]
+    if all(isinstance(side, int) and side % count == 0 for side, count in zip(sides, wanted, strict=True)):
+        node.target, node.args = ATEN.avg_pool2d.default, (x, [side // count for side, count in zip(sides, wanted, strict=True)])
+
+
 def _spell_addition(node: fx.Node) -> None:
     """The larger summand first: where the smaller is spread over it, the order decides how the runtime rounds."""
     shapes = [str(entry.meta["val"].shape) if isinstance(entry, fx.Node) else "" for entry in node.args]
@@ -100,6 +118,8 @@ SPELLINGS: Mapping[object, Callable[[fx.Node], None]] = {
     ATEN.clamp.default: _spell_clamp,
     ATEN.silu.default: _spell_silu,
     ATEN.add.Tensor: _spell_addition,
+    ATEN.avg_pool2d.default: _spell_divisor,
+    ATEN._adaptive_avg_pool2d.default: _spell_adaptive,
     ATEN.split.Tensor: _spell_split,
     ATEN.split_with_sizes.default: _spell_split,
     ATEN.pixel_shuffle.default: _spell_shuffle,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,22 @@ def test_small_perturbations_diverge_as_predicted(scheme: str) -> None:
     divergence = float((log_p.exp() * (log_p - log_q)).sum(1).mean())
 
     assert measure_gram(toys.scene(box)).predicted(chosen) == pytest.approx(divergence, rel=0.3)
+
+
+def test_weights_that_are_only_stored_narrow_move_the_outputs_as_the_weights_alone_do() -> None:
+    """The network with those weights put into it says the same."""
+    box = toys.unpack(toys.trained(), ("fp32", "w8a8", "w4a32"))
+    name, scheme = "down", parse_scheme("w4a32")
+    layer = box.captured.graph.layer(name)
+    placement = ort_cpu.isolate(box.captured.graph, [name], scheme)
+    assert placement.schemes == {} and placement.inputs == frozenset() and placement.stored == {name: scheme}
+    inputs = dict(next(iter(box.items.batches(16))).inputs)
+    moved = Simulation(box.captured, placement, box.bank).run(inputs)["output"][0]
+    changed = copy.deepcopy(box.captured.module)
+    with torch.no_grad():
+        dict(changed.named_parameters())[str(layer.weight)].copy_(box.bank.stored_weight(layer, scheme))
+    assert torch.equal(moved, torch.as_tensor(changed(*inputs.values())))
+    assert all(group.schemes == ("fp32", "w8a8") for group in box.groups if not box.captured.graph.layer(group.layers[0]).weight)
 
 
 def test_batches_add_up_to_a_mean_over_items() -> None:

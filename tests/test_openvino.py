@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from quantkit.examination import examine
 from quantkit.export.executed import Executed
 from quantkit.latency.timing import interleave
 from quantkit.runtimes.openvino import OpenVinoSession, layer_ms, open_file, read_executed
-from quantkit.spec import FLOAT
+from quantkit.spec import FLOAT, parse_scheme
 from quantkit.stored import export_plan
-from quantkit.targets import find_target, ort_cpu
+from quantkit.targets import find_target, ort_cpu, tensorrt
 from quantkit.targets import openvino as target
 
 pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
@@ -27,7 +28,7 @@ pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
 def opened(work: Bench, name: str, scheme: str, folder: Path, *, floats: tuple[str, ...] = ()) -> tuple[OpenVinoSession, Executed]:
     plan = stored(work, scheme)
     plan = replace(plan, schemes={**plan.schemes, **dict.fromkeys(floats, FLOAT)})
-    exported = export_plan(plan, name, folder / f"{name}.onnx")
+    exported = export_plan(plan, name, folder / f"{name}.onnx", adapt=True)
     options = find_target(name).SESSION_OPTIONS
     ran = read_executed(exported.file, work.graph, exported.placement, options, folder)
     return open_file(exported.file, threads=1, options=options), ran
@@ -47,9 +48,54 @@ def test_a_layer_kept_in_float_runs_in_float_without_a_barrier(name: str, tmp_pa
     assert ran.mismatches == () and ran.precisions[name] == "float"
 
 
+@pytest.mark.parametrize("scheme", ["w16a32", "w8a32"])
+@pytest.mark.parametrize("name", ["one", "two", "head"])
+def test_a_float_layer_that_is_stored_narrow_stays_float_and_is_folded(scheme: str, name: str, tmp_path: Path) -> None:
+    """Codes times scales would make it int8, so they become half, and the plan says so."""
+    work = wide(tmp_path)
+    plan = stored(work, "w8a8")
+    plan = replace(plan, schemes={**plan.schemes, name: parse_scheme(scheme)})
+    exported = export_plan(plan, "openvino", tmp_path / "narrow.onnx", adapt=True)
+    ran = read_executed(exported.file, work.graph, exported.placement, {}, tmp_path)
+    assert ran.mismatches == () and ran.precisions[name] == "float"
+    assert exported.placement.stored[name].name == "w16a32" and len(exported.notes) == (scheme == "w8a32")
+
+
+def test_two_levels_and_codebooks_lie_there_as_bytes(tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    for scheme in ("w4g16a8", "c4a8"):
+        _, ran = opened(work, "openvino", scheme, tmp_path)
+        assert ran.mismatches == () and set(ran.precisions.values()) == {"int8"}
+        layer = work.graph.layer("two")
+        assert target.weight_bytes(layer, parse_scheme(scheme)) == target.weight_bytes(layer, parse_scheme("w8a8"))
+
+
 def test_the_int8_layers_of_a_tensorrt_file_run_in_int8(tmp_path: Path) -> None:
     _, ran = opened(wide(tmp_path), "tensorrt", "w8a8", tmp_path)
     assert ran.mismatches == () and ran.precisions["stem"] == "float"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_int8_layers_of_every_tensorrt_file_run_in_int8(benches: Callable[[str], Bench], name: str, tmp_path: Path) -> None:
+    work = benches(name)
+    session, ran = opened(work, "tensorrt", "w8a8", tmp_path)
+    assert ran.mismatches == ()
+    planned = tensorrt.place(work.graph, stored(work).schemes).int8 & set(ran.precisions)  # additions have no node of their own
+    assert {name for name, precision in ran.precisions.items() if precision == "int8"} == planned
+    assert all(np.isfinite(output).all() for output in session.run({key: value.numpy() for key, value in work.inputs.items()}))
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "fp8", "w4a16"])
+def test_other_tensorrt_files_load_and_compute_in_float(scheme: str, tmp_path: Path) -> None:
+    work = wide(tmp_path)
+    plan = replace(stored(work), target="tensorrt", schemes=dict.fromkeys(stored(work).schemes, parse_scheme(scheme)))
+    exported = export_plan(plan, "tensorrt", tmp_path / "trt.onnx", adapt=True)
+    session = open_file(exported.file, threads=1, options={})
+    ran = read_executed(exported.file, work.graph, exported.placement, {}, tmp_path)
+    assert ran.mismatches == () and set(ran.precisions.values()) == {"float"}
+    feeds = {key: value.numpy() for key, value in work.inputs.items()}
+    ours, theirs = session.run(feeds)[0], open_session(exported.file, threads=1, literal=True).run(feeds)[0]
+    assert np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs)
 
 
 def test_a_plan_that_was_not_kept_is_named(tmp_path: Path) -> None:

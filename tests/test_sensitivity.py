@@ -20,7 +20,7 @@ from quantkit.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.sensitivity import COSTS, METHODS, SENSITIVITIES, Cost, Scores, pyhessian
 from quantkit.sensitivity import scene as scenes
 from quantkit.simulation import Simulation
-from quantkit.targets import tensorrt
+from quantkit.targets import ort_cpu, tensorrt
 
 WEIGHTS_ONLY = {"gauss_newton", "hessian", "hessian_cross", "pyhessian", "weight_error"}
 DRAWN = {"gauss_newton", "hessian", "hessian_activation", "noise", "pyhessian"}  # where there are labels
@@ -189,7 +189,7 @@ def test_where_nothing_can_be_quantized_nothing_is_hurt(box: toys.Toybox, name: 
 
 @pytest.mark.parametrize("name", SENSITIVITIES)
 def test_formats_of_other_targets_are_scored_too(name: str) -> None:
-    """Half, E4M3 and blocks of 4 bits: whatever the target can isolate."""
+    """Half, E4M3, blocks of 4 bits, two levels, codebooks, weights that are only stored narrow: whatever the target can isolate."""
 
     class Wide(nn.Module):
         def __init__(self) -> None:
@@ -200,16 +200,18 @@ def test_formats_of_other_targets_are_scored_too(name: str) -> None:
             return self.head(torch.relu(self.convolution(torch.relu(self.stem(x)))).mean(dim=(2, 3)))
 
     torch.manual_seed(0)
-    box, schemes = toys.unpack(Wide().eval()), ("fp32", "fp16", "fp8", "w4a16", "w8a8")
-    groups = tensorrt.groups(box.captured.graph, tensorrt.check_schemes(schemes))
-    table = SENSITIVITIES[name](toys.scene(box, groups=groups, schemes=schemes, target=tensorrt)).table
-
-    for group in groups:
-        for scheme in schemes:
-            assert np.isnan(table.at(group.name, scheme)) == (scheme not in group.schemes)
-    weighty = [abs(table.at("head", scheme)) for scheme in ("fp16", "w4a16")]
-    assert 0 < weighty[0] < weighty[1]
-    assert abs(table.at("convolution", "fp8")) > 0
+    box = toys.unpack(Wide().eval())
+    menus = {tensorrt: ("fp32", "fp16", "fp8", "w4a16", "w8a8"), ort_cpu: ("fp32", "w8a8", "w4g16a8", "c4a8", "w8a32", "w4a32")}
+    found = {}
+    for target, schemes in menus.items():
+        groups = target.groups(box.captured.graph, target.check_schemes(schemes))
+        table = SENSITIVITIES[name](toys.scene(box, groups=groups, schemes=schemes, target=target, items=box.items.first(6))).table
+        found |= {scheme: abs(table.at("head", scheme)) for scheme in schemes}
+        for group in groups:
+            for scheme in schemes:
+                assert np.isnan(table.at(group.name, scheme)) == (scheme not in group.schemes)
+                assert (table.at(group.name, scheme) == 0) == (scheme == "fp32") or scheme not in group.schemes
+    assert found["fp16"] < found["w4a16"] and found["w8a32"] < found["w4a32"]
 
 
 @pytest.mark.parametrize("name", SENSITIVITIES)

@@ -249,6 +249,6 @@ def test_an_error_that_meets_the_inputs_less_counts_less(box: toys.Toybox, metho
     monkeypatch.setattr(pyhessian, "MOST_PROBES", 10)
     monkeypatch.setattr(InputErrors, "mean", lambda *_: 0.0)
     plain, weight = method.estimate(toys.scene(box)).table.values, WeightBank.weight
-    monkeypatch.setattr(WeightBank, "weight", lambda *asked: replace(weight(*asked), alignment=0.25))
+    monkeypatch.setattr(WeightBank, "weight", lambda *asked, **how: replace(weight(*asked, **how), alignment=0.25))
 
     np.testing.assert_allclose(method.estimate(toys.scene(box)).table.values, 0.25 * plain)

@@ -23,6 +23,7 @@ class Editor:
         self._graph = graph
         self._values = {str(value.name): value for node in graph for value in node.outputs}
         self._codes: dict[tuple[ir.Value, bool], ir.Value] = {}  # by value, and whether the codes are E4M3
+        self._folded = count()
 
     def value(self, name: str) -> ir.Value:
         """The value that bore that name in the float file. Raises ContractError if there is none."""
@@ -65,9 +66,16 @@ class Editor:
     ) -> ir.Value:
         """The output of a new node in front of `before`, of the shape and type of `like`."""
         node = ir.node(kind, inputs, attributes=attributes or {}, name=name)
-        self._name_output(node, f"{name}_value", like)
+        self._name_output(node, name, like)
         self._graph.insert_before(before, node)
         return node.outputs[0]
+
+    def fold(self, kind: str, inputs: Sequence[ir.Value], before: ir.Node, attributes: Mapping[str, int | str] | None = None) -> ir.Value:
+        """As `insert`, of a node that the runtime folds while it loads: nobody asks for its name, so it is short."""
+        name = f"f{next(self._folded)}"
+        while name in self._values:
+            name = f"f{next(self._folded)}"
+        return self.insert(kind, inputs, name, before, attributes=attributes)
 
     def quantize(self, value: ir.Value, qparams: QParams) -> None:
         """Give `value` a QuantizeLinear of that format, right behind its producer, unless it has one."""
@@ -115,11 +123,14 @@ class Editor:
         if node is not None and not value.uses():
             self._graph.remove(node, safe=True)
 
-    def remove_unused_initializers(self) -> None:
-        """Drop the float weights that codes have replaced."""
+    def tidy(self) -> None:
+        """Drop the float weights that codes have replaced; of constants the types, which their contents tell once more, and the notes."""
         for name, value in list(self._graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self._graph.initializers[name]
+            elif not value.is_graph_output():
+                value.type = value.shape = None
+                value.metadata_props.clear()
 
     def _dequantizer_inputs(self, value: ir.Value, float8: bool = False) -> list[ir.Value | None]:
         codes = self._codes[value, float8]

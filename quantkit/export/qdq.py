@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.affine import QParams, bias_codes
@@ -18,10 +19,10 @@ from quantkit.errors import ContractError
 from quantkit.export.editor import Editor, array_of, code_type, read
 from quantkit.export.float_onnx import product_name
 from quantkit.export.half import compute_in_half
-from quantkit.export.storage import STORAGES
+from quantkit.export.storage import from_half, make_codes, make_float
 from quantkit.graph import Graph, Layer
 from quantkit.quantization import WeightBank
-from quantkit.spec import FloatFormat, PerBlock
+from quantkit.spec import FloatFormat, PerBlock, QuantSpec
 from quantkit.targets.placement import Barrier, Placement, Slot
 
 LOWEST = np.array(-3e38, np.float32)  # max(x, this) is x, and no pattern of the runtime sees through it
@@ -52,6 +53,8 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
     for layer in graph.layers:
         if layer.name in placement.floating:
             _store_weight(editor, layer, placement, bank)
+        elif layer.name in placement.stored:
+            _store_float_weight(editor, layer, placement, bank)
     for (name, slot), barrier in placement.barriers.items():
         _set_barrier(editor, _operation(editor, name), slot, barrier)
     for unsupported in graph.unsupported:
@@ -59,7 +62,7 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
             _scale_afterwards(editor, unsupported.node, bank.activations[graph.source(unsupported.inputs[0])])
     if placement.float32 is not None:
         compute_in_half(model, editor, islands)
-    editor.remove_unused_initializers()
+    editor.tidy()
     model.metadata_props["quantkit"] = NOTE
     ir.save(model, path)
     return _names(editor, layers, placement)
@@ -85,37 +88,62 @@ def _quantize_inputs(editor: Editor, layer: Layer, placement: Placement, bank: W
 
 
 def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
-    node, spec = _operation(editor, layer.node), (placement.schemes.get(layer.name) or placement.floating[layer.name]).weights
-    old = read(node, 1)
-    if spec is None or old.const_value is None:
-        raise ContractError(f"the weight of {layer.name} is not a constant in the float file", "an initializer", "report this network")
-    quantized = bank.weight(layer, spec)
-    turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
-    codes, scale, blocks = quantized.codes.numpy(), quantized.qparams.scale, quantized.qparams.spec.granularity
-    codes, scales, axis = (codes.T, scale.numpy().T, 1) if turned else (codes, scale.numpy(), layer.weight_axis)
-    if tuple(old.const_value.shape) != codes.shape:
-        got = f"the weight of {layer.name} is {old.const_value.shape} in the file"
-        raise ContractError(got, f"{codes.shape}", "report this network")
+    node, in_float = _operation(editor, layer.node), layer.name in placement.floating
+    spec = (placement.floating if in_float else placement.schemes)[layer.name].weights
+    assert spec is not None
+    quantized = bank.weight(layer, spec, in_float=in_float)
+    old, codes, axis = _lying(node, layer, quantized.codes)
+    scale, blocks = quantized.qparams.scale, quantized.qparams.spec.granularity
+    stem = f"{layer.weight}_w{spec.label}"
     if isinstance(spec, FloatFormat):
-        stem = f"{layer.weight}_e4m3"
+        stem = f"{layer.weight}_{spec.name}"
         stored = editor.constant(f"{stem}_codes", codes.astype(code_type(spec)))
     else:
-        stem = f"{layer.weight}_w{spec.bits}"
-        stored = STORAGES[placement.storage[spec.bits]](editor, stem, codes.astype(np.int8), spec.bits, node)
-    inputs = [stored, editor.constant(f"{stem}_scale", np.ascontiguousarray(scales))]
+        stored = make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
     if isinstance(blocks, PerBlock):
-        attributes = {"axis": 1 - blocks.axis if turned else blocks.axis, "block_size": blocks.size}
+        scales = scale.numpy() if axis == layer.weight_axis else scale.numpy().T
+        inputs = [stored, editor.constant(f"{stem}_scale", np.ascontiguousarray(scales))]
+        attributes = {"axis": 1 - axis, "block_size": blocks.size}
     else:  # QGemm wants the zero point spelled out; all layers of one width share it.
-        attributes = {"axis": axis}
-        inputs.append(editor.constant(f"zeros_{codes.shape[axis]}", np.zeros(codes.shape[axis], code_type(spec))))
+        zeros = editor.constant(f"zeros_{codes.shape[axis]}", np.zeros(codes.shape[axis], code_type(quantized.qparams.spec)))
+        inputs, attributes = [stored, editor.constant(f"{stem}_scale", scale.numpy()), zeros], {"axis": axis}
     node.replace_input_with(1, editor.insert("DequantizeLinear", inputs, f"{node.name}_weight", node, old, attributes=attributes))
-    if layer.name in placement.floating:
+    if in_float:
         return
     if layer.name in placement.float_bias:
         if node.op_type == "MatMul":
             _spread_bias(editor, layer)
     elif layer.bias and layer.name not in placement.outputs:
         _store_bias(editor, layer, node, bank.parameter(layer.bias), scale, bank.input_qparams(layer, 0).scale)
+
+
+def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
+    """The weight of a layer that computes in float, made float32 while the session loads; the runtime would not fold a DequantizeLinear."""
+    node, scheme = _operation(editor, layer.node), placement.stored[layer.name]
+    if isinstance(scheme.weights, QuantSpec):
+        spec, stem = scheme.weights, f"{layer.weight}_w{scheme.weights.label}"
+        quantized = bank.weight(layer, spec, in_float=True)
+        _, codes, axis = _lying(node, layer, quantized.codes)
+        scale = quantized.qparams.scale.numpy().reshape([-1 if place == axis else 1 for place in range(codes.ndim)])
+        weight = make_float(editor, stem, codes.astype(np.int8), scale, spec.bits, placement, node)
+    else:
+        _, values, _ = _lying(node, layer, bank.stored_weight(layer, scheme))
+        weight = from_half(editor, f"{layer.weight}_w16", values, node)
+    node.replace_input_with(1, weight)
+
+
+def _lying(node: ir.Node, layer: Layer, weight: Tensor) -> tuple[ir.Value, NDArray[np.float32], int]:
+    """The weight in the file, this one as it lies there, and the axis of its output channels. Raises ContractError where they differ."""
+    old = read(node, 1)
+    if old.const_value is None:
+        raise ContractError(f"the weight of {layer.name} is not a constant in the float file", "an initializer", "report this network")
+    values, axis = weight.numpy(), layer.weight_axis
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
+        values, axis = values.T, 1
+    if tuple(old.const_value.shape) != values.shape:
+        got = f"the weight of {layer.name} is {old.const_value.shape} in the file"
+        raise ContractError(got, f"{values.shape}", "report this network")
+    return old, values, axis
 
 
 def _store_bias(editor: Editor, layer: Layer, node: ir.Node, bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> None:

@@ -24,6 +24,7 @@ from quantkit.latency.timing import interleave
 from quantkit.runtimes import Feeds, Runtime
 from quantkit.spec import is_float
 from quantkit.table import Table
+from quantkit.targets.common import uniform
 
 PROFILE_RUNS = 30
 FIT_PLANS, TEST_PLANS = 10, 12
@@ -94,8 +95,8 @@ def measure_latency(
     """Profile the uniform files, then fit and test on random plans. `emit(allocation)` writes a plan's file; `advance(1)` per file."""
     profiles = {}
     for scheme in schemes:
-        uniform = {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in groups}
-        profiles[scheme] = runtime.layer_ms(emit(uniform), graph, feeds, threads=threads, options=options, runs=PROFILE_RUNS, folder=folder)
+        file = emit(uniform(groups, scheme))
+        profiles[scheme] = runtime.layer_ms(file, graph, feeds, threads=threads, options=options, runs=PROFILE_RUNS, folder=folder)
         advance(1)
     values = np.full((len(groups), len(schemes)), np.nan)
     for row, group in enumerate(groups):

@@ -10,7 +10,7 @@ from torch import Tensor
 from quantkit.affine import dequantize, fake_quantize, nearest
 from quantkit.capture import Captured
 from quantkit.graph import Graph, Group, Layer
-from quantkit.passes.interior import Site
+from quantkit.passes.interior import Operation, Site
 from quantkit.quantization import WeightBank
 from quantkit.simulation import Simulation
 from quantkit.spec import FLOAT, parse_scheme
@@ -27,17 +27,11 @@ def weighted_layers(graph: Graph, group: Group) -> dict[str, Layer]:
 
 def weight_change(bank: WeightBank, layer: Layer, scheme: str) -> Tensor | None:
     """Q(W) − W in the weight's shape; None where the scheme, or the layer's having none, leaves the weight alone."""
-    spec = parse_scheme(scheme).weights
-    if spec is None or layer.weight is None:
+    wanted = parse_scheme(scheme)
+    if wanted.weights is None or layer.weight is None:
         return None
-    quantized = bank.weight(layer, spec)
+    quantized = bank.weight(layer, wanted.weights, in_float=wanted.is_float)
     return dequantize(quantized.codes, quantized.qparams) - bank.parameter(layer.weight).detach()
-
-
-def squared_weight_change(bank: WeightBank, layer: Layer, scheme: str) -> float:
-    """‖ΔW‖² · alignment (`QuantizedWeight`): as large as an error in no direction that meets the inputs as much would be."""
-    change, spec = weight_change(bank, layer, scheme), parse_scheme(scheme).weights
-    return 0.0 if change is None or spec is None else float(change.double().square().sum()) * bank.weight(layer, spec).alignment
 
 
 def weight_changes(graph: Graph, bank: WeightBank, group: Group, scheme: str) -> dict[str, Tensor]:
@@ -89,6 +83,8 @@ class OutputChanges:
     """Q(Y) − Y: how quantizing one layer moves its own output, by its target's arithmetic, its inputs being what they are."""
 
     def __init__(self, captured: Captured, groups: Iterable[Group], target: ModuleType, bank: WeightBank) -> None:
+        self._captured, self._bank = captured, bank
+        self._nodes = {node.name: node for node in captured.module.graph.nodes}
         self._simulations = {
             (name, scheme): Simulation(captured, target.isolate(captured.graph, group.layers, parse_scheme(scheme)), bank)
             for group in groups
@@ -100,4 +96,10 @@ class OutputChanges:
     def of(self, layer: Layer, scheme: str, inputs: Iterable[Tensor], output: Tensor) -> Tensor | None:
         """ΔY in the shape of `output`; None where the layer cannot take the scheme, or it is fp32."""
         simulation = self._simulations.get((layer.name, scheme))
-        return None if simulation is None else simulation.layer_output(layer, inputs) - output
+        if simulation is None:
+            return None
+        if not parse_scheme(scheme).is_stored:
+            return simulation.layer_output(layer, inputs) - output
+        node = self._nodes[layer.node]
+        constants = {one: self._captured.module.get_parameter(str(one.target)) for one in node.all_input_nodes if one.op == "get_attr"}
+        return Operation(node, layer, constants)(list(inputs), self._bank.stored_weight(layer, parse_scheme(scheme))) - output

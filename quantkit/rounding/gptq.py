@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantkit.affine import PAIR_LIMIT, QParams, nearest
+from quantkit.affine import PAIR_LIMIT
+from quantkit.rounding.grid import Grid
 from quantkit.rounding.nearest import round_nearest
 
 DAMPING = 0.01  # of the mean energy, added to every column's
@@ -22,18 +23,23 @@ BLOCK = 128  # columns whose errors are spread on the rest together
 
 
 @torch.no_grad()
-def round_gptq(rows: Tensor, qparams: QParams, moments: Tensor | None, paired: bool) -> Tensor:
+def round_gptq(rows: Tensor, grid: Grid, moments: Tensor | None, paired: bool) -> Tensor:
     """The codes; to nearest where there are no `moments`."""
     if moments is None:
-        return round_nearest(rows, qparams, moments, paired)
+        return round_nearest(rows, grid, moments, paired)
     groups, products, _ = moments.shape
     order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     place = order.argsort(dim=1)
     channels = torch.arange(groups, device=rows.device)[:, None]
     factor = _inverse_factor(moments.double()[channels[..., None], order[:, :, None], order[:, None, :]])
-    rest = rows.detach().double().reshape(groups, -1, products).gather(2, order[:, None, :].expand(-1, len(rows) // groups, -1))
-    scales = qparams.shaped(qparams.scale, 2).double().expand_as(rows).reshape(rest.shape)
-    scales = scales.gather(2, order[:, None, :].expand_as(rest))
+    ordered = order[:, None, :].expand(-1, len(rows) // groups, -1)
+
+    def in_order(values: Tensor) -> Tensor:
+        return values.double().reshape(groups, -1, products).gather(2, ordered)
+
+    rest, qparams = in_order(rows.detach()), grid.qparams
+    scales = in_order(qparams.shaped(qparams.scale, 2).expand_as(rows))
+    multipliers = in_order(grid.multipliers) if grid.multipliers is not None else None
     low, high = torch.full_like(rest, qparams.spec.code_min), torch.full_like(rest, qparams.spec.code_max)
     partner = _partners(order, place) if paired else None
     codes = torch.empty_like(rest)
@@ -42,7 +48,8 @@ def round_gptq(rows: Tensor, qparams: QParams, moments: Tensor | None, paired: b
         errors = torch.empty_like(rest[:, :, start:stop])
         for column in range(start, stop):
             value, scale = rest[:, :, column], scales[:, :, column]
-            code = torch.minimum(torch.maximum(nearest(value / scale, qparams.spec), low[:, :, column]), high[:, :, column])
+            code = grid.nearest(value / scale, multipliers[:, :, column] if multipliers is not None else None)
+            code = torch.minimum(torch.maximum(code, low[:, :, column]), high[:, :, column])
             error = (value - code * scale) / factor[:, column, column, None]
             rest[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, column, None, column + 1 : stop]
             codes[:, :, column], errors[:, :, column - start] = code, error

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quantkit.graph import Group
-from quantkit.passes.changes import InputErrors, squared_weight_change, weighted_layers
+from quantkit.passes.changes import InputErrors, weighted_layers
 from quantkit.passes.curvature import Trace
 from quantkit.passes.interior import edge_names
 from quantkit.sensitivity.scene import Scene
+from quantkit.spec import parse_scheme
 from quantkit.table import Table
 
 
@@ -28,7 +29,7 @@ def second_order(
     def score(group: Group, scheme: str) -> float:
         total = 0.0
         for weight, layer in weighted_layers(graph, group).items():
-            total += traces[weight].trace / layer.weight_count * squared_weight_change(scene.bank, layer, scheme)
+            total += traces[weight].trace / layer.weight_count * scene.bank.squared_error(layer, parse_scheme(scheme))
         for layer in map(graph.layer, group.layers if errors and sizes else ()):
             for slot, edge in enumerate(edge_names(layer)):
                 assert errors is not None and sizes is not None

@@ -177,7 +177,6 @@ def prepare_candidates(
     state = {name: value.detach().cpu() for name, value in network.captured.module.named_parameters(remove_duplicate=False)}
     activations = ranges.qparams(options.observer, graph, target.ACTIVATIONS)
     schemes = {name: dict.fromkeys([*group.schemes, UNIFORM]) for group in groups for name in group.layers}
-    specs = {layer.name: [parse_scheme(scheme).weights for scheme in schemes[layer.name]] for layer in graph.layers if layer.weight}
 
     def compute() -> Mapping[str, NDArray[Any]]:
         items, moments = request.splits.calibration.first(MOMENT_ITEMS), {}
@@ -185,7 +184,7 @@ def prepare_candidates(
             with bench.progress.stage("second moments", len(items), "items") as advance:
                 moments = second_moments(network.on_device, network_batches(graph, items, MOMENT_BATCH, options.device), advance)
         bank = WeightBank(graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], moments=moments)
-        pairs = [(graph.layer(name), spec) for name, found in specs.items() for spec in found if spec]
+        pairs = [(layer, parse_scheme(scheme)) for layer in graph.layers if layer.weight for scheme in schemes[layer.name]]
         with bench.progress.stage("round weights", len(pairs), "weights") as advance:
             return bank.to(torch.device(options.device)).rounded(_counted(pairs, advance))
 

@@ -44,6 +44,7 @@ class Verified:
     executed: Executed
     int8_macs: float
     parity: Parity
+    promised_bytes: int | None
 
 
 def verify_plan(bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str]) -> Verified:
@@ -81,8 +82,10 @@ def verify_plan(bench: Workbench, request: Request, network: Network, candidates
         rows.append(Baseline(rival.name, verdict.drop, times[2 + place].ratio if times else None, rival.bytes / size))
     write_beside(final, candidates.graph, request.options.target)
     located = Files(final, network.float_file, write_session(network.target, bench.store.folder))
-    share = int8_share(candidates.graph, ran)
-    return Verified(allocation, located, budget, verdicts[0], times[1] if times else None, tuple(rows), ran, share, parity)
+    return Verified(
+        allocation, located, budget, verdicts[0], times[1] if times else None, tuple(rows), ran, int8_share(candidates.graph, ran), parity,
+        candidates.promised_bytes(allocation),
+    )  # fmt: skip
 
 
 def report(
@@ -156,6 +159,9 @@ def _notes(request: Request, found: SearchResult, costs: Costs, verified: Verifi
             f"Latency: predicted {predicted:.2f} ms, measured {verified.latency.quantized_ms:.2f} ms; "
             f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} plans that the model never saw."
         )
+    if request.options.minimize == "bytes" and verified.promised_bytes is not None:
+        promised, written = verified.promised_bytes, verified.files.onnx.stat().st_size
+        notes.append(f"Bytes: promised {promised:,}, written {written:,} ({100 * (written / promised - 1):+.1f} %).")
     notes += verified.parity.notes()
     if unsupported:
         notes.append(f"{unsupported} operations have no 8-bit form here and stay float: `quantkit inspect` lists them.")

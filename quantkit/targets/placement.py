@@ -34,9 +34,10 @@ class Placement:
     float operations that read dequantized codes and that the runtime would quantize behind our back, and what prevents it.
     `unscaled`: averages of codes that are taken in integer steps and scaled afterwards, so that their sums are exact in any order.
     `float_bias`: layers whose integer product leaves the kernel as float, and only then gets its bias. `storage`: how weight codes
-    of so many bits lie in the file. `floating`: layers that compute in floating point with operands of a narrower format, which have no
-    quantizer (fp16 in isolation, w4a16). `float32`: None where the network computes in float32; where it computes in half, the layers
-    that stay float32.
+    of so many bits lie in the file; with `made`, so do those of two levels and of codebooks, and the runtime makes INT8 of them, else the
+    INT8 codes themselves lie there. `stored`: the scheme of each layer that computes in float32 and whose weight lies narrower in the
+    file. `floating`: layers that compute in floating point with operands of a narrower format, which have no quantizer (fp16 in
+    isolation, w4a16). `float32`: None where the network computes in float32; where it computes in half, the layers that stay float32.
 
     In half, a layer computes in half or, if it is named, in float32; a quantizer takes what it reads as it is; every other operation
     computes in half unless all that it reads was made in float32. The network's own inputs count as half.
@@ -49,6 +50,8 @@ class Placement:
     unscaled: frozenset[str] = frozenset()
     float_bias: frozenset[str] = frozenset()
     storage: Mapping[int, Storage] = field(default_factory=dict)
+    made: bool = True
+    stored: Mapping[str, Scheme] = field(default_factory=dict)
     floating: Mapping[str, Scheme] = field(default_factory=dict)
     float32: frozenset[str] | None = None
 
