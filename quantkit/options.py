@@ -16,7 +16,10 @@ from quantkit.errors import DataError, RequestError, SchemeError, unknown
 CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("ort-cpu", "openvino", "tensorrt"),
     "minimize": ("latency", "bytes"),
-    "sensitivity": ("augmented", "displacement", "hessian"),
+    "sensitivity": (
+        "augmented", "aumann_shapley", "displacement", "fisher", "fisher_output", "gauss_newton", "hessian", "hessian_activation",
+        "hessian_cross", "kl", "noise", "pairs", "pyhessian", "weight_error",
+    ),
     "search": ("pareto", "bisection"),
     "observer": ("mse", "percentile", "minmax"),
     "rounding": ("gptq", "nearest"),
@@ -48,7 +51,7 @@ class Options:
     names; whether they exist is known after the capture.
     `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
     `confidence` is how sure the search must be that the gate will keep the promise. `output` is the ONNX
-    file; `run` the folder that keeps the stages' results.
+    file; `run` the folder that keeps the stages' results. `memory_mb` bounds what the passes of a sensitivity hold of activations.
     """
 
     target: str = "ort-cpu"
@@ -63,6 +66,7 @@ class Options:
     seed: int = 0
     split_seed: int = 0
     batch_size: int = 32
+    memory_mb: int = 2048
     threads: int = 1
     device: str = "cpu"
     output: Path | None = None
@@ -82,7 +86,7 @@ class Options:
             raise SchemeError("no scheme to choose from", "at least one", f"list them as --schemes {','.join(SCHEMES[self.target])}")
         if not 0.5 <= self.confidence < 1:
             raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
-        for option, lowest in {"batch_size": 1, "threads": 1, "seed": 0, "split_seed": 0}.items():
+        for option, lowest in {"batch_size": 1, "memory_mb": 1, "threads": 1, "seed": 0, "split_seed": 0}.items():
             value = getattr(self, option)
             if value < lowest:
                 raise RequestError(f"{_flag(option)} {value}", f"a whole number of at least {lowest}")
@@ -121,6 +125,7 @@ class Arguments:
     seed: int | None = None
     split_seed: int | None = None
     batch_size: int | None = None
+    memory_mb: int | None = None
     threads: int | None = None
     device: str | None = None
     undecided: str | None = None

@@ -71,6 +71,7 @@ RunFolder = Annotated[str | None, Option("--run", help="The folder that keeps th
 Seed = Annotated[int | None, _number("seed", "Seed of probes and resampling")]
 SplitSeed = Annotated[int | None, _number("split_seed", "Seed that cuts --data into splits")]
 BatchSize = Annotated[int | None, _number("batch_size", "Items in one batch")]
+MemoryMb = Annotated[int | None, _number("memory_mb", "MB that the passes of a sensitivity may hold of activations")]
 Threads = Annotated[int | None, _number("threads", "Threads of the runtime while it is timed")]
 Device = Annotated[str | None, _choice("device", "Where torch computes")]
 Arch = Annotated[str | None, Option(help="package.module:function that builds the network of a state dict.")]
@@ -96,7 +97,7 @@ def allocate(
     target: Target = None, minimize: Minimize = None, sensitivity: Sensitivity = None, search: Search = None,
     schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None, rounding: Rounding = None,
     output: Output = None, run: RunFolder = None, seed: Seed = None, split_seed: SplitSeed = None, batch_size: BatchSize = None,
-    threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
+    memory_mb: MemoryMb = None, threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
     input_shape: InputShape = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find the fastest or smallest plan that keeps the promise, write it, and measure that very file."""
@@ -106,7 +107,7 @@ def allocate(
         undecided=undecided, confidence=confidence,
         target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
         observer=observer, rounding=rounding, output=output, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,
-        threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
+        memory_mb=memory_mb, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
     )  # fmt: skip
 
     def job(progress: ConsoleProgress) -> Result:

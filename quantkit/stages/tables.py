@@ -42,9 +42,9 @@ def score_groups(bench: Workbench, request: Request, network: Network, candidate
     device, curvature, labelled = torch.device(options.device), request.metric.curvature, request.metric.reference == "labels"
     scene = Scene(
         network.on_device, groups, _schemes(groups), network.target, candidates.bank.to(device), items,
-        curvature, labelled, options.seed, device, bench.progress,
+        curvature, labelled, options.seed, device, bench.progress, options.memory_mb,
     )  # fmt: skip
-    depends_on = (candidates.key, options.sensitivity, options.seed, curvature, labelled)
+    depends_on = (candidates.key, options.sensitivity, options.seed, curvature, labelled, options.memory_mb)
     estimate = SENSITIVITIES[options.sensitivity]
     return bench.keep("scores", depends_on, lambda: estimate(scene), Scores.from_json)
 
