@@ -6,6 +6,8 @@
 fuzz      random networks × allocations (tests/test_fuzz.py), zoo: deployed networks (tests/test_zoo.py)
 narrow    ResNet44 and MobileNetV2 under each way to store weights: bytes, latency, seconds and memory to load
 openvino  SqueezeNet, MobileNetV2 and ResNet44 allocated for OpenVINO, beside its float32, bf16 where the CPU has it, and NNCF's `quantize`
+tensorrt  the same three adapted to TensorRT: what OpenVINO runs of them in int8, and NVIDIA's rules
+forms     uniform plans under each way to store weights: kB and divergence from float (slow)
 emit      seconds to write and verify MobileNetV2
 Needs the data and weights that the recipes name (QUANTKIT_DATA); allocations are kept in --runs.
 """
@@ -46,6 +48,7 @@ session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExec
 seconds = time.perf_counter() - start
 print(json.dumps({"seconds": seconds, "peak_mb": memory("VmHWM") - before}))
 """
+FORMS = ("fp32", "w8a8", "w5a8", "c5a8", "w4g16a8", "w4a8", "c4a8")
 NARROW = ("fp32", "w8a8", "w5a8", "w4a8", "w2a8", "c5a8", "c4a8", "w4g16a8", "w16a32", "w8a32")
 
 
@@ -160,6 +163,39 @@ def openvino(runs: Path) -> dict[str, float]:
     return {"openvino.as_planned": min(planned), **found}
 
 
+def tensorrt(runs: Path) -> dict[str, float]:
+    """Plans made for ONNX Runtime, adapted: the share of their int8 layers that OpenVINO runs in int8, and whether NVIDIA's rules hold."""
+    from quantkit.lint import lint_file
+    from quantkit.runtimes import find_runtime
+    from quantkit.stored import export_plan, read_plan
+
+    found = dict[str, float]()
+    for name in NETWORKS:
+        plan = read_plan(stored(name, runs))
+        exported = export_plan(plan, "tensorrt", runs / f"{name}.tensorrt.onnx", adapt=True)
+        ran = find_runtime("tensorrt").read_executed(exported.file, plan.graph, exported.placement, {}, runs)
+        found[f"tensorrt.{name}.as_planned_in_openvino"] = 1 - len(ran.mismatches) / sum(layer.weight is not None for layer in plan.graph.layers)
+        found[f"tensorrt.{name}.lint_errors"] = lint_file(exported.file, "tensorrt").count("error")
+    return found
+
+
+def forms(runs: Path) -> dict[str, float]:
+    """Uniform plans under each way to store weights, rounded as a search rounds them: kB, and divergence from float on the search split."""
+    found = dict[str, float]()
+    for name in NETWORKS:
+        folder = runs / f"{name}.forms"
+        command = [sys.executable, "-m", "quantkit", "allocate", str(ROOT / "recipes" / f"{name}.py"), "--minimize", "bytes", "--json"]
+        if not (folder / "result.json").exists():
+            subprocess.run([*command, "--schemes", ",".join(FORMS), "--run", str(folder)], check=False, stdout=subprocess.DEVNULL)
+        for line in (folder / "measured.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            schemes = set(record["allocation"].values()) - {"w8a8"} or {"w8a8"}  # what has no weights takes w8a8
+            if len(schemes) == 1:
+                label = f"forms.{name}.{schemes.pop()}"
+                found |= {f"{label}.kb": record["look"]["bytes"] / 1e3, f"{label}.kl": record["look"]["divergence"]}
+    return found
+
+
 def emit(runs: Path) -> dict[str, float]:
     from quantkit.examination import examine
     from quantkit.stored import export_plan, read_plan
@@ -171,7 +207,9 @@ def emit(runs: Path) -> dict[str, float]:
     return {"mobilenet_v2.emit_and_verify_seconds": time.perf_counter() - start}
 
 
-PARTS: dict[str, Callable[[Path], dict[str, float]]] = {"narrow": narrow, "openvino": openvino, "emit": emit, "zoo": zoo, "fuzz": fuzz}
+PARTS: dict[str, Callable[[Path], dict[str, float]]] = {
+    "narrow": narrow, "openvino": openvino, "tensorrt": tensorrt, "emit": emit, "zoo": zoo, "fuzz": fuzz, "forms": forms,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ Lloyd's algorithm on a histogram of the layer's weights over their scales, in tu
 Every channel counts alike: weighed by their scales, the channels of a depthwise layer that are small but matter were lost.
 
 Tried: 1.0 to 1.9 dB less error of the weights and of the layers' outputs than as many even levels, for 16 or 32 bytes a layer (a table for
-each channel would take more than it gains). Divergence from float over that of w4a8 and w5a8 at equal bytes: c4a8 0.77 on ResNet44, 0.71 on
-SqueezeNet, 0.75 on MobileNetV2 with depthwise layers at 8 bits; c5a8 1.0, 0.91, 0.76. The few weights of a depthwise layer are the
+each channel would take more than it gains). Divergence from float over that of w4a8 and w5a8 at equal bytes: c4a8 0.83 on ResNet44, 0.69 on
+SqueezeNet, 0.76 on MobileNetV2 with depthwise layers at 8 bits; c5a8 0.97, 0.87, 0.77. The few weights of a depthwise layer are the
 exception: with MobileNetV2's first (288 weights) in codes of 5 bits too, c5a8 lost more than w5a8. Such layers take another scheme.
 """
 
