@@ -174,7 +174,8 @@ def tensorrt(runs: Path) -> dict[str, float]:
         plan = read_plan(stored(name, runs))
         exported = export_plan(plan, "tensorrt", runs / f"{name}.tensorrt.onnx", adapt=True)
         ran = find_runtime("tensorrt").read_executed(exported.file, plan.graph, exported.placement, {}, runs)
-        found[f"tensorrt.{name}.as_planned_in_openvino"] = 1 - len(ran.mismatches) / sum(layer.weight is not None for layer in plan.graph.layers)
+        weighted = sum(layer.weight is not None for layer in plan.graph.layers)
+        found[f"tensorrt.{name}.as_planned_in_openvino"] = 1 - len(ran.mismatches) / weighted
         found[f"tensorrt.{name}.lint_errors"] = lint_file(exported.file, "tensorrt").count("error")
     return found
 
