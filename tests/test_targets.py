@@ -300,7 +300,9 @@ def test_tensorrt_runs_gates_and_averages_in_float_without_a_note() -> None:
 
 def test_tensorrt_fuses_no_addition_that_is_spread() -> None:
     def placed(form: Callable[[Formed, torch.Tensor], torch.Tensor]) -> Placement:
-        graph = formed(form).graph
+        graph = formed(form).graph  # with channels enough for an int8 kernel
+        wide = tuple(replace(layer, weight_shape=(32, 32, 3, 3)) if layer.kind == "conv" else layer for layer in graph.layers)
+        graph = replace(graph, layers=wide)
         return tensorrt.place(graph, {layer.name: parse_scheme("w8a8") for layer in graph.layers})
 
     assert "add" in placed(lambda m, x: m.b(x.repeat(1, 3, 1, 1)[:, :8]) + m.a(x)).schemes
