@@ -48,10 +48,10 @@ def test_a_file_that_they_read_differently_is_seen(tmp_path: Path, monkeypatch: 
 
 def test_the_export_tells_what_it_wrote_and_checks_it_if_asked(result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "trt.onnx"
-    assert main(["export", str(result.run), "--target", "tensorrt", "--output", str(output), "--check", "--json"]) == 0
+    assert main(["export", str(result.run), "--target", "tensorrt", "--output", str(output), "--adapt", "--check", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [Path(path).name for path in told["beside"]] == ["trt.onnx.trtexec.sh", "build_and_check.py"]
     assert told["reference_check"]["same_top"] == 1.0 and all(np.isfinite(list(told["reference_check"]["differences"].values())))
-    assert main(["export", str(result.run), "--target", "tensorrt", "--output", str(output), "--check"]) == 0
+    assert main(["export", str(result.run), "--target", "tensorrt", "--output", str(output), "--adapt", "--check"]) == 0
     shown = capsys.readouterr().out
     assert "build_and_check.py" in shown and "same_top" in shown

@@ -35,7 +35,7 @@ from quantkit.passes.moments import second_moments
 from quantkit.quantization import WeightBank
 from quantkit.request import Request
 from quantkit.rounding import BLIND, ROUNDINGS
-from quantkit.spec import FLOAT, parse_scheme
+from quantkit.spec import FLOAT, is_float, parse_scheme
 from quantkit.store import fingerprint, write_atomically
 from quantkit.stored import WEIGHTS
 from quantkit.targets import find_target
@@ -133,12 +133,13 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
     target = find_target(options.target)
     groups: tuple[Group, ...] = target.groups(graph, target.check_schemes(options.menu))
     owner = {name: group.name for group in groups for name in (group.name, *group.layers)}
+    floats = {g.name: min(filter(is_float, g.schemes), key=lambda scheme: scheme != FLOAT.name) for g in groups}  # fp16 where there is no fp32
     pinned: dict[str, str] = {}
     for pattern in options.exclude:
         found = fnmatch.filter(owner, pattern)
         if not found:
             raise SchemeError(*unknown("group in --exclude", pattern, owner))
-        pinned.update({owner[name]: FLOAT.name for name in found})
+        pinned.update({owner[name]: floats[owner[name]] for name in found})
     for name, scheme in options.fix:
         if name not in owner:
             raise SchemeError(*unknown("group in --fix", name, owner))
