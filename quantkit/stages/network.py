@@ -133,7 +133,7 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
     target = find_target(options.target)
     groups: tuple[Group, ...] = target.groups(graph, target.check_schemes(options.menu))
     owner = {name: group.name for group in groups for name in (group.name, *group.layers)}
-    floats = {g.name: min(filter(is_float, g.schemes), key=lambda scheme: scheme != FLOAT.name) for g in groups}  # fp16 where there is no fp32
+    floats = {g.name: min(filter(is_float, g.schemes), key=lambda scheme: scheme != FLOAT.name) for g in groups}  # or fp16
     pinned: dict[str, str] = {}
     for pattern in options.exclude:
         found = fnmatch.filter(owner, pattern)
