@@ -25,8 +25,8 @@ def allocate(
     schemes: Sequence[str] | str | None = None, fix: Mapping[str, str] | Sequence[str] | None = None,
     exclude: Sequence[str] | None = None, observer: str | None = None, rounding: str | None = None,
     output: str | Path | None = None, run: str | Path | None = None,
-    seed: int | None = None, split_seed: int | None = None, batch_size: int | None = None, threads: int | None = None,
-    device: str | None = None, arch: str | None = None, trust_pickle: bool | None = None,
+    seed: int | None = None, split_seed: int | None = None, batch_size: int | None = None, memory_mb: int | None = None,
+    threads: int | None = None, device: str | None = None, arch: str | None = None, trust_pickle: bool | None = None,
     input_shape: Sequence[int] | str | None = None, resize: int | tuple[int, int] | None = None,
     crop: int | tuple[int, int] | None = None, mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None, scale: float | None = None, progress: Progress | None = None,
@@ -44,7 +44,8 @@ def allocate(
         undecided=undecided, confidence=confidence, target=target, minimize=minimize,
         sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
         observer=observer, rounding=rounding, output=output, run=run, seed=seed, split_seed=split_seed,
-        batch_size=batch_size, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle, input_shape=input_shape,
+        batch_size=batch_size, memory_mb=memory_mb, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle,
+        input_shape=input_shape,
         resize=resize, crop=crop, mean=mean, std=std, scale=scale,
     )  # fmt: skip
     return pipeline.run(resolve(model, arguments), progress or Silent())

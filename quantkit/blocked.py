@@ -59,19 +59,20 @@ def convolve(
     ]
     factors = {step: weight.detach().double()[:, step[2], step[0], step[1]][:, None, None] for part_steps in steps for step in part_steps}
     across = (columns - 1) * stride[1] + 1
-    for item, start in ((item, start) for item in range(len(x)) for start in range(0, rows, high)):
-        count = min(high, rows - start)
-        total = torch.zeros(outputs, count, columns)
-        wide, narrow = torch.empty(outputs, count, columns, dtype=torch.float64), torch.empty(outputs, count, columns)
+    several = max(1, TILE // (outputs * rows * columns))  # items, where a whole one is smaller than a tile
+    for first, start in ((first, start) for first in range(0, len(x), several) for start in range(0, rows, high)):
+        count, some = min(high, rows - start), padded[first : first + several]
+        total = torch.zeros(len(some), outputs, count, columns)
+        wide, narrow = torch.empty_like(total, dtype=torch.float64), torch.empty_like(total)
         for place, part_steps in enumerate(steps):
             wide.zero_()
             for step in part_steps:
                 y, z = start * stride[0] + step[0] * dilation[0], step[1] * dilation[1]
-                patch = padded[item, :, y : y + (count - 1) * stride[0] + 1 : stride[0], z : z + across : stride[1]]
-                torch.addcmul(wide, patch if depthwise else patch[step[2]], factors[step], out=wide)
+                patch = some[:, :, y : y + (count - 1) * stride[0] + 1 : stride[0], z : z + across : stride[1]]
+                torch.addcmul(wide, patch if depthwise else patch[:, step[2], None], factors[step], out=wide)
                 wide.copy_(narrow.copy_(wide))  # rounded to float32
             total = narrow + total if place else narrow.clone()
-        result[item, :, start : start + count] = total
+        result[first : first + several, :, start : start + count] = total
     return result if bias is None else result + bias.detach()[None, :, None, None]
 
 

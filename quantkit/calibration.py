@@ -26,9 +26,11 @@ class Ranges:
         """The lowest and highest value of each activation as `observer` reads them.
 
         Tensors that no further weight reads keep their whole range: clipping the scores themselves costs confidence
-        (SqueezeNet: a divergence of 0.9 nats instead of 0.01).
+        (SqueezeNet: a divergence of 0.9 nats instead of 0.01). So do sigmoids: no value between 0 and 1 is an outlier.
         """
-        return {name: read_range(seen, "minmax" if graph.ends(name) else observer) for name, seen in self.seen.items()}
+        sigmoids = {layer.output for layer in graph.layers if layer.kind == "sigmoid"}
+        whole = {name for name in self.seen if name in sigmoids or graph.ends(name)}
+        return {name: read_range(seen, "minmax" if name in whole else observer) for name, seen in self.seen.items()}
 
     def qparams(self, observer: str, graph: Graph, spec: QuantSpec = ACTIVATION) -> dict[str, QParams]:
         """`choose_grids` of these bounds."""

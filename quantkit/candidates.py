@@ -14,15 +14,17 @@ import numpy as np
 
 from quantkit.data import Subset
 from quantkit.evaluation import evaluate
+from quantkit.export.promise import promised_bytes
 from quantkit.export.qdq import Emitted, emit
 from quantkit.graph import Graph, Group
 from quantkit.metric import Metric, Outputs, divergence
 from quantkit.quantization import WeightBank
 from quantkit.runtimes import Feeds, Runtime, Session, find_runtime
 from quantkit.search import Measured
-from quantkit.spec import parse_scheme
+from quantkit.spec import FLOAT, parse_scheme
 from quantkit.statistics import UNKNOWING, Expectation, Verdict, noise
 from quantkit.store import Run, fingerprint
+from quantkit.targets.common import uniform
 from quantkit.targets.placement import Placement
 from quantkit.verify import judge
 
@@ -61,13 +63,20 @@ class Candidates:
         return placed
 
     def uniform(self, scheme: str) -> dict[str, str]:
-        """Every group under `scheme`, or under the last of its menu where it cannot take it."""
-        return {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in self.groups}
+        """Every group under `scheme`, as far as it can take it."""
+        return uniform(self.groups, scheme)
 
     def emit(self, allocation: Mapping[str, str], path: Path | None = None) -> Path:
         """Write the plan's file, by default over the last candidate's."""
         self.emitted(allocation, path or self.folder / "candidate.onnx")
         return path or self.folder / "candidate.onnx"
+
+    def promised_bytes(self, allocation: Mapping[str, str]) -> int | None:
+        """What the plan's file will take, by the plan alone; None where the network computes in half, whose Casts are not foreseen."""
+        if self.placement(allocation).float32 is not None:
+            return None
+        plain = self.emit({group.name: FLOAT.name for group in self.groups}).stat().st_size
+        return promised_bytes(plain, self.graph, self.placement(allocation), self.target.weight_bytes)
 
     def emitted(self, allocation: Mapping[str, str], path: Path) -> Emitted:
         """Write the plan's file to `path`; the names of its codes."""

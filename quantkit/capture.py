@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,37 +22,12 @@ from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
 from quantkit.errors import CaptureError, DataError
-from quantkit.folding import ATEN, CLIPS, bounds, fold_batch_norm, operand, simplify
+from quantkit.folding import ATEN, CLIPS, bounds, fold_batch_norm, operand
 from quantkit.graph import Graph, Layer, Mover, Unsupported
 from quantkit.graph import Tensor as GraphTensor
+from quantkit.operations import LAYERS, MOVERS, WEIGHTED, has_values, operation_name, read_tensors, refusal
+from quantkit.spelling import simplify
 
-LAYERS: Mapping[object, str] = {
-    ATEN.conv1d.default: "conv",
-    ATEN.conv2d.default: "conv",
-    ATEN.linear.default: "linear",
-    ATEN.add.Tensor: "add",
-    ATEN.cat.default: "concat",
-}
-WEIGHTED = ("conv", "linear")
-PADS = (ATEN.pad.default, ATEN.constant_pad_nd.default)
-MOVERS: Mapping[object, str] = {
-    ATEN.max_pool1d.default: "max_pool",
-    ATEN.max_pool2d.default: "max_pool",
-    ATEN.view.default: "reshape",
-    ATEN._unsafe_view.default: "reshape",
-    ATEN.reshape.default: "reshape",
-    ATEN.flatten.using_ints: "reshape",
-    ATEN.unsqueeze.default: "reshape",
-    ATEN.squeeze.dims: "reshape",
-    ATEN.squeeze.dim: "reshape",
-    ATEN.permute.default: "transpose",
-    ATEN.transpose.int: "transpose",
-    ATEN.slice.Tensor: "slice",
-    ATEN.upsample_nearest2d.vec: "resize",
-    ATEN.upsample_nearest2d.default: "resize",
-    ATEN.clone.default: "identity",
-    **dict.fromkeys(PADS, "pad"),
-}
 # Written out before planning: the exporter loses their names.
 DECOMPOSED = (ATEN.adaptive_avg_pool2d.default, ATEN.adaptive_avg_pool1d.default)
 # Operations that still learn, and the place of their `training` argument.
@@ -231,11 +206,11 @@ def _describe(program: ExportedProgram, module: fx.GraphModule) -> Graph:
         if node.op != "call_function" or node.name in absorbed:
             continue
         target = node.target
-        reason = _refusal(node, module, flowing) if target in LAYERS or target in MOVERS else "no 8-bit form in this version"
+        reason = refusal(node, module, flowing)
         source = operand(node, 0)
         if reason:
             reads = tuple(read.name for read in node.all_input_nodes)
-            unsupported.append(Unsupported(node.name, _operation(node), reads, reason))
+            unsupported.append(Unsupported(node.name, operation_name(node), reads, reason))
         elif target in LAYERS:
             behind = _activations(node, outputs)
             layer = _layer(node, behind, module, shapes, layers)
@@ -259,64 +234,9 @@ def _flowing(module: fx.GraphModule) -> set[fx.Node]:
     """The tensors that depend on the network's inputs; the others are constants, even where they are computed."""
     found: set[fx.Node] = set()
     for node in module.graph.nodes:
-        if node.op == "placeholder" or any(source in found and _has_values(source) for source in node.all_input_nodes):
+        if node.op == "placeholder" or any(source in found and has_values(source) for source in node.all_input_nodes):
             found.add(node)
     return found
-
-
-def _has_values(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), (Tensor, tuple, list))
-
-
-def _operation(node: fx.Node) -> str:
-    """The operation's name as torch writes it; an item of a result goes by the operation that gave it."""
-    source = operand(node, 0)
-    named = node if isinstance(node.target, torch._ops.OpOverload) or source is None else source
-    return str(named.target).removeprefix("aten.")
-
-
-def _refusal(node: fx.Node, module: fx.GraphModule, flowing: set[fx.Node]) -> str:
-    """Why a layer or mover cannot be quantized as it stands; empty if it can."""
-    if node.meta["val"].dtype is not torch.float32:
-        return "not a float32 value"
-    kind = LAYERS.get(node.target, "pad" if node.target in PADS else "")
-    if kind in WEIGHTED:
-        return _refuse_weighted(node, module, flowing)
-    if not all(source in flowing for source in _read(node)):
-        return "reads a constant"
-    return REFUSALS[kind](node) if kind in REFUSALS else ""
-
-
-def _refuse_weighted(node: fx.Node, module: fx.GraphModule, flowing: set[fx.Node]) -> str:
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    for place, name in ((1, "weight"), (2, "bias")):
-        source = operand(node, place)
-        if source is not None and (source.op != "get_attr" or str(source.target) not in parameters):
-            return f"its {name} is computed, not a parameter"
-    return "" if operand(node, 0) in flowing else "reads a constant"
-
-
-def _refuse_addition(node: fx.Node) -> str:
-    sources = _read(node)
-    if len(sources) < 2:
-        return "adds a constant"
-    if node.kwargs.get("alpha", 1) != 1:
-        return "scaled addition"
-    return "" if str(sources[0].meta["val"].shape) == str(sources[1].meta["val"].shape) else "adds tensors of different shapes"
-
-
-def _refuse_pad(node: fx.Node) -> str:
-    given = ["constant", *node.args[2:]] if node.target is ATEN.constant_pad_nd.default else list(node.args[2:])
-    mode, value = [*given, *["constant", None][len(given) :]][:2]
-    return "" if mode == "constant" and not value else "pads with something other than zero"
-
-
-REFUSALS: Mapping[str, Callable[[fx.Node], str]] = {"add": _refuse_addition, "pad": _refuse_pad}
-
-
-def _read(node: fx.Node) -> list[fx.Node]:
-    """The tensors that `node` reads, in order, as often as it reads them."""
-    return [leaf for leaf in pytree.tree_leaves(node.args) if isinstance(leaf, fx.Node) and _has_values(leaf)]
 
 
 def _activations(node: fx.Node, outputs: tuple[str, ...]) -> list[fx.Node]:
@@ -353,7 +273,7 @@ def _layer(
         kind,
         node.name,
         behind[-1].name if behind else node.name,
-        tuple(source.name for source in (_read(node)[:1] if kind in WEIGHTED else _read(node))),
+        tuple(source.name for source in (read_tensors(node)[:1] if kind in WEIGHTED else read_tensors(node))),
         functions,
         str(weight.target) if weight is not None else None,
         str(bias.target) if bias is not None else None,

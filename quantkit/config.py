@@ -51,6 +51,7 @@ class Config:
     split_seed: int | None = None
     confidence: float | None = None
     batch_size: int | None = None
+    memory_mb: int | None = None
     threads: int | None = None
 
 
@@ -174,5 +175,6 @@ KEYS = {
     "split_seed": SEED,
     "confidence": _Kind("a number", _number),
     "batch_size": COUNT,
+    "memory_mb": COUNT,
     "threads": COUNT,
 }

@@ -15,6 +15,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import Tensor
 
 from quantkit.data import Batch, Subset, bind
@@ -65,14 +66,21 @@ class OnnxRuntimeSession:
     threads: int
 
     def run(self, feeds: Feeds) -> Outputs:
-        """The outputs for one batch; shorter than a fixed batch is padded and cut again."""
+        """The outputs for one batch; shorter than a fixed batch is padded and cut again. Raises DataError for shapes it does not take."""
         count = len(next(iter(feeds.values())))
         if self.batch is None or count == self.batch:
-            return tuple(self.handle.run(None, dict(feeds)))
+            return self._run(feeds)
         if count > self.batch:
             raise DataError(f"a batch of {count} for a network of fixed batch {self.batch}", f"at most {self.batch}", "--batch-size")
         padded = {name: np.concatenate([array, np.repeat(array[-1:], self.batch - count, axis=0)]) for name, array in feeds.items()}
-        return tuple(output[:count] for output in self.handle.run(None, padded))
+        return tuple(output[:count] for output in self._run(padded))
+
+    def _run(self, feeds: Feeds) -> Outputs:
+        try:
+            return tuple(self.handle.run(None, dict(feeds)))
+        except InvalidArgument as error:
+            got = f"items whose shape or type {self.path.name} does not take: {' '.join(str(error).split())[:200]}"
+            raise DataError(got, "those of the network's inputs", "mend the data, or its --resize and --crop") from error
 
 
 def open_session(

@@ -1,13 +1,14 @@
 """A file examined, whoever made it: what the runtime runs in int8, what it loses against its float file, how fast it is.
 
-Of a run directory it is the plan's own file, and what runs is held against the plan, layer by layer.
+Of a run directory it is the plan's own file: what runs is held against the plan, layer by layer, and what that computes against the
+simulation. Every session is opened with the options of a `session.json` beside the file.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,23 @@ from typing import Any
 import numpy as np
 import onnx
 
-from quantkit.errors import ModelError
-from quantkit.evaluation import evaluate, feeds
-from quantkit.export.executed import plain
+from quantkit import probe
+from quantkit.capture import check_inputs
+from quantkit.errors import DataError, ModelError
+from quantkit.evaluation import Feeds, evaluate, feeds
+from quantkit.export.executed import owners, plain
+from quantkit.export.integer_weights import layers_at_risk
+from quantkit.graph import Graph
 from quantkit.lint.opening import open_model
 from quantkit.lint.view import View, read, title
+from quantkit.parity import Parity, compare_simulation, random_items
+from quantkit.passes.batches import network_batches
 from quantkit.request import Check
-from quantkit.runtimes import Kernel, find_runtime, ort_cpu
+from quantkit.runtimes import Kernel, Runtime, find_runtime, ort_cpu
+from quantkit.session_file import read_session
 from quantkit.statistics import Verdict
-from quantkit.stored import plan_file, read_plan
-from quantkit.targets import find_target
+from quantkit.stored import StoredPlan, plan_file, read_plan, simulate
+from quantkit.targets import Placement, find_target
 from quantkit.verify import Latency, judge, time_sessions
 
 WEIGHTED = (
@@ -39,6 +47,14 @@ WEIGHTED = (
     "ConvInteger",
     "MatMulInteger",
 )
+FED: Mapping[int, Any] = {
+    onnx.TensorProto.FLOAT: np.float32,
+    onnx.TensorProto.INT64: np.int64,
+    onnx.TensorProto.INT32: np.int32,
+    onnx.TensorProto.BOOL: np.bool_,
+}
+SIMULATED = "ort-cpu"  # the target whose kernels the simulation computes
+NO_RUN = "a run directory of `quantkit allocate`, which keeps the plan and the network"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +77,32 @@ class WeightedNode:
         return {"node": self.name, "kind": self.kind, "kernel": self.kernel and self.kernel.name, "precision": precision, "macs": self.macs}
 
 
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """Whether 16-bit sums saturate on this processor, and the layers of which some can, on processors that add in pairs."""
+
+    here: bool
+    layers_at_risk: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The parity with the simulation over that many items; `random`: drawn here, as there were no others."""
+
+    parity: Parity
+    items: int
+    random: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form."""
+        return {**asdict(self.parity), "items": self.items, "random_items": self.random, "notes": list(self.parity.notes())}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Examined:
-    """What was seen. `mismatches` is None for a file without a plan; `verdict` without data and `latency` without a float file are None."""
+    """What was seen. `mismatches` is None for a file without a plan; `verdict` without data, `latency` without a float file, and `compared`
+    unless asked for are None, and `saturation` where another runtime than ONNX Runtime was asked.
+    """
 
     file: Path
     float_file: Path | None
@@ -72,6 +111,9 @@ class Examined:
     budget: float | None
     verdict: Verdict | None
     latency: Latency | None
+    saturation: Saturation | None
+    session_options: Mapping[str, str]
+    compared: Compared | None
 
     @property
     def int8_macs(self) -> float:
@@ -91,6 +133,9 @@ class Examined:
             broken = self.verdict.decision == "broken" or (self.verdict.decision == "undecided" and self.verdict.drop > self.budget)
             if broken:
                 found.append(f"{self.verdict.drop:.2f} lost, at most {self.budget:.2f} allowed ({self.verdict.decision})")
+        if self.compared is not None and self.compared.parity.parted:
+            parted = self.compared.parity.parted
+            found.append(f"{len(parted)} layers do not compute what the simulation does, first {parted[0]}")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -111,48 +156,115 @@ class Examined:
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             "latency": None if self.latency is None else asdict(self.latency),
             "bytes": bytes_,
+            "saturation": None if self.saturation is None else asdict(self.saturation),
+            "session_options": dict(self.session_options),
+            "parity": None if self.compared is None else self.compared.to_json(),
         }
 
 
 def examine(
-    path: Path, *, target: str | None = None, float_file: Path | None, check: Check | None, threads: int, batch_size: int, seed: int
+    path: Path,
+    *,
+    target: str | None = None,
+    float_file: Path | None,
+    check: Check | None,
+    threads: int,
+    batch_size: int,
+    seed: int,
+    parity: bool = False,
 ) -> Examined:
     """Examine a file, or a run directory's, in the runtime of `target` (the plan's own, or else ONNX Runtime).
 
     Raises ModelError for what is no safe ONNX file, OutputError for a folder without a plan.
     """
-    plan = read_plan(path) if path.is_dir() else None
-    file = plan_file(plan) if plan is not None else path
-    reference = float_file or (plan.float_file if plan is not None else None)
-    name = target or (plan.target if plan is not None else "ort-cpu")
-    runtime, options = find_runtime(name), find_target(name).SESSION_OPTIONS
+    if parity and not path.is_dir():
+        raise ModelError(f"--parity for {path}, which is no run", NO_RUN, "pass the run itself")
+    if not path.is_dir():
+        return examine_file(
+            path, target=target or SIMULATED, float_file=float_file, check=check, threads=threads, batch_size=batch_size, seed=seed
+        )
+    plan = read_plan(path)
+    file = plan_file(plan)
+    placement = find_target(plan.target).place(plan.graph, plan.schemes)
+    found = examine_file(
+        file, target=target or plan.target, planned=(plan.graph, placement), float_file=float_file or plan.float_file, check=check,
+        threads=threads, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    return replace(found, compared=compare(plan, file, check, batch_size, seed, found.session_options)) if parity else found
+
+
+def examine_file(
+    file: Path,
+    *,
+    target: str,
+    planned: tuple[Graph, Placement] | None = None,
+    float_file: Path | None,
+    check: Check | None,
+    threads: int,
+    batch_size: int,
+    seed: int,
+) -> Examined:
+    """Examine a file in the runtime of `target`; with `planned`, what runs is held against that, layer by layer."""
+    runtime, options = find_runtime(target), read_session(file.parent, find_target(target))
     model = open_model(file)
-    if reference is not None:
-        open_model(reference)
-    if check is not None and reference is None:
+    if float_file is not None:
+        open_model(float_file)
+    if check is not None and float_file is None:
         raise ModelError(f"data, and no float file to hold {file} against", "the network before it was quantized", "pass --float FILE")
-    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        nodes, mismatches = weighted_nodes(model, runtime.kernels(file, options, Path(folder))), None
-        if plan is not None:
-            placement = find_target(plan.target).place(plan.graph, plan.schemes)
-            mismatches = runtime.read_executed(file, plan.graph, placement, options, Path(folder)).mismatches
-    budget = verdict = latency = None
-    if reference is not None:
-        example = random_feeds(reference)
+    mismatches = saturation = budget = verdict = latency = None
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as name:
+        folder = Path(name)
+        nodes = weighted_nodes(model, runtime.kernels(file, options, folder))
+        if planned is not None:
+            mismatches = runtime.read_executed(file, *planned, options, folder).mismatches
+        if target == SIMULATED:
+            names = {} if planned is None else owners(planned[0])
+            saturation = Saturation(probe.saturates(), layers_at_risk(ort_cpu.optimize(file, options, folder), names))
+    if float_file is not None:
+        example: Feeds = random_feeds(float_file)
         if check is not None:
-            before, after = (
-                evaluate(runtime.open_file(each, threads=0, options=options), check.items, batch_size) for each in (reference, file)
-            )
-            labels = None if check.metric.reference == "float" else check.items.labels()
-            truth = before if labels is None else labels
-            budget = None if check.budget is None else check.budget.points(check.metric.score(before, truth))
-            verdict = judge(check.metric, before, after, labels, 0.0 if budget is None else budget, seed)
-            batch = len(next(iter(example.values())))
-            example = feeds(next(iter(check.items.batches(batch))), tuple(example))
+            _check_items(float_file, check)
+            budget, verdict = _judged(runtime, options, (float_file, file), check, batch_size, seed)
+            example = feeds(next(iter(check.items.batches(len(next(iter(example.values())))))), tuple(example))
         if runtime.TIMES:
-            sessions = [runtime.open_file(each, threads=threads, options=options, example=example) for each in (reference, file)]
+            sessions = [runtime.open_file(each, threads=threads, options=options, example=example) for each in (float_file, file)]
             latency = time_sessions(sessions, example)[1]
-    return Examined(file, reference, nodes, mismatches, budget, verdict, latency)
+    return Examined(file, float_file, nodes, mismatches, budget, verdict, latency, saturation, options, None)
+
+
+def compare(plan: StoredPlan, file: Path, check: Check | None, batch_size: int, seed: int, options: Mapping[str, str]) -> Compared:
+    """The run's file against the simulation of its plan, over the data, or over random items. Raises RequestError for what a run lacks."""
+    if plan.target != SIMULATED:
+        raise ModelError(f"--parity for a plan of target {plan.target}", f"one of {SIMULATED}, whose kernels the simulation computes")
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as name:
+        folder = Path(name)
+        found = simulate(plan, folder / "again.onnx")
+        items = random_items(found.captured, plan.bounds, seed) if check is None else check.items
+        check_inputs(found.captured, next(network_batches(plan.graph, items, 1)).inputs)
+        told = compare_simulation(
+            found.captured, found.placement, found.bank, file, found.emitted, items, batch_size, folder, lambda _: None, options
+        )
+    return Compared(told, len(items), check is None)
+
+
+def _check_items(file: Path, check: Check) -> None:
+    """Raises DataError where the items are not of the shapes that the file takes."""
+    wanted = {entry.name: [side.dim_value for side in entry.type.tensor_type.shape.dim][1:] for entry in open_model(file).graph.input}
+    for name, array in feeds(next(iter(check.items.batches(1))), tuple(random_feeds(file))).items():
+        sides = zip(wanted[name], array.shape[1:], strict=False)
+        if len(wanted[name]) != array.ndim - 1 or any(side not in (0, got) for side, got in sides):
+            have, shape = f"input {name!r} of shape {list(array.shape[1:])} for each item", [side or "*" for side in wanted[name]]
+            raise DataError(have, f"a shape of {shape}", "mend the data, or its --resize and --crop")
+
+
+def _judged(
+    runtime: Runtime, options: Mapping[str, str], files: tuple[Path, Path], check: Check, batch_size: int, seed: int
+) -> tuple[float | None, Verdict]:
+    """The budget, if there is one, and the verdict on the second file against the first."""
+    before, after = (evaluate(runtime.open_file(file, threads=0, options=options), check.items, batch_size) for file in files)
+    labels = None if check.metric.reference == "float" else check.items.labels()
+    budget = None if check.budget is None else check.budget.points(check.metric.score(before, before if labels is None else labels))
+    return budget, judge(check.metric, before, after, labels, 0.0 if budget is None else budget, seed)
 
 
 def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tuple[WeightedNode, ...]:
@@ -160,7 +272,7 @@ def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tup
     view, shapes = View(model), _shapes(model)
     found = []
     for node in view.of_kind(*WEIGHTED):
-        weight = next((shape for name in node.input[1:] if (shape := _weight_shape(view, name)) is not None), None)
+        weight = next((shape for name in node.input[1:] if (shape := _weight_shape(view, name, shapes)) is not None), None)
         if weight is None or view.is_computed_from_constants(read(node, 0)):
             continue  # of the latter kind are nodes that unpack narrow codes
         # The names of what follows, too: a layer that is fused with its activation is called after that.
@@ -179,29 +291,26 @@ def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tup
 
 def random_feeds(path: Path) -> dict[str, Any]:
     """Inputs of the shapes that the file wants, symbols being 1: for time, not for accuracy."""
-    session = ort_cpu.open_file(path, threads=1, options={})
-    random = np.random.default_rng(0)
-    kinds: Mapping[str, Any] = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
-    found = {}
-    for entry in session.handle.get_inputs():
-        shape = [side if isinstance(side, int) else 1 for side in entry.shape]
-        if entry.type not in kinds:
-            raise ModelError(f"input {entry.name!r} is a {entry.type}", f"one of {', '.join(kinds)}", "pass --data")
-        found[entry.name] = random.standard_normal(shape).astype(kinds[entry.type])
+    random, graph = np.random.default_rng(0), open_model(path).graph
+    constants, found = {tensor.name for tensor in graph.initializer}, {}
+    for entry in graph.input:
+        if entry.name not in constants:
+            kind = entry.type.tensor_type.elem_type
+            if kind not in FED:
+                got = f"input {entry.name!r} is a {onnx.TensorProto.DataType.Name(kind)}"
+                raise ModelError(got, f"one of {', '.join(np.dtype(fed).name for fed in FED.values())}", "pass --data")
+            shape = [side.dim_value or 1 for side in entry.type.tensor_type.shape.dim]
+            found[entry.name] = random.standard_normal(shape).astype(FED[kind])
     return found
 
 
-def _weight_shape(view: View, name: str) -> tuple[int, ...] | None:
+def _weight_shape(view: View, name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape of a weight, a constant or made of constants; None for what is neither, or has one axis."""
     quantizer = view.dequantizer(name, through=False)
-    array = view.constant(quantizer.source if quantizer is not None else name)
-    if array is not None:
-        return array.shape if array.ndim > 1 else None
-    if quantizer is not None and view.has_constant_codes(quantizer) and quantizer.scale is not None:
-        producer = view.producers.get(quantizer.source)
-        source = None if producer is None else view.constant(read(producer, 1 if producer.op_type == "Reshape" else 0))
-        if source is not None and producer is not None:
-            return tuple(int(side) for side in source) if producer.op_type == "Reshape" else source.shape
-    return None
+    source = quantizer.source if quantizer is not None else name
+    array = view.constant(source)
+    found = array.shape if array is not None else shapes.get(source, ()) if view.is_computed_from_constants(source) else ()
+    return found if len(found) > 1 and all(found) else None
 
 
 def _macs(node: onnx.NodeProto, weight: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:

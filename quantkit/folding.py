@@ -1,4 +1,4 @@
-"""What the graph says in fewer nodes: batch norm folded into the layer in front of it, found in the graph, never by order or name.
+"""Batch norm folded into the layer in front of it, found in the graph, never by order or name.
 
 w' = w · γ / √(σ² + ε), b' = (b − μ) · γ / √(σ² + ε) + β, in float64. A batch norm whose input has another reader, or that
 follows no weighted layer, or one whose weight is used elsewhere, stays as it is.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor, fx
 ATEN = torch.ops.aten
 WEIGHTED = {ATEN.conv2d.default, ATEN.conv1d.default, ATEN.linear.default}
 CLIPS = (ATEN.hardtanh.default, ATEN.clamp.default, ATEN.relu6.default)
-NAMED_PADDING: dict[object, Callable[..., Any]] = {ATEN.conv1d.padding: ATEN.conv1d.default, ATEN.conv2d.padding: ATEN.conv2d.default}
 BATCH_NORM = ATEN._native_batch_norm_legit_no_training.default
 
 
@@ -43,45 +41,6 @@ def operand(node: fx.Node, place: int) -> fx.Node | None:
     return found if isinstance(found, fx.Node) else None
 
 
-def simplify(module: fx.GraphModule) -> None:
-    """Spell what means the same in one way; drop what does nothing and merge what is computed twice.
-
-    The ONNX exporter would do both, and so lose a name.
-    """
-    first: dict[str, fx.Node] = {}
-    for node in list(module.graph.nodes):
-        if node.target is ATEN.cat.default and len(cast("Sequence[fx.Node]", node.args[0])) == 1:
-            node.replace_all_uses_with(cast("Sequence[fx.Node]", node.args[0])[0])
-            module.graph.erase_node(node)
-            continue
-        if node.target is ATEN.clamp.default and node.meta["val"].is_floating_point():
-            limits = bounds(node)
-            node.target, node.args = (ATEN.relu.default, node.args[:1]) if limits == (0.0, None) else (node.target, (node.args[0], *limits))
-        elif node.target in NAMED_PADDING:
-            _spell_padding(node)
-        if node.op == "get_attr" or (node.op == "call_function" and not _is_random(node)):
-            twin = first.setdefault(f"{node.op} {node.target} {node.args} {node.kwargs}", node)
-            if twin is not node:
-                node.replace_all_uses_with(twin)
-                module.graph.erase_node(node)
-    module.recompile()
-
-
-def _spell_padding(node: fx.Node) -> None:
-    """`same` and `valid` in numbers; an uneven `same`, more on one side than on the other, stays as it is."""
-    weight = operand(node, 1)
-    assert weight is not None
-    kernel = weight.meta["val"].shape[2:]
-    given: list[Any] = [*node.args[3:]]
-    settings: list[Any] = [*given, *([1], "valid", [1], 1)[len(given) :]]
-    stride, mode, dilation, groups = settings
-    strides, steps = ([*sides] * (len(kernel) // len(sides)) for sides in (stride, dilation))
-    total = [step * (side - 1) if mode == "same" else 0 for step, side in zip(steps, kernel, strict=True)]
-    if all(extent % 2 == 0 for extent in total):
-        node.target = NAMED_PADDING[node.target]
-        node.args = (*node.args[:3], strides, [extent // 2 for extent in total], steps, groups)
-
-
 def bounds(node: fx.Node) -> tuple[float | None, float | None]:
     """Between what the clipping `node` keeps its values."""
     if node.target is ATEN.relu6.default:
@@ -91,10 +50,6 @@ def bounds(node: fx.Node) -> tuple[float | None, float | None]:
     limits: list[Any] = [*given, *usual[len(given) :]]
     low, high = limits
     return None if low is None else float(low), None if high is None else float(high)
-
-
-def _is_random(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _is_own(parameter: fx.Node | None) -> bool:

@@ -163,7 +163,7 @@ class Graph:
 class Group:
     """The smallest set of decisions that a target forces to be equal: the unit of every table.
 
-    `layers` are layer names; `schemes` the names of those it can take, fp32 always among them.
+    `layers` are layer names; `schemes` the names of those it can take, what the target keeps float (fp32, fp16) always among them.
     """
 
     name: str

@@ -17,7 +17,10 @@ from quantkit.errors import DataError, RequestError, SchemeError, unknown
 CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("ort-cpu", "openvino", "tensorrt"),
     "minimize": ("latency", "bytes", "bops", "drop"),
-    "sensitivity": ("augmented", "displacement", "hessian"),
+    "sensitivity": (
+        "augmented", "aumann_shapley", "displacement", "fisher", "fisher_output", "gauss_newton", "hessian", "hessian_activation",
+        "hessian_cross", "kl", "noise", "pairs", "pyhessian", "weight_error",
+    ),
     "search": ("pareto", "bisection", "swaps"),
     "observer": ("mse", "percentile", "minmax"),
     "rounding": ("gptq", "nearest"),
@@ -26,15 +29,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # What each target can run; narrow weights run in its int8 kernels.
 SCHEMES: dict[str, tuple[str, ...]] = {
-    "ort-cpu": ("fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8"),
-    "openvino": ("fp32", "w8a8", "w4a8"),
-    "tensorrt": ("fp32", "w8a8"),
+    "ort-cpu": (
+        "fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8", "c6a8", "c5a8", "c4a8", "c3a8", "c2a8",
+        "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8", "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
+    ),
+    "openvino": ("fp32", "w8a8", "w4a8", "w16a32"),
+    "tensorrt": ("fp16", "w8a8", "fp8", "w4a16", "fp32"),
 }
 # What is chosen from unless --schemes says otherwise. Narrow weights save bytes and no time, so a search for speed leaves them out.
 DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
-    "ort-cpu": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "w5a8", "w4a8")},
-    "openvino": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w4a8")},
-    "tensorrt": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8")},
+    "ort-cpu": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "c5a8", "c4a8", "w16a32", "w8a32")},
+    "openvino": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w4a8", "w16a32")},
+    "tensorrt": dict.fromkeys(("latency", "bytes"), ("fp16", "w8a8", "fp8", "w4a16")),
 }
 
 
@@ -47,6 +53,7 @@ class Options:
     `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
     `confidence` is how sure the search must be that the gate will keep the promise. `bounds` are what a plan may use beside; after
     `time_limit_s` the search ends with the best so far. `output` is the ONNX file; `run` the folder that keeps the stages' results.
+    `memory_mb` bounds what the passes of a sensitivity hold of activations.
     """
 
     target: str = "ort-cpu"
@@ -61,6 +68,7 @@ class Options:
     seed: int = 0
     split_seed: int = 0
     batch_size: int = 32
+    memory_mb: int = 2048
     threads: int = 1
     device: str = "cpu"
     output: Path | None = None
@@ -88,7 +96,7 @@ class Options:
             raise RequestError(got, "a search that goes on", "pass --search swaps or --search pareto")
         if not 0.5 <= self.confidence < 1:
             raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
-        for option, lowest in {"batch_size": 1, "threads": 1, "seed": 0, "split_seed": 0}.items():
+        for option, lowest in {"batch_size": 1, "memory_mb": 1, "threads": 1, "seed": 0, "split_seed": 0}.items():
             value = getattr(self, option)
             if value < lowest:
                 raise RequestError(f"{_flag(option)} {value}", f"a whole number of at least {lowest}")
@@ -135,6 +143,7 @@ class Arguments:
     seed: int | None = None
     split_seed: int | None = None
     batch_size: int | None = None
+    memory_mb: int | None = None
     threads: int | None = None
     device: str | None = None
     undecided: str | None = None

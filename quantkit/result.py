@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.parity import Parity
 from quantkit.statistics import Verdict
-from quantkit.verify import Latency, Parity
+from quantkit.verify import Latency
 
 SCHEMA = 1
 Number = float  # `Execution.float` would hide the type from the field behind it
@@ -104,7 +105,7 @@ class Result:
             "baselines": [asdict(row) for row in self.baselines],
             "allocation": [asdict(row) for row in self.allocation],
             "executed": asdict(self.executed),
-            "simulation": asdict(self.simulation),
+            "simulation": self.simulation.shares(),
             "files": {key: None if path is None else str(path) for key, path in asdict(self.files).items()},
             "seconds": dict(self.seconds),
             "environment": dict(self.environment),

@@ -2,7 +2,12 @@
 
 A quantized convolution or linear layer recovers the codes of its input, convolves integers in float32 (exact below 2^24, in
 float64 where the layer's bound is higher), adds the int32 bias, multiplies by float32((scale_x · scale_w) / scale_y) and rounds
-half to even. Add follows the kernel's fused multiply-add; Concat requantizes. Exact on CPUs whose u8×s8 products do not saturate.
+half to even. Operations without weights follow theirs (`kernels`); Concat requantizes. Exact on CPUs whose u8×s8 products do not
+saturate.
+
+Where the placement computes in half, layers multiply what their codes are worth, and the operands and results of every operation are
+rounded to half around a sum in float32: the file as it stands, one node after the other. How such a target's own kernels add, nobody
+tells: this is near them, not equal. Layers of E4M3 or 4-bit weights are computed so everywhere.
 """
 
 from __future__ import annotations
@@ -14,36 +19,55 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantkit.affine import QParams, add_codes, bias_codes, dequantize, fake_quantize, quantize, requantize
+from quantkit.affine import QParams, bias_codes, dequantize, fake_quantize, quantize, requantize
 from quantkit.blocked import convolve
-from quantkit.capture import PADS, Captured
-from quantkit.folding import operand
+from quantkit.capture import Captured
+from quantkit.folding import ATEN, operand
+from quantkit.functions import logistic
 from quantkit.graph import Layer
+from quantkit.kernels import KERNELS
+from quantkit.operations import PADS
 from quantkit.quantization import WeightBank
+from quantkit.spec import FloatFormat, QuantSpec, Scheme
 from quantkit.targets.placement import Placement
 
-CONVOLUTION = torch.ops.aten.conv2d.default
+CONVOLUTION, SIGMOID = ATEN.conv2d.default, ATEN.sigmoid.default
 CONVOLUTION_DEFAULTS: tuple[Any, ...] = (None, (1,), (0,), (1,), 1)  # bias, stride, padding, dilation, groups
 EXACT = float(1 << 24)  # float32 holds every integer up to here
 Environment = dict[str, Any]
+Lost = Callable[[Layer, fx.Node, Tensor, QParams, Tensor], Tensor | None]  # of the layer's integer sums, given its input and weight codes
 
 
 class Simulation:
     """The network under one placement. The captured module is never changed.
 
-    With `block`, float convolutions add up in the runtime's own order (`blocked`), and give its bits. With `precise`, other float layers
-    add up in float64: of all orders the exact sum is nearest to one that is not known.
+    With `block`, float convolutions add up in the runtime's own order (`blocked`), sigmoids are its own (`functions`), and give its bits.
+    With `precise`, other float layers add up in float64: of all orders the exact sum is nearest to one that is not known. `lost` says what
+    a processor without VNNI loses.
     """
 
     def __init__(
-        self, captured: Captured, placement: Placement, bank: WeightBank, *, precise: bool = False, block: int | None = None
+        self,
+        captured: Captured,
+        placement: Placement,
+        bank: WeightBank,
+        *,
+        precise: bool = False,
+        block: int | None = None,
+        lost: Lost | None = None,
     ) -> None:
         module = captured.module
         self._nodes = {node.name: node for node in module.graph.nodes}
         self._state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
         self._graph, self._placement, self._bank = captured.graph, placement, bank
-        self._precise, self._block = precise, block
+        self._precise, self._block, self._lost = precise, block, lost
         self._layers = {layer.node: layer for layer in captured.graph.layers if layer.name in placement.schemes}
+        self._layers |= {layer.node: layer for layer in captured.graph.layers if layer.name in placement.floating}
+        self._half = _nodes_in_half(captured, placement)
+        stored = [layer for layer in captured.graph.layers if layer.name in placement.stored]
+        self._stored = {
+            layer.node: {_weight_node(self._nodes[layer.node]): bank.stored_weight(layer, placement.stored[layer.name])} for layer in stored
+        }
         self._absorbed = {name for layer in self._layers.values() if layer.name in placement.outputs for name in self._behind(layer)}
 
     @torch.no_grad()
@@ -82,17 +106,23 @@ class Simulation:
             elif node.name in self._layers:
                 layer = self._layers[node.name]
                 place = layer.output if layer.name in self._placement.outputs else node.name
-                values[place] = self._quantized(layer, [values[name] for name in layer.inputs])
+                result = self._quantized(layer, [values[name] for name in layer.inputs])
+                values[place] = to_half(result) if node.name in self._half else result
             elif node.name in self._placement.unscaled:
                 values[node.name] = self._average(node, values)
             elif node.op == "call_function" and node.name not in self._absorbed:
-                values[node.name] = self._float(node, values)
+                values[node.name] = self._float(node, {**values, **self._stored[node.name]} if node.name in self._stored else values)
 
     def _float(self, node: fx.Node, values: Environment) -> Any:
+        if node.name in self._half:
+            return to_half(_call(node, lambda source: to_half(values[source.name])))
         if self._block and node.target is CONVOLUTION:
             found = _convolve(node, lambda source: values[source.name], self._block)
             if found is not None:
                 return found
+        source = operand(node, 0)
+        if self._block and node.target is SIGMOID and source is not None and values[source.name].dtype is torch.float32:
+            return logistic(values[source.name])
         if not self._precise:
             return _call(node, lambda source: values[source.name])
         wide = _call(node, lambda source: _cast(values[source.name], torch.float32, torch.float64))
@@ -109,13 +139,16 @@ class Simulation:
 
     def _quantized(self, layer: Layer, inputs: list[Tensor]) -> Tensor:
         """The real output of a layer with quantized inputs: on its grid if it leaves as codes, else without its activation functions."""
+        scheme = self._placement.schemes.get(layer.name) or self._placement.floating[layer.name]
+        if self._half or layer.name in self._placement.floating or isinstance(scheme.weights, FloatFormat):
+            return self._floating(layer, scheme, inputs)
         qparams = [self._bank.input_qparams(layer, slot) for slot in range(len(inputs))]
         output = self._bank.output_qparams(layer) if layer.name in self._placement.outputs else None
         if layer.weight:
             return self._weighted(layer, inputs[0], qparams[0], output)
-        if layer.kind == "add" and output is not None:
-            a, b = (quantize(x, q) for x, q in zip(inputs, qparams, strict=True))
-            return dequantize(add_codes(a, qparams[0], b, qparams[1], output), output)
+        if layer.kind in KERNELS and output is not None:
+            codes = [quantize(x, q) for x, q in zip(inputs, qparams, strict=True)]
+            return dequantize(KERNELS[layer.kind](self._nodes[layer.node], codes, qparams, output), output)
         coded = [(layer.name, slot) in self._placement.inputs for slot in range(len(inputs))]
         real = iter([fake_quantize(x, q) if quantized else x for x, q, quantized in zip(inputs, qparams, coded, strict=True)])
         result: Tensor = _call(self._nodes[layer.node], lambda _: next(real))
@@ -124,10 +157,13 @@ class Simulation:
     def _weighted(self, layer: Layer, x: Tensor, x_qparams: QParams, output: QParams | None) -> Tensor:
         """Integer accumulator in units of scale_x · scale_w, then requantized, or made real where `output` is None."""
         spec = self._placement.schemes[layer.name].weights
-        assert spec is not None
+        assert isinstance(spec, QuantSpec)
         weight = self._bank.weight(layer, spec)
         bias = self._bank.parameter(layer.bias).detach() if layer.bias else None
-        accumulator = _product(self._nodes[layer.node], quantize(x, x_qparams) - x_qparams.zero_point, weight.codes)
+        node, codes = self._nodes[layer.node], quantize(x, x_qparams)
+        accumulator = _product(node, codes - x_qparams.zero_point, weight.codes)
+        lost = self._lost(layer, node, codes, x_qparams, weight.codes) if self._lost else None
+        accumulator = accumulator if lost is None else accumulator + lost
         channels = 1 if layer.kind == "conv" else accumulator.dim() - 1
         shape = [-1 if axis == channels else 1 for axis in range(accumulator.dim())]
         scale = x_qparams.scale * weight.qparams.scale
@@ -139,6 +175,29 @@ class Simulation:
         if output is None:
             return accumulator.float() * scale.reshape(shape)
         return dequantize(requantize(accumulator.float(), (scale / output.scale).reshape(shape), output), output)
+
+    def _floating(self, layer: Layer, scheme: Scheme, inputs: list[Tensor]) -> Tensor:
+        """A layer that multiplies real values: its inputs and its weight on their grids, its bias as it is."""
+        spec, real = scheme.activations, []
+        for slot, x in enumerate(inputs):
+            if spec is not None and spec.granularity is None:
+                real.append(to_half(x))
+            else:
+                quantized = (layer.name, slot) in self._placement.inputs
+                real.append(fake_quantize(x, self._bank.input_qparams(layer, slot, spec)) if quantized else x)
+        node = self._nodes[layer.node]
+        if not layer.weight or scheme.weights is None:
+            following = iter([self._read(layer, x) for x in real])
+            result: Tensor = _call(node, lambda _: next(following))
+            return result
+        weight = self._bank.weight(layer, scheme.weights, in_float=scheme.is_float)
+        bias = self._bank.parameter(layer.bias).detach() if layer.bias else None
+        operands = (real[0], dequantize(weight.codes, weight.qparams), bias)
+        return cast("Callable[..., Tensor]", node.target)(*(None if x is None else self._read(layer, x) for x in operands), *node.args[3:])
+
+    def _read(self, layer: Layer, value: Tensor) -> Tensor:
+        """What `layer` makes of a real value: a half, if it computes in half."""
+        return cast("Tensor", to_half(value)) if layer.node in self._half else value
 
     def _padded(self, x: Tensor, name: str) -> Tensor:
         """`x` behind the padding that makes tensor `name` of it; `x` itself if it has that tensor's shape already."""
@@ -156,6 +215,35 @@ class Simulation:
             (node,) = node.users
             names.append(node.name)
         return names
+
+
+def to_half(value: Any) -> Any:
+    """The float32 tensors of `value` rounded to half, still as float32."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.half().float() if tensor.dtype == torch.float32 else tensor, value)
+
+
+def _nodes_in_half(captured: Captured, placement: Placement) -> frozenset[str]:
+    """The nodes that compute in half, by the rule of `Placement`."""
+    if placement.float32 is None:
+        return frozenset()
+    layers = {name: layer.name for layer in captured.graph.layers for name in (layer.node, layer.output)}
+    flowing = {node.name for node in captured.module.graph.nodes if node.op == "placeholder"}
+    half: set[str] = set()
+    made: set[str] = set()  # in float32
+    for node in captured.module.graph.nodes:
+        if node.op != "call_function" or isinstance(node.meta.get("val"), (int, torch.SymInt)):
+            continue
+        read = [source.name for source in node.all_input_nodes if source.name in flowing]
+        flowing |= {node.name} if read else set()
+        stays = layers[node.name] in placement.float32 if node.name in layers else bool(read) and made.issuperset(read)
+        (made if stays else half).add(node.name)
+    return frozenset(half)
+
+
+def _weight_node(node: fx.Node) -> str:
+    weight = operand(node, 1)
+    assert weight is not None
+    return weight.name
 
 
 def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:

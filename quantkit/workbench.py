@@ -21,7 +21,8 @@ from quantkit.progress import Progress
 from quantkit.store import Run, fingerprint
 
 SCRATCH = ".scratch-"
-TORN = re.compile(r"\.(model|float-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked)-[0-9a-f]{8}\.(onnx|json)")
+FILES = "model|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked"
+TORN = re.compile(rf"\.({FILES})-[0-9a-f]{{8}}\.(onnx|json|pt2)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 from networks import Bench, bench
+from torch._export import utils
+from torch.onnx._internal.exporter import _registration as registration
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exporters_read_their_library_once() -> Iterator[None]:
+    """torch's exporters parse the source of 500 functions, and list all operators sixty times, in every call: a third of what an export of
+    a small network takes. Neither changes while tests run; a torch that has other names for them is left alone.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(utils, "_materialize_cpp_cia_ops"):
+            patch.setattr(utils, "_materialize_cpp_cia_ops", cache(utils._materialize_cpp_cia_ops))
+        if hasattr(registration.ONNXRegistry, "from_torchlib"):
+            patch.setattr(registration.ONNXRegistry, "from_torchlib", staticmethod(cache(registration.ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 CLASSES = 8
 ITEMS = 208
+LEAST_CLASSES = 5
+REDRAWN = 100_000  # between a seed and the next that is tried in its place
 SIDE, LENGTH = 10, 24
 Step = Callable[[Tensor], Tensor]
 
@@ -29,7 +32,7 @@ class Drawn(nn.Module):
         if self.two_inputs:
             self.second = self._conv(3, channels, 3)
         for _ in range(int(self.random.integers(2, 6))):
-            names = ["plain", "residual", "dense", "strided"] if self.flat else list(BLOCKS)
+            names = ["plain", "residual", "dense", "strided", "divided"] if self.flat else list(BLOCKS)
             name = str(self.random.choice(names))
             self.blocks.append(name)
             step, channels = BLOCKS[name](self, channels)
@@ -140,6 +143,33 @@ def excited(net: Drawn, channels: int) -> tuple[Step, int]:
     return lambda x: x * gate(up(F.relu(down(F.adaptive_avg_pool2d(x, 1))))), channels
 
 
+def gated(net: Drawn, channels: int) -> tuple[Step, int]:
+    """An inverted residual of an EfficientNet."""
+    wide = 2 * channels
+    expand, depth, project = net.conv(channels, wide, 1), net.conv(wide, wide, groups=wide), net.conv(wide, channels, 1)
+    down, up = net.add(nn.Conv2d(wide, 4, 1)), net.add(nn.Conv2d(4, wide, 1))
+
+    def step(x: Tensor) -> Tensor:
+        wider = F.silu(depth(F.silu(expand(x))))
+        return project(wider * torch.sigmoid(up(F.silu(down(wider.mean((2, 3), keepdim=True)))))) + x
+
+    return step, channels
+
+
+def divided(net: Drawn, channels: int) -> tuple[Step, int]:
+    """Half of the channels goes through, one way or another."""
+    half = channels // 2
+    conv, function = net.conv(half, half), net.function()
+    product = net.random.random() < 0.5
+
+    def step(x: Tensor) -> Tensor:
+        one, other = x.split([half, channels - half], 1)
+        moved = function(conv(one))
+        return torch.cat([other, moved * torch.sigmoid(one) if product else moved], 1)
+
+    return step, channels
+
+
 def twice(net: Drawn, channels: int) -> tuple[Step, int]:
     conv = net.conv(channels, channels)
     return lambda x: F.relu(conv(F.relu(conv(x)))), channels
@@ -148,7 +178,8 @@ def twice(net: Drawn, channels: int) -> tuple[Step, int]:
 def pooled(net: Drawn, channels: int) -> tuple[Step, int]:
     if net.random.random() < 0.5:
         return lambda x: F.max_pool2d(x, 3, 1, 1), channels
-    return lambda x: F.avg_pool2d(x, 3, 1, 1), channels
+    counts = bool(net.random.random() < 0.5)
+    return lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=counts), channels
 
 
 def shuffled(net: Drawn, channels: int) -> tuple[Step, int]:
@@ -170,14 +201,26 @@ def resized(net: Drawn, channels: int) -> tuple[Step, int]:
     return step, 2 * channels
 
 
-BLOCKS: dict[str, Callable[[Drawn, int], tuple[Step, int]]] = {
-    block.__name__: block  # type: ignore[attr-defined]
-    for block in (plain, strided, grouped, residual, projected, inverted, dense, branches, excited, twice, pooled, shuffled, resized)
-}
+DRAWN = (
+    plain, strided, grouped, residual, projected, inverted, dense, branches, excited, gated, divided, twice, pooled, shuffled, resized,
+)  # fmt: skip
+BLOCKS: dict[str, Callable[[Drawn, int], tuple[Step, int]]] = {block.__name__: block for block in DRAWN}
 
 
 def draw(seed: int) -> tuple[Drawn, dict[str, Tensor]]:
-    """A network in evaluation mode and ITEMS inputs for it, on which it answers with at least five classes."""
+    """A network in evaluation mode and ITEMS inputs for it, on which it answers with at least LEAST_CLASSES classes.
+
+    One that says the same to nearly everything (its activations died) would prove nothing: the next is drawn instead.
+    """
+    for again in count():
+        net, inputs = _drawn(seed + again * REDRAWN)
+        with torch.no_grad():
+            if len(net(**inputs).argmax(1).unique()) >= LEAST_CLASSES:
+                break
+    return net, inputs
+
+
+def _drawn(seed: int) -> tuple[Drawn, dict[str, Tensor]]:
     torch.manual_seed(seed)
     net = Drawn(seed).eval()
     for module in net.modules():
@@ -195,5 +238,4 @@ def draw(seed: int) -> tuple[Drawn, dict[str, Tensor]]:
         spread = scores.std(0).clamp(min=1e-4)
         net.head.weight.div_(spread[:, None])
         net.head.bias.copy_((net.head.bias - scores.mean(0)) / spread)
-        assert len(net(**inputs).argmax(1).unique()) >= 5
     return net, inputs

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from quantkit.calibration import calibrate
 from quantkit.capture import Captured, capture
-from quantkit.data import Batch, Subset, collect
+from quantkit.data import Batch, collect, whole
 from quantkit.evaluation import Session, open_session
 from quantkit.export.executed import Executed, read_executed
 from quantkit.export.float_onnx import export_float
 from quantkit.export.qdq import Emitted, emit
+from quantkit.parity import Parity, compare_simulation
 from quantkit.quantization import WeightBank
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
-from quantkit.verify import Parity, Simulated, compare_simulation
 
 ITEMS = 8
 
@@ -121,7 +121,7 @@ class Chain(nn.Module):
 
 
 class Formed(nn.Module):
-    """Three convolutions (and a linear layer, where asked for) in a forward pass that the test writes out."""
+    """Convolutions and linear layers, as many as are asked for, in a forward pass that the test writes out."""
 
     def __init__(self, form: Callable[[Formed, Tensor], Tensor | tuple[Tensor, ...]]) -> None:
         super().__init__()
@@ -132,6 +132,8 @@ class Formed(nn.Module):
         self.one = nn.Conv1d(8, 8, 3, padding=1)
         self.fc = nn.Linear(8, 8)
         self.fd = nn.Linear(8, 8)
+        self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.two = nn.Conv2d(2, 8, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.form(self, x)
@@ -189,7 +191,7 @@ class Bench:
 
     def uniform(self, scheme: str) -> dict[str, str]:
         """`scheme` for layers with weights, and for the others the 8-bit one that goes with it."""
-        other = "fp32" if scheme == "fp32" else "w8a8"
+        other = "fp32" if parse_scheme(scheme).is_float else "w8a8"
         return {layer.name: scheme if layer.weight else other for layer in self.graph.layers}
 
     def place(self, allocation: Mapping[str, str]) -> Placement:
@@ -210,8 +212,9 @@ class Bench:
     def parity(self, path: Path, placement: Placement, emitted: Emitted) -> Parity:
         """The simulation against the file, over the bench's own items."""
         data = collect([Batch(self.inputs)])
-        simulated = Simulated(self.captured, placement, self.bank)
-        return compare_simulation(simulated, path, emitted, Subset(data, tuple(range(len(data)))), ITEMS, self.folder, lambda _: None)
+        return compare_simulation(
+            self.captured, placement, self.bank, path, emitted, whole(data), len(data), self.folder, lambda _: None
+        )
 
 
 @cache

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -22,17 +26,23 @@ from quantkit.affine import (
     dequantize,
     fake_quantize,
     floor_weight_scale,
+    half_scale,
+    mul_codes,
     quantize,
+    refit,
     requantize,
     separate_pairs,
 )
-from quantkit.spec import PerChannel, PerTensor, QuantSpec
+from quantkit.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec
 from reference import nearest_codes, quantize_loop
 
 U8 = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
 W8 = QuantSpec(8, signed=True, symmetric=True, granularity=PerChannel(0))
 W4 = QuantSpec(4, signed=True, symmetric=True, granularity=PerChannel(0))
 FINITE = st.floats(-100, 100, width=32)
+CODES = torch.arange(256.0)
+EVERY_PAIR = (CODES.repeat_interleave(256), CODES.repeat(256))
+SPREAD = (CODES.expand(256, 256), CODES[:, None])
 
 
 def qparams(scale: float, zero_point: int, spec: QuantSpec = U8) -> QParams:
@@ -155,23 +165,117 @@ def test_a_dead_channel_keeps_its_bias_within_int32() -> None:
     assert torch.allclose(codes * floored.scale * input_scale, bias.double(), rtol=1e-4)
 
 
+E4M3 = FloatFormat("e4m3", 8, PerTensor())
+EVERY_E4M3 = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)  # 0 … 448
+
+
+@given(st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=30), st.floats(2**-10, 10, width=32))
+def test_codes_of_e4m3_are_its_nearest_numbers_ties_to_even_and_saturated(values: list[float], scale: float) -> None:
+    codes = quantize(torch.tensor(values), QParams(E4M3, torch.tensor(scale), torch.tensor(0.0)))
+    for value, code in zip(values, codes.tolist(), strict=True):
+        wanted = abs(float(np.float32(value) / np.float32(scale)))
+        distance = np.abs(EVERY_E4M3 - wanted)
+        nearest = np.flatnonzero(distance == distance.min())
+        place = nearest[0] if len(nearest) == 1 else next(place for place in nearest if place % 2 == 0)  # its last bit is 0
+        assert abs(code) == EVERY_E4M3[place] and code * value >= 0
+
+
+@given(st.floats(2**-24, 60000, width=32))
+def test_half_scales_are_the_least_that_are_not_below(scale: float) -> None:
+    found = half_scale(torch.tensor([scale, 0.0]))
+    half = np.float16(float(found[0]))
+    assert float(half) == found[0] >= np.float32(scale) > float(np.nextafter(half, np.float16(0)))
+    assert found[1] == 0
+
+
+SIGNED = QuantSpec(8, signed=True, symmetric=True, granularity=PerTensor(), scale_bits=16)
+
+
+@pytest.mark.parametrize("spec", [E4M3, SIGNED], ids=["e4m3", "int8"])
+def test_a_grid_with_a_scale_in_half_covers_its_range(spec: Format) -> None:
+    fitted = choose_qparams(torch.tensor(-0.7), torch.tensor(3.1), spec)
+    assert torch.equal(fitted.scale, fitted.scale.half().float())
+    assert 3.1 <= float(fitted.scale) * spec.code_max < 3.1 * 1.002
+    assert float(fake_quantize(torch.tensor(3.1), fitted)) == pytest.approx(3.1, rel=0.04)
+
+
+def test_another_format_gets_the_range_of_a_grid() -> None:
+    grid = choose_qparams(torch.tensor(-2.0), torch.tensor(1.0), SIGNED)
+    assert refit(grid, SIGNED) is grid
+    other = refit(grid, E4M3)
+    assert other.spec == E4M3 and float(other.scale) * 448 == pytest.approx(2.0, rel=3e-3)
+
+
+def test_each_block_has_its_scale() -> None:
+    spec = QuantSpec(4, signed=True, symmetric=True, granularity=PerBlock(1, 16), scale_bits=16)
+    rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    rows[:, 16:32] *= 100
+    fitted = choose_weight_qparams(rows, spec, paired=False)
+    assert fitted.scale.shape == (3, 4) and fitted.zero_point.shape == (3, 4)
+    for channel, block in itertools.product(range(3), range(4)):
+        part = rows[channel, 16 * block : 16 * block + 16].tolist()
+        scale = float(fitted.scale[channel, block])
+        assert nearest_codes(part, scale, 7) == quantize(rows, fitted)[channel, 16 * block : 16 * block + 16].tolist()
+        assert _error(part, scale, spec) <= 1.01 * min(_error(part, max(map(abs, part)) * ratio / 7, spec) for ratio in CLIP_RATIOS)
+    assert (fitted.scale[:, 1] > 20 * fitted.scale[:, 0]).all()
+
+
+def test_blocks_are_the_largest_that_divide() -> None:
+    lengths = {length: PerBlock(1, 128).fitting(length) for length in (512, 192, 96, 48, 40)}
+    assert lengths == {512: PerBlock(1, 128), 192: PerBlock(1, 64), 96: PerBlock(1, 32), 48: PerBlock(1, 16), 40: None}
+    assert PerBlock(1, 32).fitting(512) == PerBlock(1, 32)
+
+
 def test_without_a_bias_no_scale_is_raised() -> None:
     weight = QParams(W8, torch.tensor([1e-19]), torch.zeros(1))
     assert floor_weight_scale(weight, None, torch.tensor(0.02)) is weight
 
 
+Grids = tuple[tuple[int, ...], tuple[int, ...]]
+# Scales are k/(255·16), as a histogram's are: their ratios are simple, and exact ties between two codes are common.
+GRIDS = st.tuples(st.tuples(*[st.integers(1, 2000)] * 3), st.tuples(*[st.integers(0, 255)] * 3))
+
+
+def grids(drawn: Grids) -> list[QParams]:
+    return [qparams(float(np.float32(step) / np.float32(255 * 16)), zero) for step, zero in zip(*drawn, strict=True)]
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.tuples(*[st.integers(1, 2000)] * 3), st.tuples(*[st.integers(0, 255)] * 3))
-def test_addition_is_the_runtimes_on_every_pair_of_codes(steps: tuple[int, ...], zero_points: tuple[int, ...]) -> None:
-    """Scales are k/(255·16), as a histogram's are: their ratios are simple, and exact ties between two codes are common."""
-    scales = [np.float32(step) / np.float32(255 * 16) for step in steps]
-    a, b = (grid.flatten() for grid in torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij"))
-    specs = [qparams(float(scale), zero) for scale, zero in zip(scales, zero_points, strict=True)]
-    ours = add_codes(a, specs[0], b, specs[1], specs[2])
-    assert torch.equal(ours, _run_addition(a, specs[0], b, specs[1], specs[2]))
+@given(GRIDS)
+def test_addition_is_the_runtimes_on_every_pair_of_codes(drawn: Grids) -> None:
+    _assert_the_runtimes("QLinearAdd", add_codes, grids(drawn), *EVERY_PAIR)
 
 
-def _run_addition(a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, output: QParams) -> Tensor:
+@settings(max_examples=25, deadline=None)
+@given(GRIDS)
+def test_addition_of_one_number_to_many_is_the_runtimes(drawn: Grids) -> None:
+    """The smaller summand second, as `spelling` puts it: first, it would be added in another order."""
+    _assert_the_runtimes("QLinearAdd", add_codes, grids(drawn), *SPREAD)
+
+
+@settings(max_examples=25, deadline=None)
+@given(GRIDS, st.sampled_from([EVERY_PAIR, SPREAD, SPREAD[::-1]]))
+def test_multiplication_is_the_runtimes_on_every_pair_of_codes(drawn: Grids, codes: tuple[Tensor, Tensor]) -> None:
+    _assert_the_runtimes("QLinearMul", mul_codes, grids(drawn), *codes)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from([0.25, 0.5]), st.tuples(*[st.floats(2**-10, 0.25, width=32)] * 2), st.tuples(*[st.integers(0, 127)] * 3))
+def test_multiplication_is_the_runtimes_where_ties_are_exact(share: float, scales: tuple[float, ...], zeros: tuple[int, ...]) -> None:
+    """An odd zero point, so that rounding before it is added would show."""
+    product = np.float32(scales[0]) * np.float32(scales[1])
+    chosen = [qparams(scale, 2 * zero + 1) for scale, zero in zip((*scales, float(product / np.float32(share))), zeros, strict=True)]
+    _assert_the_runtimes("QLinearMul", mul_codes, chosen, *EVERY_PAIR)
+
+
+def _assert_the_runtimes(
+    kernel: str, ours: Callable[[Tensor, QParams, Tensor, QParams, QParams], Tensor], chosen: list[QParams], a: Tensor, b: Tensor
+) -> None:
+    one, other, output = chosen
+    assert torch.equal(ours(a, one, b, other, output), _run(kernel, a, one, b, other, output))
+
+
+def _run(kernel: str, a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, output: QParams) -> Tensor:
     names = ["a", "a_scale", "a_zero", "b", "b_scale", "b_zero", "scale", "zero"]
     values = [a, a_qparams.scale, a_qparams.zero_point, b, b_qparams.scale, b_qparams.zero_point, output.scale, output.zero_point]
     feeds = {
@@ -179,8 +283,8 @@ def _run_addition(a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, 
     }
     types = [TensorProto.FLOAT if "scale" in name else TensorProto.UINT8 for name in names]
     inputs = [helper.make_tensor_value_info(name, kind, feeds[name].shape) for name, kind in zip(names, types, strict=True)]
-    node = helper.make_node("QLinearAdd", names, ["c"], domain="com.microsoft")
-    graph = helper.make_graph([node], "addition", inputs, [helper.make_tensor_value_info("c", TensorProto.UINT8, a.shape)])
+    node = helper.make_node(kernel, names, ["c"], domain="com.microsoft")
+    graph = helper.make_graph([node], "joined", inputs, [helper.make_tensor_value_info("c", TensorProto.UINT8, None)])
     opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

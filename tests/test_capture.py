@@ -240,11 +240,23 @@ def test_dropout_in_training_is_refused_and_in_inference_dropped() -> None:
 
 
 REASONS: dict[str, tuple[Callable[[Formed, Tensor], Tensor], str, str]] = {
-    "silu": (lambda m, x: F.silu(x), "silu.default", "no 8-bit form"),
+    **{
+        function.__name__: (lambda m, x, function=function: function(x), f"{function.__name__}.default", "no int8 kernel")
+        for function in (F.hardswish, F.hardsigmoid, F.gelu, torch.tanh, F.elu, F.mish)
+    },
+    "layer norm": (lambda m, x: F.layer_norm(x, (10,)), "layer_norm.default", "no int8 kernel"),
+    "average of all": (lambda m, x: x.mean((2, 3)), "mean.dim", "no int8 kernel"),
+    "transposed": (lambda m, x: F.conv_transpose2d(x, m.c.weight), "conv_transpose2d.input", "runs in float in ONNX Runtime"),
+    "softmax": (lambda m, x: x.softmax(1), "softmax.int", "slower than float"),
+    "product with a number": (lambda m, x: x * 1.5, "mul.Tensor", "multiplies by a constant"),
+    "product with a parameter": (lambda m, x: x * m.fc.bias[:, None, None], "mul.Tensor", "reads a constant"),
+    "product with a mask": (lambda m, x: x * (x > 0), "mul.Tensor", "not a float32 value"),
+    "average rounded up": (lambda m, x: F.avg_pool2d(x, 3, 2, ceil_mode=True), "avg_pool2d.default", "rounds its size up"),
+    "average by its own divisor": (lambda m, x: F.avg_pool2d(x, 3, 2, 0, True, True, 4), "avg_pool2d.default", "a number of its own"),
     "scalar": (lambda m, x: x + 1.5, "add.Tensor", "adds a constant"),
     "parameter": (lambda m, x: x + m.fc.bias[:, None, None], "add.Tensor", "reads a constant"),
     "scaled": (lambda m, x: torch.add(x, m.b(x), alpha=2), "add.Tensor", "scaled addition"),
-    "broadcast": (lambda m, x: x + x.mean((2, 3), keepdim=True), "add.Tensor", "different shapes"),
+    "broadcast": (lambda m, x: x.mean(2, keepdim=True) + x.mean(3, keepdim=True), "add.Tensor", "both spread over the other"),
     "constant joined": (lambda m, x: torch.cat([x, m.b.weight[:1, :, :1, :1].expand_as(x)], 1), "cat.default", "constant"),
     "computed weight": (lambda m, x: F.conv2d(x, m.b.weight * 2), "conv2d.default", "its weight is computed"),
     "computed bias": (lambda m, x: F.conv2d(x, m.b.weight, m.b.bias * 2), "conv2d.default", "its bias is computed"),

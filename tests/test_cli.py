@@ -199,6 +199,7 @@ OPTIONS = {
     "seed": ("3", 3),
     "split_seed": ("4", 4),
     "batch_size": ("5", 5),
+    "memory_mb": ("6", 6),
     "fix": ("head=fp32", ["head=fp32"]),
     "exclude": ("head*", ["head*"]),
 }

@@ -27,6 +27,7 @@ input_shape = "1x3x224x224"
 seed = 0
 split_seed = 4
 batch_size = 16
+memory_mb = 500
 threads = 2
 """
 PREPROCESSING = """resize = 256
@@ -63,6 +64,7 @@ def wanted(folder: Path, source: str) -> Config:
         seed=0,
         split_seed=4,
         batch_size=16,
+        memory_mb=500,
         threads=2,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ from torch.nn import functional as F
 
 from quantkit.data import Batch, collect
 from quantkit.data.splits import whole
-from quantkit.passes.perturbed import FLOAT_PLACEMENT, Displacements
-from quantkit.sensitivity import displacement
-from quantkit.sensitivity.displacement import estimate, gram, measure_gram, subtract, whiten_scores
+from quantkit.passes import outputs
+from quantkit.passes.perturbed import FLOAT_PLACEMENT
+from quantkit.sensitivity import scene as scenes
+from quantkit.sensitivity.displacement import estimate, gram, measure_gram
 from quantkit.simulation import Simulation
 from quantkit.spec import parse_scheme
 from quantkit.table import Interactions
@@ -30,7 +33,7 @@ def measured(box: toys.Toybox) -> Interactions:
     return measure_gram(toys.scene(box))
 
 
-def outputs(box: toys.Toybox, group: str | None = None, scheme: str = "fp32") -> np.ndarray:
+def scores_of(box: toys.Toybox, group: str | None = None, scheme: str = "fp32") -> np.ndarray:
     """Scores of all items with one group quantized, in double precision from here on."""
     layers = next((found.layers for found in box.groups if found.name == group), ())
     placement = ort_cpu.isolate(box.captured.graph, layers, parse_scheme(scheme)) if layers else FLOAT_PLACEMENT
@@ -45,8 +48,8 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 def explicit(box: toys.Toybox, one: tuple[str, str], other: tuple[str, str], curvature: str) -> float:
     """1/N Σ u' F v with F written out as a matrix."""
-    plain = outputs(box)
-    u, v = outputs(box, *one) - plain, outputs(box, *other) - plain
+    plain = scores_of(box)
+    u, v = scores_of(box, *one) - plain, scores_of(box, *other) - plain
     total = 0.0
     for n, scores in enumerate(plain):
         p = softmax(scores)
@@ -96,43 +99,64 @@ def test_small_perturbations_diverge_as_predicted(scheme: str) -> None:
     chosen = dict.fromkeys(("stem", "depthwise", "point", "down", "classifier"), scheme)
     simulation = Simulation(box.captured, ort_cpu.isolate(box.captured.graph, list(chosen), parse_scheme(scheme)), box.bank)
     moved = torch.cat([simulation.run(dict(batch.inputs))["output"][0] for batch in box.items.batches(16)]).double()
-    log_p, log_q = F.log_softmax(torch.from_numpy(outputs(box)), 1), F.log_softmax(moved, 1)
+    log_p, log_q = F.log_softmax(torch.from_numpy(scores_of(box)), 1), F.log_softmax(moved, 1)
     divergence = float((log_p.exp() * (log_p - log_q)).sum(1).mean())
 
     assert measure_gram(toys.scene(box)).predicted(chosen) == pytest.approx(divergence, rel=0.3)
 
 
-def test_tokens_weigh_as_a_mean_over_positions_and_outputs_add_up() -> None:
-    generator = torch.Generator().manual_seed(0)
-    plain = (torch.randn(5, 3, 4, generator=generator), torch.randn(5, 2, generator=generator))
-    one, other = ([output + 0.1 * torch.randn(output.shape, generator=generator) for output in plain] for _ in range(2))
-    whitened = [whiten_scores(plain, tuple(moved)) for moved in (one, other)]
-    found = gram(Displacements((("a", "w8a8"), ("b", "w8a8")), torch.stack(whitened).numpy()), ("a", "b"), ("w8a8",))
-    wanted = 0.0
-    for unmoved, first, second in zip(plain, one, other, strict=True):
-        rows = [values.double().reshape(5, -1, values.shape[-1]) for values in (unmoved, first - unmoved, second - unmoved)]
-        for item in range(5):
-            for z, u, v in zip(*(row[item] for row in rows), strict=True):
-                p = z.softmax(0)
-                wanted += float(u @ (torch.diag(p) - torch.outer(p, p)) @ v) / (5 * rows[0].shape[1])
+def test_weights_that_are_only_stored_narrow_move_the_outputs_as_the_weights_alone_do() -> None:
+    """The network with those weights put into it says the same."""
+    box = toys.unpack(toys.trained(), ("fp32", "w8a8", "w4a32"))
+    name, scheme = "down", parse_scheme("w4a32")
+    layer = box.captured.graph.layer(name)
+    placement = ort_cpu.isolate(box.captured.graph, [name], scheme)
+    assert placement.schemes == {} and placement.inputs == frozenset() and placement.stored == {name: scheme}
+    inputs = dict(next(iter(box.items.batches(16))).inputs)
+    moved = Simulation(box.captured, placement, box.bank).run(inputs)["output"][0]
+    changed = copy.deepcopy(box.captured.module)
+    with torch.no_grad():
+        dict(changed.named_parameters())[str(layer.weight)].copy_(box.bank.stored_weight(layer, scheme))
+    assert torch.equal(moved, torch.as_tensor(changed(*inputs.values())))
+    assert all(group.schemes == ("fp32", "w8a8") for group in box.groups if not box.captured.graph.layer(group.layers[0]).weight)
 
-    assert found.matrix[0, 1] == pytest.approx(wanted, rel=1e-4)
+
+def test_batches_add_up_to_a_mean_over_items() -> None:
+    rows = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32)
+    wanted = np.einsum("anc,bnc->ab", rows, rows) / 7
+
+    np.testing.assert_allclose(gram(iter([rows[:, :3], rows[:, 3:]])), wanted, rtol=1e-5)
 
 
-def test_plain_values_are_subtracted_all_outputs_in_a_row() -> None:
-    plain, moved = (torch.zeros(2, 3, 1), torch.ones(2)), (torch.full((2, 3, 1), 2.0), torch.full((2,), 5.0))
+def test_wide_outputs_are_sketched_to_nearly_the_same_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.toy, self.head = toys.trained(), nn.Linear(toys.CLASSES, 600)
 
-    assert subtract(plain, moved).tolist() == [[2.0, 2.0, 2.0, 4.0]] * 2
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.toy(x))
+
+    torch.manual_seed(0)
+    scene = toys.scene(toys.unpack(Wide().eval()))
+    exact = measure_gram(scene).matrix
+    monkeypatch.setattr(outputs, "WIDE", 599)
+    monkeypatch.setattr(outputs, "SKETCH", 128)
+    sketched = measure_gram(scene).matrix
+    lengths = np.sqrt(np.outer(exact.diagonal(), exact.diagonal()))
+
+    assert not np.array_equal(sketched, exact)
+    assert np.abs(sketched - exact)[lengths > 0].max() < 4 * np.sqrt(2 / 128) * lengths.max()
+    assert np.linalg.eigvalsh(sketched).min() > -1e-9 * np.abs(sketched).max()
 
 
 @pytest.mark.parametrize(
     ("passes", "wanted"), [(1.0, 16), (20.0, 20), (1e9, 24)], ids=["at least a batch", "what is affordable", "all there are"]
 )
 def test_macs_bound_the_items(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch, passes: float, wanted: int) -> None:
-    pairs = sum(scheme != "fp32" for group in box.groups for scheme in group.schemes)
-    macs = sum(layer.macs for layer in box.captured.graph.layers)
     few, fewer = (measure_gram(toys.scene(box, items=box.items.first(count))).matrix for count in (wanted, wanted - 1))
-    monkeypatch.setattr(displacement, "MOST_MACS", passes * pairs * macs / 2)
+    scene = toys.scene(box)
+    monkeypatch.setattr(scenes, "MOST_MACS", passes * scene.reruns * scene.macs)
     bounded = measure_gram(toys.scene(box)).matrix
 
     np.testing.assert_array_equal(bounded, few)
@@ -141,7 +165,7 @@ def test_macs_bound_the_items(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch,
 
 def test_most_items_bound_them_too(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch) -> None:
     few = measure_gram(toys.scene(box, items=box.items.first(9))).matrix
-    monkeypatch.setattr(displacement, "MOST_ITEMS", 9)
+    monkeypatch.setattr(scenes, "MOST_ITEMS", 9)
 
     np.testing.assert_array_equal(measure_gram(toys.scene(box)).matrix, few)
 

@@ -107,3 +107,9 @@ def test_threads_and_options_reach_the_session(toy_file: Path, tmp_path: Path) -
     assert settings.get_session_config_entry(key) == "1"
     assert (tmp_path / "optimized.onnx").exists()
     assert Path(session.handle.end_profiling()).parent == tmp_path
+
+
+def test_items_of_another_shape_are_the_data_s_fault(fixed: toys.Toybox, tmp_path: Path) -> None:
+    path = toys.candidates(fixed, tmp_path).float_file
+    with pytest.raises(DataError, match="shape or type"):
+        open_session(path, threads=1).run({"x": np.zeros((4, 3, 7, 8), np.float32)})

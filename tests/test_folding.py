@@ -9,7 +9,7 @@ from networks import build
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
 
-from quantkit.folding import ATEN, BATCH_NORM, bounds, fold_batch_norm, simplify
+from quantkit.folding import BATCH_NORM, fold_batch_norm
 
 
 def unlifted(model: nn.Module, *inputs: Tensor) -> fx.GraphModule:
@@ -118,64 +118,6 @@ def test_a_bias_with_other_readers_keeps_its_value_for_them() -> None:
     folded = fold_batch_norm(unlifted(model, IMAGE))
     assert norms(folded) == 0
     torch.testing.assert_close(folded(IMAGE), model(IMAGE), rtol=1e-5, atol=1e-5)
-
-
-def test_what_is_computed_twice_is_merged() -> None:
-    model = written(lambda m, x: F.relu(m.c(x)) + F.relu(m.c(x)) + m.c(x * 2), c=nn.Conv2d(3, 4, 3))()
-    module = unlifted(model, IMAGE)
-    wanted = module(IMAGE)
-    simplify(module)
-    assert len(module.graph.find_nodes(op="call_function", target=ATEN.conv2d.default)) == 2
-    assert torch.equal(module(IMAGE), wanted)
-
-
-def test_random_values_are_not_merged() -> None:
-    module = unlifted(written(lambda m, x: x + torch.rand_like(x) - torch.rand_like(x))(), IMAGE)
-    simplify(module)
-    assert not torch.equal(module(IMAGE), IMAGE)
-
-
-@pytest.mark.parametrize(
-    ("form", "wanted"),
-    [
-        (lambda x: F.relu6(x), (0.0, 6.0)),
-        (lambda x: F.hardtanh(x), (-1.0, 1.0)),
-        (lambda x: F.hardtanh(x, 0.0, 2.0), (0.0, 2.0)),
-        (lambda x: x.clamp(-1, 2), (-1.0, 2.0)),
-        (lambda x: x.clamp(max=2), (None, 2.0)),
-        (lambda x: x.clamp(min=-0.5), (-0.5, None)),
-    ],
-    ids=["relu6", "hardtanh", "hardtanh 0 2", "clamp", "clamp max", "clamp min"],
-)
-def test_bounds_of_a_clip(form: Callable[[Tensor], Tensor], wanted: tuple[float | None, float | None]) -> None:
-    module = unlifted(written(lambda m, x: form(x))(), IMAGE)
-    simplify(module)
-    (clip,) = module.graph.find_nodes(op="call_function", target=next(n.target for n in module.graph.nodes if n.op == "call_function"))
-    assert bounds(clip) == wanted
-
-
-def test_a_clamp_at_zero_is_a_relu() -> None:
-    module = unlifted(written(lambda m, x: x.clamp(min=0))(), IMAGE)
-    simplify(module)
-    assert module.graph.find_nodes(op="call_function", target=ATEN.relu.default)
-
-
-@pytest.mark.parametrize("kernel", [3, (5, 1)])
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_same_padding_becomes_numbers(kernel: int | tuple[int, int], dilation: int) -> None:
-    model = written(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, kernel, padding="same", dilation=dilation))()
-    module = unlifted(model, IMAGE)
-    simplify(module)
-    assert module.graph.find_nodes(op="call_function", target=ATEN.conv2d.default)
-    assert torch.equal(module(IMAGE), model(IMAGE))
-
-
-def test_uneven_same_padding_is_left_alone() -> None:
-    model = written(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, 2, padding="same"))()
-    module = unlifted(model, IMAGE)
-    simplify(module)
-    assert not module.graph.find_nodes(op="call_function", target=ATEN.conv2d.default)
-    assert torch.equal(module(IMAGE), model(IMAGE))
 
 
 def _seen(model: nn.Module) -> nn.Module:

@@ -131,6 +131,16 @@ def test_float_and_groups_without_weights_score_nothing_and_the_impossible_is_na
     assert table.at("stem", "w4a8") > table.at("stem", "w8a8") > 0
 
 
+def test_every_way_to_store_a_weight_scores_by_its_own_error() -> None:
+    schemes = ("fp32", "w4a8", "c4a8", "w4g16a8", "w8a32", "w16a32")
+    box = toys.unpack(toys.trained(), schemes)
+    table = hessian.estimate(toys.scene(box, schemes=schemes)).table
+    layer = box.captured.graph.layer("down")
+    errors = [box.bank.squared_error(layer, parse_scheme(scheme)) for scheme in schemes]
+    scores = [table.at("down", scheme) for scheme in schemes]
+    assert scores == pytest.approx([error * scores[1] / errors[1] for error in errors]) and len(set(scores)) == len({*errors}) >= 5
+
+
 def test_items_past_the_limit_are_not_looked_at(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch) -> None:
     few = hessian.estimate(toys.scene(box, items=box.items.first(5))).table.values
     monkeypatch.setattr(hessian, "ITEMS", 5)

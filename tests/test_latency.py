@@ -103,7 +103,7 @@ def test_json_keeps_everything(correlation: float) -> None:
 
 def test_crossings_are_the_tensors_between_groups_seen_through_what_only_moves_them() -> None:
     box = toys.toybox()
-    found = measured._crossings(box.captured.graph, box.groups)
+    found = measured.crossings(box.captured.graph, box.groups)
     addition = next(group.name for group in box.groups if box.captured.graph.layer(group.layers[0]).kind == "add")
 
     assert sorted(found) == sorted(
@@ -117,7 +117,7 @@ def test_crossings_are_the_tensors_between_groups_seen_through_what_only_moves_t
 def test_layers_of_one_group_have_no_boundary_between_them() -> None:
     box = toys.unpack(toys.TiedToy().eval())
 
-    assert measured._crossings(box.captured.graph, box.groups) == []
+    assert measured.crossings(box.captured.graph, box.groups) == []
 
 
 def machine(plan: Mapping[str, str], table: Table, edges: list[tuple[str, str, int]]) -> float:
@@ -132,7 +132,7 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     box = toys.toybox()
     layers = [layer.name for layer in box.captured.graph.layers]
     values = {scheme: {name: (5 - 2 * place) * (1 + n) / 10 for n, name in enumerate(layers)} for place, scheme in enumerate(SCHEMES)}
-    edges = measured._crossings(box.captured.graph, box.groups)
+    edges = measured.crossings(box.captured.graph, box.groups)
     rows = [[values[scheme][group.layers[0]] if scheme in group.schemes else math.nan for scheme in SCHEMES] for group in box.groups]
     table = Table("latency", "ms", tuple(group.name for group in box.groups), SCHEMES, np.array(rows))
     seen = SimpleNamespace(box=box, table=table, edges=edges, emitted=[], threads=[], advanced=0)

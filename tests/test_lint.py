@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -18,6 +19,7 @@ from quantkit.errors import ModelError, SchemeError
 from quantkit.evaluation import open_session
 from quantkit.lint import MENDS, RULES, fix_file, lint_file, lint_model, to_sarif
 from quantkit.lint.opening import open_model
+from quantkit.runtimes import openvino
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
 
 Case = Callable[[], onnx.ModelProto]
@@ -31,6 +33,7 @@ def case(build: Callable[[Micro], str], zero: object = U8, opset: int = 21, shap
     return make
 
 
+FLOAT8 = ml_dtypes.float8_e4m3fn
 TOKENS, ROWS = (1, 4, FEATURES), (4, FEATURES)
 GOOD_CONV = case(lambda m: m.qdq(m.op("Relu", m.conv(m.qdq("x")))))
 GOOD_GEMM = case(lambda m: m.qdq(m.op("Gemm", m.qdq("x"), m.weight(FEATURES, FEATURES), m.real(FEATURES), transB=1)), shape=ROWS)
@@ -71,6 +74,14 @@ def codebook(m: Micro) -> str:
     return m.conv(m.qdq("x"), weight)
 
 
+def shifted(m: Micro) -> str:
+    """Codes in the upper half of a byte."""
+    halves = m.const(np.full((CHANNELS, CHANNELS, 3, 3), 0x30, np.uint8)), m.const(np.full((1, 1, 1, 1), 4, np.uint8))
+    codes = m.op("Cast", m.op("BitShift", *halves, direction="RIGHT"), to=TensorProto.INT8)
+    weight = m.op("DequantizeLinear", codes, m.const(np.full(CHANNELS, 0.01, np.float32)), m.const(np.zeros(CHANNELS, np.int8)), axis=0)
+    return m.conv(m.qdq("x"), weight)
+
+
 def int32_bias(m: Micro) -> str:
     bias = m.op("DequantizeLinear", m.const(np.ones(CHANNELS, np.int32)), m.const(np.full(CHANNELS, 0.0002, np.float32)), axis=0)
     return m.op("Conv", m.qdq("x"), m.weight(CHANNELS, CHANNELS, 3, 3), bias, pads=[1, 1, 1, 1])
@@ -83,6 +94,24 @@ def vector(m: Micro) -> str:
 
 def behind_cast(m: Micro) -> str:
     return m.conv(m.op("Cast", m.qdq("x"), to=TensorProto.FLOAT))
+
+
+def float8(m: Micro, weight: tuple[int, ...] = (CHANNELS, CHANNELS, 3, 3), **attributes: int) -> str:
+    zero, scale, channels = np.zeros((), FLOAT8), np.float32(0.02), weight[0]
+    x = m.op("DequantizeLinear", m.op("QuantizeLinear", "x", m.const(scale), m.const(zero)), m.const(scale), m.const(zero))
+    inputs = [np.ones(weight, FLOAT8), np.full(channels, 0.01, np.float32), np.zeros(channels, FLOAT8)]
+    return m.op("Conv", x, m.op("DequantizeLinear", *map(m.const, inputs), axis=0), **attributes)
+
+
+def blocks(m: Micro, dtype: object = INT4, axis: int = 0, leading: tuple[int, ...] = ()) -> str:
+    codes, scale = np.ones((*leading, FEATURES, FEATURES), dtype), np.full((*leading, FEATURES, FEATURES), 0.01, np.float32)  # type: ignore[call-overload]
+    scale = np.take(scale, range(scale.shape[axis] // 16), axis)
+    return m.op("MatMul", "x", m.op("DequantizeLinear", m.const(codes), m.const(scale), axis=axis, block_size=16))
+
+
+def mixed(m: Micro, kind: object) -> str:
+    weight = m.op("DequantizeLinear", m.const(np.ones((FEATURES, 8), np.int8)), m.const(np.full(8, 0.01, kind)), axis=1)  # type: ignore[call-overload]
+    return m.op("MatMul", m.qdq("x"), weight)
 
 
 def bfloat() -> onnx.ModelProto:
@@ -159,6 +188,21 @@ CASES: dict[str, tuple[str, Case, Case, str | None]] = {
     ),
     "ORT112": ("ort-cpu", case(lambda m: weight_only(m, 1), shape=ROWS), case(lambda m: weight_only(m, 0), shape=ROWS), None),
     "ORT113": ("ort-cpu", case(lambda m: m.qdq(m.op("Softmax", m.qdq("x")))), case(lambda m: m.op("Softmax", m.qdq("x"))), None),
+    "OVO101": ("openvino", case(lambda m: m.conv(m.qdq("x"), m.real(CHANNELS, CHANNELS, 3, 3))), GOOD_CONV, "Conv"),
+    "OVO102": ("openvino", case(sixteen), GOOD_CONV, "Conv"),
+    "OVO103": (
+        "openvino",
+        case(lambda m: m.qdq(m.conv(m.qdq("x"), m.weight(CHANNELS, CHANNELS, 3, 3, dtype=np.uint8)))),
+        GOOD_CONV,
+        "Conv",
+    ),
+    "OVO104": (
+        "openvino",
+        case(lambda m: m.qdq(m.conv(m.qdq("x"), m.weight(CHANNELS, CHANNELS, 3, 3, dtype=INT4, largest=7)))),
+        case(codebook),
+        "Conv",
+    ),
+    "OVO105": ("openvino", case(shifted), case(codebook), "Conv"),
     "TRT001": ("tensorrt", case(lambda m: m.conv(m.qdq("x"))), case(lambda m: m.conv(m.qdq("x")), S8), None),
     "TRT002": ("tensorrt", case(lambda m: m.conv(m.qdq("x")), LOWEST), case(lambda m: m.conv(m.qdq("x")), S8), None),
     "TRT003": ("tensorrt", case(int32_bias, S8), case(lambda m: m.conv(m.qdq("x")), S8), None),
@@ -184,6 +228,20 @@ CASES: dict[str, tuple[str, Case, Case, str | None]] = {
         None,
     ),
     "TRT010": ("tensorrt", case(sixteen, S8), case(lambda m: m.conv(m.qdq("x")), S8), None),
+    "TRT011": ("tensorrt", case(float8, S8, 18), case(float8, S8, 19), None),
+    "TRT012": (
+        "tensorrt",
+        case(lambda m: m.op("Add", "x", m.weight(FEATURES, dtype=INT4, largest=7)), S8, shape=ROWS),
+        case(lambda m: m.op("MatMul", "x", m.weight(FEATURES, 8, dtype=INT4, axis=1, largest=7)), S8, shape=ROWS),
+        None,
+    ),
+    "TRT013": ("tensorrt", case(lambda m: blocks(m, np.int8), S8, shape=ROWS), case(blocks, S8, shape=ROWS), None),
+    "TRT014": (
+        "tensorrt",
+        case(lambda m: mixed(m, np.float16), S8, shape=ROWS),
+        case(lambda m: mixed(m, np.float32), S8, shape=ROWS),
+        None,
+    ),
     "TRT101": ("tensorrt", case(lambda m: residual(m, both=True), S8), case(lambda m: residual(m, both=False), S8), None),
     "TRT102": (
         "tensorrt",
@@ -198,6 +256,7 @@ CASES: dict[str, tuple[str, Case, Case, str | None]] = {
         case(lambda m: m.conv(m.qdq("x")), S8),
         None,
     ),
+    "TRT105": ("tensorrt", case(lambda m: float8(m, (CHANNELS, CHANNELS, 7, 7)), S8), case(float8, S8), None),
 }  # fmt: skip
 
 
@@ -220,13 +279,47 @@ def test_a_rule_finds_what_breaks_it_and_nothing_else(rule: str) -> None:
     assert rule not in found(whole(), target)
 
 
+def test_blocks_and_groups_have_their_places() -> None:
+    assert "TRT013" in found(case(lambda m: blocks(m, axis=0, leading=(16,)), S8, shape=ROWS)(), "tensorrt")
+    assert "TRT013" not in found(case(lambda m: blocks(m, axis=1), S8, shape=ROWS)(), "tensorrt")
+    assert "TRT105" in found(case(lambda m: float8(m, (CHANNELS, 1, 3, 3), group=CHANNELS), S8)(), "tensorrt")
+    assert "TRT012" in found(case(lambda m: m.qdq("x", np.zeros((), INT4)), S8)(), "tensorrt")
+
+
+def test_fp8_codes_are_not_taken_for_uint8() -> None:
+    without = case(float8, S8)()
+    for node in without.graph.node:
+        if node.op_type == "DequantizeLinear":
+            del node.input[2]
+    assert not {"TRT001", "TRT010"} & (found(without, "tensorrt") | found(case(float8, S8)(), "tensorrt"))
+
+
+def test_only_operands_that_must_agree_are_compared() -> None:
+    """The sizes of a Resize are float32 whatever is resized, and a Cast ends a type."""
+    sizes = np.array([1, 1, 2, 2], np.float32)
+    whole = case(lambda m: m.op("Cast", m.op("Resize", m.op("Cast", "x", to=10), "", m.const(sizes), mode="nearest"), to=1), S8)()
+    assert "TRT014" not in found(whole, "tensorrt")
+    broken = case(lambda m: m.op("Concat", m.op("Relu", m.op("Cast", "x", to=10)), "x", axis=0), S8)()
+    assert "TRT014" in found(broken, "tensorrt")
+
+
 @pytest.mark.parametrize("rule", [rule for rule, (target, *_) in CASES.items() if target == "ort-cpu" and not rule.startswith("Q")])
 def test_what_is_whole_for_one_rule_breaks_no_error_of_another(rule: str) -> None:
     _, _, whole, _ = CASES[rule]
     assert not [finding for finding in lint_model(whole(), RULES["ort-cpu"]) if finding.severity == "error"]
 
 
-@pytest.mark.parametrize("rule", [rule for rule, row in CASES.items() if row[3]])
+@pytest.mark.parametrize("rule", [rule for rule, row in CASES.items() if row[0] == "openvino"])
+def test_what_is_said_to_run_in_float_in_openvino_does(rule: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="quantkit[openvino] is not installed")
+    ran = []
+    for make in CASES[rule][1:3]:
+        onnx.save(make(), tmp_path / "m.onnx")
+        ran.append({kernel.integer for kernel in openvino.kernels(tmp_path / "m.onnx", {}, tmp_path).values()})
+    assert ran == [{False}, {True}]
+
+
+@pytest.mark.parametrize("rule", [rule for rule, row in CASES.items() if row[0] == "ort-cpu" and row[3]])
 def test_what_is_said_to_run_in_float_does(rule: str, tmp_path: Path) -> None:
     _, broken, whole, kind = CASES[rule]
     assert kind is not None

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from networks import formed
 from torch import Tensor
 
 from quantkit.affine import choose_qparams, fake_quantize
+from quantkit.calibration import Ranges
 from quantkit.errors import SchemeError
 from quantkit.observers import ACTIVATION, BINS, OBSERVERS, PERCENTILE, Observed, observe, read_range
 
@@ -108,6 +110,15 @@ def test_a_json_round_trip_gives_the_same_range(observer: str) -> None:
     back = Observed.from_json(json.loads(json.dumps(seen.to_json())))
     assert read_range(back, observer) == read_range(seen, observer)
     assert np.array_equal(back.counts, seen.counts)
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_a_sigmoid_keeps_its_whole_range(observer: str) -> None:
+    graph = formed(lambda m, x: m.c(torch.sigmoid(m.a(x)) * m.b(x.repeat(1, 3, 1, 1)[:, :8]))).graph
+    seen = observed(torch.cat([torch.rand(1_000_000, generator=torch.Generator().manual_seed(0)) * 0.1, torch.tensor([0.99])]))
+    bounds = Ranges({"sigmoid": seen, "conv2d": seen}).bounds(observer, graph)
+    assert bounds["sigmoid"] == (seen.low, seen.high)
+    assert (bounds["conv2d"] == bounds["sigmoid"]) == (observer == "minmax")
 
 
 @pytest.mark.parametrize("observer", OBSERVERS)

@@ -28,10 +28,12 @@ from quantkit.data import Batch, collect, cut
 from quantkit.errors import DataError, MetricError, OutputError, SchemeError
 from quantkit.export.float_onnx import export_float
 from quantkit.latency import measured as latency
+from quantkit.parity import Parity, Parting
 from quantkit.result import Result
 from quantkit.sensitivity import hessian
 from quantkit.stages import choice, network, tables, verdict
 from quantkit.store import Run, fingerprint
+from quantkit.stored import read_plan, simulate
 from quantkit.table import Table
 
 ITEMS = 300
@@ -279,6 +281,39 @@ def test_a_moved_run_directory_still_knows_its_result(tmp_path: Path, spy: Spy) 
     assert json.loads((tmp_path / "moved" / "result.json").read_text())["run"] == str(tmp_path / "moved")
 
 
+def test_the_captured_program_is_kept_once_for_every_job_that_captures_the_same(tmp_path: Path) -> None:
+    allocate(tmp_path / "run")
+    (program,) = (tmp_path / "run").glob("captured-*.pt2")
+    before = program.stat()
+    allocate(tmp_path / "run", max_drop=9.0)
+
+    assert list((tmp_path / "run").glob("captured-*")) == [program]
+    assert (program.stat().st_ino, program.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["program"] == program.name
+
+
+def test_a_program_that_torch_cannot_store_is_noted_and_the_job_goes_on(tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no serializer for this\nand more")
+
+    monkeypatch.setattr(torch.export, "save", refuse)
+    result = allocate(tmp_path / "run", progress=spy)
+
+    assert any("no serializer for this)" in note for note in spy.notes) and not list(result.run.glob("captured-*"))
+    with pytest.raises(OutputError, match="no captured program"):
+        simulate(read_plan(result.run), tmp_path / "again.onnx")
+
+
+def test_where_simulation_and_file_part_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parting = Parting("stem", 0.5, 2.0, True, "unknown")
+    monkeypatch.setattr(verdict, "compare_simulation", lambda *_: Parity(1.0, 0.5, 0.75, (parting,), parting))
+    result = allocate(tmp_path / "run")
+
+    assert result.to_json()["simulation"] == {"agreement": 1.0, "exact": 0.5, "layers_exact": 0.75}
+    assert sum(str(parting) in note for note in result.notes) == 2
+    assert allocate(tmp_path / "run").notes == result.notes
+
+
 def test_other_code_with_the_same_weights_is_another_network(tmp_path: Path) -> None:
     class Toy(toys.Toy):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -390,8 +425,11 @@ def test_of_plans_predicted_alike_the_one_that_runs_fastest_is_chosen(tmp_path: 
 def test_fewest_bytes_are_found_where_bytes_are_asked_for(tmp_path: Path) -> None:
     result = allocate(tmp_path / "run", max_drop=30.0)
 
-    assert {row.scheme for row in result.allocation if row.group != "add"} == {"w4a8"}
+    assert {row.scheme for row in result.allocation if row.group not in ("add", "depthwise")} == {"c4a8"}  # 72 weights fit others as well
     assert result.kept
+    (note,) = [note for note in result.notes if note.startswith("Bytes: promised")]
+    promised, written = (int(word.rstrip(",").replace(",", "")) for word in note.split()[2:5:2])
+    assert written == result.bytes["quantized"] and abs(written / promised - 1) < 0.02
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,18 @@ from networks import NETWORKS, bench, captured, images
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantkit.affine import PAIR_LIMIT, QParams, choose_weight_qparams, quantize, separate_pairs
+from quantkit.affine import PAIR_LIMIT, QParams, choose_weight_qparams, dequantize, nearest, quantize, separate_pairs
 from quantkit.calibration import calibrate
 from quantkit.capture import capture
 from quantkit.data import Batch
 from quantkit.options import CHOICES
 from quantkit.passes.moments import MOST_PRODUCTS, second_moments
 from quantkit.quantization import WeightBank
-from quantkit.rounding import BLIND, ROUNDINGS
+from quantkit.rounding import BLIND, ROUNDINGS, Grid, fit_codebook, fit_two_level
 from quantkit.rounding.gptq import DAMPING, round_gptq
-from quantkit.spec import PerChannel, PerTensor, QuantSpec
+from quantkit.rounding.grid import MOST
+from quantkit.rounding.two_level import multiplier_limit
+from quantkit.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec, parse_scheme
 from quantkit.targets import ort_cpu
 
 
@@ -66,7 +68,7 @@ def test_gptq_is_optimal_brain_quantization_in_order_of_energy(bits: int, paired
     for seed in range(5):
         rows, moments = problem(3, products, seed)
         qparams = choose_weight_qparams(rows, spec(bits), paired)
-        codes = round_gptq(rows, qparams, moments, paired)
+        codes = round_gptq(rows, Grid(qparams), moments, paired)
         limit = PAIR_LIMIT if paired else None
         for channel in range(3):
             arguments = rows[channel].double().numpy(), float(qparams.scale[channel]), qparams.spec.code_max, moments[0].double().numpy()
@@ -76,16 +78,16 @@ def test_gptq_is_optimal_brain_quantization_in_order_of_energy(bits: int, paired
 def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, moments = problem(6, 40, 0)
     qparams = choose_weight_qparams(rows, spec(4), paired=False)
-    whole = round_gptq(rows, qparams, moments, False)
+    whole = round_gptq(rows, Grid(qparams), moments, False)
     monkeypatch.setattr("quantkit.rounding.gptq.BLOCK", 7)
-    assert torch.equal(round_gptq(rows, qparams, moments, False), whole)
+    assert torch.equal(round_gptq(rows, Grid(qparams), moments, False), whole)
 
 
 def test_inputs_that_do_not_depend_on_one_another_leave_rounding_to_nearest() -> None:
     rows, _ = problem(4, 9, 1)
     qparams = choose_weight_qparams(rows, spec(3), paired=False)
-    assert torch.equal(round_gptq(rows, qparams, torch.diag(torch.rand(9) + 0.1)[None], False), quantize(rows, qparams))
-    assert torch.equal(round_gptq(rows, qparams, None, False), quantize(rows, qparams))
+    assert torch.equal(round_gptq(rows, Grid(qparams), torch.diag(torch.rand(9) + 0.1)[None], False), quantize(rows, qparams))
+    assert torch.equal(round_gptq(rows, Grid(qparams), None, False), quantize(rows, qparams))
 
 
 def test_outputs_lose_less_than_by_nearest_and_no_code_could_lose_less_than_the_best() -> None:
@@ -94,7 +96,7 @@ def test_outputs_lose_less_than_by_nearest_and_no_code_could_lose_less_than_the_
     for seed in range(30):
         rows, moments = problem(1, 5, seed)
         qparams = choose_weight_qparams(rows, spec(2), paired=False)
-        found = damage(round_gptq(rows, qparams, moments, False), rows, qparams, moments)
+        found = damage(round_gptq(rows, Grid(qparams), moments, False), rows, qparams, moments)
         least = min(
             damage(torch.tensor([codes], dtype=torch.float32), rows, qparams, moments)
             for codes in itertools.product(range(qparams.spec.code_min, qparams.spec.code_max + 1), repeat=5)
@@ -107,18 +109,34 @@ def test_outputs_lose_less_than_by_nearest_and_no_code_could_lose_less_than_the_
 def test_groups_of_channels_are_rounded_by_their_own_inputs() -> None:
     rows, moments = problem(6, 8, 3, groups=3)
     qparams = choose_weight_qparams(rows, spec(4), paired=False)
-    codes = round_gptq(rows, qparams, moments, False)
+    codes = round_gptq(rows, Grid(qparams), moments, False)
     for group in range(3):
         part = slice(2 * group, 2 * group + 2)
         own = QParams(qparams.spec, qparams.scale[part], qparams.zero_point[part])
-        assert torch.equal(codes[part], round_gptq(rows[part], own, moments[group : group + 1], False))
+        assert torch.equal(codes[part], round_gptq(rows[part], Grid(own), moments[group : group + 1], False))
+
+
+@pytest.mark.parametrize("spec", [FloatFormat("e4m3", 8, PerChannel(0)), QuantSpec(4, True, True, PerBlock(1, 16))], ids=["e4m3", "blocks"])
+def test_other_grids_are_rounded_on_them_and_better_than_to_nearest(spec: Format) -> None:
+    rows, moments = problem(6, 48, seed=3)
+    qparams = choose_weight_qparams(rows, spec, paired=False)
+    found, plain = (ROUNDINGS[name](rows, Grid(qparams), moments, False) for name in ("gptq", "nearest"))
+    assert torch.equal(nearest(found, spec), found)
+
+    def lost(codes: Tensor) -> float:
+        error = (dequantize(codes, qparams) - rows).double()
+        return float(((error @ moments[0].double()) * error).sum())
+
+    assert lost(found) < 0.9 * lost(plain)
+    independent = torch.eye(48)[None]
+    assert torch.equal(ROUNDINGS["gptq"](rows, Grid(qparams), independent, False), plain)
 
 
 def test_one_scale_for_all() -> None:
     rows, moments = problem(4, 8, 4)
     qparams = choose_weight_qparams(rows, spec(4, PerTensor()), paired=False)
     each = QParams(spec(4), qparams.scale.expand(4), qparams.zero_point.expand(4))
-    assert torch.equal(round_gptq(rows, qparams, moments, False), round_gptq(rows, each, moments, False))
+    assert torch.equal(round_gptq(rows, Grid(qparams), moments, False), round_gptq(rows, Grid(each), moments, False))
 
 
 @pytest.mark.parametrize("name", ROUNDINGS)
@@ -127,8 +145,8 @@ def test_no_pair_can_saturate(name: str, products: int) -> None:
     rows, moments = problem(16, products, 5)
     rows = rows.abs()
     qparams = choose_weight_qparams(rows, spec(8), paired=False)
-    free = ROUNDINGS[name](rows, qparams, moments, False)
-    codes = ROUNDINGS[name](rows, qparams, moments, True)
+    free = ROUNDINGS[name](rows, Grid(qparams), moments, False)
+    codes = ROUNDINGS[name](rows, Grid(qparams), moments, True)
     assert not torch.equal(separate_pairs(free), free) and torch.equal(separate_pairs(codes), codes)
 
 
@@ -136,9 +154,9 @@ def test_an_input_that_is_always_zero_does_no_harm() -> None:
     rows, moments = problem(4, 8, 6)
     moments[:, 3], moments[:, :, 3] = 0.0, 0.0
     qparams = choose_weight_qparams(rows, spec(4), paired=False)
-    codes = round_gptq(rows, qparams, moments, False)
+    codes = round_gptq(rows, Grid(qparams), moments, False)
     assert codes.isfinite().all() and torch.equal(codes[:, 3], quantize(rows, qparams)[:, 3])
-    assert torch.equal(round_gptq(rows, qparams, torch.zeros_like(moments), False), quantize(rows, qparams))
+    assert torch.equal(round_gptq(rows, Grid(qparams), torch.zeros_like(moments), False), quantize(rows, qparams))
 
 
 def test_the_choice_of_roundings_is_what_there_is() -> None:
@@ -210,7 +228,7 @@ def test_a_bank_rounds_in_the_kernel_s_order_and_gives_codes_in_the_weight_s(nam
     for layer in work.graph.layers:
         if layer.weight:
             weight = bank.weight(layer, spec(4))
-            natural = round_gptq(state[layer.weight].flatten(1), weight.qparams, moments[layer.name], False)
+            natural = round_gptq(state[layer.weight].flatten(1), Grid(weight.qparams), moments[layer.name], False)
             assert torch.equal(weight.codes.flatten(1), natural)
             assert not torch.equal(natural, work.bank.weight(layer, spec(4)).codes.flatten(1)) or layer.weight_count < 80
 
@@ -222,10 +240,14 @@ def test_what_a_bank_has_rounded_another_takes() -> None:
     state = dict(network.module.named_parameters(remove_duplicate=False))
     activations = calibrate(network, [inputs]).qparams("minmax", network.graph)
     first = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounding=round_gptq, moments=moments)
-    wanted = [(layer, spec(bits)) for layer in network.graph.layers if layer.weight for bits in (4, 8)]
+    schemes = [parse_scheme(name) for name in ("w4a8", "w8a8", "w8a32", "c4a8", "w4g16a8", "w16a32", "fp32")]
+    wanted = [(layer, scheme) for layer in network.graph.layers if layer.weight for scheme in schemes]
     second = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounded=first.rounded(wanted))
-    for layer, width in wanted:
-        one, other = first.weight(layer, width), second.weight(layer, width)
+    for layer, scheme in wanted:
+        if not isinstance(scheme.weights, QuantSpec):
+            continue
+        one, other = (bank.weight(layer, scheme.weights, in_float=scheme.is_float) for bank in (first, second))
+        assert one.qparams.spec == other.qparams.spec
         assert torch.equal(one.codes, other.codes) and torch.equal(one.qparams.scale, other.qparams.scale)
         assert one.alignment == other.alignment < 1.5
 
@@ -243,3 +265,85 @@ def test_alignment_says_how_far_the_error_meets_the_inputs() -> None:
         bank = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounding=ROUNDINGS[rounding], moments=given)
         told[label] = bank.weight(layer, spec(4)).alignment
     assert told["isotropic"] == pytest.approx(1.0) and told["gptq"] < 0.6 < told["nearest"]
+
+
+def uneven(channels: int, groups: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Weights whose groups of products differ in size, up to tenfold, and the group of each product."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = 10 ** torch.rand(channels, groups, 1, generator=generator)
+    rows = (torch.randn(channels, groups, width, generator=generator) * sizes).reshape(channels, -1)
+    return rows, torch.arange(groups).repeat_interleave(width)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("name", ROUNDINGS)
+def test_codes_of_two_levels_are_narrow_codes_times_one_small_integer_a_group(name: str, bits: int) -> None:
+    rows, groups = uneven(6, 4, 8, bits)
+    grid = fit_two_level(rows, groups, bits)
+    assert grid.multipliers is not None
+    codes = ROUNDINGS[name](rows, grid, problem(6, 32, bits)[1], False)
+    narrow = codes / grid.multipliers
+    assert torch.equal(narrow, narrow.round()) and narrow.abs().max() <= (1 << (bits - 1)) - 1 and codes.abs().max() <= MOST
+    for group in range(4):
+        (each,) = grid.multipliers[:, groups == group].unique(dim=1).T
+        assert each.min() >= 1 and each.max() <= multiplier_limit(bits)
+
+
+def test_groups_that_differ_in_size_lose_less_under_two_levels() -> None:
+    rows, groups = uneven(32, 4, 16, 0)
+    two, one = fit_two_level(rows, groups, 4), Grid(choose_weight_qparams(rows, spec(4), paired=False))
+    lost = [float((ROUNDINGS["nearest"](rows, g, None, False) * g.qparams.scale[:, None] - rows).square().sum()) for g in (two, one)]
+    assert lost[0] < 0.5 * lost[1]
+    alone = fit_two_level(rows, torch.zeros_like(groups), 4)
+    assert alone.multipliers is not None and torch.equal(alone.multipliers, torch.ones_like(rows))
+    torch.testing.assert_close(alone.qparams.scale, one.qparams.scale)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("name", ROUNDINGS)
+def test_codes_of_a_codebook_are_its_levels_zero_among_them(name: str, bits: int) -> None:
+    rows, moments = problem(6, 40, bits)
+    grid = fit_codebook(rows, bits)
+    assert grid.levels is not None
+    codes = ROUNDINGS[name](rows, grid, moments, False)
+    assert set(codes.unique().tolist()) <= set(grid.levels.tolist()) and 0.0 in grid.levels
+    assert len(grid.levels) <= 1 << bits and grid.levels.abs().max() <= MOST and torch.equal(grid.levels, grid.levels.round())
+
+
+def test_nearest_levels_are_found_as_by_trying_all() -> None:
+    rows, _ = problem(5, 40, 1)
+    grid = fit_codebook(rows, 3)
+    assert grid.levels is not None
+    steps = rows / grid.qparams.scale[:, None]
+    tried = (steps[..., None] - grid.levels).abs().argmin(dim=-1)
+    assert torch.equal(ROUNDINGS["nearest"](rows, grid, None, False), grid.levels[tried])
+
+
+def test_bell_shaped_weights_lose_less_under_a_codebook_and_zeros_stay_zero() -> None:
+    rows = torch.randn(32, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 1, 32)[:, None]
+    rows[3], rows[:, 7] = 0.0, 0.0
+    book, even = fit_codebook(rows, 4), Grid(choose_weight_qparams(rows, spec(4), paired=False))
+    codes = ROUNDINGS["nearest"](rows, book, None, False)
+    errors = [ROUNDINGS["nearest"](rows, g, None, False) * g.qparams.scale[:, None] - rows for g in (book, even)]
+    lost = [float((error.square().sum(1) / rows.square().sum(1).clamp(min=1e-30)).mean()) for error in errors]
+    assert lost[0] < 0.8 * lost[1] and book.qparams.scale.isfinite().all()
+    assert not codes[3].any() and not codes[:, 7].any()
+
+
+def test_weights_of_a_float_layer_may_saturate_in_pairs_since_nothing_adds_them_so() -> None:
+    network = captured("residual")
+    state = dict(network.module.named_parameters(remove_duplicate=False))
+    activations = calibrate(network, [images()]).qparams("minmax", network.graph)
+    bank = WeightBank(network.graph, state, activations, ort_cpu.product_rows)
+    layer, scheme = network.graph.layer("two"), parse_scheme("w8a32")
+    free = bank.weight(layer, spec(8), in_float=True)
+    rows = ort_cpu.product_rows(layer, free.codes)[0]
+    assert not torch.equal(separate_pairs(rows), rows) and not torch.equal(free.codes, bank.weight(layer, spec(8)).codes)
+    weight = bank.parameter(str(layer.weight)).detach()
+    real = bank.stored_weight(layer, scheme)
+    assert torch.equal(real, free.codes * free.qparams.scale[:, None, None, None])
+    assert bank.squared_error(layer, scheme) == pytest.approx(float((real - weight).double().square().sum()))
+    assert bank.squared_error(layer, scheme) < bank.squared_error(layer, parse_scheme("w8a8"))
+    assert torch.equal(bank.stored_weight(layer, parse_scheme("w16a32")), weight.half().float())
+    assert 0 < bank.squared_error(layer, parse_scheme("w16a32")) < bank.squared_error(layer, scheme)
+    assert bank.squared_error(layer, parse_scheme("fp32")) == 0

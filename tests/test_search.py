@@ -195,6 +195,15 @@ def test_bisection_leaves_a_group_alone_whose_cost_cannot_fall():
     assert all(trial.plan.allocation["g0"] == "fp32" for trial in result.measured)
 
 
+def test_bisection_passes_over_a_precision_that_saves_nothing_and_not_over_one_that_was_refused():
+    space = make([[0, 1, 2], [0, 50, 60]], [[4, 4, 2], [4, 3, 2]])
+
+    result = SEARCHES["bisection"](Network(space, 10.0), space, repairs=0)
+
+    assert result.best.plan.allocation == {"g0": "w4a8", "g1": "fp32"}
+    assert all(trial.plan.allocation["g1"] != "w4a8" for trial in result.measured)
+
+
 def test_bisection_lowers_a_group_that_is_slower_itself_where_its_precision_changes_cost_more():
     edges = [Edge("g0", "g1", 1.0), Edge("g1", "g2", 1.0)]
     space = make([[0, 1, 2]] * 3, [[4, 2, 2], [4, 5, 5], [4, 2, 2]], edges=edges)

@@ -12,9 +12,10 @@ import onnx
 import pytest
 import torch
 from networks import NETWORKS, Bench, bench, run
+from stepwise import run_stepwise
 from test_pipeline import data, hurry
 from torch import Tensor, nn
-from toys import trained
+from toys import images, trained
 
 import quantkit
 from quantkit.calibration import choose_grids
@@ -28,7 +29,7 @@ from quantkit.quantization import WeightBank
 from quantkit.result import Result
 from quantkit.simulation import Simulation
 from quantkit.spec import FLOAT, parse_scheme
-from quantkit.stored import StoredPlan, export_plan, read_plan
+from quantkit.stored import StoredPlan, export_plan, read_plan, simulate
 from quantkit.targets import tensorrt
 from quantkit.targets.tensorrt import LEAST_CHANNELS
 
@@ -54,13 +55,31 @@ def test_the_run_directory_may_move(result: Result, tmp_path: Path) -> None:
 
 def test_the_command_says_what_became_of_the_plan(result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "trt.onnx"
-    assert main(["export", str(result.run), "--target", "tensorrt", "--output", str(output)]) == 0
-    assert "became fp32" in capsys.readouterr().out
-    assert main(["export", str(result.run), "--target", "tensorrt", "--output", str(output), "--json"]) == 0
+    command = ["export", str(result.run), "--target", "tensorrt", "--output", str(output)]
+    assert main(command) == 2 and not output.exists()
+    refused = capsys.readouterr().err
+    assert len(refused.splitlines()) == 1 and "stem: " in refused and "fewer than 16 channels" in refused and "--adapt" in refused
+    assert main([*command, "--adapt"]) == 0
+    assert "became fp16" in capsys.readouterr().out
+    assert main([*command, "--adapt", "--check", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["errors"] == 0 and any("stem" in note for note in told["notes"])
+    assert told["errors"] == 0 and any("stem" in note for note in told["notes"]) and told["failures"] == []
+    assert told["examined"]["latency"] is None and told["reference_check"]["same_top"] == 1.0
+    assert [Path(path).name for path in told["beside"]] == ["trt.onnx.trtexec.sh", "build_and_check.py"]
     assert main(["export", str(tmp_path), "--output", str(output)]) == 2
     assert "no plan" in capsys.readouterr().err
+
+
+def test_a_stored_plan_runs_in_torch_and_writes_its_file_again(result: Result, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(result.run, moved)
+    found = simulate(read_plan(moved), tmp_path / "again.onnx")
+    inputs, _ = images(8, seed=3)
+    assert (tmp_path / "again.onnx").read_bytes() == result.files.onnx.read_bytes()
+    assert found.captured.graph == read_plan(moved).graph
+    torch.testing.assert_close(found.captured.module(inputs), trained()(inputs), rtol=1e-5, atol=1e-5)
+    (output,) = Simulation(found.captured, found.placement, found.bank).run({"x": inputs})["output"]
+    assert torch.equal(output, run(open_session(result.files.onnx, threads=1), {"x": inputs})[0])
 
 
 @pytest.mark.parametrize("spoil", ["plan.json", "graph.json", "weights", "float", "torn"])
@@ -122,7 +141,7 @@ def wide(folder: Path) -> Bench:
 
 def stored(work: Bench, scheme: str = "w8a8") -> StoredPlan:
     schemes = {name: parse_scheme(found) for name, found in work.uniform(scheme).items()}
-    wanted = [(layer, weights) for layer in work.graph.layers if layer.weight and (weights := schemes[layer.name].weights)]
+    wanted = [(layer, schemes[layer.name]) for layer in work.graph.layers if layer.weight]
     bounds = {}
     for name, grid in work.bank.activations.items():
         low = float((grid.spec.code_min - grid.zero_point) * grid.scale)
@@ -138,10 +157,13 @@ def quantized_branches(path: Path) -> list[list[bool]]:
 
 def test_a_tensorrt_file_keeps_nvidia_s_rules(tmp_path: Path) -> None:
     work = wide(tmp_path)
-    exported = export_plan(stored(work), "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(stored(work), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     onnx.checker.check_model(exported.file, full_check=True)
     assert lint_file(exported.file, "tensorrt").findings == ()
-    assert exported.notes == (f"stem: w8a8 became fp32, as convolutions of fewer than {LEAST_CHANNELS} channels have no int8 kernel",)
+    assert exported.notes == (
+        f"stem: w8a8 became fp16, as convolutions of fewer than {LEAST_CHANNELS} channels have no 8-bit kernel",
+        "what stays float computes in half: 1 of 8 layers, and all that is no layer",
+    )
     assert quantized_branches(exported.file) == [[False, True], [False, True]]  # the identity, and the shortcut of fewer products
     kinds = Counter(node.op_type for node in onnx.load(exported.file).graph.node)
     assert kinds["QuantizeLinear"] == 5  # behind the stem, between one and two, behind the block and the shortcut, in front of the head
@@ -151,7 +173,7 @@ def test_a_tensorrt_file_keeps_nvidia_s_rules(tmp_path: Path) -> None:
 
 def test_a_tensorrt_file_computes_what_the_simulation_does(tmp_path: Path) -> None:
     work = wide(tmp_path)
-    exported = export_plan(stored(work), "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(stored(work), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     (ran,) = run(open_session(exported.file, threads=1, literal=True), work.inputs)
     plan = stored(work)
     grids = choose_grids(plan.bounds, plan.graph, tensorrt.ACTIVATIONS)
@@ -159,14 +181,15 @@ def test_a_tensorrt_file_computes_what_the_simulation_does(tmp_path: Path) -> No
     bank = WeightBank(plan.graph, parameters, grids, tensorrt.product_rows, rounded=plan.rounded)
     (simulated,) = Simulation(work.captured, exported.placement, bank).run(work.inputs)["output"]
     floats = work.captured.module(*work.inputs.values())
-    assert (ran - simulated).abs().max() < 0.2 * (ran - floats).abs().max()  # a flipped code now and then, where sums are ordered otherwise
-    assert torch.equal(ran.argmax(1), simulated.argmax(1))
+    # ONNX Runtime leaves out roundings to half between operations, and a code flips now and then.
+    assert (ran - simulated).norm() < 0.6 * (ran - floats).norm()
+    assert torch.equal(run_stepwise(exported.file, work.inputs)["linear"], simulated)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_becomes_a_file_that_tensorrt_does_not_refuse(name: str, tmp_path: Path) -> None:
     work = bench(name, tmp_path)
-    exported = export_plan(stored(work, "w4a8"), "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(stored(work, "w4a8"), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     assert lint_file(exported.file, "tensorrt").count("error") == 0
     onnx.checker.check_model(exported.file, full_check=True)
     floats = work.captured.module(*work.inputs.values())
@@ -178,13 +201,13 @@ def test_every_network_becomes_a_file_that_tensorrt_does_not_refuse(name: str, t
 def test_narrow_weights_become_8_bits_for_tensorrt(tmp_path: Path) -> None:
     work = wide(tmp_path)
     adapted = tensorrt.adapt(work.graph, stored(work, "w4a8").schemes)
-    assert adapted.schemes["one"].name == "w8a8" and adapted.schemes["stem"] == FLOAT
-    assert [note.split(":")[0] for note in adapted.notes] == [layer.name for layer in work.graph.layers if layer.weight]
+    assert adapted.schemes["one"].name == "w8a8" and adapted.schemes["stem"] == tensorrt.KEPT
+    assert [note.split(":")[0] for note in adapted.changes] == [layer.name for layer in work.graph.layers if layer.weight]
 
 
 def test_an_addition_without_a_quantized_layer_in_front_stays_as_it_is(tmp_path: Path) -> None:
     work = wide(tmp_path)
     plan = stored(work)
     schemes = {**plan.schemes, "two": FLOAT, "down": FLOAT, "shortcut": FLOAT}
-    exported = export_plan(replace(plan, schemes=schemes), "tensorrt", tmp_path / "trt.onnx")
+    exported = export_plan(replace(plan, schemes=schemes), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     assert quantized_branches(exported.file) == [[False, False], [False, False]]

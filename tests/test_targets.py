@@ -1,16 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
-from networks import captured
+import torch.nn.functional as F
+from networks import Formed, captured, formed
 
 from quantkit.errors import SchemeError
-from quantkit.graph import Graph, Layer, Mover, Tensor, Unsupported
+from quantkit.graph import Graph, Group, Layer, Mover, Tensor, Unsupported
 from quantkit.options import SCHEMES
-from quantkit.spec import FLOAT, parse_scheme
-from quantkit.targets import TARGETS, find_target, ort_cpu
+from quantkit.spec import FLOAT, HALF, PerChannel, PerGroup, QuantSpec, parse_scheme
+from quantkit.targets import TARGETS, find_target, ort_cpu, tensorrt
+from quantkit.targets.common import uniform
 from quantkit.targets.placement import Placement
 
 
@@ -107,6 +110,37 @@ def test_a_weighted_operation_that_is_no_layer_gets_a_barrier() -> None:
     assert place(network(conv("a", "x"), conv("b", "conv3d"), unsupported=(entry,)), "f8").barriers == {}
 
 
+SILENT: dict[str, tuple[Unsupported, bool]] = {
+    "softmax": (Unsupported("op", "softmax.int", ("a",), ""), True),
+    "average pool": (Unsupported("op", "avg_pool2d.default", ("a",), ""), True),
+    "sum of two": (Unsupported("op", "add.Tensor", ("a", "a"), ""), True),
+    "sum with a number": (Unsupported("op", "add.Tensor", ("a",), ""), False),
+    "sum with a parameter": (Unsupported("op", "add.Tensor", ("a", "weight"), ""), False),
+    "hardswish": (Unsupported("op", "hardswish.default", ("a",), ""), False),
+}
+
+
+@pytest.mark.parametrize(("entry", "guarded"), SILENT.values(), ids=SILENT)
+def test_what_the_runtime_would_run_in_int8_unasked_gets_a_barrier(entry: Unsupported, guarded: bool) -> None:
+    placement = place(network(conv("a", "x"), conv("b", "op"), unsupported=(entry,)), "88")
+    assert placement.barriers == ({("op", 0): "max"} if guarded else {})
+
+
+@pytest.mark.parametrize("kind", ["mul", "sigmoid", "leaky_relu", "avg_pool"])
+def test_operations_without_weights_have_codes_on_both_sides_or_a_barrier(kind: str) -> None:
+    graph = network(conv("a", "x"), joined("b", kind, *["a"] * (2 if kind == "mul" else 1)), conv("c", "b"))
+    assert place(graph, "888").outputs == {"a", "b", "c"} and place(graph, "888").barriers == {}
+    assert {slot for slot in place(graph, "888").inputs if slot[0] == "b"} == {("b", slot) for slot in range(len(graph.layers[1].inputs))}
+    assert place(graph, "8f8").barriers == {("b", 0): "max"}
+    assert place(graph, "f88").barriers == {}
+
+
+def test_a_float_layer_in_front_of_a_sigmoid_gets_a_barrier() -> None:
+    graph = network(conv("a", "x"), conv("b", "a"), joined("c", "sigmoid", "b"), joined("d", "mul", "b", "c"))
+    assert place(graph, "8f88").barriers == {("b", 0): "vector"}
+    assert place(graph, "8fff").barriers == {}
+
+
 def test_averages_of_codes_are_unscaled_and_of_floats_are_not() -> None:
     mean = Unsupported("mean", "mean.dim", ("pool",), "")
     graph = network(conv("a", "x"), linear("b", "mean"), movers=(Mover("pool", "max_pool", "a"),), unsupported=(mean,))
@@ -123,10 +157,80 @@ def test_isolation_quantizes_the_inputs_and_weights_of_a_group_alone() -> None:
     assert placement.outputs == frozenset() and placement.barriers == {}
 
 
+def test_a_float_layer_that_is_stored_narrow_is_float_to_its_neighbours() -> None:
+    graph = network(conv("a", "x"), conv("b", "a"), conv("c", "b"), joined("d", "add", "c", "b"))
+    schemes = {"a": parse_scheme("w8a8"), "b": parse_scheme("w8a32"), "c": parse_scheme("w4a8"), "d": parse_scheme("w8a8")}
+    placement, plain = ort_cpu.place(graph, schemes), ort_cpu.place(graph, schemes | {"b": FLOAT})
+    assert placement.stored == {"b": schemes["b"]} and "b" not in placement.schemes
+    assert (placement.barriers, placement.inputs, placement.outputs) == (plain.barriers, plain.inputs, plain.outputs)
+    assert placement.barriers == {("b", 0): "vector"}
+
+
+def test_tensorrt_takes_no_float_weights_that_are_stored_narrow_and_says_so() -> None:
+    graph = network(conv("a", "x"), conv("b", "a"))
+    adapted = tensorrt.adapt(graph, {"a": parse_scheme("w4a32"), "b": parse_scheme("w16a32")})
+    assert set(adapted.schemes.values()) == {parse_scheme("fp16")} and adapted.changes == () and "2 of 2" in adapted.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "activations"),
+    [
+        ("w4a8", QuantSpec(4, True, True, PerChannel(0)), 8),
+        ("w3g16a8", QuantSpec(3, True, True, PerGroup(0, 16)), 8),
+        ("c5a8", QuantSpec(5, True, True, PerChannel(0), codebook=True), 8),
+        ("w8a32", QuantSpec(8, True, True, PerChannel(0)), None),
+        ("w16a32", HALF, None),
+    ],
+)
+def test_a_scheme_s_name_says_how_weights_lie_and_what_computes(name: str, form: object, activations: int | None) -> None:
+    scheme = parse_scheme(name)
+    assert scheme.weights == form and (scheme.activations.bits if scheme.activations else None) == activations
+    assert scheme.is_float == scheme.is_stored == (activations is None)
+
+
+@pytest.mark.parametrize("name", ["w9a8", "c8a8", "w8g16a8", "w4g17a8", "w4g16a32", "c4a32", "w16a8", "w1a32", "wa8", "w4a8 "])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(SchemeError, match="unknown scheme"):
+        parse_scheme(name)
+
+
+def test_schemes_are_sorted_by_what_computes_then_by_bits_then_by_what_they_can_tell_apart() -> None:
+    names = ["fp32", "w16a32", "w8a32", "w8a8", "c5a8", "w5a8", "c4a8", "w4g16a8", "w4a8", "c3a8"]
+    upside_down = names[::-1]
+    assert sorted(upside_down, key=lambda name: parse_scheme(name).precision, reverse=True) == names
+
+
+@pytest.mark.parametrize(("channels", "width"), [(16, 16), (64, 16), (24, 12), (40, 10), (3, 3), (17, 1), (1, 1)])
+def test_groups_are_the_largest_that_divide_the_channels(channels: int, width: int) -> None:
+    assert PerGroup(0, 16).width(channels) == width
+
+
+def test_uniform_in_float_leaves_operations_without_weights_float() -> None:
+    menus = {"a": ("fp32", "w8a8", "w8a32"), "b": ("fp32", "w8a8"), "pinned": ("w8a8",)}
+    groups = [Group(name, (name,), menu, "") for name, menu in menus.items()]
+    assert uniform(groups, "w8a32") == {"a": "w8a32", "b": "fp32", "pinned": "w8a8"}
+    assert uniform(groups, "w4a8") == {"a": "w8a8", "b": "w8a8", "pinned": "w8a8"}
+
+
 def test_groups_are_layers_save_where_a_weight_is_shared() -> None:
     groups = ort_cpu.groups(captured("mlp").graph, ort_cpu.check_schemes(["w8a8", "w4a8"]))
     assert [(group.name, group.layers) for group in groups] == [("one", ("one",)), ("middle", ("middle", "middle.2")), ("last", ("last",))]
     assert "middle.weight" in groups[1].reason
+
+
+GATES: dict[str, tuple[Callable[[Formed, torch.Tensor], torch.Tensor], bool]] = {
+    "silu": (lambda m, x: m.b(F.silu(m.a(x))), True),
+    "written out": (lambda m, x: (lambda t: m.b(torch.sigmoid(t) * t))(m.a(x)), True),
+    "its sigmoid read elsewhere": (lambda m, x: (lambda t: m.b(F.silu(t)) + torch.sigmoid(t))(m.a(x)), False),
+    "squeeze and excite": (lambda m, x: (lambda t: t * torch.sigmoid(m.b(t)))(m.a(x)), False),
+}
+
+
+@pytest.mark.parametrize(("form", "tied"), GATES.values(), ids=GATES)
+def test_the_two_operations_of_a_silu_are_one_group(form: Callable[[Formed, torch.Tensor], torch.Tensor], tied: bool) -> None:
+    groups = {group.layers: group.reason for group in ort_cpu.groups(formed(form).graph, ort_cpu.check_schemes(["w8a8"]))}
+    assert (("sigmoid", "mul") in groups) == tied == any("SiLU" in reason for reason in groups.values())
+    assert (("mul",) in groups) == (not tied)
 
 
 def test_an_operation_without_weights_takes_the_widest_scheme_only() -> None:
@@ -150,7 +254,7 @@ def test_an_unknown_scheme_is_refused(scheme: str) -> None:
 
 def test_every_width_has_a_storage() -> None:
     schemes = ort_cpu.check_schemes([name for name in SCHEMES["ort-cpu"] if name != "fp32"])
-    assert {scheme.weights.bits for scheme in schemes if scheme.weights} == set(ort_cpu.STORAGE)
+    assert {scheme.weights.bits for scheme in schemes if isinstance(scheme.weights, QuantSpec)} == set(ort_cpu.STORAGE)
 
 
 def test_an_unknown_target_is_refused_with_the_nearest_name() -> None:
@@ -165,6 +269,12 @@ def test_bytes_of_a_layer() -> None:
     assert ort_cpu.weight_bytes(layer, FLOAT) == 4 * count + 4 * 8
     assert ort_cpu.weight_bytes(layer, parse_scheme("w8a8")) == count + 4 * 8 + 4 * 8
     assert ort_cpu.weight_bytes(layer, parse_scheme("w4a8")) == count // 2 + 4 * 8 + 4 * 8
+    assert ort_cpu.weight_bytes(layer, parse_scheme("w8a32")) == count + 4 * 8 + 4 * 8
+    assert ort_cpu.weight_bytes(layer, parse_scheme("w16a32")) == 2 * count + 4 * 8
+    assert ort_cpu.weight_bytes(layer, parse_scheme("c4a8")) == count // 2 + 16 + 4 * 8 + 4 * 8
+    assert ort_cpu.weight_bytes(layer, parse_scheme("w4g16a8")) == count // 2 + 4 * 8 + 4 * 8  # one group: no multipliers
+    wide = replace(layer, weight_shape=(8, 40, 3, 3))  # four groups of ten
+    assert ort_cpu.weight_bytes(wide, parse_scheme("w4g16a8")) == 8 * 40 * 9 // 2 + 8 * 4 // 2 + 4 * 8 + 4 * 8
     assert ort_cpu.weight_bytes(joined("b", "add", "a", "a"), parse_scheme("w8a8")) == 0
 
 
@@ -179,3 +289,21 @@ def test_a_depthwise_kernel_adds_no_pairs() -> None:
     assert not ort_cpu.product_rows(conv("a", "x", groups=8), torch.zeros(8, 1, 3, 3))[1]
     assert ort_cpu.product_rows(conv("a", "x", groups=2), torch.zeros(8, 4, 3, 3))[1]
     assert ort_cpu.product_rows(linear("a", "x"), torch.zeros(8, 8))[1]
+
+
+def test_tensorrt_runs_gates_and_averages_in_float_without_a_note() -> None:
+    graph = formed(lambda m, x: m.b(F.avg_pool2d(F.leaky_relu(F.silu(m.a(x))), 2))).graph
+    adapted = tensorrt.adapt(graph, {layer.name: parse_scheme("w8a8") for layer in graph.layers})
+    assert {name for name, scheme in adapted.schemes.items() if scheme.is_float} >= {"sigmoid", "mul", "leaky_relu", "avg_pool"}
+    assert not [note for note in adapted.notes if note.startswith(("sigmoid", "mul", "leaky_relu", "avg_pool"))]
+
+
+def test_tensorrt_fuses_no_addition_that_is_spread() -> None:
+    def placed(form: Callable[[Formed, torch.Tensor], torch.Tensor]) -> Placement:
+        graph = formed(form).graph  # with channels enough for an int8 kernel
+        wide = tuple(replace(layer, weight_shape=(32, 32, 3, 3)) if layer.kind == "conv" else layer for layer in graph.layers)
+        graph = replace(graph, layers=wide)
+        return tensorrt.place(graph, {layer.name: parse_scheme("w8a8") for layer in graph.layers})
+
+    assert "add" in placed(lambda m, x: m.b(x.repeat(1, 3, 1, 1)[:, :8]) + m.a(x)).schemes
+    assert "add" not in placed(lambda m, x: m.b(x.repeat(1, 3, 1, 1)[:, :8]) + m.a(x).mean((2, 3), keepdim=True)).schemes

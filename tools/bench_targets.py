@@ -4,8 +4,10 @@
     python tools/bench_targets.py --only narrow openvino
 
 fuzz      random networks × allocations (tests/test_fuzz.py), zoo: deployed networks (tests/test_zoo.py)
-narrow    ResNet44 with 8-, 5-, 4- and 2-bit weights: bytes, latency, seconds to load
+narrow    ResNet44 and MobileNetV2 under each way to store weights: bytes, latency, seconds and memory to load
 openvino  SqueezeNet, MobileNetV2 and ResNet44 allocated for OpenVINO, beside its float32, bf16 where the CPU has it, and NNCF's `quantize`
+tensorrt  the same three adapted to TensorRT: what OpenVINO runs of them in int8, and NVIDIA's rules
+forms     uniform plans under each way to store weights: kB and divergence from float (slow)
 emit      seconds to write and verify MobileNetV2
 Needs the data and weights that the recipes name (QUANTKIT_DATA); allocations are kept in --runs.
 """
@@ -29,14 +31,25 @@ import numpy as np
 from quantkit.environment import describe
 
 ROOT = Path(__file__).resolve().parent.parent
+# Only the runtime is imported: what rises is what this file takes, and what the first session takes. Linux keeps the peak of a process in
+# VmHWM and sets it back on request; ru_maxrss would be the parent's where that was larger when it forked.
 LOAD = """
-import sys, time
+import json, sys, time
 from pathlib import Path
-from quantkit.evaluation import open_session
-start = time.perf_counter()
-open_session(Path(sys.argv[1]), threads=1)
-print(time.perf_counter() - start)
+import onnxruntime
+def memory(key):
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)) / 1024
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+options.log_severity_level = 3
+Path("/proc/self/clear_refs").write_text("5")
+before, start = memory("VmRSS"), time.perf_counter()
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "peak_mb": memory("VmHWM") - before}))
 """
+FORMS = ("fp32", "w8a8", "w5a8", "c5a8", "w4g16a8", "w4a8", "c4a8")
+NARROW = ("fp32", "w8a8", "w5a8", "w4a8", "w2a8", "c5a8", "c4a8", "w4g16a8", "w16a32", "w8a32")
 
 
 NETWORKS = ("squeezenet1_1", "mobilenet_v2", "resnet44")
@@ -81,36 +94,55 @@ def zoo(_: Path) -> dict[str, float]:
 
 
 def narrow(runs: Path) -> dict[str, float]:
-    import onnx
-
+    """Each network uniform under each scheme, against the one that does the same work from wider weights: w8a8, or float32."""
     from quantkit.evaluation import open_session
     from quantkit.examination import random_feeds
     from quantkit.latency.timing import interleave
-    from quantkit.spec import parse_scheme
+    from quantkit.spec import is_float, parse_scheme
     from quantkit.stored import export_plan, read_plan
 
-    plan, found = read_plan(stored("resnet44", runs)), dict[str, float]()
-    files = {}
-    for bits in (8, 5, 4, 2):
-        schemes = {layer.name: parse_scheme(f"w{bits}a8" if layer.weight else "w8a8") for layer in plan.graph.layers}
-        files[bits] = export_plan(replace(plan, schemes=schemes), "ort-cpu", runs / f"resnet44-w{bits}.onnx").file
-    sessions = [open_session(file, threads=1) for file in files.values()]
-    times = interleave(sessions, random_feeds(files[8]), rounds=150)
-    payloads = {}
-    for bits, file in files.items():
-        tensors = onnx.load(file).graph.initializer
-        payloads[bits] = sum(len(tensor.raw_data) for tensor in tensors if f"_w{bits}_" in tensor.name)
-    for place, (bits, file) in enumerate(files.items()):
-        loads = [
-            subprocess.run([sys.executable, "-c", LOAD, str(file)], capture_output=True, text=True, check=True).stdout for _ in range(3)
-        ]
-        found |= {
-            f"w{bits}.payload_over_w8": payloads[bits] / payloads[8],
-            f"w{bits}.file_over_w8": file.stat().st_size / files[8].stat().st_size,
-            f"w{bits}.latency_over_w8": float(np.median(times[place] / times[0])),
-            f"w{bits}.load_seconds": float(np.median([float(load) for load in loads])),
-        }
+    found = dict[str, float]()
+    for name in ("resnet44", "mobilenet_v2"):
+        plan, files = read_plan(stored(name, runs)), dict[str, Path]()
+        for scheme in NARROW:
+            other = "fp32" if is_float(scheme) else "w8a8"
+            schemes = {layer.name: parse_scheme(scheme if layer.weight else other) for layer in plan.graph.layers}
+            files[scheme] = export_plan(replace(plan, schemes=schemes), "ort-cpu", runs / f"{name}-{scheme}.onnx").file
+        sessions = [open_session(file, threads=1) for file in files.values()]
+        times = dict(zip(files, interleave(sessions, random_feeds(plan.float_file), rounds=150), strict=True))
+        for scheme, file in files.items():
+            wide = "fp32" if is_float(scheme) else "w8a8"
+            loads = [opened_alone(file) for _ in range(3)]
+            label = f"{name}.{scheme}"
+            found |= {
+                f"{label}.payload_over_{wide}": payload(file, scheme) / payload(files[wide], wide),
+                f"{label}.file_over_{wide}": file.stat().st_size / files[wide].stat().st_size,
+                f"{label}.latency_over_{wide}": float(np.median(times[scheme] / times[wide])),
+                f"{label}.load_seconds": float(np.median([load["seconds"] for load in loads])),
+                f"{label}.load_peak_mb": float(np.median([load["peak_mb"] for load in loads])),
+            }
+    for width in ("w8", "w5", "w4", "w2"):  # under the names that the promise has
+        for figure in ("payload", "file", "latency"):
+            found[f"{width}.{figure}_over_w8"] = found[f"resnet44.{width}a8.{figure}_over_w8a8"]
+        found[f"{width}.load_seconds"] = found[f"resnet44.{width}a8.load_seconds"]
     return found
+
+
+def payload(file: Path, scheme: str) -> int:
+    """Bytes of weights and of what belongs to them: codes, scales, multipliers, levels."""
+    import onnx
+
+    tensors = onnx.load(file).graph.initializer
+    if scheme == "fp32":
+        return sum(len(tensor.raw_data) for tensor in tensors if tensor.name.endswith("weight"))
+    parts = ("_codes", "_scale", "_multipliers", "_levels")
+    return sum(len(tensor.raw_data) for tensor in tensors if ".weight_w" in tensor.name and tensor.name.endswith(parts))
+
+
+def opened_alone(file: Path) -> dict[str, float]:
+    """Seconds to open the file in a fresh process, and by how many megabytes its peak of resident memory rises meanwhile."""
+    told = subprocess.run([sys.executable, "-c", LOAD, str(file)], capture_output=True, text=True, check=True).stdout
+    return dict(json.loads(told))
 
 
 def openvino(runs: Path) -> dict[str, float]:
@@ -131,6 +163,40 @@ def openvino(runs: Path) -> dict[str, float]:
     return {"openvino.as_planned": min(planned), **found}
 
 
+def tensorrt(runs: Path) -> dict[str, float]:
+    """Plans made for ONNX Runtime, adapted: the share of their int8 layers that OpenVINO runs in int8, and whether NVIDIA's rules hold."""
+    from quantkit.lint import lint_file
+    from quantkit.runtimes import find_runtime
+    from quantkit.stored import export_plan, read_plan
+
+    found = dict[str, float]()
+    for name in NETWORKS:
+        plan = read_plan(stored(name, runs))
+        exported = export_plan(plan, "tensorrt", runs / f"{name}.tensorrt.onnx", adapt=True)
+        ran = find_runtime("tensorrt").read_executed(exported.file, plan.graph, exported.placement, {}, runs)
+        weighted = sum(layer.weight is not None for layer in plan.graph.layers)
+        found[f"tensorrt.{name}.as_planned_in_openvino"] = 1 - len(ran.mismatches) / weighted
+        found[f"tensorrt.{name}.lint_errors"] = lint_file(exported.file, "tensorrt").count("error")
+    return found
+
+
+def forms(runs: Path) -> dict[str, float]:
+    """Uniform plans under each way to store weights, rounded as a search rounds them: kB, and divergence from float on the search split."""
+    found = dict[str, float]()
+    for name in NETWORKS:
+        folder = runs / f"{name}.forms"
+        command = [sys.executable, "-m", "quantkit", "allocate", str(ROOT / "recipes" / f"{name}.py"), "--minimize", "bytes", "--json"]
+        if not (folder / "result.json").exists():
+            subprocess.run([*command, "--schemes", ",".join(FORMS), "--run", str(folder)], check=False, stdout=subprocess.DEVNULL)
+        for line in (folder / "measured.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            schemes = set(record["allocation"].values()) - {"w8a8"} or {"w8a8"}  # what has no weights takes w8a8
+            if len(schemes) == 1:
+                label = f"forms.{name}.{schemes.pop()}"
+                found |= {f"{label}.kb": record["look"]["bytes"] / 1e3, f"{label}.kl": record["look"]["divergence"]}
+    return found
+
+
 def emit(runs: Path) -> dict[str, float]:
     from quantkit.examination import examine
     from quantkit.stored import export_plan, read_plan
@@ -142,7 +208,9 @@ def emit(runs: Path) -> dict[str, float]:
     return {"mobilenet_v2.emit_and_verify_seconds": time.perf_counter() - start}
 
 
-PARTS: dict[str, Callable[[Path], dict[str, float]]] = {"narrow": narrow, "openvino": openvino, "emit": emit, "zoo": zoo, "fuzz": fuzz}
+PARTS: dict[str, Callable[[Path], dict[str, float]]] = {
+    "narrow": narrow, "openvino": openvino, "tensorrt": tensorrt, "emit": emit, "zoo": zoo, "fuzz": fuzz, "forms": forms,
+}  # fmt: skip
 
 
 def main() -> None:

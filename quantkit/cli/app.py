@@ -41,6 +41,7 @@ from quantkit.cli.said import (
     MaxDrop,
     MaxLatency,
     Mean,
+    MemoryMb,
     Metric,
     Minimize,
     Model,
@@ -94,7 +95,7 @@ def allocate(
     target: Target = None, minimize: Minimize = None, sensitivity: Sensitivity = None, search: Search = None,
     schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None, rounding: Rounding = None,
     output: Output = None, run: RunFolder = None, seed: Seed = None, split_seed: SplitSeed = None, batch_size: BatchSize = None,
-    threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
+    memory_mb: MemoryMb = None, threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
     input_shape: InputShape = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find the fastest or smallest plan that keeps the promise, write it, and measure that very file."""
@@ -105,7 +106,7 @@ def allocate(
         undecided=undecided, confidence=confidence,
         target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
         observer=observer, rounding=rounding, output=output, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,
-        threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
+        memory_mb=memory_mb, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
     )  # fmt: skip
 
     def job(progress: ConsoleProgress) -> Result:
@@ -153,27 +154,48 @@ def export(
     run: Annotated[Path, Argument(help="The run directory of an allocation.")],
     output: Annotated[Path, Option(help="The ONNX file to write.")],
     target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
-    as_json: Json = False,
-) -> None:
-    """Write a stored plan's file again, for any target; neither the model nor data is needed.
+    adapt: Annotated[bool, Option("--adapt", help="Change what the target cannot run, instead of refusing it.")] = False,
+    check: Annotated[bool, Option("--check", help="Compute the file in ONNX Runtime, literally, and in ONNX's reference.")] = False,
+    data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
+    resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
+    threads: Threads = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write a stored plan's file again, for any target, and measure it there; exit 1 if the file is not as it should be.
 
-    quantkit export runs/resnet20-0123abcd --target tensorrt --output resnet20.trt.onnx
+    Neither the model nor data is needed; with --data, what the file loses is measured too.
+
+    quantkit export runs/resnet20-0123abcd --target tensorrt --adapt --output resnet20.trt.onnx
     """
+    arguments = Arguments(data=data, metric=metric, max_drop=max_drop, keep=keep, resize=resize, crop=crop, mean=mean, std=std, scale=scale)
 
     def show() -> int:
+        options = Options() if threads is None else Options(threads=threads)
         with results_only():
-            from quantkit import lint
+            from quantkit import examination, lint, request
+            from quantkit.reference_check import check_reference
             from quantkit.stored import export_plan, read_plan
 
-            exported = export_plan(read_plan(run), target, output)
+            plan = read_plan(run)
+            asked = request.resolve_check(arguments)
+            exported = export_plan(plan, target, output, adapt=adapt)
             linted = lint.lint_file(output, target)
+            found = examination.examine_file(
+                output, target=target, planned=(plan.graph, exported.placement), float_file=plan.float_file, check=asked,
+                threads=options.threads, batch_size=options.batch_size, seed=options.seed,
+            )  # fmt: skip
+            checked = check_reference(output, examination.random_feeds(output)).to_json() if check else None
+        failures = found.failures(as_planned=True, int8_share=None)
+        told = {"notes": list(exported.notes), "beside": [str(path) for path in exported.beside], "reference_check": checked}
         if as_json:
-            print_json({**linted.to_json(), "notes": list(exported.notes)})
+            print_json({**linted.to_json(), **told, "examined": found.to_json(), "failures": failures})
         else:
-            for note in exported.notes:
+            for note in [*exported.notes, *(f"beside it: {path}" for path in exported.beside)]:
                 print(note)
+            if checked is not None:
+                tables.show_pairs("On random inputs, ONNX Runtime without optimisations against ONNX's reference", checked)
             tables.show_findings(linted.to_json(), [])
-        return NOT_KEPT if linted.count("error") else KEPT
+            tables.show_examined(found.to_json(), failures)
+        return NOT_KEPT if linted.count("error") or failures else KEPT
 
     raise typer.Exit(exit_code(show))
 
@@ -187,6 +209,7 @@ def verify(
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     require_as_planned: Annotated[bool, Option("--require-as-planned", help="Fail where a layer does not run as planned.")] = False,
     require_int8: Annotated[str | None, Option(help="Fail where fewer multiply-accumulates run in int8, such as 95%.")] = None,
+    parity: Annotated[bool, Option("--parity", help="Of a run: fail where a layer computes other codes than the simulation.")] = False,
     threads: Threads = None, batch_size: BatchSize = None, seed: Seed = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Examine a file: what runs in int8, what it loses on all of --data, how fast it is; exit 1 if what was asked for is not so.
@@ -204,7 +227,7 @@ def verify(
 
             found = examination.examine(
                 file, target=target, float_file=float_file, check=request.resolve_check(arguments),
-                threads=options.threads, batch_size=options.batch_size, seed=options.seed,
+                threads=options.threads, batch_size=options.batch_size, seed=options.seed, parity=parity,
             )  # fmt: skip
         failures = found.failures(as_planned=require_as_planned, int8_share=share)
         if as_json:
@@ -219,7 +242,7 @@ def verify(
 @app.command()
 def lint(
     file: Annotated[Path, Argument(help="An ONNX file, whoever made it.")],
-    target: Annotated[str, Option(help="The runtime that it is for: ort-cpu or tensorrt.")] = "ort-cpu",
+    target: Annotated[str, Option(help="The runtime that it is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
     strict: Annotated[bool, Option("--strict", help="Let warnings fail too.")] = False,
     fix: Annotated[Path | None, Option(help="Write a copy with the mechanical mends made.")] = None,
     sarif: Annotated[Path | None, Option(help="Write the findings as SARIF.")] = None,

@@ -28,7 +28,8 @@ def measure(
     schemes: said.Schemes = None, fix: said.Fix = None, exclude: said.Exclude = None, observer: said.Observer = None,
     rounding: said.Rounding = None,
     run: said.RunFolder = None, seed: said.Seed = None, split_seed: said.SplitSeed = None, batch_size: said.BatchSize = None,
-    threads: said.Threads = None, device: said.Device = None, arch: said.Arch = None, trust_pickle: said.TrustPickle = False,
+    memory_mb: said.MemoryMb = None, threads: said.Threads = None, device: said.Device = None,
+    arch: said.Arch = None, trust_pickle: said.TrustPickle = False,
     input_shape: said.InputShape = None, as_json: said.Json = False,
 ) -> None:  # fmt: skip
     """Score and cost a network into a run directory, without a promise and without a search; `pick` and `allocate` go on from there.
@@ -41,7 +42,7 @@ def measure(
         max_bytes=max_bytes, max_latency=max_latency, max_bops=max_bops, average_bits=average_bits,
         target=target, minimize=minimize, sensitivity=sensitivity, schemes=schemes, fix=fix, exclude=exclude,
         observer=observer, rounding=rounding, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,
-        threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
+        memory_mb=memory_mb, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
     )  # fmt: skip
 
     def job(progress: ConsoleProgress) -> Measurement:

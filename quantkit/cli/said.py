@@ -52,6 +52,7 @@ RunFolder = Annotated[str | None, Option("--run", help="The folder that keeps th
 Seed = Annotated[int | None, _number("seed", "Seed of probes and resampling")]
 SplitSeed = Annotated[int | None, _number("split_seed", "Seed that cuts --data into splits")]
 BatchSize = Annotated[int | None, _number("batch_size", "Items in one batch")]
+MemoryMb = Annotated[int | None, _number("memory_mb", "MB that the passes of a sensitivity may hold of activations")]
 Threads = Annotated[int | None, _number("threads", "Threads of the runtime while it is timed")]
 Device = Annotated[str | None, _choice("device", "Where torch computes")]
 Arch = Annotated[str | None, Option(help="package.module:function that builds the network of a state dict.")]

@@ -123,6 +123,31 @@ def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
     if latency:
         interval = f"{latency['low']:.3f} to {latency['high']:.3f}"
         console.print(f"{latency['ratio']:.3f} of float's time ({interval}, threads: {latency['threads']})")
+    if examined["session_options"]:
+        told = ", ".join(f"{name}={value}" for name, value in examined["session_options"].items())
+        console.print(f"session options: {told}", markup=False, soft_wrap=True)
+    if examined["saturation"] and any(node["precision"] == "int8" for node in ran["nodes"]):
+        console.print(saturation_line(examined["saturation"]), markup=False, soft_wrap=True)
+    if examined["parity"]:
+        for line in _parity(examined["parity"]):
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def saturation_line(saturation: Mapping[str, Any]) -> str:
+    """What the int8 sums give on another processor."""
+    risky, here = saturation["layers_at_risk"], saturation["here"]
+    if not risky:
+        return "Its int8 sums give the same bits on every x86-64 CPU."
+    return f"On CPUs without VNNI, {'as' if here else 'unlike'} this one, these {len(risky)} layers may saturate: {_named(risky)}."
+
+
+def _parity(parity: Mapping[str, Any]) -> list[str]:
+    """What the simulation and the file agree in."""
+    items = f"{parity['items']} {'random ' if parity['random_items'] else ''}items"
+    why = " (no --data was given)" if parity["random_items"] else ""
+    layers, bits = 100 * parity["layers_exact"], 100 * parity["exact"]
+    told = f"{layers:.1f} % of the quantized layers compute the simulation's codes on {items}{why}; the outputs are equal in all bits on "
+    return [f"{told}{bits:.1f} %", *parity["notes"]]
 
 
 def show_findings(linted: Mapping[str, Any], mended: Sequence[str]) -> None:

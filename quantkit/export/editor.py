@@ -6,21 +6,24 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quantkit.affine import QParams
 from quantkit.errors import ContractError
+from quantkit.spec import FloatFormat, Format
 
 
 class Editor:
-    """The graph in the making. Remembers the codes of each value that has a QuantizeLinear: there is one a tensor."""
+    """The graph in the making. Remembers the codes of each value that has a QuantizeLinear: there is one a tensor and format."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._values = {str(value.name): value for node in graph for value in node.outputs}
-        self._codes: dict[ir.Value, ir.Value] = {}
+        self._codes: dict[tuple[ir.Value, bool], ir.Value] = {}  # by value, and whether the codes are E4M3
+        self._folded = count()
 
     def value(self, name: str) -> ir.Value:
         """The value that bore that name in the float file. Raises ContractError if there is none."""
@@ -36,7 +39,7 @@ class Editor:
 
     def codes(self, value: ir.Value) -> ir.Value:
         """The codes of a value that `quantize` was called on."""
-        return self._codes[value]
+        return self._codes[value, False]
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """An initializer of that content; one that is there under that name is taken if its content is the same."""
@@ -63,50 +66,54 @@ class Editor:
     ) -> ir.Value:
         """The output of a new node in front of `before`, of the shape and type of `like`."""
         node = ir.node(kind, inputs, attributes=attributes or {}, name=name)
-        self._name_output(node, f"{name}_value", like)
+        self._name_output(node, name, like)
         self._graph.insert_before(before, node)
         return node.outputs[0]
 
+    def fold(self, kind: str, inputs: Sequence[ir.Value], before: ir.Node, attributes: Mapping[str, int | str] | None = None) -> ir.Value:
+        """As `insert`, of a node that the runtime folds while it loads: nobody asks for its name, so it is short."""
+        name = f"f{next(self._folded)}"
+        while name in self._values:
+            name = f"f{next(self._folded)}"
+        return self.insert(kind, inputs, name, before, attributes=attributes)
+
     def quantize(self, value: ir.Value, qparams: QParams) -> None:
-        """Give `value` a QuantizeLinear, right behind its producer, unless it has one."""
-        if value in self._codes:
+        """Give `value` a QuantizeLinear of that format, right behind its producer, unless it has one."""
+        float8 = isinstance(qparams.spec, FloatFormat)
+        if (value, float8) in self._codes:
             return
-        scale = self.constant(f"{value.name}_scale", qparams.scale.numpy())
-        kind = np.int8 if qparams.spec.signed else np.uint8
-        zero_point = self.constant(f"{value.name}_zero_point", qparams.zero_point.numpy().astype(kind))
-        node = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{value.name}_QuantizeLinear")
+        stem = f"{value.name}_e4m3" if float8 else str(value.name)
+        scale = self.constant(f"{stem}_scale", qparams.scale.numpy())
+        zero_point = self.constant(f"{stem}_zero_point", qparams.zero_point.numpy().astype(code_type(qparams.spec)))
+        node = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{stem}_QuantizeLinear")
         codes = node.outputs[0]
-        codes.name, codes.shape, codes.dtype = (
-            f"{value.name}_quantized",
-            value.shape,
-            ir.DataType.INT8 if qparams.spec.signed else ir.DataType.UINT8,
-        )
+        codes.name, codes.shape, codes.type = f"{stem}_quantized", value.shape, zero_point.type
         producer = value.producer()
         if producer is not None:
             self._graph.insert_after(producer, node)
         else:
             self._graph.insert_before(self._graph[0], node)
-        self._codes[value] = codes
+        self._codes[value, float8] = codes
 
-    def dequantize(self, value: ir.Value, reader: ir.Node, slot: int) -> None:
+    def dequantize(self, value: ir.Value, reader: ir.Node, slot: int, *, float8: bool = False) -> None:
         """Let `reader` read a quantized `value` at `slot` through a DequantizeLinear of its own."""
-        inputs = self._dequantizer_inputs(value)
+        inputs = self._dequantizer_inputs(value, float8)
         reader.replace_input_with(slot, self.insert("DequantizeLinear", inputs, f"{reader.name}_input_{slot}", reader, value))
 
     def dequantize_output(self, value: ir.Value) -> None:
         """If a quantized `value` is an output of the graph, let what is read from its codes go out under its name."""
         if any(output is value for output in self._graph.outputs):
             node = ir.node("DequantizeLinear", self._dequantizer_inputs(value), name=f"{value.name}_DequantizeLinear")
-            quantizer = self._codes[value].producer()
+            quantizer = self.codes(value).producer()
             assert quantizer is not None
-            self._take_over(value, node, quantizer, "float")
+            self.take_over(value, node, quantizer, "float")
 
     def scale_behind(self, value: ir.Value, scale: ir.Value) -> None:
         """Multiply `value` by `scale` for all its readers, the graph's outputs among them."""
         readers, producer = list(value.uses()), value.producer()
         assert producer is not None
         node = ir.node("Mul", [value, scale], name=f"{value.name}_scaled")
-        self._take_over(value, node, producer, "steps")
+        self.take_over(value, node, producer, "steps")
         for reader, slot in readers:
             reader.replace_input_with(slot, node.outputs[0])
 
@@ -116,18 +123,22 @@ class Editor:
         if node is not None and not value.uses():
             self._graph.remove(node, safe=True)
 
-    def remove_unused_initializers(self) -> None:
-        """Drop the float weights that codes have replaced."""
+    def tidy(self) -> None:
+        """Drop the float weights that codes have replaced; of constants the types, which their contents tell once more, and the notes."""
         for name, value in list(self._graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self._graph.initializers[name]
+            elif not value.is_graph_output():
+                value.type = value.shape = None
+                value.metadata_props.clear()
 
-    def _dequantizer_inputs(self, value: ir.Value) -> list[ir.Value | None]:
-        quantizer = self._codes[value].producer()
+    def _dequantizer_inputs(self, value: ir.Value, float8: bool = False) -> list[ir.Value | None]:
+        codes = self._codes[value, float8]
+        quantizer = codes.producer()
         assert quantizer is not None
-        return [self._codes[value], *quantizer.inputs[1:]]
+        return [codes, *quantizer.inputs[1:]]
 
-    def _take_over(self, value: ir.Value, node: ir.Node, behind: ir.Node, suffix: str) -> None:
+    def take_over(self, value: ir.Value, node: ir.Node, behind: ir.Node, suffix: str) -> None:
         """Put `node` in behind another and give its output the name of `value`, and its place among the graph's outputs."""
         name = str(value.name)
         value.name = f"{name}_{suffix}"
@@ -142,6 +153,13 @@ class Editor:
         output.name = name
         if like is not None:
             output.shape, output.type = like.shape, like.type
+
+
+def code_type(spec: Format) -> Any:
+    """How codes of that format are held in arrays."""
+    if isinstance(spec, FloatFormat):
+        return ml_dtypes.float8_e4m3fn
+    return np.int8 if spec.signed else np.uint8
 
 
 def read(node: ir.Node, slot: int) -> ir.Value:

@@ -47,7 +47,8 @@ def export_float(captured: Captured, path: Path, opset: int) -> None:
     for node in graph:
         for key in TRACES:
             node.metadata_props.pop(key, None)
-    for value in [*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)]:
+    made = [value for node in graph for value in node.outputs]
+    for value in [*graph.inputs, *graph.outputs, *graph.initializers.values(), *made]:
         value.metadata_props.clear()
     ir.save(program.model, path)
 

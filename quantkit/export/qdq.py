@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.affine import QParams, bias_codes
 from quantkit.errors import ContractError
-from quantkit.export.editor import Editor, array_of, read
+from quantkit.export.editor import Editor, array_of, code_type, read
 from quantkit.export.float_onnx import product_name
-from quantkit.export.storage import STORAGES
+from quantkit.export.half import compute_in_half
+from quantkit.export.storage import from_half, make_codes, make_float
 from quantkit.graph import Graph, Layer
 from quantkit.quantization import WeightBank
+from quantkit.spec import FloatFormat, PerBlock, QuantSpec
 from quantkit.targets.placement import Barrier, Placement, Slot
 
 LOWEST = np.array(-3e38, np.float32)  # max(x, this) is x, and no pattern of the runtime sees through it
@@ -39,6 +42,7 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
     model = ir.load(float_file)
     editor = Editor(model.graph)
     layers = [layer for layer in graph.layers if layer.name in placement.schemes]
+    islands = {node: layer.name in (placement.float32 or ()) for layer in graph.layers for node in _nodes(editor, layer)}
     for layer in layers:  # outputs first, so that inputs find them dequantized
         if layer.name in placement.outputs:
             _quantize_output(editor, layer, bank.output_qparams(layer))
@@ -46,12 +50,19 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
         _quantize_inputs(editor, layer, placement, bank)
         if layer.weight:
             _store_weight(editor, layer, placement, bank)
+    for layer in graph.layers:
+        if layer.name in placement.floating:
+            _store_weight(editor, layer, placement, bank)
+        elif layer.name in placement.stored:
+            _store_float_weight(editor, layer, placement, bank)
     for (name, slot), barrier in placement.barriers.items():
         _set_barrier(editor, _operation(editor, name), slot, barrier)
     for unsupported in graph.unsupported:
         if unsupported.node in placement.unscaled:
             _scale_afterwards(editor, unsupported.node, bank.activations[graph.source(unsupported.inputs[0])])
-    editor.remove_unused_initializers()
+    if placement.float32 is not None:
+        compute_in_half(model, editor, islands)
+    editor.tidy()
     model.metadata_props["quantkit"] = NOTE
     ir.save(model, path)
     return _names(editor, layers, placement)
@@ -71,36 +82,68 @@ def _quantize_inputs(editor: Editor, layer: Layer, placement: Placement, bank: W
     for slot in range(len(layer.inputs)):
         value = read(node, slot)
         if (layer.name, slot) in placement.inputs and not _is_dequantized(value):
-            editor.quantize(value, bank.input_qparams(layer, slot))
-            editor.dequantize(value, node, slot)
+            qparams = bank.input_qparams(layer, slot, placement.schemes[layer.name].activations)
+            editor.quantize(value, qparams)
+            editor.dequantize(value, node, slot, float8=isinstance(qparams.spec, FloatFormat))
 
 
 def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
-    node, spec = _operation(editor, layer.node), placement.schemes[layer.name].weights
-    old = read(node, 1)
-    if spec is None or old.const_value is None:
-        raise ContractError(f"the weight of {layer.name} is not a constant in the float file", "an initializer", "report this network")
-    quantized = bank.weight(layer, spec)
-    codes, axis = quantized.codes.numpy().astype(np.int8), layer.weight_axis
-    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
-        codes, axis = codes.T, 1
-    if tuple(old.const_value.shape) != codes.shape:
-        got = f"the weight of {layer.name} is {old.const_value.shape} in the file"
-        raise ContractError(got, f"{codes.shape}", "report this network")
-    scale = quantized.qparams.scale
-    stem = f"{layer.weight}_w{spec.bits}"
-    inputs = [
-        STORAGES[placement.storage[spec.bits]](editor, stem, codes, spec.bits, node),
-        editor.constant(f"{stem}_scale", scale.numpy()),
-        # QGemm wants the zero point spelled out; all layers of one width share it.
-        editor.constant(f"zeros_{codes.shape[axis]}", np.zeros(codes.shape[axis], np.int8)),
-    ]
-    node.replace_input_with(1, editor.insert("DequantizeLinear", inputs, f"{node.name}_weight", node, old, attributes={"axis": axis}))
+    node, in_float = _operation(editor, layer.node), layer.name in placement.floating
+    spec = (placement.floating if in_float else placement.schemes)[layer.name].weights
+    assert spec is not None
+    quantized = bank.weight(layer, spec, in_float=in_float)
+    old, codes, axis = _lying(node, layer, quantized.codes)
+    scale, blocks = quantized.qparams.scale, quantized.qparams.spec.granularity
+    stem = f"{layer.weight}_w{spec.label}"
+    if isinstance(spec, FloatFormat):
+        stem = f"{layer.weight}_{spec.name}"
+        stored = editor.constant(f"{stem}_codes", codes.astype(code_type(spec)))
+    else:
+        stored = make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
+    if isinstance(blocks, PerBlock):
+        scales = scale.numpy() if axis == layer.weight_axis else scale.numpy().T
+        inputs = [stored, editor.constant(f"{stem}_scale", np.ascontiguousarray(scales))]
+        attributes = {"axis": 1 - axis, "block_size": blocks.size}
+    else:  # QGemm wants the zero point spelled out; all layers of one width share it.
+        zeros = editor.constant(f"zeros_{codes.shape[axis]}", np.zeros(codes.shape[axis], code_type(quantized.qparams.spec)))
+        inputs, attributes = [stored, editor.constant(f"{stem}_scale", scale.numpy()), zeros], {"axis": axis}
+    node.replace_input_with(1, editor.insert("DequantizeLinear", inputs, f"{node.name}_weight", node, old, attributes=attributes))
+    if in_float:
+        return
     if layer.name in placement.float_bias:
         if node.op_type == "MatMul":
             _spread_bias(editor, layer)
     elif layer.bias and layer.name not in placement.outputs:
         _store_bias(editor, layer, node, bank.parameter(layer.bias), scale, bank.input_qparams(layer, 0).scale)
+
+
+def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
+    """The weight of a layer that computes in float, made float32 while the session loads; the runtime would not fold a DequantizeLinear."""
+    node, scheme = _operation(editor, layer.node), placement.stored[layer.name]
+    if isinstance(scheme.weights, QuantSpec):
+        spec, stem = scheme.weights, f"{layer.weight}_w{scheme.weights.label}"
+        quantized = bank.weight(layer, spec, in_float=True)
+        _, codes, axis = _lying(node, layer, quantized.codes)
+        scale = quantized.qparams.scale.numpy().reshape([-1 if place == axis else 1 for place in range(codes.ndim)])
+        weight = make_float(editor, stem, codes.astype(np.int8), scale, spec.bits, placement, node)
+    else:
+        _, values, _ = _lying(node, layer, bank.stored_weight(layer, scheme))
+        weight = from_half(editor, f"{layer.weight}_w16", values, node)
+    node.replace_input_with(1, weight)
+
+
+def _lying(node: ir.Node, layer: Layer, weight: Tensor) -> tuple[ir.Value, NDArray[np.float32], int]:
+    """The weight in the file, this one as it lies there, and the axis of its output channels. Raises ContractError where they differ."""
+    old = read(node, 1)
+    if old.const_value is None:
+        raise ContractError(f"the weight of {layer.name} is not a constant in the float file", "an initializer", "report this network")
+    values, axis = weight.numpy(), layer.weight_axis
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
+        values, axis = values.T, 1
+    if tuple(old.const_value.shape) != values.shape:
+        got = f"the weight of {layer.name} is {old.const_value.shape} in the file"
+        raise ContractError(got, f"{values.shape}", "report this network")
+    return old, values, axis
 
 
 def _store_bias(editor: Editor, layer: Layer, node: ir.Node, bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> None:
@@ -173,6 +216,17 @@ def _operation(editor: Editor, name: str) -> ir.Node:
         products = [value.producer() for value in node.inputs if value is not None]
         node = next((made for made in products if made is not None and made.name == product_name(name)), node)
     return node
+
+
+def _nodes(editor: Editor, layer: Layer) -> set[ir.Node]:
+    """The nodes of a layer in the file: its operation, its bias where that has a node of its own, its activation functions."""
+    found, waiting = {_operation(editor, layer.node)}, [editor.producer(layer.output)]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [made for value in node.inputs if value is not None and (made := value.producer()) is not None]
+    return found
 
 
 def _is_dequantized(value: ir.Value) -> bool:

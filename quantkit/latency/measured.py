@@ -24,6 +24,7 @@ from quantkit.latency.timing import interleave
 from quantkit.runtimes import Feeds, Runtime
 from quantkit.spec import is_float
 from quantkit.table import Table
+from quantkit.targets.common import uniform
 
 PROFILE_RUNS = 30
 FIT_PLANS, TEST_PLANS = 10, 12
@@ -94,8 +95,8 @@ def measure_latency(
     """Profile the uniform files, then fit and test on random plans. `emit(allocation)` writes a plan's file; `advance(1)` per file."""
     profiles = {}
     for scheme in schemes:
-        uniform = {group.name: scheme if scheme in group.schemes else group.schemes[-1] for group in groups}
-        profiles[scheme] = runtime.layer_ms(emit(uniform), graph, feeds, threads=threads, options=options, runs=PROFILE_RUNS, folder=folder)
+        file = emit(uniform(groups, scheme))
+        profiles[scheme] = runtime.layer_ms(file, graph, feeds, threads=threads, options=options, runs=PROFILE_RUNS, folder=folder)
         advance(1)
     values = np.full((len(groups), len(schemes)), np.nan)
     for row, group in enumerate(groups):
@@ -103,7 +104,7 @@ def measure_latency(
             if scheme in group.schemes:
                 values[row, column] = sum(profiles[scheme].get(name, 0.0) for name in group.layers)
     table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), values)
-    edges = _crossings(graph, groups)
+    edges = crossings(graph, groups)
     plans = _random_plans(groups, seed, FIT_PLANS + TEST_PLANS)
     plans = [{g.name: g.schemes[0] for g in groups}, {g.name: g.schemes[1] if len(g.schemes) > 1 else g.schemes[0] for g in groups}, *plans]
     measured = []
@@ -119,7 +120,7 @@ def steps(schemes: Sequence[str]) -> int:
     return len(schemes) + 2 + FIT_PLANS + TEST_PLANS
 
 
-def _crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int]]:
+def crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int]]:
     """(producer group, consumer group, elements) of each tensor between two groups."""
     group_of = {name: group.name for group in groups for name in group.layers}
     producers = {layer.output: layer for layer in graph.layers}

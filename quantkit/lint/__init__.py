@@ -3,7 +3,7 @@
 opening.py   a file opened without trust
 view.py      its graph as the rules look at it
 rule.py      what a rule is
-common.py · ort_cpu.py · tensorrt.py   the rules, one table a target
+common.py · ort_cpu.py · openvino.py · tensorrt.py   the rules, one table a target
 mend.py      mechanical mends
 sarif.py     findings for code-scanning services
 """
@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 
 from quantkit.errors import ModelError, SchemeError, unknown
-from quantkit.lint import common, ort_cpu, tensorrt
+from quantkit.lint import common, openvino, ort_cpu, tensorrt
 from quantkit.lint.mend import MENDS, mend
 from quantkit.lint.opening import open_model
 from quantkit.lint.rule import Finding, Rule
@@ -28,7 +28,7 @@ from quantkit.store import write_atomically
 
 RULES: Mapping[str, Sequence[Rule]] = {
     "ort-cpu": (*common.RULES, *ort_cpu.RULES),
-    "openvino": common.RULES,
+    "openvino": (*common.RULES, *openvino.RULES),
     "tensorrt": (*common.RULES, *tensorrt.RULES),
 }
 

@@ -157,7 +157,7 @@ def saturating(view: View) -> Iterator[Found]:
     """Neighbouring weight codes whose products may saturate."""
     for node, x, w in _quantized(view, "Conv", "Gemm"):
         codes = view.constant(w.source)
-        if x.signed or w.bits != 8 or not w.signed or codes is None or codes.ndim < 2:
+        if x.signed or w.bits != 8 or not w.signed or codes is None or codes.dtype != np.int8 or codes.ndim < 2:
             continue
         if node.op_type == "Gemm" and not attribute(node, "transB", 0):
             codes = codes.T

@@ -14,7 +14,9 @@ from quantkit.lint.rule import Found, Rule, at
 from quantkit.lint.view import WEIGHTED, Quantizer, View, attribute, read
 
 INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear")
+PRODUCTS = {"MatMul", "Gemm", "Transpose", "Conv", "ConvTranspose"}  # of convolutions another rule tells
 LEAST_CHANNELS = 16
+MOST_FILTER = 32
 
 
 def _quantizers(view: View) -> Iterator[Quantizer]:
@@ -104,6 +106,40 @@ def old_opset(view: View) -> Iterator[Found]:
             yield at(quantizer.node, f"is rejected: 4-bit codes need opset 21, the file has {view.opset}")
 
 
+def float8_opset(view: View) -> Iterator[Found]:
+    """fp8 codes below opset 19."""
+    for quantizer in _quantizers(view):
+        if quantizer.float8 and view.opset < 19:
+            yield at(quantizer.node, f"is rejected: fp8 codes need opset 19, the file has {view.opset}")
+
+
+def narrow_elsewhere(view: View) -> Iterator[Found]:
+    """4-bit codes of something that is no weight of a matrix product."""
+    for quantizer in _quantizers(view):
+        readers = [node.op_type for name in quantizer.node.output for node, _ in view.readers[name]]
+        if quantizer.bits == 4 and quantizer.node.op_type == "QuantizeLinear" and not view.is_computed_from_constants(quantizer.source):
+            yield at(quantizer.node, "is rejected: activations have no 4-bit codes")
+        elif quantizer.bits == 4 and quantizer.node.op_type == "DequantizeLinear" and not set(readers) <= PRODUCTS:
+            yield at(quantizer.node, f"is rejected: 4-bit codes are for the weights of matrix products, and a {readers[0]} reads these")
+
+
+def misplaced_blocks(view: View) -> Iterator[Found]:
+    """Blocks of 8-bit codes, or along another axis than the last two."""
+    for quantizer in _quantizers(view):
+        size, axis = (attribute(quantizer.node, name, default) for name, default in (("block_size", 0), ("axis", 1)))
+        codes = view.constant(quantizer.source)
+        if size and quantizer.bits == 8:
+            yield at(quantizer.node, "is rejected: 8-bit codes have a scale for the tensor or for each channel, not for blocks")
+        elif size and codes is not None and axis % max(codes.ndim, 1) < codes.ndim - 2:
+            yield at(quantizer.node, f"is rejected: blocks lie along one of the last two axes, not axis {axis}")
+
+
+def mixed_types(view: View) -> Iterator[Found]:
+    """An operator whose inputs have different float types."""
+    for node in view.mixed_types():
+        yield at(node, "is rejected by a strongly typed build: its floating-point inputs are of different types")
+
+
 def coded_branches(view: View) -> Iterator[Found]:
     """A residual addition with both branches quantized."""
     for node in view.of_kind("Add"):
@@ -149,6 +185,20 @@ def few_channels(view: View) -> Iterator[Found]:
             )
 
 
+def float8_convolution(view: View) -> Iterator[Found]:
+    """An fp8 convolution with a large filter, or with few channels a group."""
+    for node in view.of_kind("Conv"):
+        w = view.dequantizer(read(node, 1), through=False)
+        codes = None if w is None or not w.float8 else view.constant(w.source)
+        if codes is None or codes.ndim < 2:
+            continue
+        filter_size = int(np.prod(codes.shape[2:]))
+        if filter_size > MOST_FILTER:
+            yield at(node, f"may have no fp8 kernel: its filter has {filter_size} numbers a channel, and at most {MOST_FILTER} are wanted")
+        elif min(codes.shape[:2]) < LEAST_CHANNELS and attribute(node, "group", 1) > 1:
+            yield at(node, f"may have no fp8 kernel: it has {codes.shape[1]} channels a group, and at least {LEAST_CHANNELS} are wanted")
+
+
 TYPES, PLACEMENT = "NVIDIA: Working with Quantized Types", "NVIDIA: Q/DQ Layer-Placement Recommendations"
 PARSER, MODELOPT = "onnx-tensorrt docs/operators.md", "TensorRT-Model-Optimizer, ONNX"
 
@@ -163,8 +213,13 @@ RULES = (
     Rule("TRT008", "error", narrow_convolution, "8-bit weights for convolutions", TYPES),
     Rule("TRT009", "error", old_opset, "export with opset 21 or later", "onnx.ai: QuantizeLinear"),
     Rule("TRT010", "error", wide_codes, "8-bit codes", TYPES),
+    Rule("TRT011", "error", float8_opset, "export with opset 19 or later", "onnx.ai: QuantizeLinear"),
+    Rule("TRT012", "error", narrow_elsewhere, "8-bit codes", TYPES),
+    Rule("TRT013", "error", misplaced_blocks, "4-bit codes, in blocks along the input features", TYPES),
+    Rule("TRT014", "error", mixed_types, "a Cast, or scales of the type that is computed in", "NVIDIA: migration from 10.x to 11.x"),
     Rule("TRT101", "warning", coded_branches, "quantize the identity branch only", PLACEMENT),
     Rule("TRT102", "warning", half_quantized, "quantize both, or neither", PLACEMENT),
     Rule("TRT103", "warning", cast_between, "give the scales the type that is computed in", MODELOPT),
     Rule("TRT104", "warning", few_channels, "leave such a layer in fp16", "TensorRT-Model-Optimizer graph_utils.py; TensorRT#3579"),
+    Rule("TRT105", "warning", float8_convolution, "int8, or fp16", "TensorRT-Model-Optimizer graph_utils.py"),
 )

@@ -23,7 +23,7 @@ WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 class Quantizer:
     """A QuantizeLinear or DequantizeLinear: `source` is what it reads; scale and zero point where they are constants.
 
-    `bits` and `signed` say what its codes are (0 bits: unknown, or no integers).
+    `bits` and `signed` say what its codes are (0 bits: unknown, or no integers), `float8` that they are floats of 8 bits.
     """
 
     node: NodeProto
@@ -32,6 +32,7 @@ class Quantizer:
     zero_point: Array | None
     bits: int
     signed: bool
+    float8: bool = False
 
     @property
     def at_lowest(self) -> bool:
@@ -44,6 +45,8 @@ _INTEGERS = {
     TensorProto.INT8: (8, True), TensorProto.UINT8: (8, False), TensorProto.INT16: (16, True), TensorProto.UINT16: (16, False),
     TensorProto.INT4: (4, True), TensorProto.UINT4: (4, False), TensorProto.INT32: (32, True),
 }  # fmt: skip
+_FLOATS8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ)
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 class View:
@@ -125,8 +128,31 @@ class View:
             self.types.get(read(node, 2)),
             self.types.get(read(node, 0) if node.op_type == "DequantizeLinear" else _first(node.output)),
         ]
-        bits, signed = next((_INTEGERS[kind] for kind in kinds if kind in _INTEGERS), (8, False) if not read(node, 2) else (0, False))
-        return Quantizer(node, read(node, 0), scale, zero, bits, signed)
+        producer = self.producers.get(read(node, 0))
+        if node.op_type == "DequantizeLinear" and producer is not None and producer.op_type == "QuantizeLinear":
+            kinds.append(self.types.get(read(producer, 2)))
+        kinds.append(attribute(node, "output_dtype", 0) if node.op_type == "QuantizeLinear" else None)
+        float8 = any(kind in _FLOATS8 for kind in kinds)
+        unknown = (0, False) if float8 or read(node, 2) else (8, False)
+        bits, signed = next((_INTEGERS[kind] for kind in kinds if kind in _INTEGERS), unknown)
+        return Quantizer(node, read(node, 0), scale, zero, bits, signed, float8)
+
+    def mixed_types(self) -> Iterator[NodeProto]:
+        """The nodes with floats of different types where the operator's definition wants one. Types are followed by those definitions."""
+        types = {name: kind for name, kind in self.types.items() if kind in _FLOATS}
+        for node in self.nodes:
+            inputs, outputs = _parameters(node, self.opset)
+            bound: dict[str, set[int]] = defaultdict(set)
+            for name, kind in zip(node.input, inputs, strict=False):
+                if name in types:
+                    bound[kind].add(types[name])
+            if any(len(kinds) > 1 for kinds in bound.values()):
+                yield node
+            chosen = attribute(node, "to", 0)
+            for name, kind in zip(node.output, outputs, strict=False):
+                found = {chosen} if node.op_type == "Cast" else bound[kind]
+                if len(found) == 1 and found <= set(_FLOATS):
+                    types.setdefault(name, next(iter(found)))
 
 
 def read(node: NodeProto, slot: int) -> str:
@@ -142,6 +168,18 @@ def title(node: NodeProto) -> str:
 def attribute(node: NodeProto, name: str, default: int) -> int:
     """An integer attribute."""
     return next((entry.i for entry in node.attribute if entry.name == name), default)
+
+
+def _parameters(node: NodeProto, opset: int) -> tuple[list[str], list[str]]:
+    """The type that the operator's definition gives each input and output: names that stand for one type; empty for unknown operators."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except (onnx.defs.SchemaError, TypeError):
+        return [], []
+    counts = len(node.input) if schema.inputs else 0, len(node.output) if schema.outputs else 0
+    sides = zip(counts, (schema.inputs, schema.outputs), strict=True)
+    one, other = ([given[min(place, len(given) - 1)].type_str for place in range(count)] for count, given in sides)  # the last may repeat
+    return one, other
 
 
 def _first(names: Iterable[str]) -> str:

@@ -1,1 +1,1 @@
-"""The shared engine of estimators: perturbed forward passes, Hessian-vector products, and how items reach the network."""
+"""The shared engine of estimators: every loop over items or layers that more than one of them needs, once."""

@@ -1,9 +1,9 @@
-"""Passes through the network that the estimators of sensitivity share."""
+"""The Hessian of the loss, by products with vectors: traces of its blocks, and its quadratic forms between chosen directions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -56,27 +56,75 @@ def hutchinson(
     answer. Raises ContractError for a weight that the module lacks, DataError for a loss that is not finite, ModelError for one that no
     gradient reaches.
     """
+    with differentiable(module, weights) as named, second_order_kernels():
+        return traces((Trial(batch.size, loss(batch), named) for batch in batches), probes=probes, tolerance=tolerance, seed=seed)
+
+
+class Trial(NamedTuple):
+    """One batch: how many items it has, the mean loss over them, and the tensors whose blocks of its Hessian are asked about."""
+
+    items: int
+    loss: Tensor
+    leaves: Mapping[str, Tensor]
+
+
+def traces(trials: Iterable[Trial], *, probes: int, tolerance: float, seed: int) -> dict[str, Trace]:
+    """As `hutchinson`, of any tensors that the losses depend on; names are the same for every batch, and may share a tensor.
+
+    A block of an activation, whose items do not mix, is that of one item, a mean over all of them.
+    """
     if probes < 2:
         raise ValueError(f"{probes} probes; a standard error needs 2")
     generator = torch.Generator().manual_seed(seed)
     sizes: list[int] = []
     means: list[Floats] = []
     variances: list[Floats] = []
-    with differentiable(module, weights) as named, sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
-        parameters = list(dict.fromkeys(named.values()))
-        for batch in batches:
-            samples = _probed(loss(batch), parameters, probes, tolerance, generator)
-            sizes.append(batch.size)
-            means.append(samples.mean(axis=0))
-            variances.append(samples.var(axis=0, ddof=1) / len(samples))
+    names: list[str] = []
+    for items, loss, leaves in trials:
+        distinct = list(dict.fromkeys(leaves.values()))
+        place = {id(leaf): number for number, leaf in enumerate(distinct)}
+        places, names = [place[id(leaf)] for leaf in leaves.values()], list(leaves)
+        samples = _probed(loss, distinct, probes, tolerance, generator)[:, places]
+        sizes.append(items)
+        means.append(samples.mean(axis=0))
+        variances.append(samples.var(axis=0, ddof=1) / len(samples))
     if not sizes:
         raise DataError("no batches to estimate the Hessian on", "at least one item")
     share = np.array(sizes)[:, None] / sum(sizes)
-    traces, squares = (share * np.array(means)).sum(axis=0), (share**2 * np.array(variances)).sum(axis=0)
-    found = {
-        parameter: Trace(float(trace), math.sqrt(square)) for parameter, trace, square in zip(parameters, traces, squares, strict=True)
-    }
-    return {name: found[parameter] for name, parameter in named.items()}
+    found, squares = (share * np.array(means)).sum(axis=0), (share**2 * np.array(variances)).sum(axis=0)
+    return {name: Trace(float(trace), math.sqrt(square)) for name, trace, square in zip(names, found, squares, strict=True)}
+
+
+def quadratic_forms(
+    module: nn.Module, loss: Callable[[AnyBatch], Tensor], batches: Iterable[AnyBatch], directions: Sequence[Mapping[str, Tensor]]
+) -> Floats:
+    """δ_a' H δ_b of every two `directions`, shape [directions, directions], H the Hessian of the mean loss over all items.
+
+    A direction moves some parameters, by name. One product Hδ_a gives the row of a; without directions nothing is run. Raises as
+    `hutchinson`.
+    """
+    if not directions:
+        return np.zeros((0, 0))
+    names = sorted({name for direction in directions for name in direction})
+    total, items = np.zeros((len(directions),) * 2), 0
+    with differentiable(module, names) as named, second_order_kernels():
+        for batch in batches:
+            value = loss(batch)
+            gradients = dict(zip(names, _gradients(value, [named[name] for name in names]), strict=True))
+            for row, direction in enumerate(directions):
+                products = _product([gradients[name] for name in direction], list(named.values()), list(direction.values()))
+                curved = dict(zip(named, products, strict=True))
+                forms = [sum((curved[name] * change).sum(dtype=torch.float64) for name, change in other.items()) for other in directions]
+                total[row] += batch.size * np.array([float(form) for form in forms])
+            items += batch.size
+    return np.asarray((total + total.T) / (2 * max(items, 1)), np.float64)
+
+
+@contextmanager
+def second_order_kernels() -> Iterator[None]:
+    """Second derivatives are wanted: of the kernels of attention only one has them."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextmanager
@@ -110,26 +158,31 @@ def differentiable(module: nn.Module, weights: Sequence[str]) -> Iterator[dict[s
 
 def _probed(loss: Tensor, parameters: Sequence[Tensor], probes: int, tolerance: float, generator: torch.Generator) -> Floats:
     """v_i · (Hv)_i; shape [probes made, parameters]."""
+    gradients = _gradients(loss, parameters)
+    samples: list[list[float]] = []
+    while len(samples) < probes and not _settled(samples, tolerance):
+        signs = [_signs(parameter, generator) for parameter in parameters]
+        products = _product(gradients, parameters, signs)
+        dots = [(sign * product).sum(dtype=torch.float64) for sign, product in zip(signs, products, strict=True)]
+        samples.append([float(dot) for dot in torch.stack(dots).cpu()])
+    return np.array(samples)
+
+
+def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if not torch.isfinite(loss):
         raise DataError(f"the loss is {float(loss)}", "a finite number", "check labels and preprocessing")
     if not loss.requires_grad:
         raise ModelError("no gradient reaches the weights", "a differentiable network", "choose --sensitivity displacement")
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-    samples: list[list[float]] = []
-    while len(samples) < probes and not _settled(samples, tolerance):
-        signs = [_signs(parameter, generator) for parameter in parameters]
-        samples.append(_quadratics(gradients, parameters, signs))
-    return np.array(samples)
+    return torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
 
 
-def _quadratics(gradients: Sequence[Tensor], parameters: Sequence[Tensor], signs: Sequence[Tensor]) -> list[float]:
-    curved = [(gradient, sign) for gradient, sign in zip(gradients, signs, strict=True) if gradient.requires_grad]
-    if not curved:  # the loss is linear in every weight
-        return [0.0] * len(parameters)
-    outputs, directions = zip(*curved, strict=True)
-    products = torch.autograd.grad(outputs, parameters, grad_outputs=directions, retain_graph=True, materialize_grads=True)
-    dots = [(sign * product).sum(dtype=torch.float64) for sign, product in zip(signs, products, strict=True)]
-    return [float(dot) for dot in torch.stack(dots).cpu()]
+def _product(gradients: Sequence[Tensor], parameters: Sequence[Tensor], directions: Sequence[Tensor]) -> Sequence[Tensor]:
+    """H times the directions that belong to the `gradients`; zero where the loss is linear."""
+    curved = [(gradient, direction) for gradient, direction in zip(gradients, directions, strict=True) if gradient.requires_grad]
+    if not curved:
+        return [torch.zeros_like(parameter) for parameter in parameters]
+    outputs, along = zip(*curved, strict=True)
+    return torch.autograd.grad(outputs, parameters, grad_outputs=along, retain_graph=True, materialize_grads=True)
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

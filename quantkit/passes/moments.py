@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from quantkit.capture import Captured
@@ -29,10 +30,10 @@ def second_moments(captured: Captured, batches: Iterable[Batch], advance: Callab
         def run_node(self, n: fx.Node) -> Any:
             if n.name in wanted:
                 layer, (arguments, _) = wanted[n.name], self.fetch_args_kwargs_from_env(n)
-                columns = _columns(n, layer, cast("Tensor", arguments[0]))
-                moments = (columns @ columns.mT).double()
+                rows = columns(n, layer, cast("Tensor", arguments[0])).permute(1, 2, 0, 3).flatten(2)
+                moments = (rows @ rows.mT).double()
                 total[layer.name] = total[layer.name] + moments if layer.name in total else moments
-                outputs[layer.name] = outputs.get(layer.name, 0) + columns.shape[-1]
+                outputs[layer.name] = outputs.get(layer.name, 0) + rows.shape[-1]
             return super().run_node(n)
 
     for batch in batches:
@@ -45,13 +46,14 @@ def _products(layer: Layer) -> int:
     return layer.weight_count // layer.weight_shape[layer.weight_axis]
 
 
-def _columns(node: fx.Node, layer: Layer, x: Tensor) -> Tensor:
-    """What each output multiplies, shape [groups, products, outputs of all items]: a convolution with one-hot weights tells."""
-    products = _products(layer)
+def columns(node: fx.Node, layer: Layer, x: Tensor) -> Tensor:
+    """What each output of the layer multiplies, shape [items, groups, products, positions]; products in the order of weight.flatten(1)."""
     if layer.kind != "conv":
-        return x.reshape(1, -1, products).mT.float()
-    channels = x.shape[1] // layer.groups
-    one_hot = torch.eye(products, device=x.device).reshape(products, channels, *layer.weight_shape[2:])
-    operation, settings = cast("Callable[..., Tensor]", node.target), node.args[3:6]  # stride, padding, dilation
-    patches = operation(x.reshape(-1, channels, *x.shape[2:]).float(), one_hot, None, *settings)
-    return patches.reshape(len(x), layer.groups, products, -1).permute(1, 2, 0, 3).flatten(2)
+        return x.reshape(len(x), 1, -1, _products(layer)).mT.float()
+    kernel = layer.weight_shape[2:]
+    given = [*node.args[3:6], *((1,), (0,), (1,))[len(node.args[3:6]) :]]  # stride, padding, dilation
+    stride, padding, dilation = (list(cast("Sequence[int]", sides)) * (len(kernel) // len(cast("Sequence[int]", sides))) for sides in given)
+    if len(kernel) == 1:
+        x, kernel, stride, padding, dilation = x.unsqueeze(2), (1, *kernel), [1, *stride], [0, *padding], [1, *dilation]
+    patches = F.unfold(x.float(), kernel, tuple(dilation), tuple(padding), tuple(stride))
+    return patches.reshape(len(x), layer.groups, _products(layer), -1)

@@ -1,75 +1,191 @@
-"""Perturbed forward passes: what quantizing one group alone does to the network's outputs, for every (group, scheme).
+"""Perturbed forward passes: what changing one group alone, or two, does to the network's outputs.
 
-Per batch: one cached float pass, then for each pair only what lies behind the changed group is run again, bit-equal to a whole
-pass. Memory is one batch of activations; the size of the batches bounds it.
+Per batch: one cached float pass, then for each perturbation only what lies behind the changed group is run again, bit-equal to a whole
+pass. Memory is one batch of activations, twice (three times for pairs); the size of the batches bounds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
 from types import ModuleType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.capture import Captured
-from quantkit.graph import Group
+from quantkit.data import Batch
+from quantkit.graph import Graph, Group, Layer
+from quantkit.passes.changes import input_change, weight_changes
+from quantkit.passes.interior import Interior, Operation
+from quantkit.passes.outputs import Measure, Outputs
 from quantkit.quantization import WeightBank
-from quantkit.simulation import Simulation
+from quantkit.simulation import Environment, Simulation
 from quantkit.spec import FLOAT, parse_scheme
+from quantkit.table import Floats
 from quantkit.targets.placement import Placement
 
 FLOAT_PLACEMENT = Placement({}, frozenset(), frozenset(), {})
 
-Outputs = tuple[Tensor, ...]
-Difference = Callable[[Outputs, Outputs], Tensor]
+Pair = tuple[str, str]  # (group, scheme)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Displacements:
-    """`values[k, n]`: how far the outputs of item n move when pair k alone is quantized, in the coordinates of the `Difference` asked for.
+class Perturbed:
+    """`rows` names what is changed in each run; `outputs(base, first)` yields what comes out, in that order.
 
-    `pairs[k]` is a (group, scheme). Shape [pairs, items, coordinates], float32.
+    `base` is the float pass of a batch whose first item is number `first` of all.
     """
 
-    pairs: tuple[tuple[str, str], ...]
-    values: NDArray[np.float32]
+    rows: tuple[tuple[Pair, ...], ...]
+    outputs: Callable[[Environment, int], Iterator[Outputs]]
 
 
 def displace(
-    captured: Captured,
-    groups: Sequence[Group],
-    target: ModuleType,
-    bank: WeightBank,
-    batches: Iterable[Mapping[str, Tensor]],
-    difference: Difference,
-    advance: Callable[[int], None],
-) -> Displacements:
-    """Displacements of every (group, scheme) but fp32; `difference(float, moved)` has shape [items, coordinates].
-
-    Items come in the order of `batches`, which hold the network's inputs by name; `advance(items)` after each.
-    """
-    graph = captured.graph
-    perturbed = {
-        (group.name, scheme): (
-            Simulation(captured, target.isolate(graph, group.layers, parse_scheme(scheme)), bank),
-            [graph.layer(name).node for name in group.layers],
-        )
-        for group in groups
-        for scheme in group.schemes
-        if scheme != FLOAT.name
-    }
-    plain = Simulation(captured, FLOAT_PLACEMENT, bank)
-    found: list[NDArray[np.float32]] = []
+    captured: Captured, bank: WeightBank, perturbed: Perturbed, batches: Iterable[Batch], measure: Measure
+) -> Iterator[NDArray[np.floating]]:
+    """`measure` of every perturbation, one array of shape [rows, items, coordinates] for each batch."""
+    plain, first = Simulation(captured, FLOAT_PLACEMENT, bank), 0
     for batch in batches:
-        base = plain.run(batch)
-        unmoved = difference(base["output"], base["output"]).float().cpu().numpy()
-        rows = [
-            difference(base["output"], simulation.rerun(base, nodes)["output"]).float().cpu().numpy()
-            for simulation, nodes in perturbed.values()
-        ]
-        found.append(np.stack(rows) if rows else unmoved[None][:0])
-        advance(len(unmoved))
-    return Displacements(tuple(perturbed), np.concatenate(found, axis=1))
+        base = plain.run(batch.inputs)
+        coordinates = measure(base["output"])
+        rows = [coordinates(outputs).cpu().numpy() for outputs in perturbed.outputs(base, first)]
+        first += batch.size
+        yield np.stack(rows) if rows else np.zeros((0, batch.size, 1), np.float32)
+
+
+def mean(displaced: Iterable[NDArray[np.floating]]) -> Floats:
+    """The mean over items of what `displace` yields, where that is one coordinate; shape [rows], float64."""
+    parts = list(displaced)
+    return np.asarray(np.concatenate(parts, axis=1)[:, :, 0].mean(axis=1, dtype=np.float64), np.float64)
+
+
+def quantizable(groups: Iterable[Group]) -> tuple[Pair, ...]:
+    """Every (group, scheme) but fp32."""
+    return tuple((group.name, scheme) for group in groups for scheme in group.schemes if scheme != FLOAT.name)
+
+
+def alone(captured: Captured, groups: Sequence[Group], target: ModuleType, bank: WeightBank) -> Perturbed:
+    """Each (group, scheme) quantized alone: its weights, and what its layers read."""
+    placements, nodes = _isolated(captured.graph, groups, target), _nodes(captured.graph, groups)
+    simulations = {pair: Simulation(captured, placement, bank) for pair, placement in placements.items()}
+
+    def outputs(base: Environment, first: int) -> Iterator[Outputs]:  # noqa: ARG001 - nothing here is drawn
+        for (group, _), simulation in simulations.items():
+            yield simulation.rerun(base, nodes[group])["output"]
+
+    return Perturbed(tuple((pair,) for pair in placements), outputs)
+
+
+def in_pairs(captured: Captured, groups: Sequence[Group], target: ModuleType, bank: WeightBank) -> Perturbed:
+    """Each (group, scheme) alone, and each with every (group, scheme) of the groups after it, both quantized.
+
+    The second of two is run again from the first's own pass, so groups are best in the order of the graph.
+    """
+    placements, nodes = _isolated(captured.graph, groups, target), _nodes(captured.graph, groups)
+    both = {
+        (one, other): Simulation(captured, _together(placements[one], placements[other]), bank)
+        for one, other in combinations(placements, 2)
+        if one[0] != other[0]
+    }
+    single = {pair: Simulation(captured, placement, bank) for pair, placement in placements.items()}
+
+    def outputs(base: Environment, first: int) -> Iterator[Outputs]:  # noqa: ARG001 - nothing here is drawn
+        for one, simulation in single.items():
+            moved = simulation.rerun(base, nodes[one[0]])
+            yield moved["output"]
+            for other in placements:
+                if (one, other) in both:
+                    yield both[one, other].rerun(moved, nodes[other[0]])["output"]
+
+    rows = [row for one in placements for row in ((one,), *((one, other) for other in placements if (one, other) in both))]
+    return Perturbed(tuple(rows), outputs)
+
+
+def noisy(captured: Captured, groups: Sequence[Group], bank: WeightBank, repeats: int, seed: int) -> Perturbed:
+    """Each (group, scheme) in float, with Gaussian noise as large as its rounding errors: `repeats` runs each.
+
+    The noise of a weight has the standard deviation of each output channel's error, that of an input the deviation of each item's error.
+    Runs of one group draw the same noise for every scheme, so that schemes differ by its size alone.
+    """
+    nodes = _nodes(captured.graph, groups)
+    runs = [(group, scheme, n) for group in groups for _, scheme in quantizable([group]) for n in range(repeats)]
+
+    def outputs(base: Environment, first: int) -> Iterator[Outputs]:
+        for group, scheme, repeat in runs:
+            weights = _noisy_weights(captured.graph, bank, group, scheme, (seed, repeat))
+            meet = _meeting(bank, group, scheme, weights, (seed, repeat), first)
+            with torch.no_grad():
+                yield Interior(captured, meet).rerun(base, nodes[group.name])
+
+    return Perturbed(tuple(((group.name, scheme),) for group, scheme, _ in runs), outputs)
+
+
+def reruns(graph: Graph, groups: Sequence[Group]) -> float:
+    """What running every (group, scheme) alone costs for each item, in whole passes."""
+    return sum(share_behind(graph, group) * sum(scheme != FLOAT.name for scheme in group.schemes) for group in groups)
+
+
+def share_behind(graph: Graph, group: Group) -> float:
+    """Of all multiply-accumulates, the share in the group and behind it: what a re-run costs, in passes; 1 where there are none."""
+    consumers = {tensor.name: tensor.consumers for tensor in graph.tensors}
+    waiting = [graph.layer(name).node for name in group.layers]
+    seen = set(waiting)
+    while waiting:
+        fresh = set(consumers.get(waiting.pop(), ())) - seen
+        seen |= fresh
+        waiting += fresh
+    total = sum(layer.macs for layer in graph.layers)
+    return sum(layer.macs for layer in graph.layers if layer.node in seen) / total if total else 1.0
+
+
+def _isolated(graph: Graph, groups: Sequence[Group], target: ModuleType) -> dict[Pair, Placement]:
+    by_name = {group.name: group for group in groups}
+    return {(name, scheme): target.isolate(graph, by_name[name].layers, parse_scheme(scheme)) for name, scheme in quantizable(groups)}
+
+
+def _nodes(graph: Graph, groups: Sequence[Group]) -> dict[str, list[str]]:
+    return {group.name: [graph.layer(name).node for name in group.layers] for group in groups}
+
+
+def _together(one: Placement, other: Placement) -> Placement:
+    """What either places; isolated groups share no layer."""
+    pairs = {field.name: (getattr(one, field.name), getattr(other, field.name)) for field in fields(Placement)}
+    return Placement(**{name: b if a is None else a if b is None else a | b for name, (a, b) in pairs.items()})
+
+
+def _noisy_weights(graph: Graph, bank: WeightBank, group: Group, scheme: str, seed: tuple[int, int]) -> dict[str, Tensor]:
+    found = {}
+    for name, change in weight_changes(graph, bank, group, scheme).items():
+        deviation = change.flatten(1).square().mean(dim=1).sqrt().reshape(-1, *[1] * (change.dim() - 1))
+        found[name] = bank.parameter(name).detach() + deviation * _normal(change, *seed, name)
+    return found
+
+
+def _meeting(
+    bank: WeightBank, group: Group, scheme: str, weights: Mapping[str, Tensor], seed: tuple[int, int], first: int
+) -> Callable[[Layer, tuple[Tensor, ...], Operation], Tensor]:
+    def meet(layer: Layer, inputs: tuple[Tensor, ...], operation: Operation) -> Tensor:
+        if layer.name not in group.layers:
+            return operation(inputs)
+        moved = []
+        for slot, x in enumerate(inputs):
+            change = input_change(bank, layer, slot, x, scheme)
+            if change is not None:
+                deviation = change.flatten(1).square().mean(dim=1).sqrt().reshape(-1, *[1] * (x.dim() - 1))
+                noise = [_normal(row, *seed, f"{layer.name} {slot} {first + item}") for item, row in enumerate(x)]
+                x = x + deviation * torch.stack(noise)
+            moved.append(x)
+        return operation(moved, weights.get(layer.weight or ""))
+
+    return meet
+
+
+def _normal(like: Tensor, seed: int, repeat: int, name: str) -> Tensor:
+    """Gaussian noise that depends on nothing but these."""
+    digest = hashlib.sha256(f"{seed} {repeat} {name}".encode()).digest()
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))).to(like)

@@ -14,27 +14,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantkit.affine import PAIR_LIMIT, QParams
+from quantkit.affine import PAIR_LIMIT
+from quantkit.rounding.grid import Grid
 from quantkit.rounding.nearest import round_nearest
-from quantkit.spec import PerChannel
 
 DAMPING = 0.01  # of the mean energy, added to every column's
 BLOCK = 128  # columns whose errors are spread on the rest together
 
 
 @torch.no_grad()
-def round_gptq(rows: Tensor, qparams: QParams, moments: Tensor | None, paired: bool) -> Tensor:
+def round_gptq(rows: Tensor, grid: Grid, moments: Tensor | None, paired: bool) -> Tensor:
     """The codes; to nearest where there are no `moments`."""
     if moments is None:
-        return round_nearest(rows, qparams, moments, paired)
+        return round_nearest(rows, grid, moments, paired)
     groups, products, _ = moments.shape
     order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     place = order.argsort(dim=1)
     channels = torch.arange(groups, device=rows.device)[:, None]
     factor = _inverse_factor(moments.double()[channels[..., None], order[:, :, None], order[:, None, :]])
-    rest = rows.detach().double().reshape(groups, -1, products).gather(2, order[:, None, :].expand(-1, len(rows) // groups, -1))
-    per_channel = isinstance(qparams.spec.granularity, PerChannel)
-    scale = (qparams.scale.double() if per_channel else qparams.scale.double().expand(len(rows))).reshape(groups, -1)
+    ordered = order[:, None, :].expand(-1, len(rows) // groups, -1)
+
+    def in_order(values: Tensor) -> Tensor:
+        return values.double().reshape(groups, -1, products).gather(2, ordered)
+
+    rest, qparams = in_order(rows.detach()), grid.qparams
+    scales = in_order(qparams.shaped(qparams.scale, 2).expand_as(rows))
+    multipliers = in_order(grid.multipliers) if grid.multipliers is not None else None
     low, high = torch.full_like(rest, qparams.spec.code_min), torch.full_like(rest, qparams.spec.code_max)
     partner = _partners(order, place) if paired else None
     codes = torch.empty_like(rest)
@@ -42,8 +47,9 @@ def round_gptq(rows: Tensor, qparams: QParams, moments: Tensor | None, paired: b
         stop = min(start + BLOCK, products)
         errors = torch.empty_like(rest[:, :, start:stop])
         for column in range(start, stop):
-            value = rest[:, :, column]
-            code = torch.minimum(torch.maximum((value / scale).round(), low[:, :, column]), high[:, :, column])
+            value, scale = rest[:, :, column], scales[:, :, column]
+            code = grid.nearest(value / scale, multipliers[:, :, column] if multipliers is not None else None)
+            code = torch.minimum(torch.maximum(code, low[:, :, column]), high[:, :, column])
             error = (value - code * scale) / factor[:, column, column, None]
             rest[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, column, None, column + 1 : stop]
             codes[:, :, column], errors[:, :, column - start] = code, error

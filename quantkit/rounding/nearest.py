@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from quantkit.affine import QParams, quantize, separate_pairs
+from quantkit.affine import separate_pairs
+from quantkit.rounding.grid import Grid
 
 
-def round_nearest(rows: Tensor, qparams: QParams, moments: Tensor | None, paired: bool) -> Tensor:  # noqa: ARG001 - the protocol's
+def round_nearest(rows: Tensor, grid: Grid, moments: Tensor | None, paired: bool) -> Tensor:  # noqa: ARG001 - the protocol's
     """The nearest codes; with `paired`, pairs that could saturate are pulled apart."""
-    codes = quantize(rows, qparams)
+    scale = grid.qparams.shaped(grid.qparams.scale, rows.dim())
+    codes = grid.nearest(rows / scale, grid.multipliers)
     return separate_pairs(codes) if paired else codes

@@ -13,7 +13,7 @@ import numpy as np
 
 from quantkit.errors import DataError, ModelError, RequestError
 from quantkit.evaluation import Feeds
-from quantkit.export.executed import Executed, Precision, owners, plain
+from quantkit.export.executed import Executed, Precision, owners, plain, taken_in
 from quantkit.graph import Graph
 from quantkit.metric import Outputs
 from quantkit.runtimes.nncf_quantizer import NAME, quantize_with_nncf
@@ -70,6 +70,8 @@ def open_file(path: Path, *, threads: int, options: Mapping[str, str], example: 
 def read_executed(path: Path, graph: Graph, placement: Placement, options: Mapping[str, str], folder: Path) -> Executed:  # noqa: ARG001
     """The precision of each weighted layer. What is fused into them (additions, activations) has no node of its own and is not judged."""
     names = owners(graph)
+    for name, layer in taken_in(graph).items():  # a float layer, or one with a batch norm behind it, may be named after that
+        names.setdefault(f"node_{name}", layer)
     layers = {layer.name: layer for layer in graph.layers if layer.weight}
     ran: dict[str, Precision] = {}
     for told, originals in _operations(open_file(path, threads=1, options=options)):
@@ -78,7 +80,7 @@ def read_executed(path: Path, graph: Graph, placement: Placement, options: Mappi
                 ran.setdefault(owner, "int8" if _is_integer(told) else "float")
     mismatches = []
     for name in layers:
-        planned = "int8" if name in placement.schemes else "float"
+        planned = "int8" if name in placement.int8 else "float"
         if name not in ran:
             mismatches.append(f"{name}: planned {planned}, not found in OpenVINO's executed model")
         elif ran[name] != planned:

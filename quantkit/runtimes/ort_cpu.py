@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as binding
 from quantkit.environment import has_vnni
 from quantkit.errors import ModelError
 from quantkit.evaluation import Feeds, OnnxRuntimeSession, open_session
-from quantkit.export.executed import INTEGER, Executed, owners, plain
+from quantkit.export.executed import INTEGER, Executed, find_owner, plain
 from quantkit.export.executed import read_executed as read_graph
 from quantkit.graph import Graph
 from quantkit.runtimes.runtime import Kernel, Rival
@@ -52,13 +52,13 @@ def open_file(
 
 def read_executed(path: Path, graph: Graph, placement: Placement, options: Mapping[str, str], folder: Path) -> Executed:
     """From the graph that the runtime optimised for this host."""
-    return read_graph(_optimized(path, options, folder), graph, placement)
+    return read_graph(optimize(path, options, folder), graph, placement)
 
 
 def kernels(path: Path, options: Mapping[str, str], folder: Path) -> dict[str, Kernel]:
     """The optimised graph's nodes, by their own names and those of their outputs."""
     found: dict[str, Kernel] = {}
-    for node in onnx.load(_optimized(path, options, folder), load_external_data=False).graph.node:
+    for node in onnx.load(optimize(path, options, folder), load_external_data=False).graph.node:
         for name in (node.name, *node.output):
             found.setdefault(plain(name), Kernel(node.op_type, bool(INTEGER.fullmatch(node.op_type))))
     return found
@@ -74,13 +74,14 @@ def layer_ms(
     report = Path(session.handle.end_profiling())
     events = json.loads(report.read_text())
     report.unlink()
-    names = owners(graph)
+    owner = find_owner(graph)
     times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            node = plain(event["name"].removesuffix("_kernel_time"))
-            if node in names and event["args"].get("op_name") not in ("QuantizeLinear", "DequantizeLinear"):
-                times[names[node]][event["name"]].append(event["dur"] / 1e3)
+            operation = event["args"].get("op_name", "")
+            layer = owner(operation, event["name"].removesuffix("_kernel_time"))
+            if layer and operation not in ("QuantizeLinear", "DequantizeLinear"):
+                times[layer][event["name"]].append(event["dur"] / 1e3)
     return {layer: sum(float(np.median(durations)) for durations in nodes.values()) for layer, nodes in times.items()}
 
 
@@ -91,7 +92,8 @@ def write_rivals(float_file: Path, feeds: Iterator[Feeds], folder: Path) -> Sequ
     return [Rival(NAME if has_vnni() else f"{NAME} (reduced range)", path, path.stat().st_size)]
 
 
-def _optimized(path: Path, options: Mapping[str, str], folder: Path) -> Path:
+def optimize(path: Path, options: Mapping[str, str], folder: Path) -> Path:
+    """The graph that runs, written into `folder`."""
     optimized = folder / "optimized.onnx"
     open_file(path, threads=1, options=options, optimized=optimized)
     return optimized

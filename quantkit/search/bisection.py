@@ -1,7 +1,7 @@
 """Bisection guided by an ordering, one precision after the other (2302.01382, 2306.04879).
 
-From the highest precision down: of the groups that reached the precision above, in order of sensitivity, as many as the promise allows go
-down together. The number is bisected, so a precision costs ⌈log₂(n + 1)⌉ measurements. Groups whose cost cannot fall stay where they are.
+From the highest precision down: of the groups that were never refused one, in order of sensitivity, as many as the promise allows go down
+together. The number is bisected, so a precision costs ⌈log₂(n + 1)⌉ measurements. Groups whose cost would not fall wait for the next one.
 """
 
 from __future__ import annotations
@@ -25,15 +25,12 @@ def bisect_precisions(measure: Measure, space: Space, *, repairs: int) -> Search
 def _lowered(trials: Trials, space: Space) -> dict[str, str]:
     """The allocation at the end of the way down. Limits bind on what is answered, not on the way, which begins above them."""
     menus = {group.name: space.menu(group) for group in space.groups}
-    standing = space.highest_precision()
+    standing, refused = space.highest_precision(), set[str]()
     for scheme in sorted({scheme for menu in menus.values() for scheme in menu}, key=precision, reverse=True):
-        above = {name: menu[menu.index(scheme) - 1] for name, menu in menus.items() if scheme in menu[1:]}
-        lowered = [
-            group.name
-            for group in space.groups
-            if standing[group.name] == above.get(group.name) and _can_save(space, group, standing, scheme)
-        ]
+        able = [group for group in space.groups if scheme in menus[group.name][1:] and group.name not in refused]
+        lowered = [group.name for group in able if _can_save(space, group, standing, scheme)]
         standing = _as_many_as_pass(trials, space, standing, lowered, scheme)
+        refused |= {name for name in lowered if standing[name] != scheme}
     return standing
 
 

@@ -9,6 +9,7 @@ dependencies and guides a bisection with both. This is therefore our reconstruct
 G is the Gram matrix of logit displacements (displacement.py), Ω the Hessian term (hessian.py); both in nats. The self term takes
 whichever of the two sees more damage: the trace looks at the loss close by, the displacement at this very perturbation with its
 activations. A larger diagonal keeps M positive semi-definite. s orders the bisection; M is what plans are solved on.
+Takes the passes of both.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantkit.sensitivity import displacement, hessian
-from quantkit.sensitivity.scene import Scene, Scores
+from quantkit.sensitivity.scene import Cost, Scene, Scores
 from quantkit.table import Interactions, Table
 
 
@@ -37,3 +38,8 @@ def combine(traces: Table, gram: Interactions, scene: Scene) -> Scores:
     same_scheme[np.arange(groups), np.arange(groups)] = 0.0
     values = displacement.score(interactions, scene).values + 0.5 * same_scheme.sum(axis=1)
     return Scores(Table("augmented", scene.unit, gram.groups, gram.schemes, values), interactions)
+
+
+def cost(scene: Scene) -> Cost:
+    """The passes of both methods."""
+    return hessian.cost(scene) + displacement.cost(scene)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +35,7 @@ from quantkit.passes.moments import second_moments
 from quantkit.quantization import WeightBank
 from quantkit.request import Request
 from quantkit.rounding import BLIND, ROUNDINGS
-from quantkit.spec import FLOAT, parse_scheme
+from quantkit.spec import FLOAT, is_float, parse_scheme
 from quantkit.store import fingerprint, write_atomically
 from quantkit.stored import PLAN, WEIGHTS
 from quantkit.targets import find_target
@@ -48,11 +49,14 @@ UNIFORM = "w8a8"  # the baseline that others would ship
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """The captured network, the same on the device where torch is to compute, its float file, and the fingerprint of all that made them."""
+    """The captured network, the same on the device where torch is to compute, its float file and its program in the run directory, and the
+    fingerprint of all that made them.
+    """
 
     captured: Captured
     on_device: Captured
     float_file: Path
+    program_file: Path
     target: ModuleType
     key: str
 
@@ -83,7 +87,7 @@ def write_request(request: Request, network: Network, folder: Path) -> None:
 
 
 def capture_network(bench: Workbench, request: Request) -> Network:
-    """Capture, and export the float file once for all jobs of this run directory that capture the same."""
+    """Capture, and keep the float file and the program once for all jobs of this run directory that capture the same."""
     target = find_target(request.options.target)
     with bench.timed("capture", "capture the graph"):
         captured = capture(network_of(request.model), request.example or {})
@@ -93,9 +97,24 @@ def capture_network(bench: Workbench, request: Request) -> Network:
     if not float_file.exists():
         with bench.timed("export", "export the float file"), write_atomically(float_file) as temporary:
             export_float(captured, temporary, target.OPSET)
+    program_file = bench.store.folder / f"captured-{key[:8]}.pt2"
+    if not program_file.exists():
+        _keep_program(captured.program, program_file, bench)
     device = torch.device(request.options.device)
     on_device = captured if device.type == "cpu" else replace(captured, module=copy.deepcopy(captured.module).to(device))
-    return Network(captured, on_device, float_file, target, key)
+    return Network(captured, on_device, float_file, program_file, target, key)
+
+
+def _keep_program(program: ExportedProgram, path: Path, bench: Workbench) -> None:
+    """Write the program to `path`; one that torch cannot store is noted, as only `quantkit verify --parity` will miss it."""
+    stored = io.BytesIO()
+    try:
+        torch.export.save(program, stored)
+    except (RuntimeError, TypeError, ValueError) as error:
+        bench.progress.note(f"torch cannot store the captured program ({str(error).splitlines()[0][:200]}): no parity without it")
+        return
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(stored.getvalue())
 
 
 def network_of(model: LoadedModel) -> nn.Module | ExportedProgram:
@@ -114,12 +133,13 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
     target = find_target(options.target)
     groups: tuple[Group, ...] = target.groups(graph, target.check_schemes(options.menu))
     owner = {name: group.name for group in groups for name in (group.name, *group.layers)}
+    floats = {g.name: min(filter(is_float, g.schemes), key=lambda scheme: scheme != FLOAT.name) for g in groups}  # or fp16
     pinned: dict[str, str] = {}
     for pattern in options.exclude:
         found = fnmatch.filter(owner, pattern)
         if not found:
             raise SchemeError(*unknown("group in --exclude", pattern, owner))
-        pinned.update({owner[name]: FLOAT.name for name in found})
+        pinned.update({owner[name]: floats[owner[name]] for name in found})
     for name, scheme in options.fix:
         if name not in owner:
             raise SchemeError(*unknown("group in --fix", name, owner))
@@ -158,7 +178,6 @@ def prepare_candidates(
     state = {name: value.detach().cpu() for name, value in network.captured.module.named_parameters(remove_duplicate=False)}
     activations = ranges.qparams(options.observer, graph, target.ACTIVATIONS)
     schemes = {name: dict.fromkeys([*group.schemes, UNIFORM]) for group in groups for name in group.layers}
-    specs = {layer.name: [parse_scheme(scheme).weights for scheme in schemes[layer.name]] for layer in graph.layers if layer.weight}
 
     def compute() -> Mapping[str, NDArray[Any]]:
         items, moments = request.splits.calibration.first(MOMENT_ITEMS), {}
@@ -166,7 +185,7 @@ def prepare_candidates(
             with bench.progress.stage("second moments", len(items), "items") as advance:
                 moments = second_moments(network.on_device, network_batches(graph, items, MOMENT_BATCH, options.device), advance)
         bank = WeightBank(graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], moments=moments)
-        pairs = [(graph.layer(name), spec) for name, found in specs.items() for spec in found if spec]
+        pairs = [(layer, parse_scheme(scheme)) for layer in graph.layers if layer.weight for scheme in schemes[layer.name]]
         with bench.progress.stage("round weights", len(pairs), "weights") as advance:
             return bank.to(torch.device(options.device)).rounded(_counted(pairs, advance))
 
@@ -183,6 +202,7 @@ def plan_frame(request: Request, network: Network, candidates: Candidates, range
         "schema": 1,
         "target": request.options.target,
         "float_onnx": network.float_file.name,
+        "program": network.program_file.name,
         "weights": fingerprint(WEIGHTS, candidates.key),
         "bounds": ranges.bounds(request.options.observer, network.captured.graph),
     }

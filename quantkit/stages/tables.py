@@ -16,6 +16,7 @@ from quantkit.costs import bit_costs, bop_costs, byte_costs, float_bops
 from quantkit.environment import describe
 from quantkit.graph import Group
 from quantkit.latency.measured import LatencyModel, measure_latency, steps
+from quantkit.latency.modelled import model_latency
 from quantkit.ledger import Ledger
 from quantkit.request import Request
 from quantkit.search import Space
@@ -42,9 +43,9 @@ def score_groups(bench: Workbench, request: Request, network: Network, candidate
     device, curvature, labelled = torch.device(options.device), request.metric.curvature, request.metric.reference == "labels"
     scene = Scene(
         network.on_device, groups, _schemes(groups), network.target, candidates.bank.to(device), items,
-        curvature, labelled, options.seed, device, bench.progress,
+        curvature, labelled, options.seed, device, bench.progress, options.memory_mb,
     )  # fmt: skip
-    depends_on = (candidates.key, options.sensitivity, options.seed, curvature, labelled)
+    depends_on = (candidates.key, options.sensitivity, options.seed, curvature, labelled, options.memory_mb)
     estimate = SENSITIVITIES[options.sensitivity]
     return bench.keep("scores", depends_on, lambda: estimate(scene), Scores.from_json)
 
@@ -55,6 +56,8 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
     schemes = _schemes(groups)
 
     def compute() -> LatencyModel:
+        if not candidates.runtime.TIMES:
+            return model_latency(network.captured.graph, groups, schemes, network.target)
         with bench.progress.stage("measure latency", steps(schemes), "files") as advance:
             return measure_latency(
                 network.captured.graph, groups, schemes, candidates.emit, example_feeds(request, network),

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantkit.candidates import Candidates
 from quantkit.environment import describe
 from quantkit.evaluation import evaluate, feeds
+from quantkit.export.beside import write_beside
 from quantkit.export.executed import Executed
 from quantkit.ledger import Ledger
 from quantkit.metric import Outputs
+from quantkit.parity import Parity, compare_outputs, compare_simulation
 from quantkit.passes.batches import network_batches
 from quantkit.request import Request
 from quantkit.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
 from quantkit.runtimes import Rival
 from quantkit.search import SearchResult
 from quantkit.sensitivity import Scores
+from quantkit.session_file import write_session
 from quantkit.spec import FLOAT
 from quantkit.stages.choice import budget_for, float_outputs, labels_for
 from quantkit.stages.network import UNIFORM, Network, example_feeds
 from quantkit.stages.tables import Costs
 from quantkit.statistics import Verdict
 from quantkit.store import write_atomically
-from quantkit.verify import Latency, Parity, Simulated, compare_outputs, compare_simulation, int8_share, judge, time_sessions
+from quantkit.verify import Latency, int8_share, judge, time_sessions
 from quantkit.workbench import Workbench
 
 
@@ -44,12 +45,12 @@ class Verified:
     executed: Executed
     int8_macs: float
     parity: Parity
+    promised_bytes: int | None
 
 
 def verify_plan(bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str]) -> Verified:
     """Write the plan's file into the run directory; measure it, float and the uniform baselines on the gate split, in one run."""
-    folder = bench.store.folder
-    final, scratch = folder / "model.onnx", candidates.folder
+    final, scratch = bench.store.folder / "model.onnx", candidates.folder
     with write_atomically(final) as temporary:
         emitted = candidates.emitted(allocation, temporary)
     rivals = _write_rivals(bench, request, network, candidates)
@@ -67,19 +68,25 @@ def verify_plan(bench: Workbench, request: Request, network: Network, candidates
             advance(1)
     times = _time(bench, request, network, candidates, final, rivals)
     with bench.timed("simulation"), bench.progress.stage("compare with the simulation", len(gate), "items") as advance:
-        simulation = Simulated(network.captured, candidates.placement(allocation), candidates.bank)
+        placement, batch = candidates.placement(allocation), request.options.batch_size
         if candidates.runtime.SHOWS_CODES:
-            parity = compare_simulation(simulation, final, emitted, gate, request.options.batch_size, scratch, advance)
+            parity = compare_simulation(
+                network.captured, placement, candidates.bank, final, emitted, gate, batch, scratch, advance, options
+            )  # fmt: skip
         else:
-            parity = compare_outputs(simulation, candidates.open(final, threads=0), gate, request.options.batch_size, advance)
-    ran = candidates.runtime.read_executed(final, candidates.graph, candidates.placement(allocation), options, scratch)
+            session = candidates.open(final, threads=0)
+            parity = compare_outputs(network.captured, placement, candidates.bank, session, gate, batch, advance)
+    ran = candidates.runtime.read_executed(final, candidates.graph, placement, options, scratch)
     size = network.float_file.stat().st_size
     rows = [Baseline("float", 0.0, 1.0 if times else None, 1.0)]
     for place, (rival, verdict) in enumerate(zip(rivals, verdicts[1:], strict=True)):
         rows.append(Baseline(rival.name, verdict.drop, times[2 + place].ratio if times else None, rival.bytes / size))
-    located = Files(final, network.float_file, _write_session(network, folder))
-    share = int8_share(candidates.graph, ran)
-    return Verified(allocation, located, budget, verdicts[0], times[1] if times else None, tuple(rows), ran, share, parity)
+    write_beside(final, candidates.graph, request.options.target)
+    located = Files(final, network.float_file, write_session(network.target, bench.store.folder))
+    return Verified(
+        allocation, located, budget, verdicts[0], times[1] if times else None, tuple(rows), ran, int8_share(candidates.graph, ran), parity,
+        candidates.promised_bytes(allocation),
+    )  # fmt: skip
 
 
 def report(
@@ -164,9 +171,10 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, unsup
             f"Latency: predicted {predicted:.2f} ms, measured {verified.latency.quantized_ms:.2f} ms; "
             f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} plans that the model never saw."
         )
-    if verified.parity.exact < 1:
-        reason = "float layers sum in another order in torch" if verified.parity.layers_exact else "the runtime rounds elsewhere"
-        notes.append(f"Simulation and file: equal bits on {100 * verified.parity.exact:.1f} % of the items ({reason}).")
+    if request.options.minimize == "bytes" and verified.promised_bytes is not None:
+        promised, written = verified.promised_bytes, verified.files.onnx.stat().st_size
+        notes.append(f"Bytes: promised {promised:,}, written {written:,} ({100 * (written / promised - 1):+.1f} %).")
+    notes += verified.parity.notes()
     if unsupported:
         notes.append(f"{unsupported} operations have no 8-bit form here and stay float: `quantkit inspect` lists them.")
     return tuple(notes)
@@ -193,14 +201,3 @@ def _time(
     with bench.timed("latency of the files", "time the files side by side"):
         sessions = [runtime.open_file(path, threads=request.options.threads, options=own, example=example) for path, own in opened]
         return time_sessions(sessions, example)
-
-
-def _write_session(network: Network, folder: Path) -> Path | None:
-    options: Mapping[str, Any] = network.target.SESSION_OPTIONS
-    if not options:
-        return None
-    path = folder / "session.json"
-    told = {"session_options": dict(options), network.target.PACKAGE: f">={network.target.MINIMUM_RUNTIME}"}
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(told))
-    return path

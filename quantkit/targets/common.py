@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantkit.graph import Graph, Group, Layer
-from quantkit.spec import FLOAT, Scheme, parse_scheme
-from quantkit.targets.placement import Placement, Storage
+from quantkit.spec import FLOAT, PerGroup, QuantSpec, Scheme, is_float, parse_scheme
+from quantkit.targets.placement import Adapted, Placement, Storage
 
 
 def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
@@ -15,34 +15,89 @@ def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
 
 
 def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
-    """One group a layer, save that layers which share a weight are one; an operation without weights takes the widest scheme only."""
+    """One group a layer, save that layers which share a weight are one, and so are the two of a SiLU.
+
+    An operation without weights takes the widest scheme only.
+    """
     owners: dict[str, list[Layer]] = {}
+    gates = _gates(graph)
     for layer in graph.layers:
-        owners.setdefault(layer.weight or f"activation of {layer.name}", []).append(layer)
+        owners.setdefault(layer.weight or f"activation of {gates.get(layer.name, layer.name)}", []).append(layer)
     widest = max((s for s in schemes if not s.is_float), key=lambda s: s.precision, default=FLOAT)
     found = []
     for key, layers in owners.items():
         menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))
         alone = "a weight's bits are its own" if layers[0].weight else "one activation decision"
-        reason = f"share the weight {key}" if len(layers) > 1 else alone
+        reason = alone if len(layers) == 1 else f"share the weight {key}" if layers[0].weight else "one SiLU: one kernel in float"
         found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), reason))
     return tuple(found)
 
 
+def _gates(graph: Graph) -> dict[str, str]:
+    """The sigmoid of each product x · sigmoid(x) that alone reads it, by layer names."""
+    sigmoids = {layer.output: layer for layer in graph.layers if layer.kind == "sigmoid"}
+    found = {}
+    for layer in graph.layers:
+        for name, other in zip(layer.inputs, reversed(layer.inputs), strict=True) if layer.kind == "mul" else ():
+            sigmoid = sigmoids.get(name)
+            if sigmoid is not None and sigmoid.inputs == (other,) and graph.readers(name) == {layer.node}:
+                found[layer.name] = sigmoid.name
+    return found
+
+
 def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bias: frozenset[str]) -> Placement:
-    """Quantize the weights and the inputs of `layers` alone: what a single-group score perturbs.
+    """Quantize the weights and the inputs of `layers` alone, or their stored weights: what a single-group score perturbs.
 
     Outputs are left to their readers, so that no activation is counted twice when scores are added.
     """
+    if scheme.is_float:
+        return Placement({}, frozenset(), frozenset(), {}, stored=stored_narrow(graph, dict.fromkeys(layers, scheme)))
     slots = ((name, slot) for name in layers for slot in range(len(graph.layer(name).inputs)))
     return Placement(dict.fromkeys(layers, scheme), frozenset(slots), frozenset(), {}, float_bias=float_bias)
 
 
-def weight_bytes_stored(layer: Layer, scheme: Scheme, storage: Mapping[int, Storage]) -> int:
+def adapt_to_integers(allocation: Mapping[str, Scheme]) -> Adapted:
+    """Another target's plan for a runtime that computes in 8-bit integers or float32: what it computes with otherwise becomes float32.
+
+    A weight in half stays half in the file.
+    """
+    kept = {name: scheme for name, scheme in allocation.items() if scheme.activations is None or isinstance(scheme.activations, QuantSpec)}
+    lost = {name: scheme.name for name, scheme in allocation.items() if name not in kept}
+    changes = tuple(f"{name}: {scheme} became fp32, as there is no such kernel" for name, scheme in lost.items() if scheme != "fp16")
+    halves = dict.fromkeys((name for name, scheme in lost.items() if scheme == "fp16"), parse_scheme("w16a32"))
+    note = f"{len(halves)} layers that computed in half compute in float32, their weights stored in half"
+    return Adapted({**dict.fromkeys(allocation, FLOAT), **kept, **halves}, changes, (note,) if halves else ())
+
+
+def stored_narrow(graph: Graph, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """Of `schemes` by layer, those of layers that compute in float32 with weights that are stored narrower."""
+    return {name: scheme for name, scheme in schemes.items() if scheme.is_stored and graph.layer(name).weight}
+
+
+def uniform(groups: Sequence[Group], scheme: str) -> dict[str, str]:
+    """Every group under `scheme`; one that cannot take it, under the last of its menu that is float or not, as the scheme is.
+
+    A float scheme that only says how weights are stored leaves groups without weights as they are.
+    """
+    found = {}
+    for group in groups:
+        alike = [name for name in group.schemes if is_float(name) == is_float(scheme)] or list(group.schemes)
+        found[group.name] = scheme if scheme in group.schemes else FLOAT.name if FLOAT.name in alike else alike[-1]
+    return found
+
+
+def weight_bytes_stored(layer: Layer, scheme: Scheme, storage: Mapping[int, Storage], made: bool = True) -> int:
     """Bytes that the layer's weight, its scales and its bias take in the file."""
     channels = layer.weight_shape[layer.weight_axis] if layer.weight else 0
-    bias = 4 * channels if layer.bias else 0
-    if scheme.weights is None:
-        return 4 * layer.weight_count + bias
-    bits = 8 if storage[scheme.weights.bits] == "int8" else scheme.weights.bits
-    return (layer.weight_count * bits + 7) // 8 + 4 * channels + bias
+    bias, spec = 4 * channels if layer.bias else 0, scheme.weights
+    if not layer.weight or not isinstance(spec, QuantSpec):
+        return layer.weight_count * (32 if spec is None else spec.bits) // 8 + bias
+    bits, more = 8 if storage[spec.bits] == "int8" else spec.bits, 4 * channels
+    inputs = layer.weight_shape[1 - layer.weight_axis]
+    if spec.label != str(spec.bits) and not made:
+        bits = 8
+    elif isinstance(spec.granularity, PerGroup) and spec.granularity.width(inputs) < inputs:
+        more += (channels * inputs // spec.granularity.width(inputs) + 1) // 2
+    elif spec.codebook:
+        more += 1 << spec.bits
+    return (layer.weight_count * bits + 7) // 8 + more + bias

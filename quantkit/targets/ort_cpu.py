@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from quantkit.graph import Graph, Layer
+from quantkit.graph import Graph, Layer, Unsupported
 from quantkit.spec import PerTensor, QuantSpec, Scheme
-from quantkit.targets.common import check_schemes, groups, isolate_layers, weight_bytes_stored
+from quantkit.targets.common import adapt_to_integers, check_schemes, groups, isolate_layers, stored_narrow, weight_bytes_stored
 from quantkit.targets.placement import Adapted, Barrier, Placement, Slot, Storage
 
 __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows", "weight_bytes"]
@@ -21,7 +21,10 @@ __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows
 NAME = "ort-cpu"
 OPSET = 21  # INT4 initializers; the IR version that goes with it
 PACKAGE, MINIMUM_RUNTIME = "onnxruntime", "1.22"
-SCHEMES = ("fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8")
+SCHEMES = (
+    "fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8", "c6a8", "c5a8", "c4a8", "c3a8", "c2a8",
+    "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8", "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
+)  # fmt: skip
 # Narrow codes are made INT8 by nodes that the runtime folds while the session loads, so every width runs in the int8 kernel.
 STORAGE: Mapping[int, Storage] = {8: "int8", 4: "int4", **dict.fromkeys((2, 3, 5, 6, 7), "bit_stream")}
 ACTIVATIONS = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
@@ -29,6 +32,8 @@ AVERAGE = "mean.dim"
 CLIPS = ("relu.default", "relu6.default", "hardtanh.default", "clamp.default")
 BATCH_NORM = "_native_batch_norm_legit_no_training.default"
 WEIGHTED = ("conv", "linear", "addmm", "matmul", "mm")  # of operations that are no layers, those that may still hold a constant weight
+# Operations that are no layers as they stand and that the runtime would run in int8 all the same, in other arithmetic or slower.
+TAKEN = (*WEIGHTED, "avg_pool", "softmax", "_softmax", "add.Tensor")
 SESSION_OPTIONS: Mapping[str, str] = {}  # nothing is needed: what keeps a float layer float lies in the file
 
 
@@ -43,12 +48,15 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     inputs = {(layer.name, slot) for layer in graph.layers if layer.name in schemes for slot in range(len(layer.inputs))}
     averages = {entry.node for entry in graph.unsupported if entry.operation == AVERAGE and graph.source(entry.inputs[0]) in coded}
     barriers = _barriers(graph, schemes, int8_readers, coded)
-    return Placement(schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE)
+    return Placement(
+        schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE,
+        stored=stored_narrow(graph, allocation),
+    )  # fmt: skip
 
 
 def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:  # noqa: ARG001 - every target's
-    """The allocation of another target's plan, by layer, as this one can run it: every scheme runs here."""
-    return Adapted(allocation, ())
+    """The allocation of another target's plan, by layer, as this one can run it."""
+    return adapt_to_integers(allocation)
 
 
 def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:
@@ -76,7 +84,7 @@ def _may_leave_float(layer: Layer) -> bool:
 
 
 def _barriers(graph: Graph, schemes: Mapping[str, Scheme], int8_readers: set[str], coded: set[str]) -> dict[Slot, Barrier]:
-    """A float operation between a DequantizeLinear and a QuantizeLinear would run in int8, its weights rounded without a plan.
+    """A float operation between a DequantizeLinear and a QuantizeLinear would run in int8, without a plan.
 
     The QuantizeLinear may stand behind a clip, which the runtime drops where the codes' range lies within its bounds, or behind a batch
     norm that could not be folded here, which it folds.
@@ -92,12 +100,19 @@ def _barriers(graph: Graph, schemes: Mapping[str, Scheme], int8_readers: set[str
         quantized |= behind
         waiting += behind
     floats = [(layer.node, layer.output, layer.inputs, layer.kind) for layer in graph.layers if layer.name not in schemes]
-    floats += [(entry.node, entry.node, entry.inputs[:1], "") for entry in graph.unsupported if entry.operation.startswith(WEIGHTED)]
+    floats += [(entry.node, entry.node, _operands(entry), "") for entry in graph.unsupported if entry.operation.startswith(TAKEN)]
     found: dict[Slot, Barrier] = {}
     for node, output, reads, kind in floats:
-        if output in quantized and all(graph.source(tensor) in coded for tensor in reads):
+        if output in quantized and reads and all(graph.source(tensor) in coded for tensor in reads):
             found[node, 0] = "vector" if kind == "conv" else "max"
     return found
+
+
+def _operands(entry: Unsupported) -> tuple[str, ...]:
+    """What must be codes for the runtime to take the operation: both summands, otherwise the first input; none where a number is added."""
+    if entry.operation == "add.Tensor":
+        return entry.inputs if len(entry.inputs) > 1 else ()
+    return entry.inputs[:1]
 
 
 def _float_biases(graph: Graph, names: Iterable[str]) -> frozenset[str]:

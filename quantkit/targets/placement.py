@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from quantkit.spec import Scheme
+from quantkit.spec import QuantSpec, Scheme
 
 Slot = tuple[str, int]
 Barrier = Literal["vector", "max"]
-Storage = Literal["int8", "int4", "bit_stream"]
+Storage = Literal["int8", "int4", "bit_stream", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """The `schemes` of another target's plan, by layer, as far as this one can run them; `notes` say what was changed and why."""
+    """The `schemes` of another target's plan, by layer, as far as this one can run them; `changes` say what became of others and why.
+
+    `notes` are what else is to be known.
+    """
 
     schemes: Mapping[str, Scheme]
-    notes: tuple[str, ...]
+    changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,13 @@ class Placement:
     float operations that read dequantized codes and that the runtime would quantize behind our back, and what prevents it.
     `unscaled`: averages of codes that are taken in integer steps and scaled afterwards, so that their sums are exact in any order.
     `float_bias`: layers whose integer product leaves the kernel as float, and only then gets its bias. `storage`: how weight codes
-    of so many bits lie in the file.
+    of so many bits lie in the file; with `made`, so do those of two levels and of codebooks, and the runtime makes INT8 of them, else the
+    INT8 codes themselves lie there. `stored`: the scheme of each layer that computes in float32 and whose weight lies narrower in the
+    file. `floating`: layers that compute in floating point with operands of a narrower format, which have no quantizer (fp16 in
+    isolation, w4a16). `float32`: None where the network computes in float32; where it computes in half, the layers that stay float32.
+
+    In half, a layer computes in half or, if it is named, in float32; a quantizer takes what it reads as it is; every other operation
+    computes in half unless all that it reads was made in float32. The network's own inputs count as half.
     """
 
     schemes: Mapping[str, Scheme]
@@ -40,3 +50,12 @@ class Placement:
     unscaled: frozenset[str] = frozenset()
     float_bias: frozenset[str] = frozenset()
     storage: Mapping[int, Storage] = field(default_factory=dict)
+    made: bool = True
+    stored: Mapping[str, Scheme] = field(default_factory=dict)
+    floating: Mapping[str, Scheme] = field(default_factory=dict)
+    float32: frozenset[str] | None = None
+
+    @property
+    def int8(self) -> frozenset[str]:
+        """The layers that are to run in integers: those with a quantizer, save fp8."""
+        return frozenset(name for name, scheme in self.schemes.items() if isinstance(scheme.activations, QuantSpec))

@@ -1,0 +1,63 @@
+"""Aumann–Shapley shares: each layer's part of the damage of quantizing everything (arXiv 2607.12266; NVIDIA Model Optimizer).
+
+    y_i(t) = y_i + t · δ_i,   δ_i = Q_b(y_i) − y_i   for all layers at once
+    φ_i(b) = mean_k ⟨ ∂D / ∂y_i(t_k), δ_i ⟩,   t_k = (k + ½) / K,   K = STEPS
+
+D is the divergence from the float network, which has no gradient at the float network: hence the path. y_i is a layer's output before
+activation functions, δ_i what its quantized weights and inputs make of what it reads there on the path, a constant to gradients.
+Σ_i φ_i is then D of the network with every group under b, up to the steps and to what δ would change along the path. A layer that
+cannot take b stays float. Shares may be negative: errors that undo others'. The coverage link of the paper is not applied.
+Takes, for each of ITEMS items, one forward pass, and for each scheme STEPS backward and, with the quantized layers, twice as many
+forward passes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from quantkit.graph import Layer
+from quantkit.passes.changes import OutputChanges
+from quantkit.passes.curvature import differentiable
+from quantkit.passes.interior import record
+from quantkit.passes.outputs import pull_back
+from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
+from quantkit.spec import FLOAT
+
+ITEMS = 64
+STEPS = 2
+
+
+def estimate(scene: Scene) -> Scores:
+    """φ of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme."""
+    changes = OutputChanges(scene.captured, scene.groups, scene.target, scene.bank)
+    owners = {name: group.name for group in scene.groups for name in group.layers}
+    sums, items = dict.fromkeys(scene.pairs, 0.0), 0
+
+    def shift(share: float, scheme: str, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        moved = changes.of(layer, scheme, inputs, output)
+        return None if moved is None else share * moved
+
+    with differentiable(scene.captured.module, []):
+        for batch in scene.batches("Aumann–Shapley", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER)):
+            with torch.no_grad():
+                unmoved = scene.outputs(batch.inputs)
+            for scheme in (name for name in scene.schemes if name != FLOAT.name):
+                for step in range(STEPS):
+                    share = (step + 0.5) / STEPS
+                    recorded = record(scene.captured, batch.inputs, partial(shift, share, scheme))
+                    sites = [site for site in recorded.sites if site.shift is not None]
+                    pulled = pull_back(scene.curvature, unmoved, tuple(output.detach() for output in recorded.outputs))
+                    for site, gradient in zip(sites, recorded.gradients(pulled, [site.output for site in sites]), strict=True):
+                        assert site.shift is not None
+                        sums[owners[site.layer.name], scheme] += float((gradient * site.shift).double().sum()) / share / STEPS
+            items += batch.size
+    return Scores(scene.table("aumann_shapley", lambda group, scheme: sums[group.name, scheme] / items))
+
+
+def cost(scene: Scene) -> Cost:
+    """The passes above."""
+    items, runs = len(scene.items.first(ITEMS)), STEPS * sum(name != FLOAT.name for name in scene.schemes)
+    return Cost(items * (1 + 2 * runs), items * runs)

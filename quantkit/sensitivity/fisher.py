@@ -1,0 +1,43 @@
+"""FIT: the Fisher trace of weights and activations times their perturbations (arXiv 2210.08502).
+
+    FIT_i(b) = ½ · [ Tr(F_W) / n_W · ‖ΔW‖² + Σ_x Tr(F_x) / n_x · E‖Δx‖² ]   (taylor.py),      Tr(F_·) = E ‖∂ℓ_n / ∂·‖²
+
+ℓ_n is the loss of one item at its label, so F is the empirical Fisher; per item, since gradients of a batch's mean cancel. Where
+there are no class labels, answers are drawn from the network (outputs.drawn). The paper takes ‖Δ‖² = n · Δ² / 12 of a uniform error; here
+it is measured. The ½ is ours, so that the number compares with a loss. x runs over what each layer reads.
+Takes, for each of ITEMS items, one forward and one backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from quantkit.data import Batch
+from quantkit.passes.changes import InputErrors
+from quantkit.passes.gradients import squared_gradients
+from quantkit.passes.interior import Recorded
+from quantkit.passes.outputs import at_labels
+from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
+from quantkit.sensitivity.taylor import second_order
+
+ITEMS = 128
+
+
+def estimate(scene: Scene) -> Scores:
+    """FIT of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme. Raises DataError for labels that are no class."""
+    generator, errors = scene.generator, InputErrors(scene.bank, scene.groups)
+
+    def answers(recorded: Recorded, batch: Batch) -> Sequence[Sequence[Tensor]]:
+        return [at_labels(scene.curvature, recorded.outputs, scene.labels(batch), generator)]
+
+    batches = scene.batches("Fisher traces", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER))
+    found = squared_gradients(scene.captured, batches, answers, errors.add)
+    return Scores(second_order(scene, "fisher", found.traces, errors, found.sizes))
+
+
+def cost(scene: Scene) -> Cost:
+    """The passes above."""
+    items = len(scene.items.first(ITEMS))
+    return Cost(items, items)

@@ -1,0 +1,44 @@
+"""The diagonal Fisher in each layer's output space (NVIDIA Model Optimizer's AutoQuantize, gradient score).
+
+    S_i(b) = ½ · 1/N Σ_n Σ_e (∂ℓ_n / ∂Y_e · ΔY_e)²,      ΔY = Q_b(layer)(x) − Y
+
+Y is the layer's output before activation functions, ΔY what its quantized weights and inputs make of the same float input; ℓ_n the loss
+of one item at its label (drawn from the network where there is no class label, as in outputs.drawn). The original sums over items and
+has no ½; here it is a mean in units of the loss. Its clamp at 1e10 and its minimum over more precise formats are left out.
+Takes, for each of ITEMS items, one forward and one backward pass, and about one more forward pass for each scheme.
+"""
+
+from __future__ import annotations
+
+from quantkit.passes.changes import OutputChanges
+from quantkit.passes.curvature import differentiable
+from quantkit.passes.interior import record
+from quantkit.passes.outputs import at_labels
+from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
+
+ITEMS = 128
+
+
+def estimate(scene: Scene) -> Scores:
+    """S of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme. Raises DataError for labels that are no class."""
+    changes = OutputChanges(scene.captured, scene.groups, scene.target, scene.bank)
+    generator, items, sums = scene.generator, 0, dict.fromkeys(scene.pairs, 0.0)
+    owners = {name: group for group in scene.groups for name in group.layers}
+    with differentiable(scene.captured.module, []):
+        for batch in scene.batches("Fisher of outputs", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER)):
+            recorded = record(scene.captured, batch.inputs)
+            cotangents = at_labels(scene.curvature, recorded.outputs, scene.labels(batch), generator)
+            gradients = recorded.gradients(cotangents, [site.output for site in recorded.sites])
+            for site, gradient in zip(recorded.sites, gradients, strict=True):
+                for scheme in owners[site.layer.name].schemes:
+                    moved = changes.of(site.layer, scheme, [x.detach() for x in site.inputs], site.output.detach())
+                    if moved is not None:
+                        sums[owners[site.layer.name].name, scheme] += float((gradient * moved).double().square().sum())
+            items += batch.size
+    return Scores(scene.table("fisher_output", lambda group, scheme: 0.5 * sums[group.name, scheme] / items))
+
+
+def cost(scene: Scene) -> Cost:
+    """The passes above."""
+    items = len(scene.items.first(ITEMS))
+    return Cost(items * len(scene.schemes), items)

@@ -1,0 +1,38 @@
+"""Interactions by Hessian cross terms: the quadratic form of the loss between the weights' own changes.
+
+    M[(i,a), (j,b)] = ΔW_i(a)' H_ij ΔW_j(b),      predicted loss of an allocation x = ½ x' M x
+
+One Hessian-vector product along ΔW_i(a) gives the whole row. No trace stands in for the direction of the error, so the diagonal is
+what HAWQ-V2 approximates. H of a loss is not positive semi-definite, and its Taylor radius is small (arXiv 2503.01901). Weights only:
+activations score nothing. Holds one copy of the weights for each scheme.
+Takes, for each of ITEMS items, one forward and one backward pass and one product for each (group, scheme) with weights.
+"""
+
+from __future__ import annotations
+
+from quantkit.passes.changes import weight_changes
+from quantkit.passes.curvature import quadratic_forms
+from quantkit.sensitivity.scene import SECOND_ORDER, Cost, Scene, Scores
+
+ITEMS = 8
+
+
+def estimate(scene: Scene) -> Scores:
+    """Half the diagonal as the table, and M; 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
+    by_name = {group.name: group for group in scene.groups}
+    changes = {pair: weight_changes(scene.captured.graph, scene.bank, by_name[pair[0]], pair[1]) for pair in scene.pairs}
+    directions = {pair: change for pair, change in changes.items() if change}
+    batches = scene.batches("Hessian cross terms", scene.items.first(ITEMS), scene.batch_size(SECOND_ORDER))
+    forms = quadratic_forms(scene.captured.module, scene.loss, batches, list(directions.values()))
+    places = [scene.place(*pair) for pair in directions]
+    entries = {(row, column): float(forms[a, b]) for a, row in enumerate(places) for b, column in enumerate(places)}
+    own = {pair: 0.5 * float(forms[row, row]) for row, pair in enumerate(directions)}
+    table = scene.table("hessian_cross", lambda group, scheme: own.get((group.name, scheme), 0.0))
+    return Scores(table, scene.interactions(entries))
+
+
+def cost(scene: Scene) -> Cost:
+    """The passes above."""
+    items, graph = len(scene.items.first(ITEMS)), scene.captured.graph
+    weighted = {group.name for group in scene.groups if any(graph.layer(name).weight for name in group.layers)}
+    return Cost(items, items, items * sum(group in weighted for group, _ in scene.pairs))

@@ -1,0 +1,34 @@
+"""Damage of Gaussian noise: E_N of sensitivity-guided search (arXiv 2302.01382; its text could not be had, so this is our wording).
+
+    E_i(b) = 1/(N·R) Σ_n,r KL( M(x_n) ‖ M with noise on group i )
+
+The noise is as large as the rounding errors of scheme b: each output channel of a weight has the standard deviation of ΔW there, each
+item of an input that of Δx. So it differs from `kl` in the errors' direction alone, which here knows nothing of the data. The paper's
+noise is on weights, of a size it may choose, and judged by the metric; half the squared distance stands in where outputs are no scores.
+Takes, for each item (as many as `Scene.affordable`), one forward pass and for each (group, scheme) REPEATS times what lies behind the
+group.
+"""
+
+from __future__ import annotations
+
+from quantkit.passes.outputs import divergence
+from quantkit.passes.perturbed import displace, mean, noisy
+from quantkit.sensitivity.scene import RERUN, Cost, Scene, Scores
+
+REPEATS = 2
+
+
+def estimate(scene: Scene) -> Scores:
+    """E of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme."""
+    perturbed = noisy(scene.captured, scene.groups, scene.bank, REPEATS, scene.seed)
+    batches = scene.batches("noise", scene.affordable(REPEATS * scene.reruns), scene.batch_size(RERUN))
+    means = mean(displace(scene.captured, scene.bank, perturbed, batches, divergence(scene.curvature)))
+    sums = dict.fromkeys(scene.pairs, 0.0)
+    for (pair,), value in zip(perturbed.rows, means, strict=True):
+        sums[pair] += float(value) / REPEATS
+    return Scores(scene.table("noise", lambda group, scheme: sums[group.name, scheme]))
+
+
+def cost(scene: Scene) -> Cost:
+    """The passes above."""
+    return Cost(len(scene.affordable(REPEATS * scene.reruns)) * (1 + REPEATS * scene.reruns))

@@ -1,0 +1,39 @@
+"""The term of second order that all methods of traces share, in units of the loss.
+
+    Ω_i(b) = ½ Σ_W Tr(H_W) / n_W · ‖ΔW‖² · a   [ + ½ Σ_x Tr(H_x) / n_x · E‖Δx‖² ]
+
+over the distinct weights W of group i and, where a method knows them, over what its layers read; n counts the numbers in each.
+Traces say how curved the loss is in a direction like any other. So does a = 1; a rounding that knows the inputs puts the error where they
+are not, and a (`QuantizedWeight.alignment`) says how far: the input factor of a Kronecker-factored Hessian (ours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quantkit.graph import Group
+from quantkit.passes.changes import InputErrors, weighted_layers
+from quantkit.passes.curvature import Trace
+from quantkit.passes.interior import edge_names
+from quantkit.sensitivity.scene import Scene
+from quantkit.spec import parse_scheme
+from quantkit.table import Table
+
+
+def second_order(
+    scene: Scene, name: str, traces: Mapping[str, Trace], errors: InputErrors | None = None, sizes: Mapping[str, int] | None = None
+) -> Table:
+    """Ω of every (group, scheme): traces by the names of weights and, with `errors` and `sizes` of one item, of edges."""
+    graph = scene.captured.graph
+
+    def score(group: Group, scheme: str) -> float:
+        total = 0.0
+        for weight, layer in weighted_layers(graph, group).items():
+            total += traces[weight].trace / layer.weight_count * scene.bank.squared_error(layer, parse_scheme(scheme))
+        for layer in map(graph.layer, group.layers if errors and sizes else ()):
+            for slot, edge in enumerate(edge_names(layer)):
+                assert errors is not None and sizes is not None
+                total += traces[edge].trace / sizes[edge] * errors.mean(layer, slot, scheme)
+        return 0.5 * total
+
+    return scene.table(name, score)

@@ -1,0 +1,31 @@
+"""Rounding error of the weights: E_QE of sensitivity-guided search (arXiv 2302.01382).
+
+    E_i(b) = ‖Q_b(W_i) − W_i‖ / √n_i / max|W_i|
+
+Looks at no item and runs nothing. Its unit is a share of the largest weight, which does not compare with a loss: use it to order groups.
+Activations score nothing.
+"""
+
+from __future__ import annotations
+
+from quantkit.graph import Group
+from quantkit.passes.changes import weight_changes
+from quantkit.sensitivity.scene import Cost, Scene, Scores
+
+
+def estimate(scene: Scene) -> Scores:
+    """E of every (group, scheme); 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
+
+    def score(group: Group, scheme: str) -> float:
+        changes = weight_changes(scene.captured.graph, scene.bank, group, scheme)
+        squares = sum(float(change.double().square().sum()) for change in changes.values())
+        count = sum(change.numel() for change in changes.values())
+        largest = max((float(scene.bank.parameter(name).detach().abs().max()) for name in changes), default=0.0)
+        return (squares / count) ** 0.5 / largest if largest else 0.0
+
+    return Scores(scene.table("weight_error", score, unit="share of the largest weight"))
+
+
+def cost(scene: Scene) -> Cost:  # noqa: ARG001 - whatever the scene
+    """Nothing is run."""
+    return Cost()

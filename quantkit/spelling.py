@@ -1,0 +1,144 @@
+"""What means the same, spelt in one way, so that what follows knows one form of each and the ONNX exporter keeps its names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from quantkit.folding import ATEN, bounds, operand
+
+NAMED_PADDING: Mapping[object, Callable[..., Any]] = {ATEN.conv1d.padding: ATEN.conv1d.default, ATEN.conv2d.padding: ATEN.conv2d.default}
+
+
+def simplify(module: fx.GraphModule) -> None:
+    """Spell what means the same in one way; drop what does nothing and merge what is computed twice.
+
+    The ONNX exporter would do the last two, and so lose a name.
+    """
+    for node in list(module.graph.nodes):
+        if node.target in SPELLINGS:
+            SPELLINGS[node.target](node)
+    first: dict[str, fx.Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" or (node.op == "call_function" and not _is_random(node)):
+            twin = first.setdefault(f"{node.op} {node.target} {node.args} {node.kwargs}", node)
+            if twin is not node:
+                _replace(node, twin)
+    module.recompile()
+
+
+def _spell_concatenation(node: fx.Node) -> None:
+    """Of one tensor, it is that tensor."""
+    parts = cast("Sequence[fx.Node]", node.args[0])
+    if len(parts) == 1:
+        _replace(node, parts[0])
+
+
+def _spell_clamp(node: fx.Node) -> None:
+    """Both bounds in place, and ReLU for what it is."""
+    if node.meta["val"].is_floating_point():
+        limits = bounds(node)
+        node.target, node.args = (ATEN.relu.default, node.args[:1]) if limits == (0.0, None) else (node.target, (node.args[0], *limits))
+
+
+def _spell_padding(node: fx.Node) -> None:
+    """`same` and `valid` in numbers; an uneven `same`, more on one side than on the other, stays as it is."""
+    weight = operand(node, 1)
+    assert weight is not None
+    kernel = weight.meta["val"].shape[2:]
+    given: list[Any] = [*node.args[3:]]
+    settings: list[Any] = [*given, *([1], "valid", [1], 1)[len(given) :]]
+    stride, mode, dilation, groups = settings
+    strides, steps = ([*sides] * (len(kernel) // len(sides)) for sides in (stride, dilation))
+    total = [step * (side - 1) if mode == "same" else 0 for step, side in zip(steps, kernel, strict=True)]
+    if all(extent % 2 == 0 for extent in total):
+        node.target = NAMED_PADDING[node.target]
+        node.args = (*node.args[:3], strides, [extent // 2 for extent in total], steps, groups)
+
+
+def _spell_silu(node: fx.Node) -> None:
+    """x · sigmoid(x): the runtime has an int8 kernel for each of the two."""
+    (x,) = node.args
+    node.target, node.args = ATEN.mul.Tensor, (x, _before(node, ATEN.sigmoid.default, x))
+
+
+def _spell_divisor(node: fx.Node) -> None:
+    """An average by a divisor of its own is one by the window's size, scaled: the exporter would forget the divisor."""
+    divisor, ceil = (node.args[place] if len(node.args) > place else None for place in (6, 4))
+    if divisor is not None and not ceil:
+        sides = cast("Sequence[int]", node.args[1])
+        mean = _before(node, ATEN.avg_pool2d.default, *node.args[:5], True)
+        node.target, node.args = ATEN.mul.Tensor, (mean, prod(sides) ** (2 // len(sides)) / cast("int", divisor))
+
+
+def _spell_adaptive(node: fx.Node) -> None:
+    """Averages over equal windows are an average pool; others stay."""
+    x = cast("fx.Node", node.args[0])
+    sides, wanted = x.meta["val"].shape[-2:], node.meta["val"].shape[-2:]
+    if all(isinstance(side, int) and side % count == 0 for side, count in zip(sides, wanted, strict=True)):
+        node.target, node.args = ATEN.avg_pool2d.default, (x, [side // count for side, count in zip(sides, wanted, strict=True)])
+
+
+def _spell_addition(node: fx.Node) -> None:
+    """The larger summand first: where the smaller is spread over it, the order decides how the runtime rounds."""
+    shapes = [str(entry.meta["val"].shape) if isinstance(entry, fx.Node) else "" for entry in node.args]
+    if node.kwargs.get("alpha", 1) == 1 and shapes[1] == str(node.meta["val"].shape) != shapes[0]:
+        node.args = (node.args[1], node.args[0])
+
+
+def _spell_split(node: fx.Node) -> None:
+    """Each part as a slice: codes pass through it whoever reads the other parts."""
+    axis = cast("int", node.args[2]) if len(node.args) > 2 else 0
+    sizes = [part.shape[axis] for part in node.meta["val"]]
+    if all(isinstance(size, int) for size in sizes):
+        ends = list(accumulate(sizes))
+        for user in list(node.users):
+            place = cast("int", user.args[1])
+            user.target, user.args = ATEN.slice.Tensor, (node.args[0], axis, ends[place] - sizes[place], ends[place])
+        node.graph.erase_node(node)
+
+
+def _spell_shuffle(node: fx.Node) -> None:
+    """Reshaped, transposed, reshaped: the runtime carries codes through these, and none through DepthToSpace."""
+    x, factor = cast("fx.Node", node.args[0]), cast("int", node.args[1])
+    before, after = x.meta["val"].shape, node.meta["val"].shape
+    if len(before) == 4 and all(isinstance(side, int) for side in before[1:]):
+        spread = _before(node, ATEN.reshape.default, x, [-1, after[1], factor, factor, *before[2:]])
+        moved = _before(node, ATEN.permute.default, spread, [0, 1, 4, 2, 5, 3])
+        node.target, node.args = ATEN.reshape.default, (moved, [-1, *after[1:]])
+
+
+SPELLINGS: Mapping[object, Callable[[fx.Node], None]] = {
+    ATEN.cat.default: _spell_concatenation,
+    ATEN.clamp.default: _spell_clamp,
+    ATEN.silu.default: _spell_silu,
+    ATEN.add.Tensor: _spell_addition,
+    ATEN.avg_pool2d.default: _spell_divisor,
+    ATEN._adaptive_avg_pool2d.default: _spell_adaptive,
+    ATEN.split.Tensor: _spell_split,
+    ATEN.split_with_sizes.default: _spell_split,
+    ATEN.pixel_shuffle.default: _spell_shuffle,
+    **dict.fromkeys(NAMED_PADDING, _spell_padding),
+}
+
+
+def _before(node: fx.Node, target: Callable[..., Any], *arguments: Any) -> fx.Node:
+    """A new node in front of `node`, which stands where it does in the author's network."""
+    with node.graph.inserting_before(node):
+        found = node.graph.call_function(target, arguments)
+    found.meta = {key: value for key, value in node.meta.items() if key != "val"}
+    return found
+
+
+def _replace(node: fx.Node, other: fx.Node) -> None:
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags

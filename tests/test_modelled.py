@@ -1,0 +1,69 @@
+"""The modelled latency, against the formula written out layer by layer."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from test_stored import wide
+
+from quantkit.latency.measured import LatencyModel
+from quantkit.latency.modelled import MACS_PER_BYTE, UNIT, model_latency
+from quantkit.spec import is_float
+from quantkit.targets import tensorrt
+
+SCHEMES = ("fp16", "w8a8", "fp8", "w4a16", "fp32")
+SPEED = {"fp32": 0.5, "fp16": 1, "w4a16": 1, "w8a8": 2, "fp8": 2}
+WIDTH = {"fp32": 4, "fp16": 2, "w4a16": 2, "w8a8": 1, "fp8": 1}
+
+
+@pytest.fixture(scope="module")
+def modelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, LatencyModel]:
+    graph = wide(tmp_path_factory.mktemp("modelled")).graph
+    groups = tensorrt.groups(graph, tensorrt.check_schemes(SCHEMES))
+    return graph, model_latency(graph, groups, SCHEMES, tensorrt)
+
+
+def by_hand(name: str, scheme: str) -> float:
+    """Of two layers of `Wide`: macs, elements read and written, and bytes of weights with scales and biases."""
+    macs = {"one": 16 * 16 * 9 * 144, "head": 320}[name]
+    elements = {"one": 2 * 16 * 144, "head": 32 + 10}[name]
+    count, channels = {"one": (16 * 16 * 9, 16), "head": (320, 10)}[name]
+    weights = {
+        "fp32": 4 * count + 4 * channels, "fp16": 2 * count + 2 * channels, "w8a8": count + 4 * channels, "fp8": count + 4 * channels,
+        "w4a16": count / 2 + 2 * count / 32 + 2 * channels,
+    }[scheme]  # fmt: skip
+    return max(macs / (MACS_PER_BYTE * SPEED[scheme]), weights + elements * WIDTH[scheme])
+
+
+def test_a_layer_takes_what_the_formula_says(modelled: tuple[object, LatencyModel]) -> None:
+    _, model = modelled
+    for name in ("one", "head"):
+        for scheme in SCHEMES:
+            if name == "head" or scheme != "w4a16":
+                ratio = model.table.at(name, scheme) / model.table.at(name, "fp16")
+                assert ratio == pytest.approx(by_hand(name, scheme) / by_hand(name, "fp16"), rel=1e-9)
+    assert math.isnan(model.table.at("one", "w4a16")) and math.isnan(model.table.at("stem", "w8a8"))
+
+
+def test_all_in_half_is_one_and_nothing_claims_to_be_a_measurement(modelled: tuple[object, LatencyModel]) -> None:
+    _, model = modelled
+    halves = dict.fromkeys(model.table.groups, "fp16")
+    assert model.predicted_ms(halves) == pytest.approx(1.0)
+    assert model.table.unit == UNIT == "relative time" and model.table.name == "modelled latency"
+    assert math.isnan(model.rank_correlation) and model.tested == () and model.offset_ms == 0
+    again = LatencyModel.from_json(model.to_json())
+    np.testing.assert_array_equal(again.table.values, model.table.values)
+
+
+def test_a_change_of_type_costs_what_crosses(modelled: tuple[object, LatencyModel]) -> None:
+    _, model = modelled
+    edge = next(edge for edge in model.boundaries if (edge.producer, edge.consumer) == ("one", "two"))
+    scale = model.table.at("head", "fp16") / by_hand("head", "fp16")
+    assert edge.latency_ms == pytest.approx(16 * 144 * 3 * scale)
+    plain = dict.fromkeys(model.table.groups, "fp16")
+    mixed = plain | {"two": "w8a8"}
+    charged = [edge for edge in model.boundaries if is_float(mixed[edge.producer]) != is_float(mixed[edge.consumer])]
+    wanted = model.table.total(mixed) + sum(edge.latency_ms for edge in charged)
+    assert len(charged) == 2 and model.predicted_ms(mixed) == pytest.approx(wanted)
