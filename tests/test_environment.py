@@ -92,7 +92,7 @@ def test_the_description_is_json_and_names_what_a_result_needs(monkeypatch: pyte
     monkeypatch.setattr(environment, "version", version)
     told = json.loads(json.dumps(environment.describe()))
 
-    assert set(told) == {"cpu", "isa", "cores", "torch", "onnxruntime", "onnx", "quantkit", "python", "os"}
+    assert set(told) == {"cpu", "isa", "cores", "torch", "onnxruntime", "onnx", "openvino", "quantkit", "python", "os"}
     assert told["torch"] is None
     assert told["onnx"] == "9.9"
 

@@ -425,7 +425,9 @@ def test_of_plans_predicted_alike_the_one_that_runs_fastest_is_chosen(tmp_path: 
 def test_fewest_bytes_are_found_where_bytes_are_asked_for(tmp_path: Path) -> None:
     result = allocate(tmp_path / "run", max_drop=30.0)
 
-    assert {row.scheme for row in result.allocation if row.group not in ("add", "depthwise")} == {"c4a8"}  # 72 weights fit others as well
+    # A table of levels costs 16 bytes, which layers of few weights do not save: there other widths are as good, and latency decides.
+    taken = {row.group: row.scheme for row in result.allocation if row.group != "add"}
+    assert taken["down"] == "c4a8" and set(taken.values()) <= {"c4a8", "w6a8"}
     assert result.kept
     (note,) = [note for note in result.notes if note.startswith("Bytes: promised")]
     promised, written = (int(word.rstrip(",").replace(",", "")) for word in note.split()[2:5:2])
