@@ -20,7 +20,7 @@ def allocate(
     metric: Any = None, max_drop: float | str | None = None, keep: str | None = None,
     max_bytes: float | str | None = None, max_latency: float | str | None = None, max_bops: float | str | None = None,
     average_bits: float | str | None = None, time_limit: float | str | None = None,
-    undecided: str | None = None, confidence: float | None = None,
+    undecided: str | None = None, confidence: float | None = None, certificate: int | None = None,
     target: str | None = None, minimize: str | None = None, sensitivity: str | None = None, search: str | None = None,
     schemes: Sequence[str] | str | None = None, fix: Mapping[str, str] | Sequence[str] | None = None,
     exclude: Sequence[str] | None = None, observer: str | None = None, rounding: str | None = None,
@@ -41,7 +41,7 @@ def allocate(
     arguments = Arguments(
         data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data, metric=metric, max_drop=max_drop,
         keep=keep, max_bytes=max_bytes, max_latency=max_latency, max_bops=max_bops, average_bits=average_bits, time_limit=time_limit,
-        undecided=undecided, confidence=confidence, target=target, minimize=minimize,
+        undecided=undecided, confidence=confidence, certificate=certificate, target=target, minimize=minimize,
         sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
         observer=observer, rounding=rounding, output=output, run=run, seed=seed, split_seed=split_seed,
         batch_size=batch_size, memory_mb=memory_mb, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle,

@@ -102,10 +102,7 @@ class Judge:
 
     def expect(self, anchors: Sequence[Mapping[str, str]]) -> Callable[[Mapping[str, str]], Measured]:
         """How to measure a plan once the anchors are: with their drops and divergences behind the judgement whether it passes."""
-        near = self.near
-        looks = [look for look in map(self.look, anchors) if look["divergence"] <= near]
-        drops, divergences = (np.array([look[key] for look in looks]) for key in ("drop", "divergence"))
-        told = Expectation.fit(drops, np.array([noise(self._verdict(look)) for look in looks]), divergences)
+        near, told = self.near, self.expectation(anchors)
 
         def measure(allocation: Mapping[str, str]) -> Measured:
             look = self.look(allocation)
@@ -114,6 +111,12 @@ class Judge:
             return Measured(look["drop"], passes, look)
 
         return measure
+
+    def expectation(self, anchors: Sequence[Mapping[str, str]]) -> Expectation:
+        """How drop follows divergence, on these plans as far as they are not broken."""
+        looks = [look for look in map(self.look, anchors) if look["divergence"] <= self.near]
+        drops, divergences = (np.array([look[key] for look in looks]) for key in ("drop", "divergence"))
+        return Expectation.fit(drops, np.array([noise(self._verdict(look)) for look in looks]), divergences)
 
     @property
     def near(self) -> float:

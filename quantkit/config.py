@@ -50,6 +50,7 @@ class Config:
     seed: int | None = None
     split_seed: int | None = None
     confidence: float | None = None
+    certificate: int | None = None
     batch_size: int | None = None
     memory_mb: int | None = None
     threads: int | None = None
@@ -174,6 +175,7 @@ KEYS = {
     "seed": SEED,
     "split_seed": SEED,
     "confidence": _Kind("a number", _number),
+    "certificate": SEED,
     "batch_size": COUNT,
     "memory_mb": COUNT,
     "threads": COUNT,

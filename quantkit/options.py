@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "augmented", "aumann_shapley", "displacement", "fisher", "fisher_output", "gauss_newton", "hessian", "hessian_activation",
         "hessian_cross", "kl", "noise", "pairs", "pyhessian", "weight_error",
     ),
-    "search": ("pareto", "bisection", "swaps"),
+    "search": ("pareto", "bisection", "swaps", "refine"),
     "observer": ("mse", "percentile", "minmax"),
     "rounding": ("gptq", "nearest"),
     "device": ("cpu", "cuda"),
@@ -51,6 +51,7 @@ class Options:
     `schemes` None is what `minimize` can use (`menu` says which). `fix` holds (group, scheme) pairs and `exclude` patterns of group
     names; whether they exist is known after the capture.
     `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
+    `certificate` is on how many unseen plans predictions are tested, 0 to fit and test nothing.
     `confidence` is how sure the search must be that the gate will keep the promise. `bounds` are what a plan may use beside; after
     `time_limit_s` the search ends with the best so far. `output` is the ONNX file; `run` the folder that keeps the stages' results.
     `memory_mb` bounds what the passes of a sensitivity hold of activations.
@@ -75,6 +76,7 @@ class Options:
     run: Path | None = None
     undecided: str = "point"
     confidence: float = 0.85
+    certificate: int = 40
     bounds: Bounds = field(default_factory=Bounds)
     time_limit_s: float | None = None
 
@@ -96,7 +98,7 @@ class Options:
             raise RequestError(got, "a search that goes on", "pass --search swaps or --search pareto")
         if not 0.5 <= self.confidence < 1:
             raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
-        for option, lowest in {"batch_size": 1, "memory_mb": 1, "threads": 1, "seed": 0, "split_seed": 0}.items():
+        for option, lowest in {"batch_size": 1, "memory_mb": 1, "threads": 1, "seed": 0, "split_seed": 0, "certificate": 0}.items():
             value = getattr(self, option)
             if value < lowest:
                 raise RequestError(f"{_flag(option)} {value}", f"a whole number of at least {lowest}")
@@ -148,6 +150,7 @@ class Arguments:
     device: str | None = None
     undecided: str | None = None
     confidence: float | None = None
+    certificate: int | None = None
     arch: str | None = None
     trust_pickle: bool | None = None
     input_shape: str | Sequence[int] | None = None

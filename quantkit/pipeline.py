@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from quantkit.allocation import Plan, Seen
 from quantkit.candidates import Candidates, Judge
 from quantkit.capture import capture
 from quantkit.graph import Graph, Group
@@ -25,7 +26,7 @@ from quantkit.options import Options
 from quantkit.progress import Progress
 from quantkit.request import Request
 from quantkit.result import Result
-from quantkit.search import Space
+from quantkit.search import SearchResult, Space
 from quantkit.sensitivity import Scores
 from quantkit.stages.choice import choose, explain, measure_anchors, open_judge, search
 from quantkit.stages.kept import find_result, keep_result, result_key
@@ -42,6 +43,7 @@ from quantkit.stages.network import (
     write_request,
 )
 from quantkit.stages.tables import Costs, cost_groups, find_front, score_groups
+from quantkit.stages.trust import certify, learn, refit
 from quantkit.stages.verdict import check_bounds, report, verify_plan
 from quantkit.store import Run, write_atomically
 from quantkit.stored import forget_pick
@@ -108,15 +110,28 @@ def measure(request: Request, progress: Progress) -> Measurement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tables:
-    """What is known once everything is scored and costed."""
+    """What is known once everything is scored and costed, and predictions are fitted: `prior` is as it was before, `seen` to what."""
 
     candidates: Candidates
     frame: Mapping[str, Any]
     scores: Scores
     costs: Costs
+    prior: Ledger
     ledger: Ledger
     space: Space
     judge: Judge
+    seen: tuple[Seen, ...]
+
+    def refitted(self, bench: Workbench, request: Request, seen: tuple[Seen, ...]) -> _Tables:
+        """The same with `seen` among what predictions are fitted to."""
+        ledger = refit(self.prior, (*self.seen, *seen))
+        again = replace(self, ledger=ledger, space=find_front(bench, request, ledger), seen=(*self.seen, *seen))
+        again.write(bench, request)
+        return again
+
+    def write(self, bench: Workbench, request: Request) -> None:
+        """tables.json."""
+        write_ledger(bench.store, self.ledger, {"minimize": request.options.minimize, "plan": self.frame, "judging": self.judge.told()})
 
     def write_front(self, bench: Workbench) -> dict[str, Any]:
         """front.json, with all that was measured so far."""
@@ -137,17 +152,28 @@ def _measure(bench: Workbench, request: Request, network: Network, scratch: Path
     space = find_front(bench, request, ledger)
     judge = open_judge(bench, request, candidates)
     frame = plan_frame(request, network, candidates, ranges)
-    write_ledger(bench.store, ledger, {"minimize": request.options.minimize, "plan": frame, "judging": judge.told()})
-    return _Tables(candidates, frame, scores, costs, ledger, space, judge)
+    fitted, seen = learn(bench, request, judge, ledger, space)
+    tables = _Tables(candidates, frame, scores, costs, ledger, fitted, find_front(bench, request, fitted) if seen else space, judge, seen)
+    tables.write(bench, request)
+    return tables
 
 
 def _allocate(bench: Workbench, request: Request, network: Network, scratch: Path, job: str) -> Result:
     tables = _measure(bench, request, network, scratch)
-    candidates, space = tables.candidates, tables.space
-    found = search(bench, request, tables.judge, space)
+    candidates = tables.candidates
+    found, plan = _searched(bench, request, network, tables)
+    certificate, tested = certify(bench, request, tables.judge, tables.prior, tables.ledger, plan, tables.seen, 0)
+    if certificate is not None and not certificate.is_within_band:  # what was measured is learned from, and the plan solved again
+        tables = tables.refitted(bench, request, tested)
+        found, plan = _searched(bench, request, network, tables)
+        certificate, _ = certify(bench, request, tables.judge, tables.prior, tables.ledger, plan, tables.seen, 1)
     tables.write_front(bench)
-    plan = choose(bench, request, network, candidates, space, found, tables.costs)
     write_plan(bench, candidates, tables.frame, plan.allocation)
     verified = verify_plan(bench, request, network, candidates, plan.allocation)
-    bounds, explained = check_bounds(request, tables.ledger, verified), explain(request, space, found)
-    return report(bench, request, candidates, tables.scores, tables.costs, found, verified, bounds, explained, job)
+    bounds, explained = check_bounds(request, tables.ledger, verified), explain(request, tables.space, found)
+    return report(bench, request, candidates, tables.scores, tables.costs, found, verified, bounds, explained, certificate, job)
+
+
+def _searched(bench: Workbench, request: Request, network: Network, tables: _Tables) -> tuple[SearchResult, Plan]:
+    found = search(bench, request, tables.judge, tables.space)
+    return found, choose(bench, request, network, tables.candidates, tables.space, found, tables.costs)

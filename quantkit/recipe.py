@@ -55,6 +55,7 @@ class Recipe:
     seed: int | None = None
     split_seed: int | None = None
     confidence: float | None = None
+    certificate: int | None = None
     batch_size: int | None = None
     threads: int | None = None
 

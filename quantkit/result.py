@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.certificate import Certificate
 from quantkit.parity import Parity
 from quantkit.statistics import Verdict
 from quantkit.verify import Latency
@@ -89,6 +90,7 @@ class Result:
     fingerprint: str
     notes: tuple[str, ...]
     bounds: tuple[BoundRow, ...] = ()
+    certificate: Certificate | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields of `result.json`, exactly."""
@@ -104,6 +106,7 @@ class Result:
             "bytes": dict(self.bytes),
             "baselines": [asdict(row) for row in self.baselines],
             "allocation": [asdict(row) for row in self.allocation],
+            "certificate": self.certificate and self.certificate.to_json(),
             "executed": asdict(self.executed),
             "simulation": self.simulation.shares(),
             "files": {key: None if path is None else str(path) for key, path in asdict(self.files).items()},
@@ -137,4 +140,5 @@ class Result:
             fingerprint=data["fingerprint"],
             notes=notes,
             bounds=tuple(BoundRow(**row) for row in data["bounds"]),
+            certificate=Certificate.from_json(data["certificate"]) if data["certificate"] else None,
         )

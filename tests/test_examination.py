@@ -53,7 +53,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
         folder = tmp_path_factory.mktemp("examined") / "run"
         schemes = ("fp32", "w8a8", "w6a8", "w4a8")
         pinned = {"down": "fp32"}
-        return quantkit.allocate(toys.trained(), data=data(), max_drop=10.0, run=folder, fix=pinned, schemes=schemes, minimize="bytes")
+        options = {"max_drop": 10.0, "minimize": "bytes", "certificate": 0}
+        return quantkit.allocate(toys.trained(), data=data(), run=folder, fix=pinned, schemes=schemes, **options)
 
 
 def look(path: Path, float_file: Path | None = None, check: Check | None = None, parity: bool = False) -> Examined:

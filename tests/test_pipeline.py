@@ -96,7 +96,7 @@ def data(count: int = ITEMS, labelled: bool = True, noise: float = 1.5) -> list[
 
 def allocate(run: Path, **options: Any) -> Result:
     """The job on the trained toy, for fewest bytes, which no clock decides; the promise is loose unless said otherwise."""
-    arguments: dict[str, Any] = {"data": data(), "max_drop": 10.0, "minimize": "bytes", "run": run, **options}
+    arguments: dict[str, Any] = {"data": data(), "max_drop": 10.0, "minimize": "bytes", "run": run, "certificate": 0, **options}
     return quantkit.allocate(arguments.pop("model", None) or toys.trained(), **arguments)
 
 
@@ -149,6 +149,7 @@ SHAPES: dict[str, Any] = {
     "bytes": {"float": int, "quantized": int, "ratio": float},
     "baselines": [{"name": str, "drop": float, "latency_ratio": float, "bytes_ratio": float}],
     "allocation": [{"group": str, "layers": [str], "scheme": str, "sensitivity": float, "bytes": float, "latency_ms": float}],
+    "certificate": (dict, type(None)),
     "executed": {"as_planned": bool, "int8": int, "float": int, "int8_macs": float, "mismatches": list},
     "simulation": {"agreement": float, "exact": float, "layers_exact": float},
     "files": {"onnx": str, "float_onnx": str, "session": (str, type(None))},

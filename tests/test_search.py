@@ -13,6 +13,11 @@ from quantkit.table import Interactions, Table
 SCHEMES = ("w4a8", "fp32", "w8a8")  # in no order of precision, as tables may be
 
 
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    monkeypatch.setattr("quantkit.search.refine.ROUNDS", 6)
+
+
 def make(loss, cost, *, menus=None, fixed=None, edges=(), interactions=None, points=12):
     names = tuple(f"g{place}" for place in range(len(loss)))
     groups = [Group(name, (name,), tuple(menus[place] if menus else SCHEMES), "") for place, name in enumerate(names)]

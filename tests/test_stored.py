@@ -39,7 +39,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
         folder = tmp_path_factory.mktemp("stored") / "run"
-        return quantkit.allocate(trained(), data=data(), max_drop=10.0, minimize="bytes", run=folder)
+        return quantkit.allocate(trained(), data=data(), max_drop=10.0, minimize="bytes", run=folder, certificate=0)
 
 
 def test_its_own_target_gets_the_same_bytes(result: Result, tmp_path: Path) -> None:

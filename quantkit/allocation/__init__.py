@@ -3,6 +3,7 @@
 plan.py       Plan, Edge, Resource, Limit, Shortage
 front.py      solve, cheapest, front, shortage: least predicted loss within a cost budget and other limits
 quality.py    hypervolume, and each plan's distance to the front
+blend.py      the predictor fitted to measured plans  drawing.py   random plans of one cost
 ordering.py   order: the sequence that a guided bisection walks
 neighbours.py the plans one or two changes away
 problem.py    the tables as options; predict: any allocation's loss and cost
@@ -12,6 +13,8 @@ milp.py       any mix of limits, proven optimal  quadratic.py   the same under i
 relaxation.py the bound behind its gap           highs.py       the solver's one door
 """
 
+from quantkit.allocation.blend import Blend, Seen, blend
+from quantkit.allocation.drawing import draw
 from quantkit.allocation.front import SOLVERS, cheapest, front, shortage, solve, undominated
 from quantkit.allocation.neighbours import neighbours
 from quantkit.allocation.ordering import order
@@ -22,13 +25,17 @@ from quantkit.allocation.quality import distances, hypervolume
 __all__ = [
     "SOLVERS",
     "Binding",
+    "Blend",
     "Edge",
     "Limit",
     "Plan",
     "Resource",
+    "Seen",
     "Shortage",
+    "blend",
     "cheapest",
     "distances",
+    "draw",
     "front",
     "hypervolume",
     "neighbours",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def measure(
-    model: said.Model, metric: said.Metric = None, confidence: said.Confidence = None,
+    model: said.Model, metric: said.Metric = None, confidence: said.Confidence = None, certificate: said.Certificate = None,
     data: said.Data = None, calibration_data: said.CalibrationData = None,
     search_data: said.SearchData = None, gate_data: said.GateData = None,
     resize: said.Resize = None, crop: said.Crop = None, mean: said.Mean = None, std: said.Std = None, scale: said.Scale = None,
@@ -38,7 +38,7 @@ def measure(
     """
     arguments = Arguments(
         data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data,
-        resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, confidence=confidence,
+        resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, confidence=confidence, certificate=certificate,
         max_bytes=max_bytes, max_latency=max_latency, max_bops=max_bops, average_bits=average_bits,
         target=target, minimize=minimize, sensitivity=sensitivity, schemes=schemes, fix=fix, exclude=exclude,
         observer=observer, rounding=rounding, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,

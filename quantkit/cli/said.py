@@ -27,6 +27,7 @@ AverageBits = Annotated[str | None, Option(help="Bits of the weights on average 
 TimeLimit = Annotated[str | None, Option(help="When to end the search with the best so far: 10m, 90s, 1h.")]
 Metric = Annotated[str | None, Option(help="top1, top5, agreement, mse, psnr or module:function.")]
 Undecided = Annotated[str | None, _choice("undecided", "What decides where the interval does not")]
+Certificate = Annotated[int | None, _number("certificate", "On how many unseen plans predictions are tested; 0 measures none")]
 Confidence = Annotated[float | None, _number("confidence", "How sure the search must be that the gate will keep the promise")]
 Data = Annotated[str | None, Option(help="An image folder, .npz or .safetensors, to be cut into three splits.")]
 CalibrationData = Annotated[str | None, Option(help="Items for the ranges only.")]

@@ -21,6 +21,8 @@ def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
     console.print(verdict_line(result), style="bold green" if result["kept"] else "bold red")
     for note in notes:
         console.print(note, markup=False)
+    if result["certificate"]:
+        console.print(certificate_line(result["certificate"], result["budget"]["unit"]), markup=False)
     console.print(_comparison(result))
     console.print(_schemes(result))
     console.print(_executed(result["executed"]), markup=False)
@@ -44,6 +46,22 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     if over:
         return f"Not kept: {', '.join(over)}; {lost} ({interval})."
     return f"{told}, {sure}: {lost} ({interval})."
+
+
+def certificate_line(certificate: Mapping[str, Any], unit: str) -> str:
+    """How far what was predicted is to be trusted."""
+    fitted, additive, prior = (certificate[name] for name in ("fitted", "additive", "prior"))
+    tested = f"{certificate['plans']} plans of nearly this cost that the predictor never saw"
+    if fitted["spearman"] is None:
+        return f"Predictions: {tested} do not differ, so nothing can be said of them."
+    ranks = f"rank correlation {fitted['spearman']:.2f}, R² {fitted['r2']:.2f}"
+    rows = (("fitted without interactions", additive), ("as estimated", prior))
+    others = [f"{name} {row['spearman']:.2f}" for name, row in rows if row["spearman"] is not None]
+    beyond = f"{100 * certificate['beyond_additive']:.0f} % of the predicted variance is no sum over layers"
+    away = "" if certificate["is_within_band"] else f", outside the band of a factor {certificate['band']:.2f}"
+    own = f"this plan's divergence {certificate['predicted']:.3g} predicted, {certificate['measured']:.3g} measured{away}"
+    drops = f"its drop {certificate['predicted_drop']:.2f} {unit} predicted, {certificate['measured_drop']:.2f} measured"
+    return f"Predictions: {ranks} on {tested} ({', '.join(others)}); {beyond}. {own[0].upper()}{own[1:]}; {drops}."
 
 
 def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> None:

@@ -4,6 +4,7 @@ measured.py   Space, Measured, Trial, SearchResult: what goes in and what comes 
 budget.py     pareto: bisection of the cost budget over a front
 bisection.py  bisection: precision by precision along an ordering
 swaps.py      the same, and then swaps accepted on the measured loss
+refine.py     the same, and then plans that qNEHVI asks for (extra)
 repair.py     the greedy pass behind all
 """
 
@@ -13,6 +14,7 @@ from typing import Protocol
 from quantkit.search.bisection import bisect_precisions
 from quantkit.search.budget import search_front
 from quantkit.search.measured import Measure, Measured, SearchResult, Space, TimeIsUp, Trial
+from quantkit.search.refine import search_refined
 from quantkit.search.swaps import search_swaps
 
 
@@ -27,6 +29,11 @@ class Search(Protocol):
         """
 
 
-SEARCHES: Mapping[str, Search] = {"pareto": search_front, "bisection": bisect_precisions, "swaps": search_swaps}
+SEARCHES: Mapping[str, Search] = {
+    "pareto": search_front,
+    "bisection": bisect_precisions,
+    "swaps": search_swaps,
+    "refine": search_refined,
+}
 
 __all__ = ["SEARCHES", "Measure", "Measured", "Search", "SearchResult", "Space", "TimeIsUp", "Trial"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.candidates import Candidates
+from quantkit.certificate import Certificate
 from quantkit.environment import describe
 from quantkit.evaluation import evaluate, feeds
 from quantkit.export.beside import write_beside
@@ -99,6 +100,7 @@ def report(
     verified: Verified,
     bounds: tuple[BoundRow, ...],
     explained: tuple[str, ...],
+    certificate: Certificate | None,
     key: str,
 ) -> Result:
     """The result object, and the sentences that belong to it, those that the search `explained` first."""
@@ -139,6 +141,7 @@ def report(
         fingerprint=key,
         notes=(*explained, *_notes(request, costs, verified, accurate or found.best is None, len(graph.unsupported))),
         bounds=bounds,
+        certificate=certificate and replace(certificate, measured_drop=verified.verdict.drop),
     )
 
 

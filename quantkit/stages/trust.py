@@ -1,0 +1,121 @@
+"""The predictor fitted to measured plans near the budget, and tested on others: what predictions are worth, printed with every plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from quantkit.allocation import Blend, Plan, Seen, blend, draw
+from quantkit.candidates import Judge
+from quantkit.certificate import Agreement, Certificate, band, beyond_additive
+from quantkit.ledger import Ledger
+from quantkit.request import EVERYTHING, Request
+from quantkit.search import Space
+from quantkit.stages.choice import measure_anchors
+from quantkit.store import fingerprint
+from quantkit.table import Table
+from quantkit.workbench import Workbench
+
+TRAINED = 24
+ITEMS = 128  # of the search split, for each of these plans: the same ones, so that their noise is shared and ranks stand
+WIDTH = 0.05  # how far from the budget's cost these plans may be
+
+
+def learn(bench: Workbench, request: Request, judge: Judge, ledger: Ledger, space: Space) -> tuple[Ledger, tuple[Seen, ...]]:
+    """The ledger, its losses fitted to measured plans near the budget, and these; unchanged where none are wanted or time is up."""
+    if not request.options.certificate or bench.is_late():
+        return ledger, ()
+    with bench.timed("fit"), bench.progress.stage("fit the predictor", None, "plans") as advance:
+        judged, _ = measure_anchors(bench, judge, space, advance)
+        base = _near_budget(request, space, lambda plan: judge.knows(plan.allocation) and judged(plan.allocation).passes)
+        seen = _measured(bench, _small(judge), _drawn(request, ledger, base.allocation, TRAINED, ()), advance)
+    return refit(ledger, seen), seen
+
+
+def refit(ledger: Ledger, seen: Sequence[Seen]) -> Ledger:
+    """The ledger with its losses fitted to what was seen."""
+    fitted = blend(ledger.loss, ledger.interactions, seen)
+    return replace(ledger, loss=fitted.loss, interactions=fitted.interactions)
+
+
+def certify(
+    bench: Workbench, request: Request, judge: Judge, prior: Ledger, fitted: Ledger, plan: Plan, seen: Sequence[Seen], refits: int
+) -> tuple[Certificate | None, tuple[Seen, ...]]:
+    """The certificate on plans about `plan` that were not `seen`, and what was measured of them; None where there are too few plans."""
+    if not request.options.certificate or bench.is_late():
+        return None, ()
+    small = _small(judge)
+    with bench.timed("certificate"), bench.progress.stage("test the predictor", request.options.certificate, "plans") as advance:
+        drawn = _drawn(request, fitted, plan.allocation, request.options.certificate, [allocation for allocation, _ in seen])
+        tested = _measured(bench, small, drawn, advance)
+        own = small.look(plan.allocation)["divergence"]
+        rate = judge.expectation([allocation for allocation, _ in judge.looks()]).rate
+    if len(tested) < 3:
+        return None, tested
+    measured = [value for _, value in tested]
+    isolated = _isolated(prior)
+
+    def agree(predictor: Blend) -> Agreement:
+        return Agreement.of([predictor.predicted(allocation) for allocation, _ in tested], measured)
+
+    now = Blend(fitted.loss, fitted.interactions, 1.0, 1.0, 0.0)
+    predicted = [now.predicted(allocation) for allocation, _ in tested]
+    certificate = Certificate(
+        plans=len(tested),
+        trained=len(seen),
+        items=len(small.search),
+        fitted=agree(now),
+        additive=agree(blend(isolated, None, seen)),
+        prior=agree(Blend(prior.loss, prior.interactions, 1.0, 1.0, 0.0)),
+        beyond_additive=beyond_additive(fitted.loss, fitted.interactions, [allocation for allocation, _ in tested]),
+        band=band(predicted, measured),
+        predicted=now.predicted(plan.allocation),
+        measured=own,
+        refits=refits,
+        predicted_drop=rate * now.predicted(plan.allocation),
+    )
+    return certificate, tested
+
+
+def _near_budget(request: Request, space: Space, passes: Callable[[Plan], bool]) -> Plan:
+    """The cheapest plan of the front that was measured and passes, else the dearest; without a promise the middle one."""
+    if request.budget == EVERYTHING:
+        return space.front[len(space.front) // 2]
+    return next((plan for plan in space.front if passes(plan)), space.front[-1])
+
+
+def _drawn(
+    request: Request, ledger: Ledger, base: Mapping[str, str], count: int, seen: Sequence[Mapping[str, str]]
+) -> list[dict[str, str]]:
+    cost = ledger.cost(request.options.minimize, request.options.bounds)
+    seed = request.options.seed + len(seen)  # others than those of the last draw
+    drawn = draw(base, ledger.groups, cost, count=count + len(seen), width=WIDTH, seed=seed)
+    return [plan for plan in drawn if plan not in seen][:count]
+
+
+def _measured(bench: Workbench, judge: Judge, plans: Sequence[Mapping[str, str]], advance: Callable[[int], None]) -> tuple[Seen, ...]:
+    """Each plan's divergence, as far as the time reaches."""
+    found: list[Seen] = []
+    for plan in plans:
+        if judge.knows(plan) or not bench.is_late():
+            found.append((plan, judge.look(plan)["divergence"]))
+        advance(1)
+    return tuple(found)
+
+
+def _small(judge: Judge) -> Judge:
+    """The judge on the first ITEMS items of the search split."""
+    items = judge.search.first(ITEMS)
+    count = len(items)
+    return replace(
+        judge, search=items, labels=None if judge.labels is None else judge.labels[:count],
+        reference=tuple(output[:count] for output in judge.reference), key=fingerprint(judge.key, "certificate", count),
+    )  # fmt: skip
+
+
+def _isolated(ledger: Ledger) -> Table:
+    """What each option is predicted to lose by itself."""
+    if ledger.interactions is None:
+        return ledger.loss
+    own = 0.5 * ledger.interactions.matrix.diagonal().reshape(ledger.loss.values.shape)
+    return replace(ledger.loss, values=own + 0 * ledger.loss.values)

@@ -1,0 +1,77 @@
+"""Predictions are fitted to measured plans and tested on others, in a whole job on a small network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import data, hurry, remember
+from toys import trained
+
+import quantkit
+from quantkit.certificate import Certificate
+from quantkit.cli.tables import certificate_line
+from quantkit.result import Result
+from quantkit.stages import trust
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    remember(monkeypatch)
+    monkeypatch.setattr(trust, "TRAINED", 6)
+    monkeypatch.setattr(trust, "WIDTH", 0.4)  # so small a network has few plans of one cost
+
+
+def allocate(run: Path, **options: Any) -> Result:
+    said = {"max_drop": 20.0, "minimize": "bytes", "certificate": 8, "schemes": "fp32,w8a8,w6a8,w4a8"} | options
+    return quantkit.allocate(trained(), data=data(), run=run, **said)
+
+
+def certificate_of(result: Result) -> Certificate:
+    assert result.certificate is not None
+    return result.certificate
+
+
+def test_every_plan_comes_with_what_predictions_are_worth(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run")
+    found = certificate_of(result)
+    assert found.plans == 8 and found.trained >= 6 and found.measured_drop == result.verdict.drop
+    assert found.fitted.spearman is not None and found.items == len(data()[0].labels) // 3
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["certificate"] == found.to_json()
+    assert f"on {found.plans} plans" in certificate_line(found.to_json(), "points")
+
+
+def test_asked_again_nothing_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = allocate(tmp_path / "run")
+    journal = (tmp_path / "run" / "measured.jsonl").read_text()
+    again = allocate(tmp_path / "run", undecided="fail")  # another job, so that all is gone through once more
+    assert (tmp_path / "run" / "measured.jsonl").read_text() == journal
+    assert certificate_of(again) == certificate_of(first)
+
+
+def test_a_prediction_outside_the_band_is_learned_from_and_the_plan_solved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "band", lambda predicted, measured: 1.0)
+    found = certificate_of(allocate(tmp_path / "run"))
+    assert found.refits == 1 and found.trained == 6 + 8
+
+
+def test_tested_plans_are_none_that_was_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[dict[str, str]], list[dict[str, str]]]] = []
+    real = trust._drawn
+
+    def spy(request: Any, ledger: Any, base: Any, count: int, seen: Any) -> list[dict[str, str]]:
+        drawn.append((real(request, ledger, base, count, seen), list(seen)))
+        return drawn[-1][0]
+
+    monkeypatch.setattr(trust, "_drawn", spy)
+    allocate(tmp_path / "run")
+    (trained_on, _), (tested, seen) = drawn[:2]
+    assert seen == trained_on and all(plan not in trained_on for plan in tested)
+
+
+def test_none_is_wanted_and_none_is_made(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run", certificate=0)
+    assert result.certificate is None and "certificate" not in result.seconds and "fit" not in result.seconds

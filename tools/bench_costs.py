@@ -1,0 +1,171 @@
+"""What estimators and solvers cost, on a quiet machine; adds to docs/results/sensitivity.json. About ten minutes.
+
+    python tools/bench_costs.py
+
+All times are one thread's own processor seconds. Interactions: the Gram of displacements against isolated divergences on the same items.
+Measured pairs: timed on two items and scaled to as many. Traces: the package PyHessian's total trace against ours, at equal standard error,
+so seconds a probe times the variance of one; `gauss_newton` likewise, a draw for a probe. The order of its traces is held against the
+package's, each layer's own, with as many probes as make them stand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from bench_sensitivity import ROOT, Bed, prepare
+from bench_solvers import solve_all
+from pyhessian import hessian as package
+from scipy.stats import spearmanr
+
+from quantkit.data import Batch
+from quantkit.environment import describe
+from quantkit.passes.batches import network_batches
+from quantkit.passes.curvature import differentiable, hutchinson
+from quantkit.passes.gradients import squared_gradients
+from quantkit.passes.outputs import drawn
+from quantkit.progress import Silent
+from quantkit.recipe import load_recipe
+from quantkit.sensitivity import COSTS, SENSITIVITIES, pyhessian
+from quantkit.store import Run, write_atomically
+from quantkit.workbench import Workbench
+
+ITEMS, PROBES, BATCH = 32, 24, 16
+
+
+@contextmanager
+def bed(name: str) -> Iterator[Bed]:
+    with TemporaryDirectory() as folder, Run(Path(folder) / "run") as store:
+        yield prepare(Workbench(store, Silent()), name, 0, Path(folder))
+
+
+def seconds(job: Callable[[], Any]) -> float:
+    start = time.process_time()
+    job()
+    return time.process_time() - start
+
+
+def interactions() -> dict[str, float]:
+    """MobileNetV2, three schemes: all pairs of interactions, isolated scores, measured pairs, traces."""
+    with bed("mobilenet_v2") as found:
+        calibration = found.request.splits.calibration
+        scene = replace(found.scene, items=calibration.first(16))
+        isolated, gram = (min(seconds(lambda m=m: SENSITIVITIES[m](scene)) for _ in range(2)) for m in ("kl", "displacement"))
+        few = replace(scene, items=calibration.first(2))
+        pairs = seconds(lambda: SENSITIVITIES["pairs"](few)) / 2 * 16
+        whole = replace(scene, items=calibration)
+        start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        wide = seconds(lambda: SENSITIVITIES["displacement"](whole))
+        seen = len(whole.affordable(whole.reruns))
+        steps = network_batches(found.network.captured.graph, calibration.first(ITEMS), BATCH)
+
+        def to_five_percent() -> None:
+            traces = hutchinson(found.network.captured.module, whole.loss, steps, whole.weights, probes=10, tolerance=0.05, seed=0)
+            total, error = sum(t.trace for t in traces.values()), sum(t.standard_error**2 for t in traces.values()) ** 0.5
+            print(f"MobileNetV2, {ITEMS} items: total trace {total:.4g}, standard error of the layers' sum {error:.3g}")
+
+        traced = seconds(to_five_percent)
+    return {
+        "mobilenet_v2.cost.interactions_over_isolated": gram / isolated,
+        "mobilenet_v2.cost.pairs_over_interactions": pairs / gram,
+        "mobilenet_v2.cost.pairs_over_interactions_in_passes": COSTS["pairs"](scene).passes / COSTS["displacement"](scene).passes,
+        "mobilenet_v2.cost.gram_items": seen,
+        "mobilenet_v2.cost.gram_256_minutes": wide * 256 / seen / 60,
+        "mobilenet_v2.cost.gram_peak_gb": max(start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1e6,
+        "mobilenet_v2.cost.traces_minutes": traced / 60,
+    }
+
+
+def traces() -> dict[str, float]:
+    """ResNet44, one batch: seconds and variance a probe, of each way to the total trace; the order of layers."""
+    with bed("resnet44") as found:
+        scene = replace(found.scene, items=found.request.splits.calibration.first(BATCH))
+        batch = next(network_batches(found.network.captured.graph, scene.items, BATCH))
+        model = load_recipe(ROOT / "recipes" / "resnet44.py").model.eval()
+        x = batch.inputs[found.network.captured.graph.inputs[0]]
+        theirs = [_theirs(model, x, batch, seed) for seed in range(3)]
+        mine = [_ours(found, batch, seed) for seed in range(3)]
+        gauss = [_gauss_newton(found, batch, seed) for seed in range(3)]
+        (t_s, t_v), (h_s, _), (g_s, g_v) = (np.median(rows, axis=0) for rows in (theirs, mine, gauss))
+        # A joint probe of all weights has the same variance whoever computes it: the package's own, measured over many more.
+        long = replace(scene, seed=1)
+        pyhessian.MOST_PROBES, pyhessian.TOLERANCE = 300, 1e-4
+        single = SENSITIVITIES["pyhessian"](long).table.values
+        squared = SENSITIVITIES["gauss_newton"](scene).table.values
+        column = list(found.scene.schemes).index("w4a8")
+        weighted = np.isfinite(single[:, column]) & (single[:, column] != 0)
+        rank = float(spearmanr(single[weighted, column], squared[weighted, column]).statistic)
+    return {
+        "resnet44.cost.pyhessian_over_hessian": t_s / h_s,
+        "resnet44.cost.pyhessian_over_gauss_newton": (t_s * t_v) / (g_s * g_v),
+        "resnet44.gauss_newton_rank_correlation": rank,
+    }
+
+
+def _theirs(model: torch.nn.Module, x: torch.Tensor, batch: Batch, seed: int) -> tuple[float, float]:
+    """Seconds a further probe, and its relative variance."""
+
+    def trace(probes: int) -> list[float]:
+        torch.manual_seed(seed)
+        return list(package(model, torch.nn.CrossEntropyLoss(), data=(x, batch.labels), cuda=False).trace(maxIter=probes, tol=0.0))
+
+    short = seconds(lambda: trace(2))
+    samples: list[float] = []
+    long = seconds(lambda: samples.extend(trace(PROBES)))
+    return (long - short) / (PROBES - 2), float(np.var(samples, ddof=1) / np.mean(samples) ** 2)
+
+
+def _ours(found: Bed, batch: Batch, seed: int) -> tuple[float, float]:
+    module, scene = found.network.captured.module, found.scene
+    weights = [name for name, _ in module.named_parameters()]
+
+    def trace(probes: int) -> None:
+        hutchinson(module, scene.loss, [batch], weights, probes=probes, tolerance=0.0, seed=seed)
+
+    return (seconds(lambda: trace(PROBES)) - seconds(lambda: trace(2))) / (PROBES - 2), 0.0
+
+
+def _gauss_newton(found: Bed, batch: Batch, seed: int) -> tuple[float, float]:
+    """Seconds a further draw, and its relative variance: of the sum over layers, a mean over the batch's items."""
+    generator = torch.Generator().manual_seed(seed)
+    totals: list[float] = []
+
+    def draw(count: int) -> None:
+        for _ in range(count):
+            answers = lambda recorded, _: drawn("softmax", recorded.outputs, 1, generator)  # noqa: E731
+            with differentiable(found.network.captured.module, []):
+                found_traces = squared_gradients(found.network.captured, [batch], answers).traces
+            totals.append(sum(trace.trace for trace in found_traces.values()))
+
+    took = seconds(lambda: draw(PROBES)) / PROBES
+    return took, float(np.var(totals, ddof=1) / np.mean(totals) ** 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "sensitivity.json")
+    output = parser.parse_args().output
+    torch.set_num_threads(1)
+    rows = solve_all()
+    found = {"solve.500x5.seconds": max(row["seconds"] for row in rows), "solve.500x5.gap": max(row["gap"] for row in rows)}
+    for part in (interactions, traces):
+        found |= part()
+    known = json.loads(output.read_text())["figures"] if output.exists() else {}
+    with write_atomically(output) as temporary:
+        temporary.write_text(json.dumps({"figures": known | found, "environment": describe()}, indent=1) + "\n")
+    for key, value in found.items():
+        print(f"{key:60s} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()
