@@ -14,8 +14,9 @@ SCHEMES = ("w4a8", "fp32", "w8a8")  # in no order of precision, as tables may be
 
 
 @pytest.fixture(autouse=True)
-def few_rounds(monkeypatch):
-    monkeypatch.setattr("quantkit.search.refine.ROUNDS", 6)
+def few_rounds(request, monkeypatch):
+    if "slow" not in request.keywords:  # what the model asks for takes it seconds a plan
+        monkeypatch.setattr("quantkit.search.refine.ROUNDS", 5)
 
 
 def make(loss, cost, *, menus=None, fixed=None, edges=(), interactions=None, points=12):
@@ -444,3 +445,13 @@ def test_a_result_is_judged_anew_with_trials_that_were_made_besides():
 
     assert result.extended(space, [cheap]).best == cheap
     assert result.extended(space, []).best == result.best
+
+
+@pytest.mark.slow
+def test_refinement_asks_for_plans_that_the_front_does_not_hold_and_is_never_worse_than_the_walk():
+    space = random_space(3, count=10)
+    walked = SEARCHES["pareto"](Network(space, 5.0, lambda allocation: hash_noise(allocation, 3)), space, repairs=0)
+    refined = SEARCHES["refine"](Network(space, 5.0, lambda allocation: hash_noise(allocation, 3)), space, repairs=0)
+    known = [plan.allocation for plan in space.front]
+    assert any(trial.plan.allocation not in known for trial in refined.measured)
+    assert refined.best.plan.predicted_cost <= walked.best.plan.predicted_cost

@@ -49,7 +49,7 @@ from quantkit.workbench import Workbench, scratch_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMES = ("w8a8", "w4a8", "w3a8")  # and fp32
-POINTS = 6  # budgets between w3a8 and w8a8, for each cost
+POINTS = 5  # budgets between w3a8 and w8a8, for each cost
 RANDOM = ("random_0", "random_1")
 SPEED = {"fp32": 1.0, "w8a8": 2.0, "w4a8": 4.0, "w3a8": 4.0}  # of a machine whose units take 16, 8 and 4 bits, by weights
 
@@ -64,11 +64,11 @@ class Size:
 
 
 SIZES = {
-    "resnet20": Size(64, 256, 512),
-    "resnet44": Size(64, 256, 512),
-    "squeezenet1_1": Size(24, 96, 192),
-    "mobilenet_v2": Size(24, 96, 192),
-    "minilm_sst2": Size(24, 128, 256),
+    "resnet20": Size(64, 128, 256),
+    "resnet44": Size(64, 128, 256),
+    "squeezenet1_1": Size(16, 48, 96),
+    "mobilenet_v2": Size(16, 48, 96),
+    "minilm_sst2": Size(16, 64, 128),
 }
 # Hours on a network of MobileNetV2's size, so on the small ones alone: measured pairs (one seed), the package's per-layer traces.
 SLOW = {"pairs": ("resnet44",), "pyhessian": ("resnet20",)}
@@ -236,7 +236,7 @@ class Gauge:
 
     def look(self, allocation: Mapping[str, str]) -> dict[str, float]:
         """Divergence and drop on either split."""
-        key = fingerprint(self._bed.candidates.key, dict(allocation))
+        key = fingerprint(self._bed.candidates.key, {split: len(part) for split, part in self._parts.items()}, dict(allocation))
         if key not in self._known:
             session = self._bed.candidates.open(self._bed.candidates.emit(allocation), threads=1)
             look = {}

@@ -8,6 +8,7 @@ The budgets asked for lie about the place where the promise begins to be kept.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -77,6 +78,8 @@ def _study() -> Any:
         got = f"--search refine, which needs BoTorch and Optuna ({error})"
         raise RequestError(got, "the extra installed", "pip install 'quantkit[refine]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = BoTorchSampler(candidates_func=qnehvi_candidates_func, n_startup_trials=FIRST, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = BoTorchSampler(candidates_func=qnehvi_candidates_func, n_startup_trials=FIRST, seed=0)
     settings: Mapping[str, Any] = {"directions": ["minimize", "minimize"], "sampler": sampler}
     return optuna.create_study(**settings)
