@@ -8,7 +8,7 @@ import toys
 
 from quantkit.allocation import solve
 from quantkit.graph import Group
-from quantkit.sensitivity import SENSITIVITIES, Scores, augmented, displacement, hessian
+from quantkit.sensitivity import SENSITIVITIES, Scores, augmented, displacement, gauss_newton
 from quantkit.table import Interactions, Table
 
 SCHEMES = ("fp32", "w8a8", "w4a8")
@@ -65,7 +65,7 @@ def test_no_direction_gains(seed: int) -> None:
 
 def test_on_a_network_it_is_both_methods_together(scores: Scores) -> None:
     scene = toys.scene(toys.toybox())
-    combined = augmented.combine(hessian.estimate(scene).table, displacement.measure_gram(scene), scene)
+    combined = augmented.combine(gauss_newton.estimate(scene).table, displacement.measure_gram(scene), scene)
     assert scores.interactions is not None and combined.interactions is not None
 
     np.testing.assert_array_equal(scores.table.values, combined.table.values)

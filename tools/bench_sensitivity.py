@@ -44,7 +44,7 @@ from quantkit.spec import parse_scheme
 from quantkit.stages.choice import labels_for
 from quantkit.stages.network import Network, calibrate_ranges, capture_network, find_groups, prepare_candidates
 from quantkit.store import Run, fingerprint, write_atomically
-from quantkit.table import Table
+from quantkit.table import Interactions, Table
 from quantkit.workbench import Workbench, scratch_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,7 +168,9 @@ def plans(bench: Workbench, bed: Bed, name: str, seed: int) -> Iterator[tuple[st
         for scheme, allocation in uniform.items():
             yield scheme, "uniform", cost, 0, allocation
     found = {method: scored(bench, bed, method, seed) for method in methods(name, seed)}
-    found["augmented_gauss_newton"] = augmented.combine(found["gauss_newton"].table, gram_of(found["displacement"]), bed.scene)
+    gram = gram_of(found["displacement"])
+    found["augmented_hessian"] = augmented.combine(found["hessian"].table, gram, bed.scene)
+    found |= {f"gram_kl_{share}": mixed(gram, found["kl"].table, share) for share in (1.0, 0.5)}
     for method, scores in found.items():
         for cost, table in bed.costs.items():
             for place, budget in enumerate(budgets(table, uniform)):
@@ -185,7 +187,14 @@ def plans(bench: Workbench, bed: Bed, name: str, seed: int) -> Iterator[tuple[st
                 yield method, "bisection", cost, place, next(step for step in steps if table.total(step) <= budget * (1 + 1e-9))
 
 
-def gram_of(scores: Scores) -> Any:
+def mixed(gram: Interactions, isolated: Table, share: float) -> Scores:
+    """Isolated divergences on the diagonal, in place of their quadratic form, and a share of the Gram matrix beside it."""
+    matrix = share * gram.matrix
+    np.fill_diagonal(matrix, 2 * np.nan_to_num(isolated.values).ravel())
+    return Scores(isolated, replace(gram, matrix=matrix))
+
+
+def gram_of(scores: Scores) -> Interactions:
     assert scores.interactions is not None
     return scores.interactions
 
@@ -236,7 +245,8 @@ class Gauge:
 
     def look(self, allocation: Mapping[str, str]) -> dict[str, float]:
         """Divergence and drop on either split."""
-        key = fingerprint(self._bed.candidates.key, {split: len(part) for split, part in self._parts.items()}, dict(allocation))
+        counts = {split: len(part) for split, part in self._parts.items()}
+        key = fingerprint(self._bed.candidates.key, counts, dict(allocation))
         if key not in self._known:
             session = self._bed.candidates.open(self._bed.candidates.emit(allocation), threads=1)
             look = {}

@@ -5,10 +5,12 @@
 over the distinct weights W of group i and, where a method knows them, over what its layers read; n counts the numbers in each.
 Traces say how curved the loss is in a direction like any other. So does a = 1; a rounding that knows the inputs puts the error where they
 are not, and a (`QuantizedWeight.alignment`) says how far: the input factor of a Kronecker-factored Hessian (ours).
+An estimated trace below its own standard error counts as that: noise must not make a layer free, or worth breaking.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from quantkit.graph import Group
@@ -29,11 +31,15 @@ def second_order(
     def score(group: Group, scheme: str) -> float:
         total = 0.0
         for weight, layer in weighted_layers(graph, group).items():
-            total += traces[weight].trace / layer.weight_count * scene.bank.squared_error(layer, parse_scheme(scheme))
+            total += _trace(traces[weight]) / layer.weight_count * scene.bank.squared_error(layer, parse_scheme(scheme))
         for layer in map(graph.layer, group.layers if errors and sizes else ()):
             for slot, edge in enumerate(edge_names(layer)):
                 assert errors is not None and sizes is not None
-                total += traces[edge].trace / sizes[edge] * errors.mean(layer, slot, scheme)
+                total += _trace(traces[edge]) / sizes[edge] * errors.mean(layer, slot, scheme)
         return 0.5 * total
 
     return scene.table(name, score)
+
+
+def _trace(found: Trace) -> float:
+    return found.trace if math.isnan(found.standard_error) else max(found.trace, found.standard_error)
