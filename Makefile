@@ -1,5 +1,5 @@
 # make demo: the main job on a small real default · make test: the fast tests · make test-all: the slow tier too
-# make check: lint, types, floors, sizes · make bench: the figures of docs/results
+# make check: lint, types, floors, sizes · make bench: the figures of docs/results · make bench-sensitivity: hours, resumable
 # PYTHON=python3.12 picks the interpreter, VENV=path another environment.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 # Two processes of one thread each: most tests wait for Python, and idle threads that spin would take each other's cores.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all check bench
+.PHONY: demo test test-all check bench bench-sensitivity
 
 demo: $(STAMP)
 	$(RUN) -m quantkit demo
@@ -25,6 +25,12 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(RUN) tools/bench.py
 	$(RUN) tools/bench_targets.py
+
+bench-sensitivity: $(STAMP)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(RUN) tools/bench_sensitivity.py
+	$(RUN) tools/bench_costs.py
+	$(RUN) tools/sensitivity_page.py
 
 # One pip call, so that torch and torchvision are solved together and match.
 $(STAMP): pyproject.toml
