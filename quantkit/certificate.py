@@ -68,7 +68,7 @@ class Certificate:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Certificate:
         """The inverse of `to_json`."""
-        agreements = {key: Agreement(**data[key]) for key in ("fitted", "additive", "prior")}
+        agreements: dict[str, Any] = {key: Agreement(**data[key]) for key in ("fitted", "additive", "prior")}
         rest: dict[str, Any] = {key: value for key, value in data.items() if key not in (*agreements, "is_within_band")}
         return cls(**agreements, **rest)
 
