@@ -58,7 +58,8 @@ def hasty() -> Iterator[None]:
         hurry(patch)
         patch.setattr(trust, "TRAINED", 4)
         patch.setattr(demo, "EPOCHS", 2)
-        patch.setattr("quantkit.request.check_budget", lambda *_: None)
+        for room in ("request", "stages.choice"):
+            patch.setattr(f"quantkit.{room}.check_budget", lambda *_: None)
         patch.setitem(Options.__init__.__kwdefaults__, "certificate", 3)
         yield
 
@@ -81,7 +82,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 np.savez(file, x=x.numpy(), labels=model(x).argmax(1).numpy())
         draw_images(Path("images"))
         assert main(["allocate", "model.pt2", "--data", "val.npz", "--max-drop", "50", "--run", "RUN"]) in (0, 1)
-        for label in ("other", "deploy/model"):
+        for label in ("other", "model", "deploy/model"):
             Path(label).parent.mkdir(exist_ok=True)
             shutil.copyfile("RUN/model.onnx", f"{label}.int8.onnx")
             shutil.copyfile(next(Path("RUN").glob("float-*.onnx")), f"{label}.onnx")
