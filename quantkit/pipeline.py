@@ -137,7 +137,8 @@ def _measure(bench: Workbench, request: Request, network: Network, scratch: Path
     space = find_front(bench, request, ledger)
     judge = open_judge(bench, request, candidates)
     frame = plan_frame(request, network, candidates, ranges)
-    write_ledger(bench.store, ledger, {"minimize": request.options.minimize, "plan": frame, "judging": judge.told()})
+    more = {"minimize": request.options.minimize, "plan": frame, "judging": judge.told(), "latency_fit": costs.latency.fit()}
+    write_ledger(bench.store, ledger, more)
     return _Tables(candidates, frame, scores, costs, ledger, space, judge)
 
 
