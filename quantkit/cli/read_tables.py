@@ -13,11 +13,12 @@ from quantkit.bounds import show_amount
 from quantkit.report.words import named, number, signed
 
 COSTS = ("latency", "bytes", "bops", "average_bits")
+WIDE = 140  # columns of what no terminal reads, so that nothing is cut
 
 
 def show_explanation(found: Mapping[str, Any]) -> None:
     """One layer: its scheme and group, each scheme's scores and what it would change, what was tried, and whom its error meets."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = _console()
 
     def say(line: str, style: str = "") -> None:
         console.print(line, style=style, markup=False, soft_wrap=True)
@@ -32,13 +33,24 @@ def show_explanation(found: Mapping[str, Any]) -> None:
     say(f"Its group is {found['group']}{together}: {found['reason']}. {found['weights']:,} weights, {found['macs']:,} MACs.")
     say(f"\nEach scheme, and what changing the plan to it would do (loss in {found['loss_unit']}, drop in {found['unit']})")
     table = Table("", "scheme", box=None)
-    for heading in ("own loss", "plan's loss", *(name.replace("_", " ") for name in COSTS), "plan's drop"):
+    for heading in ("score", "alone", "plan's loss", *(name.replace("_", " ") for name in COSTS), "plan's drop"):
         table.add_column(heading, justify="right")
     for row in found["schemes"]:
-        change = [signed(name, row["change"][name]) for name in COSTS] if not row["chosen"] else [show_amount(n, row["costs"][n]) for n in COSTS]
+        change = (
+            [signed(name, row["change"][name]) for name in COSTS] if not row["chosen"] else [show_amount(n, row["costs"][n]) for n in COSTS]
+        )
         loss = "" if row["chosen"] else f"{row['change']['loss']:+.3g}"
         drop = "" if row["drop"] is None else f"{row['drop']:.2f} {row['drop_is']}"
-        table.add_row("→" if row["chosen"] else "", row["scheme"], number(row["loss"]), loss, *change, drop, style="bold" if row["chosen"] else "")
+        table.add_row(
+            "→" if row["chosen"] else "",
+            row["scheme"],
+            number(row["score"]),
+            number(row["own_loss"]),
+            loss,
+            *change,
+            drop,
+            style="bold" if row["chosen"] else "",
+        )
     console.print(table)
     for row in found["schemes"]:
         say(f"  {row['scheme']}: {row['why']}")
@@ -53,7 +65,7 @@ def show_explanation(found: Mapping[str, Any]) -> None:
 
 def show_comparison(found: Mapping[str, Any]) -> None:
     """Two plans: what can be compared, which groups changed and what each change does, what was measured, what was asked otherwise."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = _console()
     told = f"{len(found['groups'])} groups changed, {found['same']} are the same"
     console.print(f"{found['one']} → {found['other']}: {told}", style="bold", markup=False, soft_wrap=True)
     for caution in found["cautions"]:
@@ -95,16 +107,18 @@ def _show_tried(found: Mapping[str, Any], say: Any) -> None:
         say("\nNo plan was measured.")
         return
     say("\nTried: plans that were measured on the search split, by this group's scheme")
+    unit = found["unit"]
     for row in found["tried"]:
-        say(f"  {row['scheme']}: {row['plans']} plans, least drop {row['best_drop']:.2f} {found['unit']}, least divergence {row['best_divergence']:.3g}")
+        least = f"least drop {row['best_drop']:.2f} {unit}, least divergence {row['best_divergence']:.3g}"
+        say(f"  {row['scheme']}: {row['plans']} plans, {least}")
     for row in found["alone"]:
         say(f"  {row['before']} → {row['after']} with all else equal: drop {row['drop']:+.2f}, divergence {row['divergence']:+.3g}")
 
 
 def _show_interactions(found: Mapping[str, Any], say: Any) -> None:
     whole = found["plan_loss"]
-    share = f" of {whole:.3g}" if whole else ""
-    say(f"\nIts part of the plan's predicted loss{share} {found['loss_unit']}: {found['own_loss']:.3g} alone, {found['shared_loss']:+.3g} shared")
+    parts = f"{found['own_loss']:.3g} alone, {found['shared_loss']:+.3g} shared"
+    say(f"\nIts part of the plan's predicted loss of {whole:.3g} {found['loss_unit']}: {parts}")
     if found["partners"] is None:
         say("  This sensitivity knows no interactions; --sensitivity augmented measures them.")
     for row in found["partners"] or ():
@@ -120,3 +134,7 @@ def _show_flow(found: Mapping[str, Any], say: Any) -> None:
     if found["joins"]:
         say(f"  and joins other branches in {', '.join(found['joins'])}")
     say(f"  {found['layers_behind']} layers lie behind it")
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDE)

@@ -1,4 +1,4 @@
-"""The commands that read a run: `report` for people, `explain` one layer, `diff` two plans. Nothing is measured, and torch is not loaded."""
+"""The commands that read a run: `report` for people, `explain` one layer, `diff` two plans. They measure nothing and load no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ Run = Annotated[Path, Argument(help="The run directory of `allocate` or `measure
 
 def report(
     run: Run,
-    output: Annotated[Path | None, Option(help="The file to write (default: report.html in the run directory; Markdown goes to stdout).")] = None,
+    output: Annotated[
+        Path | None, Option(help="The file to write (default: report.html in the run directory; Markdown goes to stdout).")
+    ] = None,
     markdown: Annotated[bool, Option("--markdown", help="Markdown, short enough for a pull request, instead of the page.")] = False,
     plots: Annotated[Path | None, Option(help="A folder for the charts as SVG and PNG, beside the page.")] = None,
     as_json: said.Json = False,
@@ -44,7 +46,12 @@ def report(
         path = output or run / "report.html"
         charts = write_page(evidence, path)
         written = write_plots(charts, plots) if plots else ()
-        told: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size, "plots": [str(plot) for plot in written], "absent": _absent(charts)}
+        told: dict[str, Any] = {
+            "file": str(path),
+            "bytes": path.stat().st_size,
+            "plots": [str(plot) for plot in written],
+            "absent": _absent(charts),
+        }
         if as_json:
             print_json(told)
         else:

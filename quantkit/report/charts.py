@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.report.evidence import MEASURED_ONLY, OLD, Evidence
-from quantkit.report.vega import ALERT, UNITS, Chart, Row, Spec, document, quantity, rounded, spread, tips
+from quantkit.report.vega import ALERT, UNITS, Chart, Row, Spec, document, loss_axis, quantity, rounded, tips
 from quantkit.report.words import comparison_rows, counted
 
 WIDTH, HEIGHT = 430, 300
@@ -14,11 +14,13 @@ PLAN_TIPS = {
     "label": "plan", "latency": "latency, ms (predicted)", "bytes": "bytes (predicted)", "loss": "predicted loss",
     "divergence": "measured divergence", "drop": "measured drop", "groups": "groups by scheme",
 }  # fmt: skip
-KIND = {
+KINDS = ["on the front", "measured beside it", "this plan"]
+KIND: Spec = {
     "field": "kind",
     "type": "nominal",
     "title": "plan",
-    "scale": {"domain": ["on the front", "measured beside it", "this plan"], "range": ["#0072B2", "#E69F00", ALERT]},
+    "scale": {"domain": KINDS, "range": ["#0072B2", "#E69F00", ALERT]},
+    "legend": {"orient": "top"},
 }
 
 
@@ -55,27 +57,29 @@ def front_chart(evidence: Evidence, plans: list[Row]) -> Chart:
     )
     if not plans:
         return Chart("front", "The front", reading, None, OLD)
-    unit = UNITS.get(evidence.goal, "")
-    x = quantity(evidence.goal, f"{evidence.goal.replace('_', ' ')} ({unit}, predicted)")
+    x = quantity(evidence.goal, f"{UNITS[evidence.goal]}, predicted")
     shared: Spec = {"x": x, "color": KIND, "tooltip": tips(PLAN_TIPS)}
     ring: Spec = {
         "mark": {"type": "point", "size": 320, "strokeWidth": 2, "color": ALERT, "filled": False},
         "transform": [{"filter": "datum.id === chosen"}],
     }
     loss_unit = evidence.front["unit"]["loss"] if evidence.front else ""
-    loss = quantity("loss", f"predicted loss ({loss_unit})", scale=spread([row["loss"] for row in plans]))
+    loss = loss_axis("loss", f"predicted loss ({loss_unit})", [row["loss"] for row in plans])
     marks: Spec = {"mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, "cursor": "pointer"}}
     predicted: list[Spec] = [
         {"transform": [{"filter": "datum.front"}], "mark": {"type": "line", "color": "#0072B2"}, "encoding": {"x": x, "y": loss}},
-        {**marks, "encoding": {**shared, "y": loss, "shape": {**KIND, "scale": {"domain": KIND["scale"]["domain"]}}}},
+        {**marks, "encoding": {**shared, "y": loss, "shape": {**KIND, "scale": {"domain": KINDS}}}},
         {**ring, "encoding": {"x": x, "y": loss}},
     ]
     budget, unit = _budget(evidence)
     drop = quantity("drop", f"measured drop ({unit})")
     whole: Spec = {"filter": "isValid(datum.drop)"}
     measured: list[Spec] = [
-        {"transform": [whole], "mark": {"type": "rule", "opacity": 0.45}, "encoding": {"x": x, "y": {**drop, "field": "low"}, "y2": {"field": "high"}}},
-        {**marks, "transform": [whole], "encoding": {**shared, "y": drop, "shape": {**KIND, "scale": {"domain": KIND["scale"]["domain"]}}}},
+        {
+            "transform": [whole], "mark": {"type": "rule", "opacity": 0.45},
+            "encoding": {"x": x, "y": {**drop, "field": "low"}, "y2": {"field": "high"}},
+        },
+        {**marks, "transform": [whole], "encoding": {**shared, "y": drop, "shape": {**KIND, "scale": {"domain": KINDS}}}},
         {**ring, "encoding": {"x": x, "y": drop}, "transform": [whole, *ring["transform"]]},
     ]  # fmt: skip
     if budget is not None:
@@ -111,13 +115,15 @@ def prediction_chart(evidence: Evidence, plans: list[Row]) -> Chart:
         return Chart("prediction", "Predicted against measured", reading, None, f"No plan was both predicted and measured. {OLD}")
     said = _absent_half(losses, times)
     spec = document({"hconcat": panels}, [])
-    rows = tuple({"what": what, **row} for what, found in (("loss", losses), ("latency", times)) for row in found)
-    return Chart("prediction", "Predicted against measured", f"{reading}{said}", spec, rows=rows)
+    numbers = tuple({"what": what, **row} for what, found in (("loss", losses), ("latency", times)) for row in found)
+    return Chart("prediction", "Predicted against measured", f"{reading}{said}", spec, rows=numbers)
 
 
 def baseline_chart(evidence: Evidence) -> Chart:
     """This plan beside the float network and what others would have shipped: drop, time and bytes."""
-    reading = "Bars to the left are better. Drop is in the metric's unit; time and bytes are shares of the float file's, measured side by side."
+    reading = (
+        "Bars to the left are better. Drop is in the metric's unit; time and bytes are shares of the float file's, measured side by side."
+    )
     if evidence.result is None:
         return Chart("baselines", "Baselines", reading, None, MEASURED_ONLY)
     unit = evidence.result["budget"]["unit"]
@@ -144,7 +150,11 @@ def baseline_chart(evidence: Evidence) -> Chart:
                         "tooltip": tips({"name": "file", "measure": "measure", "value": "value"}),
                     },
                 },
-                {"mark": {"type": "text", "align": "left", "dx": 4}, "encoding": {"text": {"field": "value", "format": ".2f"}}},
+                {
+                    "transform": [{"calculate": "max(datum.value, 0)", "as": "end"}],
+                    "mark": {"type": "text", "align": "left", "dx": 4},
+                    "encoding": {"x": {"field": "end", "type": "quantitative"}, "text": {"field": "value", "format": ".2f"}},
+                },
             ],
         },
         "resolve": {"scale": {"x": "independent"}},
@@ -173,7 +183,13 @@ def _against(rows: list[Row], unit: str, *, log: bool) -> Spec:
     scale: Spec = {"type": "log"} if log else {"zero": False}
     what = "loss, divergence" if log else "latency"
     x, y = (
-        {"field": field, "type": "quantitative", "title": f"{field} {what} ({unit})", "scale": scale, "axis": {"format": "~g", "tickCount": 6}}
+        {
+            "field": field,
+            "type": "quantitative",
+            "title": f"{field} {what} ({unit})",
+            "scale": scale,
+            "axis": {"format": "~e" if log else "~g", "tickCount": 6},
+        }
         for field in ("predicted", "measured")
     )
     domain = {"domain": ["on the front", "measured beside it", "tested", "this plan"]}
@@ -185,7 +201,11 @@ def _against(rows: list[Row], unit: str, *, log: bool) -> Spec:
         "height": HEIGHT,
         "layer": [
             {"data": {"values": line}, "mark": {"type": "line", "strokeDash": [5, 4], "color": "#8c8c8c"}, "encoding": {"x": x, "y": y}},
-            {"data": {"values": rows}, "mark": mark, "encoding": {"x": x, "y": y, "color": {**colours, "legend": None}, "tooltip": tooltip}},
+            {
+                "data": {"values": rows},
+                "mark": mark,
+                "encoding": {"x": x, "y": y, "color": {**colours, "legend": None}, "tooltip": tooltip},
+            },
         ],
     }
 

@@ -98,7 +98,11 @@ def _covers(ledger: Ledger, one: Evidence, other: Evidence) -> bool:
     """Whether the tables know both plans."""
     for evidence in (one, other):
         for group, scheme in evidence.allocation.items():
-            if group not in ledger.loss.groups or scheme not in ledger.loss.schemes or ledger.loss.at(group, scheme) != ledger.loss.at(group, scheme):
+            if (
+                group not in ledger.loss.groups
+                or scheme not in ledger.loss.schemes
+                or ledger.loss.at(group, scheme) != ledger.loss.at(group, scheme)
+            ):
                 return False
     return one.allocation.keys() == other.allocation.keys()
 
@@ -175,7 +179,9 @@ def _cautions(one: Evidence, other: Evidence, ledger: Ledger | None) -> tuple[st
     hosts = [[(each.result or {}).get("environment", {}).get(name) for name in HOST] for each in (one, other)]
     if hosts[0] != hosts[1] and one.result and other.result:
         found.append("They were timed on different machines, so milliseconds are not to be compared.")
-    found += [f"{each.folder} holds a picked plan, which nobody measured yet: `quantkit verify` does." for each in (one, other) if each.picked]
+    found += [
+        f"{each.folder} holds a picked plan, which nobody measured yet: `quantkit verify` does." for each in (one, other) if each.picked
+    ]
     if ledger is None:
         found.append("Neither run's tables know both plans, so the effect of each change is not predicted.")
     return tuple(found)

@@ -63,7 +63,7 @@ class Evidence:
 
     @property
     def usual(self) -> str | None:
-        """The scheme to look at groups under where one is to be chosen: the quantized one that most of the plan has, or that most can take."""
+        """What to look at groups under where one scheme is to be chosen: the quantized one that most have in the plan, or can take."""
         for names in (list(self.allocation.values()), [scheme for group in self.groups for scheme in group.schemes]):
             quantized = [name for name in names if not parse_scheme(name).is_float]
             if quantized:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 from quantkit.allocation import Limit, Plan
@@ -20,7 +21,7 @@ from quantkit.ledger import Ledger, Look
 from quantkit.options import SCHEMES
 from quantkit.picking import Foresight
 from quantkit.report.evidence import MEASURED_ONLY, OLD, Evidence
-from quantkit.report.words import signed
+from quantkit.report.words import bound_words, signed
 from quantkit.search import Space
 from quantkit.spec import is_float, parse_scheme
 
@@ -30,14 +31,16 @@ PARTNERS = 6
 
 @dataclass(frozen=True, slots=True)
 class SchemeRow:
-    """The group under one scheme: its own loss and costs, what changing the plan to it does, and why the plan has it or not.
+    """The group under one scheme: its score and costs, what changing the plan to it does, and why the plan has it or not.
 
-    `drop` is of the whole changed plan, in the metric's unit: `drop_is` measured or predicted; None where nothing told.
+    `score` is the sensitivity's, which may hold a share of what it interacts; `own_loss` is the loss of the group alone. `drop` is of the
+    whole changed plan, in the metric's unit: `drop_is` measured or predicted; None where nothing told.
     """
 
     scheme: str
     chosen: bool
-    loss: float
+    score: float
+    own_loss: float
     costs: Mapping[str, float]
     change: Mapping[str, float]
     drop: float | None
@@ -126,7 +129,7 @@ class Explanation:
 def explain(evidence: Evidence, name: str) -> Explanation:
     """Of the layer, group or operation `name`. Raises RequestError for an unknown one, OutputError for a run without tables or plan."""
     group = _find(evidence, name)
-    readers, joins, behind = _flow(evidence, name if group is None or name not in {g.name for g in evidence.groups} else group.layers[-1])
+    readers, joins, behind = _flow(evidence, group.layers[-1] if group is not None and group.name == name else name)
     if group is None:
         operation = next(one for one in evidence.graph.unsupported if one.node == name)
         return Explanation(
@@ -144,8 +147,8 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         line for line in (evidence.result or {}).get("executed", {}).get("mismatches", ()) if line.split(":")[0] in group.layers
     )
     return Explanation(
-        str(evidence.folder), name, layers[0].kind, group.name, group.layers, group.reason, evidence.allocation[group.name], evidence.picked,
-        str(evidence.tables["judging"]["unit"]), evidence.ledger.loss.unit, budget.get("max_drop"),
+        str(evidence.folder), name, layers[0].kind, group.name, group.layers, group.reason, evidence.allocation[group.name],
+        evidence.picked, str(evidence.tables["judging"]["unit"]), evidence.ledger.loss.unit, budget.get("max_drop"),
         sum(layer.weight_count for layer in layers), sum(layer.macs for layer in layers), _schemes(evidence, evidence.ledger, group),
         _not_offered(evidence, group), _tried(evidence.looks, group.name), _alone(evidence.looks, group.name), partners, own, shared, whole,
         readers, joins, behind, mismatches,
@@ -183,7 +186,10 @@ def _schemes(evidence: Evidence, ledger: Ledger, group: Group) -> tuple[SchemeRo
         costs = {name: resource.table.at(group.name, scheme) for name, resource in ledger.resources.items()}
         over = [limit for limit in space.limits if limit.excess(uses[limit.resource.name])]
         why = _chosen(group, evidence) if chosen else _against(change, goal, over, uses, judge, drop, drop_is, passes)
-        rows.append(SchemeRow(scheme, chosen, ledger.loss.at(group.name, scheme), costs, change, drop, drop_is, why))
+        score, pairs = ledger.loss.at(group.name, scheme), ledger.interactions
+        place = None if pairs is None else pairs.index(group.name, scheme)
+        alone = score if pairs is None else float(pairs.matrix[place, place]) / 2
+        rows.append(SchemeRow(scheme, chosen, score, alone, costs, change, drop, drop_is, why))
     return tuple(rows)
 
 
@@ -208,9 +214,8 @@ def _against(
     """What forbids a scheme, or what speaks against it."""
     dearer, worse = change[goal] > 0, change["loss"] > 0
     if over:
-        limit = over[0]
-        name = limit.resource.name
-        return f"the bound on {name.replace('_', ' ')} forbids it: {show_amount(name, uses[name])} of at most {show_amount(name, limit.at_most)}"
+        name, at_most = over[0].resource.name, over[0].at_most
+        return f"the bound on {name.replace('_', ' ')} forbids it: {bound_words({'name': name, 'used': uses[name], 'at_most': at_most})}"
     if worse and not passes and drop is not None:
         room = "" if judge.points is None or drop > judge.points else ", with room for chance"
         return f"the promise forbids it, as {drop_is}: the plan would lose {drop:.2f} of at most {judge.points:.2f} {judge.unit}{room}"
@@ -272,7 +277,8 @@ def _tried(looks: Sequence[Look], group: str) -> tuple[Tried, ...]:
     for allocation, look in looks:
         found.setdefault(allocation[group], []).append(look)
     rows = [
-        Tried(scheme, len(seen), min(look["drop"] for look in seen), min(look["divergence"] for look in seen)) for scheme, seen in found.items()
+        Tried(scheme, len(seen), min(look["drop"] for look in seen), min(look["divergence"] for look in seen))
+        for scheme, seen in found.items()
     ]
     return tuple(sorted(rows, key=lambda row: parse_scheme(row.scheme).precision, reverse=True))
 
@@ -285,7 +291,7 @@ def _alone(looks: Sequence[Look], group: str) -> tuple[Alone, ...]:
     found = []
     for same in rest.values():
         ordered = sorted(same, key=lambda look: parse_scheme(look[0][group]).precision, reverse=True)
-        for (one, before), (other, after) in zip(ordered, ordered[1:], strict=False):
+        for (one, before), (other, after) in pairwise(ordered):
             found.append(Alone(one[group], other[group], after["drop"] - before["drop"], after["divergence"] - before["divergence"]))
     return tuple(found)
 
@@ -321,10 +327,14 @@ def _flow(evidence: Evidence, name: str) -> tuple[tuple[Reader, ...], tuple[str,
 
     first = []
     for node in reading(outputs.get(name, name)):
-        scheme = evidence.scheme_of(makers[node].name) if node in makers else None
-        kind = makers[node].kind if node in makers else unsupported[node].operation if node in unsupported else "output of the network"
+        layer = makers.get(node)
+        if node == outputs.get(name, name) or (layer is not None and layer.name == name):  # an output of the network reads itself
+            first.append(Reader(node, "output of the network", None, False))
+            continue
+        scheme = None if layer is None else evidence.scheme_of(layer.name)
+        kind = layer.kind if layer is not None else unsupported[node].operation if node in unsupported else "another operation"
         converts = (own is None or is_float(own)) != (scheme is None or is_float(scheme))
-        first.append(Reader(makers[node].name if node in makers else node, kind, scheme, converts))
+        first.append(Reader(node if layer is None else layer.name, kind, scheme, converts))
     waiting, seen, joins = [outputs.get(name, name)], {name}, []
     while waiting:
         for node in reading(waiting.pop(0)):

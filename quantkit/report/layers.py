@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantkit.report.evidence import MEASURED_ONLY, OLD, Evidence
-from quantkit.report.vega import Chart, Row, Spec, colour, document, quantity, rounded, shape, spread, tips
+from quantkit.report.vega import Chart, Row, Spec, colour, document, loss_axis, quantity, rounded, shape, tips
 from quantkit.spec import parse_scheme
 from quantkit.table import Interactions
 
@@ -16,9 +16,9 @@ REST = "not a layer's own"
 def sensitivity_chart(evidence: Evidence) -> Chart:
     """One mark a group: the loss and the cost under a scheme that the reader chooses, in the colour of the plan's own scheme."""
     reading = (
-        "Each mark is a group: how much is lost if it alone is quantized as chosen below the chart (up), against what it then costs "
-        "(right), in the colour and shape of the scheme that the plan gave it. High and left: dear to quantize and small, so best kept "
-        "precise; low and right: where quantizing pays."
+        "Each mark is a group: its score when it is quantized as chosen below the chart (up), against what it then costs (right), in the "
+        "colour and shape of the scheme that the plan gave it. High and left: dear to quantize and small, so best kept precise; low and "
+        "right: where quantizing pays."
     )
     ledger = evidence.ledger
     if ledger is None:
@@ -29,7 +29,9 @@ def sensitivity_chart(evidence: Evidence) -> Chart:
         for scheme in group.schemes:
             costs = {name: rounded(table.at(group.name, scheme)) for name, table in tables.items()}
             loss = rounded(ledger.loss.at(group.name, scheme))
-            rows.append({"group": group.name, "under": scheme, "loss": loss, **costs, "scheme": evidence.allocation.get(group.name, scheme)})
+            rows.append(
+                {"group": group.name, "under": scheme, "loss": loss, **costs, "scheme": evidence.allocation.get(group.name, scheme)}
+            )
     options = [scheme for scheme in evidence.schemes if any(row["under"] == scheme and row["loss"] for row in rows)]
     if not options:
         return Chart("sensitivity", "Sensitivity against cost", reading, None, "Every group is pinned to float: nothing was scored.")
@@ -45,11 +47,13 @@ def sensitivity_chart(evidence: Evidence) -> Chart:
         "transform": [{"filter": "datum.under === under && isValid(datum.loss)"}, {"calculate": "datum[against]", "as": "cost"}],
         "mark": {"type": "point", "filled": True, "size": 90, "opacity": 0.9},
         "encoding": {
-            "x": quantity("cost", f"cost, as chosen ({', '.join(tables)})", scale=spread([row[against] for row in rows])),
-            "y": quantity("loss", f"loss of this group alone ({ledger.loss.unit})", scale=spread([row["loss"] for row in rows])),
+            "x": {**quantity("cost", "cost, as chosen below"), "scale": {"type": "sqrt"}},
+            "y": loss_axis("loss", f"score by {ledger.loss.name} ({ledger.loss.unit})", [row["loss"] for row in rows]),
             "color": colour(evidence.schemes),
             "shape": shape(evidence.schemes),
-            "tooltip": tips({"group": "group", "scheme": "in the plan", "under": "scored as", "loss": "loss", **{name: name for name in tables}}),
+            "tooltip": tips(
+                {"group": "group", "scheme": "in the plan", "under": "scored as", "loss": "loss", **{name: name for name in tables}}
+            ),
         },
     }
     return Chart("sensitivity", "Sensitivity against cost", reading, document(spec, rows), rows=tuple(rows))
@@ -62,13 +66,13 @@ def time_chart(evidence: Evidence) -> Chart:
         reading = (
             "Each pair of bars is a layer, from the network's input down: the median time of its own nodes by the runtime's profile of the "
             f"float file and of this plan's. The last pair, «{REST}», is the rest of the time of the whole file as it was timed: "
-            "quantizers, conversions of layout, operations that stay float."
+            f"quantizers, conversions of layout, operations that stay float.{_sums(evidence)}"
         )
         rows = _profiled(evidence)
     elif evidence.ledger is not None and evidence.ledger.resources["latency"].table.unit == "ms":
         reading = (
-            "Each pair of bars is a group, from the network's input down: its time in float and in this plan by the table of latencies that "
-            "plans are chosen by, which is fitted to whole files. Nothing was profiled of this very file: `quantkit allocate` again stores it."
+            "Each pair of bars is a group, from the network's input down: its time in float and in this plan by the table of latencies "
+            "that plans are chosen by, which is fitted to whole files. Nothing was profiled of this very file: allocate again to store it."
         )
         rows = _predicted(evidence)
     else:
@@ -112,17 +116,17 @@ def interaction_chart(evidence: Evidence) -> Chart:
         return Chart("interactions", title, reading, None, "Fewer than two groups can be quantized, so nothing interacts.")
     beyond = f" Shown are the {MOST} groups that interact most, of {len(evidence.groups)}." if len(evidence.groups) > MOST else ""
     reading = (
-        f"Each cell is a pair of groups, both quantized as {scheme} or the nearest that they can take: orange, their errors add up, so that "
+        f"Each cell is a pair of groups, both quantized as {scheme} or what they can take: orange, their errors add up, so that "
         f"both together lose more than each alone; blue, they cancel.{beyond}"
     )
     rows = [
         {"one": one, "other": other, "correlation": rounded(float(share[a, b])), "nats": rounded(float(together[a, b]))}
         for a, one in enumerate(names) for b, other in enumerate(names) if a != b
     ]  # fmt: skip
-    axis = {"labelLimit": 160, "labelFontSize": 9}
+    axis, step = {"labelLimit": 160, "labelFontSize": 9}, max(11, min(26, 560 // len(names)))
     spec: Spec = {
-        "width": {"step": 11},
-        "height": {"step": 11},
+        "width": {"step": step},
+        "height": {"step": step},
         "mark": "rect",
         "encoding": {
             "x": {"field": "one", "type": "nominal", "sort": names, "title": None, "axis": {**axis, "labelAngle": -90}},
@@ -153,6 +157,17 @@ def _profiled(evidence: Evidence) -> list[Row]:
     return rows
 
 
+def _sums(evidence: Evidence) -> str:
+    """What layers add up to beside the time of the whole file, which the profile itself lengthens."""
+    profile, latency = evidence.profile or {}, (evidence.result or {}).get("latency")
+    if not latency:
+        return ""
+    floats, plans = (
+        f"{sum(profile[key].values()):.3g} of {latency[whole]:.3g} ms" for key, whole in (("float", "float_ms"), ("plan", "quantized_ms"))
+    )
+    return f" Layers add up to {floats} in the float file and {plans} in this plan's; more than the whole is what profiling itself takes."
+
+
 def _predicted(evidence: Evidence) -> list[Row]:
     table = evidence.ledger.resources["latency"].table if evidence.ledger else None
     if table is None or not evidence.allocation:
@@ -180,4 +195,3 @@ def _strongest(interactions: Interactions, evidence: Evidence, scheme: str | Non
     strength = (np.abs(together) - np.diag(np.diag(np.abs(together)))).sum(axis=1)
     kept = sorted(np.argsort(-strength, kind="stable")[:MOST].tolist())
     return [list(rows)[place] for place in kept], together[np.ix_(kept, kept)], share[np.ix_(kept, kept)]
-

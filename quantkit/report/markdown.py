@@ -63,7 +63,8 @@ def _front(evidence: Evidence) -> str:
     costs = [name for name in ("latency", "bytes", "bops", "average_bits") if name in plans[0]]
     headings = ["", *(name.replace("_", " ") for name in costs), "predicted loss", "measured drop", "groups by scheme"]
     rows = [
-        ["**this plan**" if row["mine"] else "", *(show_amount(name, row[name]) for name in costs), number(row["loss"]), number(row["drop"]), row["groups"]]
+        ["**this plan**" if row["mine"] else "", *(show_amount(name, row[name]) for name in costs),
+         number(row["loss"]), number(row["drop"]), row["groups"]]
         for row in plans if row["front"] or row["mine"]
     ]  # fmt: skip
     return _folded("The front", _table(headings, rows))

@@ -1,7 +1,8 @@
 """The network laid out from its inputs down, and drawn with the precision of every operation and where precision changes.
 
 Levels are longest paths (networkx' topological generations); on a level, operations stand in the order of the mean place of what they read
-(the barycentre of Sugiyama, Tagawa and Toda 1981). An edge over several levels runs in a lane of its own beside them.
+(the barycentre of Sugiyama, Tagawa and Toda 1981). An edge over several levels goes down its own column where that is free, else in a
+lane beside all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from quantkit.report.vega import ALERT, Chart, Row, Spec, document, scheme_colou
 from quantkit.spec import parse_scheme
 
 COLUMN, LANE, LEVEL = 210.0, 14.0, 27  # pixels
+TOLD = ("operation", "kind", "scheme", "group", "weights", "MACs", "why")
 KEPT_FLOAT, ENDS = "no 8-bit form", "input or output"
 KEPT_COLOUR, END_COLOUR = "#c8b7a6", "#ffffff"
 
@@ -47,21 +49,27 @@ def lay_out(graph: Graph) -> Layout:
     net.add_nodes_from(kinds)
     net.add_edges_from(links)
     nodes: dict[str, Node] = {}
+    behind: dict[str, int] = {}  # operations on the longest way to an output: the trunk stays in the first column
+    for name in reversed(list(nx.topological_sort(net))):
+        behind[name] = 1 + max((behind[after] for after in net.successors(name)), default=0)
     for level, names in enumerate(nx.topological_generations(net)):
         means = {name: _mean([nodes[before].x for before in net.predecessors(name)]) for name in names}
-        row = sorted(names, key=means.__getitem__)
+        row = sorted(names, key=lambda name: (means[name], -behind[name]))
         for place, name in enumerate(row):
-            nodes[name] = Node(name, kinds[name], (place - (len(row) - 1) / 2) * COLUMN, level)
-    left = min((node.x for node in nodes.values()), default=0.0)
+            nodes[name] = Node(name, kinds[name], place * COLUMN, level)
+    taken = {(node.x, node.level) for node in nodes.values()}
     lanes: list[int] = []  # the level at which each lane is free again
     edges = {}
     for one, other in sorted(links, key=lambda link: (nodes[link[0]].level, nodes[link[1]].level)):
         start, end = nodes[one], nodes[other]
         points = [(start.x, float(start.level)), (end.x, float(end.level))]
         if end.level > start.level + 1:
-            lane = next((place for place, free in enumerate(lanes) if free <= start.level), len(lanes))
-            lanes[lane : lane + 1] = [end.level]
-            x = left - LANE * (lane + 1.5)
+            x = start.x
+            if any((x, level) in taken for level in range(start.level + 1, end.level)):
+                lane = next((place for place, free in enumerate(lanes) if free <= start.level), len(lanes))
+                lanes[lane : lane + 1] = [end.level]
+                x = -LANE * (lane + 1.5)
+            taken |= {(x, level) for level in range(start.level + 1, end.level)}
             points[1:1] = [(x, start.level + 0.2), (x, start.level + 0.8), (x, end.level - 0.8), (x, end.level - 0.2)]
         edges[one, other] = tuple(points)
     return Layout(nodes, edges)
@@ -70,9 +78,9 @@ def lay_out(graph: Graph) -> Layout:
 def network_chart(evidence: Evidence) -> Chart:
     """The layout, coloured by the plan's schemes; edges on which precision changes stand out."""
     reading = (
-        "The network from its input (top) to its output (bottom); each square is an operation in the colour of its scheme. A thick dashed line "
-        "is a boundary: float on one side, integers on the other, so that a quantizer runs there. Hover for sizes; click an operation for its "
-        "row in the table of layers."
+        "The network from its input (top) to its output (bottom); each square is an operation in the colour of its scheme. A thick dashed "
+        "line is a boundary: float on one side, integers on the other, so that a quantizer runs there. Hover for sizes; click an operation "
+        "for its row in the table of layers."
     )
     layout = lay_out(evidence.graph)
     nodes, edges = _node_rows(evidence, layout), _edge_rows(evidence, layout)
@@ -80,7 +88,12 @@ def network_chart(evidence: Evidence) -> Chart:
     across = [place for points in layout.edges.values() for place, _ in points] + [node.x for node in layout.nodes.values()]
     low, high, levels = min(across) - 10, max(across) + COLUMN, max(node.level for node in layout.nodes.values()) + 1
     x: Spec = {"field": "x", "type": "quantitative", "axis": None, "scale": {"domain": [low, high], "nice": False, "zero": False}}
-    y: Spec = {"field": "level", "type": "quantitative", "axis": None, "scale": {"domain": [levels - 0.5, -0.5], "nice": False, "zero": False}}
+    y: Spec = {
+        "field": "level",
+        "type": "quantitative",
+        "axis": None,
+        "scale": {"domain": [levels - 0.5, -0.5], "nice": False, "zero": False},
+    }
     crossing = {"test": "datum.boundary"}
     lines: Spec = {
         "data": {"values": edges},
@@ -93,11 +106,16 @@ def network_chart(evidence: Evidence) -> Chart:
             "tooltip": tips({"edge": "from → to", "boundary": "precision changes", "ms": "costs, ms"}),
         },
     }  # fmt: skip
-    scheme: Spec = {"field": "scheme", "type": "nominal", "title": "scheme", "scale": {"domain": list(colours), "range": list(colours.values())}}
+    scheme: Spec = {
+        "field": "scheme",
+        "type": "nominal",
+        "title": "scheme",
+        "scale": {"domain": list(colours), "range": list(colours.values())},
+    }
     marks: Spec = {
         "data": {"values": nodes},
         "mark": {"type": "square", "size": 190, "stroke": "#5a5a5a", "strokeWidth": 1, "opacity": 1, "cursor": "pointer"},
-        "encoding": {"x": x, "y": y, "color": scheme, "tooltip": tips({key: key for key in ("operation", "kind", "scheme", "group", "weights", "MACs", "why")})},
+        "encoding": {"x": x, "y": y, "color": scheme, "tooltip": tips({key: key for key in TOLD})},
     }  # fmt: skip
     text = {"type": "text", "align": "left", "dx": 12, "limit": COLUMN - 24, "fontSize": 11}
     names: Spec = {"data": {"values": nodes}, "mark": text, "encoding": {"x": x, "y": y, "text": {"field": "label"}}}
@@ -146,7 +164,11 @@ def _node_rows(evidence: Evidence, layout: Layout) -> list[Row]:
 def _edge_rows(evidence: Evidence, layout: Layout) -> list[Row]:
     """A row for each point of each edge."""
     groups = {name: group.name for group in evidence.groups for name in group.layers}
-    charged = {} if evidence.ledger is None else {(edge.producer, edge.consumer): edge.cost for edge in evidence.ledger.resources["latency"].edges}
+    charged = (
+        {}
+        if evidence.ledger is None
+        else {(edge.producer, edge.consumer): edge.cost for edge in evidence.ledger.resources["latency"].edges}
+    )
     rows: list[Row] = []
     for (one, other), points in layout.edges.items():
         boundary = _in_float(evidence, one) != _in_float(evidence, other) and not other.startswith("output ")

@@ -78,8 +78,8 @@
 
   const draw = async (name) => {
     const options = {
-      renderer: "svg", config: theme(), actions: { export: true, source: false, compiled: false, editor: false },
-      downloadFileName: `quantkit-${name}`, tooltip: { theme: "custom" }, ast: false,
+      mode: "vega-lite", renderer: "svg", config: theme(), actions: { export: true, source: false, compiled: false, editor: false },
+      downloadFileName: `quantkit-${name}`, tooltip: { theme: "custom" },
     };
     if (views[name]) views[name].finalize();
     const { view } = await vegaEmbed(`#chart-${name}`, data.charts[name], options);

@@ -113,7 +113,9 @@ def _verdict(evidence: Evidence) -> str:
     share = f"{100 * ran['int8_macs']:.1f} % of the multiply-accumulates run in int8"
     planned = "The runtime runs every layer as planned" if ran["as_planned"] else f"Not run as planned: {named(ran['mismatches'])}"
     lines = [f"{planned}; {share}.", *evidence.notes]
-    lines += [f"{row['name'].replace('_', ' ')}: {bound_words(row)}, {'kept' if row['kept'] else 'not kept'}." for row in result.get("bounds", ())]
+    lines += [
+        f"{row['name'].replace('_', ' ')}: {bound_words(row)}, {'kept' if row['kept'] else 'not kept'}." for row in result.get("bounds", ())
+    ]
     lines.append(f"The simulation in torch gives the file's bits on {100 * parity['exact']:.1f} % of the items.")
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     state = "kept" if result["kept"] else "broken"
@@ -129,14 +131,22 @@ def _section(chart: Chart, more: str) -> str:
     if chart.spec is None:
         return f'{head}<p class="absent">{escape(chart.absent)}</p></section>'
     numbers = f'<details data-numbers="{chart.name}"><summary>The numbers of this chart</summary></details>' if chart.rows else ""
-    figure = f'<figure><div class="scroll" tabindex="0" role="group" aria-label="{escape(chart.title)}"><div id="chart-{chart.name}"></div></div>'
-    return f"{head}{figure}<figcaption>{escape(chart.reading)}</figcaption></figure>{numbers}{more}</section>"
+    drawn = f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(chart.title)}"><div id="chart-{chart.name}"></div></div>'
+    return f"{head}<figure>{drawn}<figcaption>{escape(chart.reading)}</figcaption></figure>{numbers}{more}</section>"
 
 
 def _plans(plans: Sequence[Row], evidence: Evidence) -> str:
     """Each plan with a button that does what a click in the chart does, and the place where its table appears."""
     costs = [name for name in ("latency", "bytes", "bops", "average_bits") if name in plans[0]]
-    headings = ("", "plan", *(name.replace("_", " ") for name in costs), "predicted loss", "measured drop", "divergence", "groups by scheme")
+    headings = (
+        "",
+        "plan",
+        *(name.replace("_", " ") for name in costs),
+        "predicted loss",
+        "measured drop",
+        "divergence",
+        "groups by scheme",
+    )
     rows = [
         (_Html(f'<button type="button" data-plan="{row["id"]}" aria-pressed="false">plan {row["id"]}</button>'), row["kind"],
          *(row[name] for name in costs), row["loss"], row["drop"], row["divergence"], row["groups"])
@@ -157,7 +167,9 @@ def _layers(evidence: Evidence) -> str:
         row = chosen.get(group.name, {})
         losses = [loss.at(group.name, scheme) if loss and scheme in group.schemes else None for scheme in schemes]
         layers = "" if group.layers == (group.name,) else " ".join(group.layers)
-        rows.append((group.name, layers, group.reason, evidence.allocation.get(group.name, "–"), row.get("latency_ms"), row.get("bytes"), *losses))
+        rows.append(
+            (group.name, layers, group.reason, evidence.allocation.get(group.name, "–"), row.get("latency_ms"), row.get("bytes"), *losses)
+        )
         attributes.append(f'data-layers="{escape(" ".join(group.layers))}" tabindex="-1"')
     said = "<p><code>quantkit explain RUN LAYER</code> tells of one layer why it has its scheme.</p>"
     return f'<section id="layers"><h2>Layers</h2>{said}{table(headings, rows, attributes=attributes)}</section>'

@@ -21,11 +21,9 @@ def write_plots(charts: Mapping[str, Chart], folder: Path) -> tuple[Path, ...]:
     for name, chart in charts.items():
         if chart.spec is None:
             continue
-        text = json.dumps(chart.spec)
-        for path, content in (
-            (folder / f"{name}.svg", library.vegalite_to_svg(text, config=CONFIG).encode()),
-            (folder / f"{name}.png", library.vegalite_to_png(text, config=CONFIG, scale=SCALE)),
-        ):
+        drawn = library.vegalite_to_svg(json.dumps(chart.spec), config=CONFIG)
+        png = library.svg_to_png(drawn, scale=SCALE)
+        for path, content in ((folder / f"{name}.svg", drawn.encode()), (folder / f"{name}.png", png)):
             with write_atomically(path) as temporary:
                 temporary.write_bytes(content)
             written.append(path)

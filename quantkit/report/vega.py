@@ -21,7 +21,8 @@ COLOURS = (
 )  # fmt: skip
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 ALERT = "#D55E00"
-UNITS = {"latency": "ms", "bytes": "bytes", "bops": "bit operations", "average_bits": "bits"}
+DECADES = 7
+UNITS = {"latency": "milliseconds", "bytes": "bytes", "bops": "bit operations", "average_bits": "bits of a weight on average"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,18 +61,23 @@ def scheme_colours(schemes: Sequence[str]) -> dict[str, str]:
     return {name: found[name] for name in schemes}
 
 
-def spread(values: Sequence[float | None]) -> Spec:
-    """A scale for losses, which run over many decades and may be 0: linear next to it, logarithmic beyond."""
-    positive = [abs(value) for value in values if value is not None and value != 0 and math.isfinite(value)]
-    return {"type": "symlog", "constant": min(positive)} if positive else {"type": "linear"}
+def quantity(field: str, title: str) -> Spec:
+    """A quantitative encoding; thousands and millions in short."""
+    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False}, "axis": {"format": "~s", "tickCount": 6}}
 
 
-def quantity(field: str, title: str, *, scale: Spec | None = None, zero: bool = False) -> Spec:
-    """A quantitative encoding."""
-    found: Spec = {"field": field, "type": "quantitative", "title": title, "scale": {"zero": zero, **(scale or {})}}
-    if scale and scale.get("type") == "symlog":
-        found["axis"] = {"format": "~g", "tickCount": 5}
-    return found
+def loss_axis(field: str, title: str, values: Sequence[float | None]) -> Spec:
+    """The encoding of losses, which run over many decades and may be 0 or below: linear next to 0, logarithmic beyond, DECADES at most."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    largest = max((abs(value) for value in known), default=0.0)
+    if not largest:
+        return quantity(field, title)
+    least = max(min(abs(value) for value in known if value), largest * 10.0**-DECADES)
+    powers = [10.0**power for power in range(math.floor(math.log10(least)), math.ceil(math.log10(largest)) + 1)]
+    every = max(1, len(powers) // 6)
+    ticks = [0.0, *powers[::-every], *(-power for power in powers[::-every] if min(known) < 0)]
+    scale = {"type": "symlog", "constant": least}
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": {"format": "~e", "values": sorted(ticks)}}
 
 
 def tips(fields: Mapping[str, str]) -> list[Spec]:
@@ -81,7 +87,7 @@ def tips(fields: Mapping[str, str]) -> list[Spec]:
 
 def document(spec: Spec, rows: Sequence[Row]) -> Spec:
     """A whole specification with its rows."""
-    return {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "data": {"values": list(rows)}, **spec}
+    return {"data": {"values": list(rows)}, **spec}
 
 
 def rounded(value: float | None) -> float | None:
