@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.report.evidence import MEASURED_ONLY, OLD, Evidence
-from quantkit.report.vega import ALERT, UNITS, Chart, Row, Spec, document, loss_axis, quantity, rounded, tips
+from quantkit.report.vega import ALERT, SHORT, TINY, UNITS, Chart, Row, Spec, decades, document, loss_axis, quantity, rounded, tips
 from quantkit.report.words import comparison_rows, counted
 
 WIDTH, HEIGHT = 430, 300
@@ -14,14 +14,14 @@ PLAN_TIPS = {
     "label": "plan", "latency": "latency, ms (predicted)", "bytes": "bytes (predicted)", "loss": "predicted loss",
     "divergence": "measured divergence", "drop": "measured drop", "groups": "groups by scheme",
 }  # fmt: skip
-KINDS = ["on the front", "measured beside it", "this plan"]
-KIND: Spec = {
-    "field": "kind",
-    "type": "nominal",
-    "title": "plan",
-    "scale": {"domain": KINDS, "range": ["#0072B2", "#E69F00", ALERT]},
-    "legend": {"orient": "top"},
-}
+LOOKS = {
+    "on the front": ("#0072B2", "circle"), "measured beside it": ("#E69F00", "square"), "this plan": (ALERT, "triangle-up"),
+    "never seen by the model": ("#009E73", "diamond"),
+}  # fmt: skip
+KINDS = list(LOOKS)[:3]
+KIND: Spec = {"field": "kind", "type": "nominal", "title": "plan", "legend": {"orient": "top"}}
+COLOUR: Spec = {**KIND, "scale": {"domain": KINDS, "range": [LOOKS[kind][0] for kind in KINDS]}}
+SHAPE: Spec = {**KIND, "scale": {"domain": KINDS, "range": [LOOKS[kind][1] for kind in KINDS]}}
 
 
 def plan_rows(evidence: Evidence) -> list[Row]:
@@ -58,7 +58,7 @@ def front_chart(evidence: Evidence, plans: list[Row]) -> Chart:
     if not plans:
         return Chart("front", "The front", reading, None, OLD)
     x = quantity(evidence.goal, f"{UNITS[evidence.goal]}, predicted")
-    shared: Spec = {"x": x, "color": KIND, "tooltip": tips(PLAN_TIPS)}
+    shared: Spec = {"x": x, "color": COLOUR, "shape": SHAPE, "tooltip": tips(PLAN_TIPS)}
     ring: Spec = {
         "mark": {"type": "point", "size": 320, "strokeWidth": 2, "color": ALERT, "filled": False},
         "transform": [{"filter": "datum.id === chosen"}],
@@ -68,7 +68,7 @@ def front_chart(evidence: Evidence, plans: list[Row]) -> Chart:
     marks: Spec = {"mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, "cursor": "pointer"}}
     predicted: list[Spec] = [
         {"transform": [{"filter": "datum.front"}], "mark": {"type": "line", "color": "#0072B2"}, "encoding": {"x": x, "y": loss}},
-        {**marks, "encoding": {**shared, "y": loss, "shape": {**KIND, "scale": {"domain": KINDS}}}},
+        {**marks, "encoding": {**shared, "y": loss}},
         {**ring, "encoding": {"x": x, "y": loss}},
     ]
     budget, unit = _budget(evidence)
@@ -79,7 +79,7 @@ def front_chart(evidence: Evidence, plans: list[Row]) -> Chart:
             "transform": [whole], "mark": {"type": "rule", "opacity": 0.45},
             "encoding": {"x": x, "y": {**drop, "field": "low"}, "y2": {"field": "high"}},
         },
-        {**marks, "transform": [whole], "encoding": {**shared, "y": drop, "shape": {**KIND, "scale": {"domain": KINDS}}}},
+        {**marks, "transform": [whole], "encoding": {**shared, "y": drop}},
         {**ring, "encoding": {"x": x, "y": drop}, "transform": [whole, *ring["transform"]]},
     ]  # fmt: skip
     if budget is not None:
@@ -103,7 +103,7 @@ def prediction_chart(evidence: Evidence, plans: list[Row]) -> Chart:
         for row in plans if row["divergence"] and row["divergence"] > 0 and row["loss"] > 0
     ]  # fmt: skip
     times: list[Row] = [
-        {"label": f"tested plan {place}", "predicted": rounded(one), "measured": rounded(other), "kind": "tested"}
+        {"label": f"tested plan {place}", "predicted": rounded(one), "measured": rounded(other), "kind": "never seen by the model"}
         for place, (one, other) in enumerate((evidence.fit or {}).get("tested", ()), 1)
     ]
     times += _own_time(evidence)
@@ -114,7 +114,7 @@ def prediction_chart(evidence: Evidence, plans: list[Row]) -> Chart:
     if not panels:
         return Chart("prediction", "Predicted against measured", reading, None, f"No plan was both predicted and measured. {OLD}")
     said = _absent_half(losses, times)
-    spec = document({"hconcat": panels}, [])
+    spec = document({"hconcat": panels, "resolve": {"scale": {"color": "independent", "shape": "independent"}}}, [])
     numbers = tuple({"what": what, **row} for what, found in (("loss", losses), ("latency", times)) for row in found)
     return Chart("prediction", "Predicted against measured", f"{reading}{said}", spec, rows=numbers)
 
@@ -181,31 +181,24 @@ def _against(rows: list[Row], unit: str, *, log: bool) -> Spec:
     ends = [value for row in rows for value in (row["predicted"], row["measured"])]
     line = [{"predicted": value, "measured": value} for value in (min(ends), max(ends))]
     scale: Spec = {"type": "log"} if log else {"zero": False}
-    what = "loss, divergence" if log else "latency"
+    axis: Spec = {"values": decades(min(ends), max(ends)), "labelExpr": TINY} if log else {"tickCount": 6, "labelExpr": SHORT}
     x, y = (
-        {
-            "field": field,
-            "type": "quantitative",
-            "title": f"{field} {what} ({unit})",
-            "scale": scale,
-            "axis": {"format": "~e" if log else "~g", "tickCount": 6},
-        }
+        {"field": field, "type": "quantitative", "title": f"{field} ({unit})", "scale": scale, "axis": axis}
         for field in ("predicted", "measured")
     )
-    domain = {"domain": ["on the front", "measured beside it", "tested", "this plan"]}
-    colours = {"field": "kind", "type": "nominal", "title": "plan", "scale": {**domain, "range": ["#0072B2", "#E69F00", "#0072B2", ALERT]}}
+    kinds = {kind: look for kind, look in LOOKS.items() if any(row["kind"] == kind for row in rows)}
+    kind: Spec = {"field": "kind", "type": "nominal", "title": "plan", "legend": {"orient": "top"}}
+    colours = {**kind, "scale": {"domain": list(kinds), "range": [look[0] for look in kinds.values()]}}
+    shapes = {**kind, "scale": {"domain": list(kinds), "range": [look[1] for look in kinds.values()]}}
     mark = {"type": "point", "filled": True, "size": 80, "opacity": 1}
     tooltip = tips({"label": "plan", "predicted": "predicted", "measured": "measured"})
     return {
         "width": WIDTH,
         "height": HEIGHT,
+        "title": {"text": "loss and divergence" if log else "latency", "anchor": "start", "fontSize": 12},
         "layer": [
             {"data": {"values": line}, "mark": {"type": "line", "strokeDash": [5, 4], "color": "#8c8c8c"}, "encoding": {"x": x, "y": y}},
-            {
-                "data": {"values": rows},
-                "mark": mark,
-                "encoding": {"x": x, "y": y, "color": {**colours, "legend": None}, "tooltip": tooltip},
-            },
+            {"data": {"values": rows}, "mark": mark, "encoding": {"x": x, "y": y, "color": colours, "shape": shapes, "tooltip": tooltip}},
         ],
     }
 

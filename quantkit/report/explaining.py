@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from quantkit.allocation import Limit, Plan
-from quantkit.bounds import Bound, Bounds, show_amount
+from quantkit.bounds import Bound, Bounds
 from quantkit.errors import OutputError, RequestError
 from quantkit.graph import Group
 from quantkit.ledger import Ledger, Look
@@ -216,16 +216,20 @@ def _against(
     if over:
         name, at_most = over[0].resource.name, over[0].at_most
         return f"the bound on {name.replace('_', ' ')} forbids it: {bound_words({'name': name, 'used': uses[name], 'at_most': at_most})}"
-    if worse and not passes and drop is not None:
-        room = "" if judge.points is None or drop > judge.points else ", with room for chance"
-        return f"the promise forbids it, as {drop_is}: the plan would lose {drop:.2f} of at most {judge.points:.2f} {judge.unit}{room}"
-    if dearer:
-        gain = "" if worse else f", though its predicted loss is less by {-change['loss']:.3g}"
-        return f"nothing is gained: {signed(goal, change[goal])} {goal.replace('_', ' ')}{gain}"
+    paid, greater = signed(goal, change[goal]), f"its predicted loss is greater by {change['loss']:.3g}"
+    less = f"its predicted loss is less by {-change['loss']:.3g}"
+    if worse and (dearer or judge.least_drop):
+        return f"nothing is gained: {greater if judge.least_drop else f'{paid}, and {greater}'}"
+    if (worse or drop_is == "measured") and not passes and drop is not None and judge.points is not None:
+        lost = f"{drop:.2f} of at most {judge.points:.2f} {judge.unit}"
+        if drop > judge.points:
+            return f"the promise forbids it, as {drop_is}: the plan would lose {lost}"
+        return f"the promise speaks against it, as {drop_is}: {lost}, which is too near to be sure of on the gate split"
+    if dearer and not judge.least_drop:
+        return f"nothing is gained: {paid}{f', though {less}' if change['loss'] < 0 else ''}"
     if drop_is == "measured":
         return f"that very plan was measured and lost {drop:.2f}: it passed, and another was preferred (finalists are timed side by side)"
-    saved = f"it would save {show_amount(goal, -change[goal])}" if change[goal] < 0 else "it would change nothing in cost"
-    return f"nothing forbids it as predicted ({saved}); the search did not look at that very plan"
+    return f"nothing forbids it as predicted ({paid}{f', and {less}' if change['loss'] < 0 else ''}); the search did not look at that very plan"
 
 
 class _Judge:
@@ -239,6 +243,7 @@ class _Judge:
         budget = (evidence.result or {}).get("budget", {})
         self.points: float | None = budget.get("max_drop")
         self.unit = str(judging["unit"])
+        self.least_drop = evidence.request["options"]["minimize"] == "drop"
 
     def drop(self, plan: Plan) -> tuple[float | None, str | None, bool]:
         """The drop, whether it is measured or predicted, and whether it keeps the promise, as far as there is one."""

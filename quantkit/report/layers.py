@@ -9,7 +9,8 @@ from quantkit.report.vega import Chart, Row, Spec, colour, document, loss_axis, 
 from quantkit.spec import parse_scheme
 from quantkit.table import Interactions
 
-MOST = 60  # groups in the heat map: beyond that no cell can be seen, and the page grows with the square
+MOST = 64  # groups in the heat map: beyond that no cell can be seen, and the page grows with the square
+LEAST = 0.25  # correlation at the ends of the colours, so that noise does not look like structure
 REST = "not a layer's own"
 
 
@@ -119,10 +120,11 @@ def interaction_chart(evidence: Evidence) -> Chart:
         f"Each cell is a pair of groups, both quantized as {scheme} or what they can take: orange, their errors add up, so that "
         f"both together lose more than each alone; blue, they cancel.{beyond}"
     )
-    rows = [
+    rows: list[Row] = [
         {"one": one, "other": other, "correlation": rounded(float(share[a, b])), "nats": rounded(float(together[a, b]))}
         for a, one in enumerate(names) for b, other in enumerate(names) if a != b
     ]  # fmt: skip
+    most = max(LEAST, max(abs(row["correlation"]) for row in rows))
     axis, step = {"labelLimit": 160, "labelFontSize": 9}, max(11, min(26, 560 // len(names)))
     spec: Spec = {
         "width": {"step": step},
@@ -133,7 +135,7 @@ def interaction_chart(evidence: Evidence) -> Chart:
             "y": {"field": "other", "type": "nominal", "sort": names, "title": None, "axis": axis},
             "color": {
                 "field": "correlation", "type": "quantitative", "title": "correlation of their errors",
-                "scale": {"scheme": "blueorange", "domain": [-1, 1]},
+                "scale": {"scheme": "blueorange", "domain": [-most, most]},
             },
             "tooltip": tips({"one": "group", "other": "with", "correlation": "correlation", "nats": f"together ({ledger.loss.unit})"}),
         },

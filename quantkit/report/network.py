@@ -62,16 +62,16 @@ def lay_out(graph: Graph) -> Layout:
     edges = {}
     for one, other in sorted(links, key=lambda link: (nodes[link[0]].level, nodes[link[1]].level)):
         start, end = nodes[one], nodes[other]
-        points = [(start.x, float(start.level)), (end.x, float(end.level))]
-        if end.level > start.level + 1:
-            x = start.x
-            if any((x, level) in taken for level in range(start.level + 1, end.level)):
-                lane = next((place for place, free in enumerate(lanes) if free <= start.level), len(lanes))
-                lanes[lane : lane + 1] = [end.level]
-                x = -LANE * (lane + 1.5)
-            taken |= {(x, level) for level in range(start.level + 1, end.level)}
-            points[1:1] = [(x, start.level + 0.2), (x, start.level + 0.8), (x, end.level - 0.8), (x, end.level - 0.2)]
-        edges[one, other] = tuple(points)
+        x = start.x
+        if any((x, level) in taken for level in range(start.level + 1, end.level)):
+            lane = next((place for place, free in enumerate(lanes) if free <= start.level), len(lanes))
+            lanes[lane : lane + 1] = [end.level]
+            x = -LANE * (lane + 1.5)
+        taken |= {(x, level) for level in range(start.level + 1, end.level)}
+        # Sideways only half-way between two levels, where no name stands.
+        out, back = start.level + 0.5, end.level - 0.5
+        points = ((start.x, start.level), (start.x, out), (x, out), (x, back), (end.x, back), (end.x, end.level))
+        edges[one, other] = points if end.x != start.x or x != start.x else (points[0], points[-1])
     return Layout(nodes, edges)
 
 
@@ -154,7 +154,13 @@ def _node_rows(evidence: Evidence, layout: Layout) -> list[Row]:
     for node in layout.nodes.values():
         layer = layers.get(node.name)
         scheme = ENDS if node.kind == ENDS else KEPT_FLOAT if layer is None else evidence.scheme_of(node.name) or "fp32"
-        kind = "" if node.kind == ENDS else node.kind if layer is None else "+".join((layer.kind, *layer.activation))
+        kind = (
+            ""
+            if node.kind == ENDS
+            else node.kind
+            if layer is None
+            else "+".join((layer.kind, *(one.split(":")[0] for one in layer.activation)))
+        )
         row = {"operation": node.name, "label": f"{node.name} · {kind}" if kind else node.name, "kind": kind, "scheme": scheme}
         more = {"group": groups.get(node.name), "weights": layer.weight_count, "MACs": layer.macs} if layer else {}
         rows.append({"x": node.x, "level": node.level, **row, **more, "why": why.get(node.name, "")})

@@ -11,7 +11,7 @@
   const theme = () => {
     const text = style("--text"), soft = style("--soft"), line = style("--line");
     return {
-      background: "transparent", view: { stroke: line }, text: { color: text }, title: { color: text },
+      background: "transparent", view: { stroke: line }, text: { color: text }, rule: { color: soft }, title: { color: text },
       axis: { labelColor: soft, titleColor: text, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 11, titleFontSize: 12 },
       legend: { labelColor: soft, titleColor: text }, header: { labelColor: text, titleColor: text, labelFontSize: 12 },
     };
@@ -56,7 +56,7 @@
       button.setAttribute("aria-pressed", String(Number(button.dataset.plan) === id));
     }
     const rows = data.groups.map((group, place) => ({
-      cells: [group.group, group.layers.join(" "), plan.schemes[place], data.plan[place]],
+      cells: [group.group, group.layers.join(" ") === group.group ? "" : group.layers.join(" "), plan.schemes[place], data.plan[place]],
       differs: data.plan[place] !== null && plan.schemes[place] !== data.plan[place],
     }));
     const others = rows.filter((row) => row.differs).length;

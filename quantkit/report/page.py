@@ -157,11 +157,11 @@ def _plans(plans: Sequence[Row], evidence: Evidence) -> str:
 
 
 def _layers(evidence: Evidence) -> str:
-    """A row for each group: its scheme, what it costs, and its loss under every scheme."""
+    """A row for each group: its scheme, what it costs, and its score under every scheme."""
     loss = evidence.ledger.loss if evidence.ledger else None
     schemes = evidence.schemes if loss else ()
     chosen = {row["group"]: row for row in (evidence.result or {}).get("allocation", ())}
-    headings = ("group", "layers", "why one group", "scheme", "ms", "bytes", *(f"loss in {scheme}" for scheme in schemes))
+    headings = ("group", "layers", "why one group", "scheme", "ms", "bytes", *(f"score in {scheme}" for scheme in schemes))
     rows, attributes = [], []
     for group in evidence.groups:
         row = chosen.get(group.name, {})

@@ -22,6 +22,9 @@ COLOURS = (
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 ALERT = "#D55E00"
 DECADES = 7
+# Labels of an axis: 0, 0.25 and 2M; 0 and 1e-6.
+SHORT = "abs(datum.value) >= 1000 ? format(datum.value, '~s') : format(datum.value, '~r')"
+TINY = "datum.value == 0 ? '0' : format(datum.value, '~e')"
 UNITS = {"latency": "milliseconds", "bytes": "bytes", "bops": "bit operations", "average_bits": "bits of a weight on average"}
 
 
@@ -63,7 +66,13 @@ def scheme_colours(schemes: Sequence[str]) -> dict[str, str]:
 
 def quantity(field: str, title: str) -> Spec:
     """A quantitative encoding; thousands and millions in short."""
-    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False}, "axis": {"format": "~s", "tickCount": 6}}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "scale": {"zero": False},
+        "axis": {"tickCount": 6, "labelExpr": SHORT},
+    }
 
 
 def loss_axis(field: str, title: str, values: Sequence[float | None]) -> Spec:
@@ -73,11 +82,22 @@ def loss_axis(field: str, title: str, values: Sequence[float | None]) -> Spec:
     if not largest:
         return quantity(field, title)
     least = max(min(abs(value) for value in known if value), largest * 10.0**-DECADES)
-    powers = [10.0**power for power in range(math.floor(math.log10(least)), math.ceil(math.log10(largest)) + 1)]
-    every = max(1, len(powers) // 6)
-    ticks = [0.0, *powers[::-every], *(-power for power in powers[::-every] if min(known) < 0)]
+    powers = decades(least, largest)
+    ticks = [0.0, *powers, *(-power for power in powers if min(known) < 0)]
     scale = {"type": "symlog", "constant": least}
-    return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": {"format": "~e", "values": sorted(ticks)}}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "scale": scale,
+        "axis": {"values": sorted(ticks), "labelExpr": TINY},
+    }
+
+
+def decades(least: float, largest: float) -> list[float]:
+    """Powers of ten about so wide a range, at most some six."""
+    powers = [10.0**power for power in range(math.floor(math.log10(least)), math.ceil(math.log10(largest)) + 1)]
+    return powers[:: -max(1, len(powers) // 6)]
 
 
 def tips(fields: Mapping[str, str]) -> list[Spec]:

@@ -53,7 +53,9 @@ def counted(schemes: Sequence[str]) -> str:
 
 
 def signed(name: str, value: float) -> str:
-    """A change of a resource as a person writes it: +1.20 kB, -0.03 ms."""
+    """A change of a resource as a person writes it: +1.20 kB, -0.0312 ms."""
+    if name == "latency":
+        return f"{value:+.3g} ms"
     return ("-" if value < 0 else "+") + show_amount(name, abs(value))
 
 
