@@ -122,7 +122,9 @@ def test_the_verdict_comes_first_in_words(text: str, allocated: Path) -> None:
     words = " ".join(read(text).shown)
     line = verdict_line(document(allocated, "result.json"))
 
+    notes = read_evidence(allocated).notes
     assert line in words
+    assert notes and all(note in words for note in notes)
     assert all(
         words.index(line) < words.index(heading) for heading in ("Each mark is a plan", "All plans, cheapest", "Machine and versions")
     )

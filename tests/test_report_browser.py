@@ -73,14 +73,14 @@ def test_the_front_answers_a_click_with_the_plans_layers_and_schemes(opened: tup
 
 def test_plans_are_chosen_by_keyboard_and_the_chart_follows(opened: tuple[Any, list[str], list[str]]) -> None:
     page, _, _ = opened
-    drawn = page.locator("#chart-front svg")
+    drawn = page.locator("#chart-front svg.marks")
     before, other = drawn.inner_html(), page.locator("button[data-plan][aria-pressed=false]").first.get_attribute("data-plan")
     page.locator(f"button[data-plan='{other}']").focus()
     page.keyboard.press("Enter")
 
     assert page.locator("button[data-plan][aria-pressed=true]").get_attribute("data-plan") == other
     assert page.locator("#plan caption").inner_text().startswith(f"Plan {other}:")
-    page.wait_for_function(f"document.querySelector('#chart-front svg').innerHTML.length !== {len(before)}", timeout=LIMIT_MS)
+    page.wait_for_function(f"document.querySelector('#chart-front svg.marks').innerHTML.length !== {len(before)}", timeout=LIMIT_MS)
 
 
 def test_a_change_between_light_and_dark_redraws_in_the_pages_colours(opened: tuple[Any, list[str], list[str]]) -> None:

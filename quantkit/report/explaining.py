@@ -229,7 +229,8 @@ def _against(
         return f"nothing is gained: {paid}{f', though {less}' if change['loss'] < 0 else ''}"
     if drop_is == "measured":
         return f"that very plan was measured and lost {drop:.2f}: it passed, and another was preferred (finalists are timed side by side)"
-    return f"nothing forbids it as predicted ({paid}{f', and {less}' if change['loss'] < 0 else ''}); the search did not look at that very plan"
+    also = f", and {less}" if change["loss"] < 0 else ""
+    return f"nothing forbids it as predicted ({paid}{also}); the search did not look at that very plan"
 
 
 class _Judge:
