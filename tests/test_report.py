@@ -325,8 +325,11 @@ def test_boundaries_are_where_precision_changes_and_nowhere_else(run: Path) -> N
     lines, marks, _ = network_chart(evidence).spec["layer"]
     boundary = {row["edge"]: row["boundary"] for row in lines["data"]["values"]}
 
-    assert boundary["stem → depthwise"] and boundary["point → add"] == is_float(evidence.scheme_of("add"))
-    assert not boundary["depthwise → point"]
+    assert boundary["stem → depthwise"] and boundary["add → down"] != is_float(evidence.scheme_of("add"))
+    layers = document(run, "plan.json")["layers"]
+    for edge, changes in boundary.items():
+        one, other = (layers.get(name, "fp32") for name in edge.split(" → "))
+        assert changes == (is_float(one) != is_float(other) and " → output" not in edge), edge
     assert {row["operation"]: row["scheme"] for row in marks["data"]["values"]}["down"] == "fp32"
 
 
