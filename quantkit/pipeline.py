@@ -131,7 +131,8 @@ class _Tables:
 
     def write(self, bench: Workbench, request: Request) -> None:
         """tables.json."""
-        write_ledger(bench.store, self.ledger, {"minimize": request.options.minimize, "plan": self.frame, "judging": self.judge.told()})
+        told = {"judging": self.judge.told(), "latency_fit": self.costs.latency.fit()}
+        write_ledger(bench.store, self.ledger, {"minimize": request.options.minimize, "plan": self.frame, **told})
 
     def write_front(self, bench: Workbench) -> dict[str, Any]:
         """front.json, with all that was measured so far."""

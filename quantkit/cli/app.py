@@ -21,6 +21,7 @@ from quantkit.cli import tables
 from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code, results_only
 from quantkit.cli.measuring import measure, pick
+from quantkit.cli.reading import diff, explain, report
 from quantkit.cli.said import (
     Arch,
     AverageBits,
@@ -121,6 +122,9 @@ def allocate(
 
 app.command()(measure)
 app.command()(pick)
+app.command()(report)
+app.command()(explain)
+app.command()(diff)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from quantkit.environment import describe
 from quantkit.evaluation import evaluate, feeds
 from quantkit.export.beside import write_beside
 from quantkit.export.executed import Executed
+from quantkit.latency.measured import PROFILE_RUNS
 from quantkit.ledger import Ledger
 from quantkit.metric import Outputs
 from quantkit.parity import Parity, compare_outputs, compare_simulation
@@ -68,6 +70,7 @@ def verify_plan(bench: Workbench, request: Request, network: Network, candidates
             verdicts.append(judge(request.metric, reference, outputs, labels, budget, request.options.seed))
             advance(1)
     times = _time(bench, request, network, candidates, final, rivals)
+    _profile(bench, request, network, candidates, final)
     with bench.timed("simulation"), bench.progress.stage("compare with the simulation", len(gate), "items") as advance:
         placement, batch = candidates.placement(allocation), request.options.batch_size
         if candidates.runtime.SHOWS_CODES:
@@ -204,3 +207,18 @@ def _time(
     with bench.timed("latency of the files", "time the files side by side"):
         sessions = [runtime.open_file(path, threads=request.options.threads, options=own, example=example) for path, own in opened]
         return time_sessions(sessions, example)
+
+
+def _profile(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path) -> None:
+    """profile.json in the run directory: the milliseconds of each layer's own nodes in the float file and in the plan's, for the report."""
+    runtime, options, threads = candidates.runtime, network.target.SESSION_OPTIONS, request.options.threads
+    if not runtime.TIMES:
+        return
+    example, found = example_feeds(request, network), {}
+    with bench.timed("time of the layers", "time the layers of both files"):
+        for name, path in (("float", network.float_file), ("plan", final)):
+            found[name] = runtime.layer_ms(
+                path, candidates.graph, example, threads=threads, options=options, runs=PROFILE_RUNS, folder=candidates.folder
+            )
+    with write_atomically(bench.store.folder / "profile.json") as temporary:
+        temporary.write_text(json.dumps({"unit": "ms", "runs": PROFILE_RUNS, "threads": threads, **found}))
