@@ -20,6 +20,7 @@ from quantkit import __version__
 from quantkit.cli import tables
 from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code, results_only
+from quantkit.cli.gating import gate
 from quantkit.cli.measuring import measure, pick
 from quantkit.cli.said import (
     Arch,
@@ -119,6 +120,7 @@ def allocate(
 
 app.command()(measure)
 app.command()(pick)
+app.command()(gate)
 
 
 @app.command()

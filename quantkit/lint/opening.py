@@ -50,6 +50,15 @@ def open_model(path: Path) -> onnx.ModelProto:
     return model
 
 
+def file_bytes(path: Path) -> int:
+    """Bytes of the file and of the files beside it that hold its weights. Raises ModelError for what `open_model` refuses."""
+    open_model(path)  # the names of its external data are then names below its folder
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    names = {entry.value for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL
+             for entry in tensor.external_data if entry.key == "location"}  # fmt: skip
+    return path.stat().st_size + sum((path.resolve().parent / name).stat().st_size for name in names)
+
+
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
     folder = path.resolve().parent
     for tensor in model.graph.initializer:
