@@ -22,7 +22,8 @@ from quantkit.store import Run, fingerprint, write_atomically
 from quantkit.table import Floats, Interactions, Table
 
 TIE_SHARE = 0.005
-TABLES, PICKED = "tables.json", "picked.json"  # what was measured, and what `quantkit pick` chose of it
+# What was measured, what `quantkit allocate` chose, and what `quantkit pick` chose of the former.
+TABLES, PLAN, PICKED = "tables.json", "plan.json", "picked.json"
 ARRAYS = "interactions"
 Look = tuple[Mapping[str, str], Mapping[str, float]]  # an allocation, and what was measured of it
 

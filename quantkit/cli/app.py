@@ -65,6 +65,7 @@ from quantkit.cli.said import (
     TrustPickle,
     Undecided,
 )  # fmt: skip
+from quantkit.cli.upkeep import clean, status
 from quantkit.environment import describe, has_vnni, usable_targets
 from quantkit.errors import ConfigError
 from quantkit.options import Arguments, Options, numbers
@@ -121,6 +122,8 @@ def allocate(
 app.command()(measure)
 app.command()(pick)
 app.command()(gate)
+app.command()(status)
+app.command()(clean)
 
 
 @app.command()

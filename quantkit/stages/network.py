@@ -29,6 +29,7 @@ from quantkit.evaluation import Feeds, feeds
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Graph, Group
 from quantkit.history import told
+from quantkit.ledger import PLAN
 from quantkit.loading import LoadedModel
 from quantkit.options import Options
 from quantkit.passes.batches import network_batches
@@ -38,7 +39,7 @@ from quantkit.request import Request
 from quantkit.rounding import BLIND, ROUNDINGS
 from quantkit.spec import FLOAT, is_float, parse_scheme
 from quantkit.store import fingerprint, write_atomically
-from quantkit.stored import PLAN, WEIGHTS
+from quantkit.stored import WEIGHTS
 from quantkit.targets import find_target
 from quantkit.workbench import Workbench, stage_key
 
