@@ -59,6 +59,8 @@ class Workbench:
     def __init__(self, store: Run, progress: Progress, time_limit_s: float | None = None) -> None:
         self.store, self.progress = store, progress
         self._past: dict[str, StageUse] = {}
+        self._begun = False
+        self._early: list[dict[str, Any]] = []  # what came before the request could be told: it hangs on the capture
         self._deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
         self.seconds: dict[str, float] = {}
         self.computed: list[str] = []
@@ -70,7 +72,9 @@ class Workbench:
         changed = changes(sessions[-1].inputs, inputs) if sessions else []
         if changed:
             self.progress.note(f"changed since the last request of this run: {', '.join(changed)}")
-        self.store.append(request_event(command, inputs, files), HISTORY)
+        self._begun = True
+        for event in (request_event(command, inputs, files), *self._early):
+            self.store.append(event, HISTORY)
 
     def end(self, kept: bool) -> None:
         """The request came to its end."""
@@ -88,7 +92,7 @@ class Workbench:
             yield
         seconds = time.perf_counter() - start
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        self.store.append({"event": "step", "stage": stage, "seconds": round(seconds, 3)}, HISTORY)
+        self._tell({"event": "step", "stage": stage, "seconds": round(seconds, 3)})
 
     def keep(self, stage: str, depends_on: Mapping[str, Any], compute: Callable[[], T], load: Callable[[Any], T]) -> T:
         """The result of `stage`: read back by `load` if it was kept under the same dependencies, by name, else computed and kept."""
@@ -132,7 +136,14 @@ class Workbench:
         if made:
             self.computed.append(stage)
         use = {"file": stage_name(stage, key), "depends_on": _told(depends_on), "seconds": round(seconds, 3), "made": made}
-        self.store.append({"event": "stage", "stage": stage, **use}, HISTORY)
+        self._tell({"event": "stage", "stage": stage, **use})
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        """To the history, once the request that the event belongs to is there."""
+        if self._begun:
+            self.store.append(event, HISTORY)
+        else:
+            self._early.append(event)
 
 
 def stage_key(stage: str, depends_on: Mapping[str, Any]) -> str:

@@ -138,8 +138,9 @@ def gate(asked: Asked, progress: Progress) -> Gated:
     findings, seconds = _measure(bench, conditions, progress)
     changes = tuple(_changes(subject, check))
     return Gated(
-        subject.file, bench.reference, lock.path if lock else None, target, options.undecided, findings, changes, tuple(notes), seconds, describe()
-    )
+        subject.file, bench.reference, lock.path if lock else None, target, options.undecided, findings, changes, tuple(notes), seconds,
+        describe(),
+    )  # fmt: skip
 
 
 def _find(asked: Asked) -> _Subject:

@@ -125,10 +125,8 @@ def lock_result(request: Request, result: Result) -> None:
     entries = _entries(result.run)
     mine = entries.get(result.files.onnx.name, {})
     entry = mine if mine.get("fingerprint") == made else _entry(request, result, made)
-    targets = {result.run / LOCK: result.files.onnx.name}
-    if request.options.output:
-        targets[request.options.output.absolute().parent / LOCK] = request.options.output.name
-    for path, name in targets.items():
+    outputs = [request.options.output.absolute()] if request.options.output else []
+    for path, name in [(file.parent / LOCK, file.name) for file in (result.files.onnx, *outputs)]:
         others = _entries(path.parent)
         content = {"schema": SCHEMA, "files": {**others, name: {**entry, "file": {**entry["file"], "name": name}}}}
         with write_atomically(path) as temporary:
