@@ -93,8 +93,8 @@ def make_network(folder: Path) -> None:
     torch.save(items, folder / "items.pt")
 
 
-def kills(work: Path) -> dict[str, Any]:
-    """`kill -9` at 50 moments spread over an allocation of the demo's network, each resumed to its end, with the latency table given."""
+def kills(work: Path, points: int = KILLS) -> dict[str, Any]:
+    """`kill -9` at so many moments spread over an allocation of the demo's network, each resumed to its end, with the latency table given."""
     folder = work / "kills"
     if not (folder / "items.pt").exists():
         subprocess.run([sys.executable, __file__, "--make-network", str(folder)], check=True)
@@ -111,8 +111,8 @@ def kills(work: Path) -> dict[str, Any]:
     seconds, expected = float((folder / "seconds").read_text()), outcome(whole)
     journal = folder / "kills.jsonl"
     rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    for place in range(len(rows), KILLS):
-        at = (place + 0.5) / KILLS * seconds
+    for place in range(len(rows), points):
+        at = (place + 0.5) / points * seconds
         while True:
             run = given(whole, folder / f"run-{place}")
             child = fork(allocate, run)
@@ -250,6 +250,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {"decisions": decisions, "k
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--kills", type=int, default=KILLS, help="moments at which a run is killed")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "gate")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "gate.json")
     parser.add_argument("--make-network", type=Path, help=argparse.SUPPRESS)
@@ -262,7 +263,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     arguments.work.mkdir(parents=True, exist_ok=True)
     for name in arguments.parts:
-        found = PARTS[name](arguments.work)
+        found = kills(arguments.work, arguments.kills) if name == "kills" else PARTS[name](arguments.work)
         kept = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"figures": {}}
         figures = {**kept["figures"], **found}
         arguments.output.write_text(json.dumps({"figures": figures, "environment": describe()}, indent=1) + "\n")
