@@ -1,4 +1,4 @@
-"""A disk that is full at any moment of a run, and a process that is killed at any: one clear line, nothing lost, the same answer afterwards."""
+"""A disk that is full at any moment of a run, a process that is killed at any: one clear line, nothing lost, the same answer afterwards."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from quantkit.result import Result
 ROOT = Path(__file__).resolve().parent.parent
 # Everything that a job writes for good, by what its name begins with.
 WRITTEN = (
-    "float.onnx", "captured.pt2", "history.jsonl", "request.json", "graph.json", "ranges.json", "weights.npz", "scores.json", "latency.json",
-    "file_bytes.json", "front.json", "float_on_search.npz", "interactions.npz", "tables.json", "measured.jsonl", "plan.json", "model.onnx",
-    "accuracy.json", "file_latency.json", "simulation.json", "result.json", "shipped.onnx", "quantkit.lock.json",
+    "float.onnx", "captured.pt2", "history.jsonl", "request.json", "graph.json", "ranges.json", "weights.npz", "scores.json",
+    "latency.json", "file_bytes.json", "front.json", "float_on_search.npz", "interactions.npz", "tables.json", "measured.jsonl",
+    "plan.json", "model.onnx", "accuracy.json", "file_latency.json", "simulation.json", "result.json", "shipped.onnx",
+    "quantkit.lock.json",
 )  # fmt: skip
 FAST = ("history.jsonl", "weights.npz", "model.onnx")  # one of each way to write
 
@@ -35,7 +36,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kind(descriptor: int) -> str:
     """`.scores-0123abcd01234567-89abcdef.json` → `scores.json`."""
-    name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+    name = Path(f"/proc/self/fd/{descriptor}").readlink().name
     stem, suffix = re.fullmatch(r"\.?(.*?)(?:-[0-9a-f]{8,16})*(\.\w+)", name).groups()
     return stem + suffix
 

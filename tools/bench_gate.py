@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -94,7 +95,7 @@ def make_network(folder: Path) -> None:
 
 
 def kills(work: Path, points: int = KILLS) -> dict[str, Any]:
-    """`kill -9` at so many moments spread over an allocation of the demo's network, each resumed to its end, with the latency table given."""
+    """`kill -9` at moments spread over an allocation of the demo's network, each resumed to its end, with the latency table given."""
     folder = work / "kills"
     if not (folder / "items.pt").exists():
         subprocess.run([sys.executable, __file__, "--make-network", str(folder)], check=True)
@@ -104,9 +105,8 @@ def kills(work: Path, points: int = KILLS) -> dict[str, Any]:
         finish(fork(allocate, whole))
     if not (folder / "seconds").exists():  # how long it takes with the latency table given
         again = given(whole, folder / "timed")
-        start = time.perf_counter()
-        finish(fork(allocate, again))
-        (folder / "seconds").write_text(str(time.perf_counter() - start))
+        used = finish(fork(allocate, again))
+        (folder / "seconds").write_text(str(used))
         assert outcome(again) == outcome(whole), "not even an undisturbed run repeats itself"
     seconds, expected = float((folder / "seconds").read_text()), outcome(whole)
     journal = folder / "kills.jsonl"
@@ -116,7 +116,8 @@ def kills(work: Path, points: int = KILLS) -> dict[str, Any]:
         while True:
             run = given(whole, folder / f"run-{place}")
             child = fork(allocate, run)
-            time.sleep(at)
+            while processor_seconds(child) < at:
+                time.sleep(0.002)
             os.kill(child, signal.SIGKILL)
             if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL and not finished(run):
                 break
@@ -175,10 +176,18 @@ def fork(allocate: Callable[[Path], Any], run: Path) -> int:
         os._exit(code)
 
 
-def finish(child: int) -> None:
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code:
-        raise SystemExit(f"an allocation ended with {code}")
+def finish(child: int) -> float:
+    """Wait for its end; the seconds that it spent on the processor."""
+    _, status, usage = os.wait4(child, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"an allocation ended with {os.waitstatus_to_exitcode(status)}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def processor_seconds(child: int) -> float:
+    """What a process has spent on the processor so far, which others who take it away do not lengthen; infinite once it has ended."""
+    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return math.inf if fields[0] in "ZX" else (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def given(whole: Path, run: Path) -> Path:
