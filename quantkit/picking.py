@@ -40,6 +40,7 @@ class Picked:
     uses: Mapping[str, float]
     front: Mapping[str, Any]
     notes: tuple[str, ...]
+    goal: str
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -77,7 +78,7 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
     _write(folder, plan, ledger, kept)
     drop = found.nearest.measured.drop if looks else None
     uses, kept_it = ledger.used(plan.allocation), found.best is not None
-    return Picked(folder, plan, drop, seen, kept_it, points, judging["unit"], uses, report, tuple(notes))
+    return Picked(folder, plan, drop, seen, kept_it, points, judging["unit"], uses, report, tuple(notes), goal)
 
 
 def _space(folder: Path, ledger: Ledger, goal: str, bounds: Bounds) -> Space:

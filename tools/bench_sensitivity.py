@@ -209,7 +209,8 @@ def scored(bench: Workbench, bed: Bed, method: str, seed: int) -> Scores:
             file.write(json.dumps({"method": method, "items": len(bed.scene.items), "seconds": time.process_time() - start}) + "\n")
         return scores
 
-    return bench.keep(f"scores-{method}", (bed.candidates.key, method, seed, len(bed.scene.items)), compute, Scores.from_json)
+    on = {"weights": bed.candidates.key, "seed": seed, "items": len(bed.scene.items)}
+    return bench.keep(f"scores-{method}", on, compute, Scores.from_json)
 
 
 def budgets(table: Table, uniform: Mapping[str, Mapping[str, str]]) -> list[float]:
