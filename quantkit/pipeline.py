@@ -130,7 +130,7 @@ class _Tables:
     def refitted(self, bench: Workbench, request: Request, seen: tuple[Seen, ...]) -> _Tables:
         """The same with `seen` among what predictions are fitted to."""
         ledger = refit(self.prior, (*self.seen, *seen))
-        again = replace(self, ledger=ledger, space=find_front(bench, request, ledger), seen=(*self.seen, *seen))
+        again = replace(self, ledger=ledger, space=find_front(bench, request, ledger, "refitted_front"), seen=(*self.seen, *seen))
         again.write(bench, request)
         return again
 
@@ -159,7 +159,9 @@ def _measure(bench: Workbench, request: Request, network: Network, scratch: Path
     judge = open_judge(bench, request, candidates)
     frame = plan_frame(request, network, candidates, ranges)
     fitted, seen = learn(bench, request, judge, ledger, space)
-    tables = _Tables(candidates, frame, scores, costs, ledger, fitted, find_front(bench, request, fitted) if seen else space, judge, seen)
+    if seen:
+        space = find_front(bench, request, fitted, "fitted_front")
+    tables = _Tables(candidates, frame, scores, costs, ledger, fitted, space, judge, seen)
     tables.write(bench, request)
     return tables
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = (
     "float.onnx", "captured.pt2", "history.jsonl", "request.json", "graph.json", "ranges.json", "weights.npz", "scores.json",
     "latency.json", "file_bytes.json", "front.json", "float_on_search.npz", "interactions.npz", "tables.json", "measured.jsonl",
-    "plan.json", "model.onnx", "accuracy.json", "file_latency.json", "simulation.json", "result.json", "shipped.onnx",
+    "plan.json", "model.onnx", "accuracy.json", "file_latency.json", "profile.json", "simulation.json", "result.json", "shipped.onnx",
     "quantkit.lock.json",
 )  # fmt: skip
 FAST = ("history.jsonl", "weights.npz", "model.onnx")  # one of each way to write

@@ -91,8 +91,11 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
     return Costs(latency, sizes, resources, floats)
 
 
-def find_front(bench: Workbench, request: Request, ledger: Ledger) -> Space:
-    """The front of predicted loss against cost under the bounds, and the space around it; kept, unless no plan is within the bounds."""
+def find_front(bench: Workbench, request: Request, ledger: Ledger, stage: str = "front") -> Space:
+    """The front of predicted loss against cost under the bounds, and the space around it; kept, unless no plan is within the bounds.
+
+    `stage` tells the front of one ledger from that of the same after measurements.
+    """
     minimize, bounds = request.options.minimize, request.options.bounds
     solved: list[Space] = []
 
@@ -102,7 +105,7 @@ def find_front(bench: Workbench, request: Request, ledger: Ledger) -> Space:
         return Plain([] if solved[0].shortage else [plan.to_json() for plan in solved[0].front])
 
     depends_on = {"scores and costs": ledger.key(), "minimize": minimize, "bounds": {name: asdict(b) for name, b in bounds.said().items()}}
-    known = bench.keep("front", depends_on, compute, Plain).value
+    known = bench.keep(stage, depends_on, compute, Plain).value
     if solved:
         return solved[0]
     return ledger.space(minimize, bounds, known=[Plan.from_json(row) for row in known] or None)
