@@ -23,8 +23,8 @@ from quantkit.workbench import SCRATCH, TORN
 
 # What an allocation keeps, in its order; `finalists` only where latency is made small.
 STAGES = (
-    "ranges", "weights", "scores", "latency", "file_bytes", "front", "float_on_search", "fitted_front", "finalists",
-    "refitted_front", "accuracy", "file_latency", "simulation", "result",
+    "ranges", "weights", "scores", "latency", "file_bytes", "front", "float_on_search", "finalists", "accuracy", "file_latency",
+    "simulation", "result",
 )  # fmt: skip
 RESULT, LATENCY_ONLY = "result", "finalists"
 # Dependencies that stand for others: behind them lie other stages, or inputs of the request.
