@@ -51,7 +51,7 @@ def gram(displaced: Iterable[NDArray[np.floating]]) -> tuple[Floats, Floats]:
     """Of [rows, items, coordinates] a batch, means over items, in float64: inner products of all but the first coordinate, and that."""
     total, first, items = np.zeros((0, 0)), np.zeros(0), 0
     for batch in displaced:
-        rows = batch[:, :, 1:].reshape(len(batch), -1).astype(np.float64)
+        rows = batch[:, :, 1:].reshape(len(batch), batch.shape[1] * (batch.shape[2] - 1)).astype(np.float64)
         total = rows @ rows.T + (total if items else 0.0)
         first = batch[:, :, 0].sum(axis=1, dtype=np.float64) + (first if items else 0.0)
         items += batch.shape[1]
