@@ -7,6 +7,7 @@ the names no longer move: the ONNX exporter and a .pt2 round trip keep them. Pla
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import traceback
@@ -83,7 +84,8 @@ def quiet() -> Iterator[None]:
 
 def _export(model: nn.Module, example: Mapping[str, Tensor] | Sequence[Tensor]) -> ExportedProgram:
     inputs = _enlarged(example)
-    by_name = not all(name.isdigit() for name in inputs)
+    takes = inspect.signature(model.forward).parameters
+    by_name = any(name in takes for name in inputs) or any(kind.kind is kind.VAR_KEYWORD for kind in takes.values())
     batch = Dim("batch")
     return _run_export(model, () if by_name else tuple(inputs.values()), inputs if by_name else {}, [{0: batch}] * len(inputs))
 
@@ -151,6 +153,10 @@ def _decompose(program: ExportedProgram) -> ExportedProgram:
 def _unlift(program: ExportedProgram) -> fx.GraphModule:
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    taken = {node.name for node in module.graph.nodes}
+    for node in module.graph.nodes:  # fx calls an input `input_1` that is named as a builtin is; the program, and so the file, do not
+        if node.op == "placeholder" and str(node.target) not in taken:
+            node.name = str(node.target)
     return module
 
 

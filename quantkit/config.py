@@ -69,7 +69,9 @@ def load_config(folder: Path) -> Config | None:
     if table is None:
         return None
     if not isinstance(table, dict):
-        raise ConfigError(f"{project} has tool.quantkit = {table!r}", "a table [tool.quantkit]")
+        raise ConfigError(
+            f"{project} has tool.quantkit = {table!r}", "a table [tool.quantkit]", "write its keys below a line [tool.quantkit]"
+        )
     return _parsed(table, project)
 
 
@@ -77,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}", "key = value lines") from error
+        raise ConfigError(f"{path} is no TOML: {error}", "key = value lines", "mend the line that is named") from error
 
 
 def _parsed(table: Mapping[str, Any], path: Path) -> Config:
@@ -94,7 +96,7 @@ def _checked(table: Mapping[str, Any], kinds: Mapping[str, _Kind], path: Path) -
             raise ConfigError(*unknown(f"key in {path}:", key, kinds))
         values[key] = kinds[key].read(value)
         if values[key] is None:
-            raise ConfigError(f"{path} has {key} = {value!r}", kinds[key].wanted)
+            raise ConfigError(f"{path} has {key} = {value!r}", kinds[key].wanted, "mend this key, or leave it out")
         if isinstance(values[key], Path):
             values[key] = (path.parent / values[key]).absolute()
     return values

@@ -21,7 +21,7 @@ from difflib import get_close_matches
 
 
 class QuantkitError(Exception):
-    """One clear line: what was got, what was wanted, what to do next. Empty parts are left out."""
+    """One clear line: what was got, what was wanted, what to do next. Empty parts are left out; a RequestError always has the last."""
 
     def __init__(self, got: str, wanted: str = "", next_step: str = "") -> None:
         self.got, self.wanted, self.next_step = got, wanted, next_step
@@ -69,4 +69,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> tuple[str, str, str]:
     """The three parts of an error about `name`, which is not among `known`: names the nearest one."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.4)
-    return f"unknown {kind} {name!r}", f"one of {', '.join(names)}", f"did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}", f"one of {', '.join(names)}", f"did you mean {near[0]!r}?" if near else "pick one of these"

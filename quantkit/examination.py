@@ -232,7 +232,11 @@ def examine_file(
 def compare(plan: StoredPlan, file: Path, check: Check | None, batch_size: int, seed: int, options: Mapping[str, str]) -> Compared:
     """The run's file against the simulation of its plan, over the data, or over random items. Raises RequestError for what a run lacks."""
     if plan.target != SIMULATED:
-        raise ModelError(f"--parity for a plan of target {plan.target}", f"one of {SIMULATED}, whose kernels the simulation computes")
+        raise ModelError(
+            f"--parity for a plan of target {plan.target}",
+            f"one of {SIMULATED}, whose kernels the simulation computes",
+            f"leave --parity out, or allocate with --target {SIMULATED}",
+        )
     with tempfile.TemporaryDirectory(prefix="quantkit-") as name:
         folder = Path(name)
         found = simulate(plan, folder / "again.onnx")

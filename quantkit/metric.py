@@ -158,7 +158,9 @@ def _imported(path: str) -> Callable[..., Any]:
     finally:
         sys.path.remove(here)
     if not callable(function):
-        raise MetricError(f"{path} is {type(function).__name__}", "a function (outputs, labels, index) -> float")
+        raise MetricError(
+            f"{path} is {type(function).__name__}", "a function (outputs, labels, index) -> float", "name a function behind the colon"
+        )
     return function  # type: ignore[no-any-return]
 
 

@@ -101,7 +101,11 @@ class Options:
         for option, lowest in {"batch_size": 1, "memory_mb": 1, "threads": 1, "seed": 0, "split_seed": 0, "certificate": 0}.items():
             value = getattr(self, option)
             if value < lowest:
-                raise RequestError(f"{_flag(option)} {value}", f"a whole number of at least {lowest}")
+                raise RequestError(
+                    f"{_flag(option)} {value}",
+                    f"a whole number of at least {lowest}",
+                    f"pass {_flag(option)} {max(lowest, 1)}, or leave it out",
+                )
 
     @property
     def menu(self) -> tuple[str, ...]:
@@ -185,14 +189,16 @@ def numbers(option: str, value: str | float | Iterable[float]) -> tuple[float, .
             return tuple(float(part) for part in value.split(","))
         return (float(value),) if isinstance(value, int | float) else tuple(float(part) for part in value)
     except (TypeError, ValueError):
-        raise DataError(f"{_flag(option)} {value}", "one number, or one a channel with commas between") from None
+        raise DataError(
+            f"{_flag(option)} {value}", "one number, or one a channel with commas between", "write 0.5, or 0.485,0.456,0.406"
+        ) from None
 
 
 def size(option: str, value: str | int | Sequence[int]) -> int | tuple[int, int]:
     """`"256"` → 256 (the short side), `"224x192"` → (224, 192) (height, width)."""
     sides = _whole(value)
     if len(sides) not in {1, 2} or min(sides) < 1:
-        raise DataError(f"{_flag(option)} {value}", "pixels such as 224, or HEIGHTxWIDTH such as 224x192")
+        raise DataError(f"{_flag(option)} {value}", "pixels such as 224, or HEIGHTxWIDTH such as 224x192", "write 256, or 256x224")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 

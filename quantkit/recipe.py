@@ -63,14 +63,18 @@ class Recipe:
         for key in COUNTS:
             value = getattr(self, key)
             if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"recipe has {key} = {value!r}", "a whole number above 0")
+                raise ConfigError(f"recipe has {key} = {value!r}", "a whole number above 0", "give a whole number, or leave it out")
         for key in TEXTS:
             if not isinstance(getattr(self, key), str | None):
-                raise ConfigError(f"recipe has {key} = {getattr(self, key)!r}", "a text")
+                raise ConfigError(f"recipe has {key} = {getattr(self, key)!r}", "a text", "put it in quotes, or leave it out")
         for key in ("schemes", "exclude"):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, (tuple, list)) or not all(isinstance(part, str) for part in value)):
-                raise ConfigError(f"recipe has {key} = {value!r}", 'a tuple of texts, such as ("w8a8", "fp32")')
+                raise ConfigError(
+                    f"recipe has {key} = {value!r}",
+                    'a tuple of texts, such as ("w8a8", "fp32")',
+                    "write it so, with a comma where there is one text only",
+                )
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -85,13 +89,13 @@ def load_recipe(path: Path) -> Recipe:
     name = f"quantkit_recipe_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file", "a file ending in .py with a function recipe()")
+        raise ConfigError(f"{path} is no Python file", "a file ending in .py with a function recipe()", "name a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     _guarded(partial(spec.loader.exec_module, module), path)
     function = getattr(module, "recipe", None)
     if not callable(function):
-        raise ConfigError(f"{path} has no function recipe()", "def recipe() -> quantkit.Recipe")
+        raise ConfigError(f"{path} has no function recipe()", "def recipe() -> quantkit.Recipe", "add one that returns quantkit.Recipe(…)")
     made = _guarded(function, path)
     if not isinstance(made, Recipe):
         raise ConfigError(f"recipe() of {path} gave {type(made).__name__}", "a quantkit.Recipe", "end it with return quantkit.Recipe(…)")

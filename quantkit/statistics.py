@@ -165,7 +165,11 @@ def _verdict(evidence: _Evidence, n: int, float_value: float, quantized_value: f
 
 def _finite(value: float) -> float:
     if not isfinite(value):
-        raise MetricError(f"the metric gave {value}", "a finite number on every resampling of the items")
+        raise MetricError(
+            f"the metric gave {value}",
+            "a finite number on every resampling of the items",
+            "let it answer for any items, those of one class only too",
+        )
     return float(value)
 
 

@@ -314,3 +314,17 @@ def test_an_activation_is_not_absorbed_where_its_input_is_read_or_goes_out() -> 
     assert shared.layer("a").activation == ()
     outgoing = formed(lambda m, x: (lambda t: (t, F.relu(t)))(m.a(x))).graph
     assert outgoing.layer("a").activation == ()
+
+
+def test_an_input_may_be_called_as_a_builtin_is() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)).eval()  # nn.Sequential calls it `input`
+    found = capture(network, {"input": torch.zeros(2, 1, 4, 4)})
+
+    assert found.graph.inputs == ("input",)
+    assert "input" in {tensor.name for tensor in found.graph.tensors}
+
+
+def test_data_under_other_names_is_taken_in_order() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 10)).eval()
+
+    assert capture(network, {"images": torch.zeros(2, 1, 4, 4)}).graph.inputs == ("input",)

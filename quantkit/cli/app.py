@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from quantkit.pipeline import Inspection
     from quantkit.result import Result
 
-app = typer.Typer(name="quantkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(name="quantkit", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 T = TypeVar("T")
 
@@ -103,7 +103,10 @@ def allocate(
     memory_mb: MemoryMb = None, threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
     input_shape: InputShape = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Find the fastest or smallest plan that keeps the promise, write it, and measure that very file."""
+    """Find the fastest or smallest plan that keeps the promise, write it, and measure that very file.
+
+    quantkit allocate model.pt2 --max-drop 0.5 --data images/ --resize 256 --crop 224
+    """
     arguments = Arguments(
         data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data,
         resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, max_drop=max_drop, keep=keep,
@@ -138,7 +141,10 @@ def inspect(
     fix: Fix = None, exclude: Exclude = None, arch: Arch = None, trust_pickle: TrustPickle = False, input_shape: InputShape = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show what can be quantized, in which groups, and what stays float and why."""
+    """Show what can be quantized, in which groups, and what stays float and why.
+
+    quantkit inspect model.pt2 --target tensorrt
+    """
     arguments = Arguments(
         data=data, resize=resize, crop=crop, target=target, schemes=schemes, fix=fix, exclude=exclude, arch=arch,
         trust_pickle=trust_pickle or None, input_shape=input_shape,
@@ -289,7 +295,10 @@ def doctor(
     measure: Annotated[bool, Option("--measure", help="Run int8 layers on this machine: do they saturate, what do they gain?")] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell what this machine's processor can do, which versions are installed, and which targets are usable."""
+    """Tell what this machine's processor can do, which versions are installed, and which targets are usable.
+
+    quantkit doctor --measure
+    """
 
     def show() -> int:
         told = {**describe(), **{f"target {name}": found for name, found in usable_targets().items()}}
@@ -312,7 +321,10 @@ def doctor(
 
 @app.command()
 def demo(output: Output = None, run: RunFolder = None, as_json: Json = False) -> None:
-    """Train a small network on handwritten digits, and do the whole job on it."""
+    """Train a small network on handwritten digits, and do the whole job on it.
+
+    quantkit demo --run runs/digits
+    """
 
     def job(progress: ConsoleProgress) -> Result:
         from quantkit import demo, pipeline, request

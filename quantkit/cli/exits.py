@@ -29,16 +29,17 @@ def exit_code(command: Callable[[], int]) -> int:
     try:
         return command()
     except KeyboardInterrupt:
-        return _tell("interrupted; finished stages stay in the run folder, and nothing is half-written", INTERRUPTED)
+        told = "interrupted; finished stages stay in the run folder, and nothing is half-written"
+        return _tell(f"{told}; next: the same command goes on from there", INTERRUPTED)
     except ContractError as error:
-        return _tell(f"our fault: {error}; a report lies in {_report(error)}", OUR_FAULT)
+        return _tell(f"our fault: {error}; next: report it, with the file {_report(error)}", OUR_FAULT)
     except QuantkitError as error:
         return _tell(str(error), WRONG_REQUEST)
     except Exception as error:  # noqa: BLE001 - the boundary: a crash must never read as «not kept»
         if isinstance(error, OSError) and error.errno in REFUSALS:
             refused = OutputError(f"cannot write {error.filename or 'a file'}: {error.strerror}", "", "name another folder, or make room")
             return _tell(str(refused), WRONG_REQUEST)
-        return _tell(f"our fault: {_line(error)}; a report lies in {_report(error)}", OUR_FAULT)
+        return _tell(f"our fault: {_line(error)}; next: report it, with the file {_report(error)}", OUR_FAULT)
 
 
 @contextmanager

@@ -41,12 +41,18 @@ class Arrays:
     def __post_init__(self) -> None:
         counts = {name: len(values) if values.dim() else 0 for name, values in _named(self).items()}
         if not self.inputs or 0 in counts.values():
-            raise DataError(f"arrays without items ({counts})" if counts else "no input array", "arrays of shape [items, …]")
+            raise DataError(
+                f"arrays without items ({counts})" if counts else "no input array",
+                "arrays of shape [items, …]",
+                "put the items along the first axis",
+            )
         if self.digests is not None:
             counts[DIGESTS] = len(self.digests)
         if len(set(counts.values())) > 1:
             raise DataError(
-                f"arrays of different length ({', '.join(f'{k}: {v}' for k, v in counts.items())})", "one length, the number of items"
+                f"arrays of different length ({', '.join(f'{k}: {v}' for k, v in counts.items())})",
+                "one length, the number of items",
+                "save one entry an item in each",
             )
         for name, values in _named(self).items():
             _refuse_not_finite(name, values)
@@ -95,7 +101,7 @@ def safetensors(path: Path, preprocessing: Preprocessing) -> Arrays:
     try:
         return _from_arrays(load_file(path), preprocessing, path)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"cannot read {path}: {error}", "a whole .safetensors file") from error
+        raise DataError(f"cannot read {path}: {error}", "a whole .safetensors file", "save or copy it again") from error
 
 
 def collect(source: Iterable[Any]) -> Arrays:
@@ -109,12 +115,14 @@ def collect(source: Iterable[Any]) -> Arrays:
         raise DataError("the data yields no batch", "at least one", "a generator can be read only once: pass a list or a DataLoader")
     names = tuple(batches[0].inputs)
     if any(tuple(batch.inputs) != names for batch in batches):
-        raise DataError("batches with different inputs", f"{', '.join(names)} in each, as in the first")
+        raise DataError(
+            "batches with different inputs", f"{', '.join(names)} in each, as in the first", "yield the same inputs in each batch"
+        )
     inputs = {name: _join(name, [batch.inputs[name] for batch in batches]) for name in names}
     labels = [batch.labels for batch in batches if batch.labels is not None]
     masks = [batch.mask for batch in batches if batch.mask is not None]
     if len(labels) not in (0, len(batches)) or len(masks) not in (0, len(batches)):
-        raise DataError("only some batches have labels or a mask", "all of them, or none")
+        raise DataError("only some batches have labels or a mask", "all of them, or none", "add what is missing, or leave it out of all")
     joined_mask = _join("mask", masks) if masks else None
     return Arrays({k: _plain(v) for k, v in inputs.items()}, _join("labels", labels) if labels else None, Preprocessing(), joined_mask)
 
@@ -125,7 +133,7 @@ def write_shard(dataset: Dataset, path: Path) -> None:
     Raises DataError for another ending, and OutputError where the file cannot be written; nothing is then left behind.
     """
     if path.suffix not in (".npz", ".safetensors"):
-        raise DataError(f"a shard called {path.name}", "a name ending in .npz or .safetensors")
+        raise DataError(f"a shard called {path.name}", "a name ending in .npz or .safetensors", "rename it")
     batch = stack([dataset.item(index) for index in range(len(dataset))])
     digests = torch.tensor([list(bytes.fromhex(dataset.digest(index))) for index in range(len(dataset))], dtype=torch.uint8)
     arrays = {**batch.inputs, **({} if batch.labels is None else {"labels": batch.labels}), DIGESTS: digests}
@@ -138,7 +146,9 @@ def write_shard(dataset: Dataset, path: Path) -> None:
             save_file({name: values.contiguous() for name, values in arrays.items()}, partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {error}", "a folder with room that can be written to") from error
+        raise OutputError(
+            f"cannot write {path}: {error}", "a folder with room that can be written to", "name another folder, or make room"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -148,7 +158,9 @@ def _from_arrays(arrays: Mapping[str, Tensor], preprocessing: Preprocessing, pat
     inputs = {name: _plain(values) for name, values in arrays.items() if name not in (label, DIGESTS)}
     if not inputs:
         raise DataError(
-            f"{path} holds no input ({', '.join(arrays) or 'nothing'})", "inputs beside the labels, named as the model names them"
+            f"{path} holds no input ({', '.join(arrays) or 'nothing'})",
+            "inputs beside the labels, named as the model names them",
+            "save the inputs too: numpy.savez(path, x=inputs, labels=labels)",
         )
     digests = tuple(bytes(row).hex() for row in arrays[DIGESTS].tolist()) if DIGESTS in arrays else None
     return Arrays(inputs, None if label is None else arrays[label], preprocessing, digests=digests)
@@ -173,7 +185,9 @@ def _as_batch(value: object) -> Batch:
 def _tensor(value: object) -> Tensor:
     if isinstance(value, (Tensor, np.ndarray)):
         return torch.as_tensor(value).detach().cpu()
-    raise DataError(f"the data yields {type(value).__name__}", "Batch, tensor, mapping of tensors, or (inputs, labels)")
+    raise DataError(
+        f"the data yields {type(value).__name__}", "Batch, tensor, mapping of tensors, or (inputs, labels)", "let it yield one of these"
+    )
 
 
 def _plain(values: Tensor) -> Tensor:

@@ -95,5 +95,9 @@ def _stack(name: str, values: Sequence[Tensor]) -> Tensor:
 def _stack_some(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
     present = [value for value in values if value is not None]
     if present and len(present) < len(values):
-        raise DataError(f"{len(present)} of {len(values)} items have a {name}", f"a {name} for all or for none")
+        raise DataError(
+            f"{len(present)} of {len(values)} items have a {name}",
+            f"a {name} for all or for none",
+            f"add the missing {name}s, or leave all out",
+        )
     return _stack(name, present) if present else None

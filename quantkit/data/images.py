@@ -164,7 +164,7 @@ def _from_csv(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     column = next((name for name in LABEL_COLUMNS if rows and name in rows[0]), None)
     if column is None or "file" not in rows[0]:
         got = f"{path} has columns {', '.join(rows[0])}" if rows else f"{path} has no rows"
-        raise DataError(got, f"a column file and one of {', '.join(LABEL_COLUMNS)}")
+        raise DataError(got, f"a column file and one of {', '.join(LABEL_COLUMNS)}", "name the columns so in its first line")
     names = tuple(_located(folder, row["file"]) for row in rows)
     values = [row[column] for row in rows]
     try:
@@ -179,7 +179,11 @@ def _located(folder: Path, name: str) -> str:
     for candidate in (name, f"images/{name}"):
         if (folder / candidate).is_file():
             return candidate
-    raise DataError(f"{folder / 'labels.csv'} names {name}, which is not there", f"the file in {folder} or {folder / 'images'}")
+    raise DataError(
+        f"{folder / 'labels.csv'} names {name}, which is not there",
+        f"the file in {folder} or {folder / 'images'}",
+        "put it there, or take its line out",
+    )
 
 
 def _numbered(classes: Sequence[str], source: str) -> tuple[int, ...]:

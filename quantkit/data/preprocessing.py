@@ -39,7 +39,7 @@ class Preprocessing:
         for name in ("mean", "std", "scale"):
             _check_numbers(name, getattr(self, name))
         if any(value <= 0 for value in _sequence(self.std)):
-            raise DataError(f"std {self.std}", "numbers above 0")
+            raise DataError(f"std {self.std}", "numbers above 0", "std is what values are divided by: leave it out where nothing is")
 
     @property
     def changes_values(self) -> bool:
@@ -101,7 +101,9 @@ def _resized(height: int, width: int, size: Size) -> tuple[int, int]:
 def _per_channel(name: str, value: Numbers, like: Tensor) -> Tensor:
     numbers = _sequence(value)
     if len(numbers) not in (1, len(like)):
-        raise DataError(f"{name} has {len(numbers)} numbers", f"1 or {len(like)}, the channels of an item")
+        raise DataError(
+            f"{name} has {len(numbers)} numbers", f"1 or {len(like)}, the channels of an item", "give one number, or one a channel"
+        )
     return torch.tensor(numbers, dtype=torch.float32).reshape(-1, *[1] * (like.dim() - 1))
 
 
@@ -115,10 +117,10 @@ def _check_size(name: str, value: object) -> None:
     sides = value if isinstance(value, tuple) else (value,)
     right_count = len(sides) == (2 if isinstance(value, tuple) else 1)
     if value is not None and not (right_count and all(type(side) is int and side > 0 for side in sides)):
-        raise DataError(f"{name} {value!r}", "pixels, such as 256, or a height and a width above 0")
+        raise DataError(f"{name} {value!r}", "pixels, such as 256, or a height and a width above 0", f"write {name} as 256, or as 256x224")
 
 
 def _check_numbers(name: str, value: Numbers | None) -> None:
     numbers = _sequence(value)
     if value == () or not all(isinstance(number, (int, float)) and isfinite(number) for number in numbers):
-        raise DataError(f"{name} {value!r}", "a finite number, or one a channel")
+        raise DataError(f"{name} {value!r}", "a finite number, or one a channel", f"write {name} as 0.5, or as 0.485,0.456,0.406")

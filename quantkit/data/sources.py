@@ -29,7 +29,11 @@ def open_dataset(path: Path, preprocessing: Preprocessing, cache_bytes: int = CA
     if not path.exists():
         raise DataError(f"no file or folder {path}", "an image folder, a .zip of one, .npz or .safetensors", "check the path")
     if path.suffix not in readers:
-        raise DataError(f"{path} is no data that can be read", f"an image folder, or a file ending in {', '.join(readers)}")
+        raise DataError(
+            f"{path} is no data that can be read",
+            f"an image folder, or a file ending in {', '.join(readers)}",
+            "save it as one of these: numpy.savez(path, x=inputs, labels=labels)",
+        )
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty", "a file with items", "copy or download it again")
     return readers[path.suffix]()

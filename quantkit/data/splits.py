@@ -56,7 +56,11 @@ class Subset:
         labels = [self.item(index).label for index in range(len(self))]
         present = [label.numpy() for label in labels if label is not None]
         if present and len(present) < len(labels):
-            raise DataError(f"{len(present)} of {len(labels)} items have a label", "a label for all or for none")
+            raise DataError(
+                f"{len(present)} of {len(labels)} items have a label",
+                "a label for all or for none",
+                "add the missing labels, or leave all out",
+            )
         return np.stack(present) if present else None
 
     def digests(self) -> tuple[str, ...]:
@@ -117,7 +121,7 @@ def sample(dataset: Dataset, *, count: int | None, seed: int) -> Subset:
     """`count` items, or all, chosen and ordered by a hash of their content and `seed`. Raises DataError where there are fewer."""
     order = [index for group in _groups(dataset, seed) for index in group]
     if count is not None and not 0 < count <= len(order):
-        raise DataError(f"{count} items asked of {len(order)}", f"between 1 and {len(order)}")
+        raise DataError(f"{count} items asked of {len(order)}", f"between 1 and {len(order)}", "ask for fewer, or pass more data")
     return Subset(dataset, tuple(order[:count]))
 
 
@@ -171,7 +175,9 @@ def split(
         return separate(calibrated, **_fill(source["data"], seed, _halve(len(source["data"]), search, gate)))
     if set(source) != set(SPLITS):
         raise DataError(
-            f"data given as {', '.join(sorted(source))}", "calibration, search and gate; or calibration and data; or one dataset"
+            f"data given as {', '.join(sorted(source))}",
+            "calibration, search and gate; or calibration and data; or one dataset",
+            "add what is missing, or pass one dataset as data",
         )
     counts = zip(SPLITS, (calibration, search, gate), strict=True)
     return separate(*(sample(source[name], count=count, seed=seed) for name, count in counts))
@@ -200,7 +206,11 @@ def _fill(dataset: Dataset, seed: int, counts: Mapping[str, int]) -> dict[str, S
                 break
     for name, indices in chosen.items():
         if not indices:
-            raise DataError(f"no item is left for the {name} split: too many of {len(dataset)} are equal", "more different items")
+            raise DataError(
+                f"no item is left for the {name} split: too many of {len(dataset)} are equal",
+                "more different items",
+                "pass more data, or take the copies out",
+            )
     return {name: Subset(dataset, tuple(indices)) for name, indices in chosen.items()}
 
 

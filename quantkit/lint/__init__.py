@@ -65,7 +65,7 @@ def fix_file(path: Path, target: str, output: Path) -> tuple[Linted, list[str]]:
     Raises as `lint_file` does, ModelError for what is not valid ONNX, and SchemeError where `output` is the file itself.
     """
     if output.resolve() == path.resolve():
-        raise SchemeError(f"--fix {output} is the file itself", "another file: nothing is mended in place")
+        raise SchemeError(f"--fix {output} is the file itself", "another file: nothing is mended in place", "name another file")
     rules = _rules(target)
     model = open_model(path)
     found = {finding.rule for finding in lint_model(model, rules)}

@@ -28,7 +28,7 @@ def open_model(path: Path) -> onnx.ModelProto:
         size = path.stat().st_size
         content = path.read_bytes() if size <= MOST_BYTES else b""
     except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}", "an ONNX file") from error
+        raise ModelError(f"cannot read {path}: {error.strerror}", "an ONNX file", "check the path and its permissions") from error
     if size > MOST_BYTES:
         raise ModelError(f"{path} has {size:,} bytes", f"at most {MOST_BYTES:,}", "store the weights as external data")
     model = onnx.ModelProto()
@@ -40,12 +40,16 @@ def open_model(path: Path) -> onnx.ModelProto:
     if not nodes or not model.opset_import:
         raise ModelError(f"{path} holds no network", "an ONNX model with nodes and an opset", "export it again")
     if len(nodes) > MOST_NODES:
-        raise ModelError(f"{path} has {len(nodes):,} nodes", f"at most {MOST_NODES:,}")
+        raise ModelError(f"{path} has {len(nodes):,} nodes", f"at most {MOST_NODES:,}", "examine a part of it")
     if model.functions:
         raise ModelError(f"{path} defines {len(model.functions)} functions of its own", "plain operators", "inline them when exporting")
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in KNOWN_DOMAINS})
     if foreign:
-        raise ModelError(f"{path} needs operators of other domains: {', '.join(foreign[:5])}", "operators of onnx and com.microsoft")
+        raise ModelError(
+            f"{path} needs operators of other domains: {', '.join(foreign[:5])}",
+            "operators of onnx and com.microsoft",
+            "export it again without custom operators",
+        )
     _load_external(model, path)
     return model
 
@@ -72,9 +76,17 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
             offset, length = int(fields.get("offset", 0)), int(fields.get("length", 0))
             fits = inside and min(offset, length) >= 0 and offset + length <= target.stat().st_size
         except (ValueError, OSError) as error:
-            raise ModelError(f"{path}: {tensor.name!r} names data at {location!r}", "a file beside the model") from error
+            raise ModelError(
+                f"{path}: {tensor.name!r} names data at {location!r}",
+                "a file beside the model",
+                "copy the data beside the model, or export it again",
+            ) from error
         if not fits:
-            raise ModelError(f"{path}: {tensor.name!r} names data at {location!r}", "a part of a file beside the model, or below it")
+            raise ModelError(
+                f"{path}: {tensor.name!r} names data at {location!r}",
+                "a part of a file beside the model, or below it",
+                "copy the data beside the model, whole, or export it again",
+            )
         load_external_data_for_tensor(tensor, str(folder))
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]

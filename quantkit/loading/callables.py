@@ -65,7 +65,7 @@ def importable_from_here() -> Iterator[None]:
 def _resolve(reference: str) -> Callable[[], Any]:
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
-        raise ModelError(f"{reference!r}", _WANTED)
+        raise ModelError(f"{reference!r}", _WANTED, "write it so, such as mynets.resnet:build")
     module, name = _import(parts[1]), parts[2]
     function: Callable[[], Any] | None = getattr(module, name, None)
     if function is None:

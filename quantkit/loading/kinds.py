@@ -16,7 +16,7 @@ _MODEL_FILES = "a .pt2 archive, a pickled module or state dict (.pt, .pth), .saf
 _REFUSED = {
     "an ONNX file": (
         "the torch model that it came from",
-        "pass that model as .pt2, .pt or package.module:function; `quantkit verify` and `quantkit lint`, which come later, take ONNX files",
+        "pass that model as .pt2, .pt or package.module:function; `quantkit verify` and `quantkit lint` take ONNX files",
     ),
     "a NumPy .npz file": ("a model", "pass it as --data"),
     "a Python file": (
@@ -39,7 +39,7 @@ def recognise(path: Path) -> str:
         if path.is_dir():
             _refuse(path, "a transformers directory" if (path / "config.json").is_file() else "a directory")
         if not path.is_file():
-            raise ModelError(f"{str(path)!r} is no regular file", _MODEL_FILES)
+            raise ModelError(f"{str(path)!r} is no regular file", _MODEL_FILES, "name a file")
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
@@ -82,7 +82,11 @@ def _of_content(path: Path, head: bytes) -> str:
         return SAFETENSORS
     if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42")):
         _refuse(path, "an ONNX file")
-    raise ModelError(f"{str(path)!r} is no model file (it starts with {head[:8]!r})", _MODEL_FILES)
+    raise ModelError(
+        f"{str(path)!r} is no model file (it starts with {head[:8]!r})",
+        _MODEL_FILES,
+        "save the network again: torch.export.save(program, 'model.pt2')",
+    )
 
 
 def _of_zip(path: Path) -> str:
@@ -103,7 +107,11 @@ def _of_zip(path: Path) -> str:
         return PICKLED
     if names and all(name.endswith(".npy") for name in names):
         _refuse(path, "a NumPy .npz file")
-    raise ModelError(f"{str(path)!r} is a zip archive that holds no model", _MODEL_FILES)
+    raise ModelError(
+        f"{str(path)!r} is a zip archive that holds no model",
+        _MODEL_FILES,
+        "save the network again: torch.export.save(program, 'model.pt2')",
+    )
 
 
 def _refuse(path: Path, kind: str) -> None:
@@ -116,4 +124,4 @@ def _nearest(path: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {str(folder)!r} either"
     near = get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
-    return f"did you mean {str(folder / near[0])!r}?" if near else ""
+    return f"did you mean {str(folder / near[0])!r}?" if near else "check the path"

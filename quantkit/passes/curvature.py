@@ -89,7 +89,7 @@ def traces(trials: Iterable[Trial], *, probes: int, tolerance: float, seed: int)
         means.append(samples.mean(axis=0))
         variances.append(samples.var(axis=0, ddof=1) / len(samples))
     if not sizes:
-        raise DataError("no batches to estimate the Hessian on", "at least one item")
+        raise DataError("no batches to estimate the Hessian on", "at least one item", "pass more data")
     share = np.array(sizes)[:, None] / sum(sizes)
     found, squares = (share * np.array(means)).sum(axis=0), (share**2 * np.array(variances)).sum(axis=0)
     return {name: Trace(float(trace), math.sqrt(square)) for name, trace, square in zip(names, found, squares, strict=True)}

@@ -1,0 +1,180 @@
+"""Write docs/results/index.md: every figure of docs/results/*.json, beside the command that measures it.
+
+    python tools/results_page.py            # write it
+    python tools/results_page.py --check    # exit 1 if it is not what would be written
+
+A new JSON file, or a new kind of figure, needs a line in SECTIONS: without one this stops and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+HEAD = """# Results
+
+Written by `python tools/results_page.py` from the JSON files in this folder; each file also names the machine and the versions. The
+commands need the data and weights that the recipes' docstrings name. A drop is in points of the metric, positive where quality is lost;
+a drop below zero is luck of the items. `a_over_b` is a ratio; times in it come from interleaved runs. What these numbers do not say:
+[limits](../limits.md).
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """The figures of `file` whose keys match `keys`, with what to know of them. Two groups in `keys` are the column and the row."""
+
+    file: str
+    title: str
+    keys: str
+    command: str
+    about: str
+    means: Mapping[str, str] | None = None
+
+
+SPINE = {
+    "seeds": "how many split seeds",
+    "kept_point": "on how many the measured drop is within the promise",
+    "kept_sure": "on how many that is sure at 95 %",
+    "broken": "on how many the opposite is sure at 95 %",
+    "drop_mean": "of this plan, over the seeds",
+    "drop_worst": "of the worst seed",
+    "drop_spread": "standard deviation over the seeds",
+    "uniform_drop_mean": "of our uniform w8a8",
+    "static_drop_mean": "of ONNX Runtime's `quantize_static`",
+    "latency_over_float": "time of this plan, median over the seeds",
+    "latency_over_static": "time of this plan",
+    "uniform_latency_over_float": "time of our uniform w8a8",
+    "bytes_over_static": "size of this plan's file",
+    "dominated_by_uniform": "on how many seeds uniform w8a8 loses no more, in a time below this plan's interval",
+    "as_planned": "on how many every layer runs as planned",
+    "agreement_min": "least share of items that simulation and file answer alike",
+    "exact_min": "least share of items whose outputs are equal in all bits",
+    "layers_exact_min": "least share of layers with equal codes, given equal inputs",
+    "wall_s": "seconds of the whole command, at most",
+    "peak_mb": "MB of memory at most",
+}
+NETWORK = r"((?:resnet20|resnet44|squeezenet1_1|mobilenet_v2)(?:\.bytes)?)"
+SECTIONS = (
+    Section(
+        "spine.json", "Promises kept", rf"{NETWORK}\.(\w+)", "python tools/bench.py",
+        "The four recipes over split seeds, `--max-drop` 0.5 (resnet20, resnet44) or 1.0. Columns that end in `.bytes` are one seed with "
+        "`--minimize bytes --max-drop 1.0`. One network and one seed: `python tools/bench.py --networks resnet20 --seeds 0`.", SPINE,
+    ),
+    Section(
+        "spine.json", "Small things", r"(quantkit\.\w+)", "python tools/bench.py",
+        "Seconds of `import quantkit`, and the price of one of our Hessian probes over one of the package PyHessian's.",
+    ),
+    Section(
+        "targets.json", "Stored narrow", r"w\d\.(?:payload|file|latency)_over_w8|w\d\.load_seconds|((?:resnet44|mobilenet_v2)\.\w+)\.(\w+)",
+        "python tools/bench_targets.py --only narrow",
+        "ResNet44 and MobileNetV2, all layers under one way to store weights: bytes of codes and scales (`payload`), of the file, time, "
+        "and what loading takes.",
+    ),
+    Section(
+        "targets.json", "OpenVINO", r"(openvino\.as_planned)|openvino\.(\w+)\.(\w+)", "python tools/bench_targets.py --only openvino",
+        "Plans made for OpenVINO, beside float32, our uniform plan, and NNCF's `quantize` of the same file and items.",
+    ),
+    Section(
+        "targets.json", "TensorRT, without TensorRT", r"tensorrt\.(\w+)\.(\w+)", "python tools/bench_targets.py --only tensorrt",
+        "Plans of ONNX Runtime adapted to TensorRT. No engine was built: the layers that OpenVINO runs as planned, as a share.",
+    ),
+    Section(
+        "targets.json", "Uniform plans under each way to store weights", r"forms\.(\w+\.\w+)\.(\w+)",
+        "python tools/bench_targets.py --only forms", "kB of the file, and mean divergence from float.",
+    ),
+    Section(
+        "targets.json", "Random networks and deployed ones", r"(fuzzed_graphs|worst\.\w+|layers_exact|zoo\.[\w.]+)",
+        "python tools/bench_targets.py --only fuzz",
+        "Random networks × allocations: the worst share of layers that ran as planned, of items answered alike, of exact layers.",
+    ),
+    Section(
+        "targets.json", "Seconds to write and verify", r"(\w+\.emit_and_verify_seconds)", "python tools/bench_targets.py --only emit",
+        "MobileNetV2's file written and examined.",
+    ),
+    Section(
+        "sensitivity.json", "What estimators and solvers cost", r"(cost[\w.]*|costs?\.[\w.]+)", "python tools/bench_costs.py",
+        "One thread's own processor seconds.",
+    ),
+    Section(
+        "sensitivity.json", "Which sensitivity allocates best", r"([\w.]+)", "make bench-sensitivity",
+        "What is compared, and how: [sensitivity](sensitivity.md).",
+    ),
+    Section("solvers.json", "Solvers", r"([\w.]+)", "python tools/bench_solvers.py", "500 groups × 5 schemes under interactions."),
+    Section("gate.json", "The gate", r"([\w.]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
+    Section("report.json", "The report", r"([\w.]+)", "python tools/bench_report.py", "The page in a real browser."),
+    Section("house.json", "The house", r"([\w.]+)", "python tools/sizes.py", "Sizes and reach of the source."),
+)  # fmt: skip
+
+
+def page(folder: Path = RESULTS) -> str:
+    """The whole page. Raises ValueError for a figure that no section has."""
+    parts = [HEAD]
+    for path in sorted(folder.glob("*.json")):
+        stored = json.loads(path.read_text())
+        left = dict(flat(stored["figures"]))
+        environment = ", ".join(f"{name} {value}" for name, value in stored.get("environment", {}).items())
+        parts.append(f"## {path.name}\n\n[The file]({path.name}). Measured on: {environment}.\n" if environment else f"## {path.name}\n")
+        for section in SECTIONS:
+            mine = {key: left.pop(key) for key in list(left) if section.file == path.name and re.fullmatch(section.keys, key)}
+            if mine:
+                parts.append(f"### {section.title}\n\n{section.about}\n\n```\n{section.command}\n```\n\n{table(section, mine)}")
+        if left:
+            raise ValueError(f"{path.name} has {', '.join(list(left)[:5])}: add a Section for it, with the command behind it")
+    return "\n".join(parts)
+
+
+def flat(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested figures under dotted keys; of a list only how long it is."""
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield (f"{before}{key}.count", len(value)) if isinstance(value, list) else (f"{before}{key}", value)
+
+
+def table(section: Section, figures: Mapping[str, Any]) -> str:
+    """Rows and columns where the keys have both, else a row a figure."""
+    places = {key: [part for part in re.fullmatch(section.keys, key).groups() if part] for key in figures}  # type: ignore[union-attr]
+    plain = [key for key, parts in places.items() if len(parts) < 2]
+    crossed = {tuple(parts): figures[key] for key, parts in places.items() if len(parts) == 2}
+    written = []
+    if crossed:
+        columns, rows = (list(dict.fromkeys(key[axis] for key in crossed)) for axis in (0, 1))
+        if len(columns) > len(rows):
+            columns, rows, crossed = rows, columns, {(row, column): value for (column, row), value in crossed.items()}
+        means = section.means or {}
+        lines = [f"| | {' | '.join(columns)} |{' |' if means else ''}", "|---" * (1 + len(columns) + bool(means)) + "|"]
+        for name in rows:
+            cells = " | ".join(show(crossed[column, name]) if (column, name) in crossed else "" for column in columns)
+            lines.append(f"| `{name}` | {cells} |{f' {means.get(name, str())} |' if means else ''}")
+        written.append("\n".join(lines))
+    if plain:
+        written.append("\n".join(["| | |", "|---|---|", *(f"| `{key}` | {show(figures[key])} |" for key in plain)]))
+    return "\n\n".join(written) + "\n"
+
+
+def show(value: Any) -> str:
+    """Four digits, no more than such a measurement has."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) > 1e-12 else "0"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def main() -> int:
+    """Write or check the page."""
+    target = RESULTS / "index.md"
+    if "--check" in sys.argv[1:]:
+        return int(not target.exists() or target.read_text() != page())
+    target.write_text(page())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
