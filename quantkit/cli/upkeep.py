@@ -24,7 +24,10 @@ RunFolder = Annotated[Path, Argument(help="The run directory of `allocate` or `m
 
 
 def status(run: RunFolder, as_json: said.Json = False) -> None:
-    """Tell what a run holds, how long it took, what is stale and why, and what the last request would still do if it was asked again."""
+    """Tell what a run holds, how long it took, what is stale and why, and what the last request would still do if it was asked again.
+
+    quantkit status runs/mine
+    """
 
     def show() -> int:
         from quantkit.upkeep import read_status
@@ -44,7 +47,10 @@ def clean(
     dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: said.Json = False,
 ) -> None:
-    """Remove stale results of stages and what killed processes left; never what the present result or the last request needs."""
+    """Remove stale results of stages and what killed processes left; never what the present result or the last request needs.
+
+    quantkit clean runs/mine --dry-run
+    """
 
     def show() -> int:
         from quantkit.upkeep import clean as remove
