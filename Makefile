@@ -18,6 +18,7 @@ test: $(STAMP)
 	$(PYTEST) -m "not slow" --cov
 
 test-all: $(STAMP) browser
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[refine]'
 	$(PYTEST) --cov
 
 # What the page of `quantkit report` is tried in. Where it cannot be had, those tests are skipped and say so.
