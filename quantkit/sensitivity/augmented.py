@@ -10,7 +10,7 @@ G is the Gram matrix of logit displacements and D the isolated divergences of th
 (gauss_newton.py: the Hessian's by first-order passes, which is far less noisy than Hutchinson's at the same price); all in nats. The self
 term takes whichever sees more damage: the trace looks at the loss close by, the divergence at this very perturbation with its activations.
 λ = SHARE: whole, the matrix is exploited by a solver, which finds the pairs whose errors seem to undo each other on the few items it is
-from. On ResNet-20 and ResNet-44 a quarter gave the best fronts on the search split (0, ¼, ½ and 1 were tried; docs/results/sensitivity.md).
+from. Over three runs (ResNet-20 twice, ResNet-44 once) fronts on the search split were alike under 0, ¼ and ½, and clearly worse under 1.
 M is positive semi-definite: λG and a diagonal. s orders the bisection; M is what plans are solved on.
 Takes the passes of both.
 """
