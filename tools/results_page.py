@@ -99,7 +99,8 @@ SECTIONS = (
         "MobileNetV2's file written and examined.",
     ),
     Section(
-        "sensitivity.json", "What estimators and solvers cost", r"([\w.]+\.cost\.[\w.]+|solve\.[\w.]+|\w+\.gauss_newton_rank_correlation)", "python tools/bench_costs.py",
+        "sensitivity.json", "What estimators and solvers cost", r"([\w.]+\.cost\.[\w.]+|solve\.[\w.]+|\w+\.gauss_newton_rank_correlation)",
+        "python tools/bench_costs.py",
         "One thread's own processor seconds.",
     ),
     Section(
