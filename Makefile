@@ -9,7 +9,7 @@ STAMP := $(VENV)/.ready
 # Two processes of one thread each: most tests wait for Python, and idle threads that spin would take each other's cores.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all check bench bench-sensitivity docs
+.PHONY: demo test test-all browser check bench bench-sensitivity docs
 
 demo: $(STAMP)
 	$(RUN) -m quantkit demo
@@ -17,8 +17,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -m "not slow" --cov
 
-test-all: $(STAMP)
+test-all: $(STAMP) browser
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[refine]'
 	$(PYTEST) --cov
+
+# What the page of `quantkit report` is tried in. Where it cannot be had, those tests are skipped and say so.
+browser: $(STAMP)
+	@command -v chromium >/dev/null || { apt-get update && apt-get install -y --no-install-recommends chromium; } >/dev/null 2>&1 \
+		|| $(RUN) -m playwright install chromium >/dev/null 2>&1 || echo "no Chromium: the tests of the page in a browser are skipped"
 
 check: $(STAMP)
 	$(RUN) tools/check.py

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantkit.api import allocate, inspect
+    from quantkit.api import allocate, gate, inspect
     from quantkit.cli import recipe_main
     from quantkit.data import Batch, Preprocessing
     from quantkit.errors import QuantkitError
@@ -34,6 +34,7 @@ __all__ = [
     "Result",
     "__version__",
     "allocate",
+    "gate",
     "inspect",
     "recipe_main",
 ]
@@ -47,6 +48,7 @@ _ROOMS = {
     "Recipe": "quantkit.recipe",
     "Result": "quantkit.result",
     "allocate": "quantkit.api",
+    "gate": "quantkit.api",
     "inspect": "quantkit.api",
     "recipe_main": "quantkit.cli",
 }

@@ -1,4 +1,4 @@
-"""The whole job as one call: `quantkit.allocate` and `quantkit.inspect`."""
+"""The whole job as one call: `quantkit.allocate`, `quantkit.inspect` and `quantkit.gate`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantkit import pipeline
+from quantkit import gating, pipeline
 from quantkit.options import Arguments
 from quantkit.progress import Progress, Silent
 from quantkit.request import Source, resolve, resolve_model
@@ -63,3 +63,30 @@ def inspect(
         data=data, target=target, schemes=schemes, fix=fix, exclude=exclude, arch=arch, trust_pickle=trust_pickle, input_shape=input_shape
     )
     return pipeline.inspect(*resolve_model(model, arguments))
+
+
+def gate(
+    path: str | Path,
+    *,
+    float_file: str | Path | None = None, against: str | Path | None = None, lock: str | Path | None = None,
+    max_drop: float | str | None = None, keep: str | None = None, max_latency_ratio: float | str | None = None,
+    max_bytes: float | str | None = None, require_int8: float | str | None = None, undecided: str | None = None,
+    data: Any = None, metric: Any = None, target: str | None = None, threads: int | None = None, batch_size: int | None = None,
+    seed: int | None = None, resize: int | tuple[int, int] | None = None, crop: int | tuple[int, int] | None = None,
+    mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None, scale: float | None = None,
+    progress: Progress | None = None,
+) -> gating.Gated:  # fmt: skip
+    """Whether a file, or a run directory's, keeps these conditions, or those of its lock file where none are said: see `Gated.kept`.
+
+    Whoever made the file. A condition that is broken is no error; raises RequestError for a request that is wrong.
+    """
+    conditions = gating.parse_conditions(
+        {"max_drop": max_drop, "keep": keep, "max_latency_ratio": max_latency_ratio, "max_bytes": max_bytes, "require_int8": require_int8}
+    )
+    arguments = Arguments(
+        data=data, metric=metric, undecided=undecided, target=target, threads=threads, batch_size=batch_size, seed=seed,
+        resize=resize, crop=crop, mean=mean, std=std, scale=scale,
+    )  # fmt: skip
+    paths = {"float_file": float_file, "against": against, "lock": lock}
+    given = {name: None if value is None else Path(value) for name, value in paths.items()}
+    return gating.gate(gating.Asked(path=Path(path), conditions=conditions, arguments=arguments, **given), progress or Silent())

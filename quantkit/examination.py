@@ -7,7 +7,7 @@ simulation. Every session is opened with the options of a `session.json` beside 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -30,7 +30,7 @@ from quantkit.passes.batches import network_batches
 from quantkit.request import Check
 from quantkit.runtimes import Kernel, Runtime, find_runtime, ort_cpu
 from quantkit.session_file import read_session
-from quantkit.statistics import Verdict
+from quantkit.statistics import Verdict, stands
 from quantkit.stored import StoredPlan, plan_file, read_plan, simulate
 from quantkit.targets import Placement, find_target
 from quantkit.verify import Latency, judge, time_sessions
@@ -118,9 +118,7 @@ class Examined:
     @property
     def int8_macs(self) -> float:
         """The share of multiply-accumulates that run in int8; of nodes, where no shape is known."""
-        weights = [node.macs for node in self.nodes] if any(node.macs for node in self.nodes) else [1] * len(self.nodes)
-        ran = sum(weight for node, weight in zip(self.nodes, weights, strict=True) if node.in_int8)
-        return ran / sum(weights) if weights else 0.0
+        return share_in_int8(self.nodes)
 
     def failures(self, *, as_planned: bool, int8_share: float | None) -> list[str]:
         """What was asked for and is not so, in words."""
@@ -129,10 +127,9 @@ class Examined:
             found.append(f"{len(self.mismatches)} layers do not run as planned: {'; '.join(self.mismatches[:3])}")
         if int8_share is not None and self.int8_macs < int8_share:
             found.append(f"{100 * self.int8_macs:.1f} % of the multiply-accumulates run in int8, {100 * int8_share:.1f} % were asked for")
-        if self.budget is not None and self.verdict is not None:
-            broken = self.verdict.decision == "broken" or (self.verdict.decision == "undecided" and self.verdict.drop > self.budget)
-            if broken:
-                found.append(f"{self.verdict.drop:.2f} lost, at most {self.budget:.2f} allowed ({self.verdict.decision})")
+        budget, verdict = self.budget, self.verdict
+        if budget is not None and verdict is not None and not stands(verdict.decision, verdict.drop <= budget, "point"):
+            found.append(f"{verdict.drop:.2f} lost, at most {budget:.2f} allowed ({verdict.decision})")
         if self.compared is not None and self.compared.parity.parted:
             parted = self.compared.parity.parted
             found.append(f"{len(parted)} layers do not compute what the simulation does, first {parted[0]}")
@@ -223,8 +220,8 @@ def examine_file(
     if float_file is not None:
         example: Feeds = random_feeds(float_file)
         if check is not None:
-            _check_items(float_file, check)
-            budget, verdict = _judged(runtime, options, (float_file, file), check, batch_size, seed)
+            check_items(float_file, check)
+            budget, verdict = judge_files(runtime, options, (float_file, file), check, batch_size, seed)
             example = feeds(next(iter(check.items.batches(len(next(iter(example.values())))))), tuple(example))
         if runtime.TIMES:
             sessions = [runtime.open_file(each, threads=threads, options=options, example=example) for each in (float_file, file)]
@@ -251,7 +248,7 @@ def compare(plan: StoredPlan, file: Path, check: Check | None, batch_size: int, 
     return Compared(told, len(items), check is None)
 
 
-def _check_items(file: Path, check: Check) -> None:
+def check_items(file: Path, check: Check) -> None:
     """Raises DataError where the items are not of the shapes that the file takes."""
     wanted = {entry.name: [side.dim_value for side in entry.type.tensor_type.shape.dim][1:] for entry in open_model(file).graph.input}
     for name, array in feeds(next(iter(check.items.batches(1))), tuple(random_feeds(file))).items():
@@ -261,7 +258,7 @@ def _check_items(file: Path, check: Check) -> None:
             raise DataError(have, f"a shape of {shape}", "mend the data, or its --resize and --crop")
 
 
-def _judged(
+def judge_files(
     runtime: Runtime, options: Mapping[str, str], files: tuple[Path, Path], check: Check, batch_size: int, seed: int
 ) -> tuple[float | None, Verdict]:
     """The budget, if there is one, and the verdict on the second file against the first."""
@@ -269,6 +266,20 @@ def _judged(
     labels = None if check.metric.reference == "float" else check.items.labels()
     budget = None if check.budget is None else check.budget.points(check.metric.score(before, before if labels is None else labels))
     return budget, judge(check.metric, before, after, labels, 0.0 if budget is None else budget, seed)
+
+
+def share_of_file(file: Path, target: str) -> float:
+    """The share of multiply-accumulates that the runtime of `target` runs in int8. Raises ModelError where it refuses the file."""
+    options = read_session(file.parent, find_target(target))
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+        return share_in_int8(weighted_nodes(open_model(file), find_runtime(target).kernels(file, options, Path(folder))))
+
+
+def share_in_int8(nodes: Sequence[WeightedNode]) -> float:
+    """The share of multiply-accumulates that run in int8; of nodes, where no shape is known."""
+    weights = [node.macs for node in nodes] if any(node.macs for node in nodes) else [1] * len(nodes)
+    ran = sum(weight for node, weight in zip(nodes, weights, strict=True) if node.in_int8)
+    return ran / sum(weights) if weights else 0.0
 
 
 def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tuple[WeightedNode, ...]:

@@ -22,7 +22,8 @@ from quantkit.store import Run, fingerprint, write_atomically
 from quantkit.table import Floats, Interactions, Table
 
 TIE_SHARE = 0.005
-TABLES, PICKED = "tables.json", "picked.json"  # what was measured, and what `quantkit pick` chose of it
+# What was measured, what `quantkit allocate` chose, and what `quantkit pick` chose of the former.
+TABLES, PLAN, PICKED = "tables.json", "plan.json", "picked.json"
 ARRAYS = "interactions"
 Look = tuple[Mapping[str, str], Mapping[str, float]]  # an allocation, and what was measured of it
 
@@ -62,16 +63,19 @@ class Ledger:
         edges = tuple(type(edge)(edge.producer, edge.consumer, price * edge.cost) for edge in latency.edges)
         return Resource(table, (*main.edges, *edges), main.offset)
 
-    def space(self, minimize: str, bounds: Bounds, *, quick: bool = False) -> Space:
-        """The front under the bounds, a coarse one if `quick`; where they leave no plan the one that is nearest to them."""
+    def space(self, minimize: str, bounds: Bounds, *, quick: bool = False, known: Sequence[Plan] | None = None) -> Space:
+        """The front under the bounds, a coarse one if `quick`; where they leave no plan the one that is nearest to them.
+
+        A front that is `known`, because it was solved for before, is taken as it is.
+        """
         cost, limits = self.cost(minimize, bounds), self.limits(bounds)
         points, restarts = (5, 0) if quick else (18, 4)
         short = None
-        if limits:
+        if limits and known is None:
             short = shortage(
                 self.loss, cost.table, groups=self.groups, interactions=self.interactions, edges=cost.edges, limits=limits, seed=self.seed
             )
-        plans: tuple[Plan, ...] = (short.nearest,) if short else front(
+        plans = tuple(known) if known is not None else (short.nearest,) if short else front(
             self.loss, cost.table, groups=self.groups, interactions=self.interactions, edges=cost.edges, limits=limits, points=points,
             restarts=restarts, seed=self.seed,
         )  # fmt: skip
@@ -79,6 +83,12 @@ class Ledger:
             self.groups, self.loss, cost.table, plans, self.interactions, cost.edges,
             limits=limits, least_drop=minimize == "drop", shortage=short,
         )  # fmt: skip
+
+    def key(self) -> str:
+        """Stands for all of it."""
+        matrix = None if self.interactions is None else [self.interactions.groups, self.interactions.schemes, self.interactions.matrix]
+        resources = {name: resource.to_json() for name, resource in self.resources.items()}
+        return fingerprint(self.groups, self.loss.to_json(), matrix, resources, dict(self.floats), self.sizes.to_json(), self.seed)
 
     def used(self, allocation: Mapping[str, str]) -> dict[str, float]:
         """What an allocation uses of each resource."""

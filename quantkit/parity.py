@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -73,6 +73,17 @@ class Parity:
     def shares(self) -> dict[str, float | None]:
         """The three shares alone: what `result.json` holds."""
         return {"agreement": self.agreement, "exact": self.exact, "layers_exact": self.layers_exact}
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form of all of it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Parity:
+        """The inverse of `to_json`."""
+        begins = None if data["begins"] is None else Parting(**data["begins"])
+        parted = tuple(Parting(**row) for row in data["parted"])
+        return cls(data["agreement"], data["exact"], data["layers_exact"], parted, begins)
 
     def notes(self) -> tuple[str, ...]:
         """What differs, in sentences; none where nothing does."""

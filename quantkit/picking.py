@@ -40,6 +40,7 @@ class Picked:
     uses: Mapping[str, float]
     front: Mapping[str, Any]
     notes: tuple[str, ...]
+    goal: str
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -58,12 +59,12 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
     ledger, kept = read_ledger(folder)
     judging = kept["judging"]
     goal = minimize or kept["minimize"]
-    looks = _looks(folder, judging["key"])
+    looks = find_looks(folder, judging["key"])
     if budget is not None and not looks:
         got = f"a promise, and no drop that was measured in {folder}"
         raise RequestError(got, "a run whose plans were looked at", "`quantkit measure` it again, or pick by --max-bytes")
     space = _space(folder, ledger, goal, bounds)
-    foresight = _Foresight.of(space, looks, judging)
+    foresight = Foresight.of(space, looks, judging)
     points = None if budget is None else budget.points(looks[0][1]["float"])
     trials, foreseen = _judged(space, looks, foresight, points)
     found = space.judged(tuple(trials))
@@ -77,7 +78,7 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
     _write(folder, plan, ledger, kept)
     drop = found.nearest.measured.drop if looks else None
     uses, kept_it = ledger.used(plan.allocation), found.best is not None
-    return Picked(folder, plan, drop, seen, kept_it, points, judging["unit"], uses, report, tuple(notes))
+    return Picked(folder, plan, drop, seen, kept_it, points, judging["unit"], uses, report, tuple(notes), goal)
 
 
 def _space(folder: Path, ledger: Ledger, goal: str, bounds: Bounds) -> Space:
@@ -94,7 +95,7 @@ def _space(folder: Path, ledger: Ledger, goal: str, bounds: Bounds) -> Space:
 
 
 @dataclass(frozen=True, slots=True)
-class _Foresight:
+class Foresight:
     """What a predicted loss says about a drop: divergence = `ratio` · loss, and what the search expects of a divergence."""
 
     ratio: float
@@ -106,7 +107,8 @@ class _Foresight:
     confidence: float
 
     @classmethod
-    def of(cls, space: Space, looks: Sequence[Look], judging: Mapping[str, Any]) -> _Foresight:
+    def of(cls, space: Space, looks: Sequence[Look], judging: Mapping[str, Any]) -> Foresight:
+        """Fitted on what was measured near the float network."""
         near = judging["near"]
         close = [(space.plan(allocation).predicted_loss, look) for allocation, look in looks if look["divergence"] <= near]
         drops, divergences = (np.array([look[key] for _, look in close]) for key in ("drop", "divergence"))
@@ -134,7 +136,7 @@ class _Foresight:
 
 
 def _judged(
-    space: Space, looks: Sequence[Look], foresight: _Foresight, points: float | None
+    space: Space, looks: Sequence[Look], foresight: Foresight, points: float | None
 ) -> tuple[list[Trial], list[Mapping[str, str]]]:
     """Every measured plan and those of the front that were not, and which of them those are."""
     trials = [Trial(space.plan(allocation), foresight.measured(look, points)) for allocation, look in looks]
@@ -145,7 +147,7 @@ def _judged(
     return trials, [plan.allocation for plan in new]
 
 
-def _looks(folder: Path, key: str) -> list[Look]:
+def find_looks(folder: Path, key: str) -> list[Look]:
     """What the journal holds under the key of these tables, each allocation once."""
     found = {}
     for record in Run(folder).records():

@@ -19,6 +19,7 @@ from torch import Tensor
 from quantkit.allocation import Plan, Seen
 from quantkit.candidates import Candidates, Judge
 from quantkit.capture import capture
+from quantkit.gating import lock_result
 from quantkit.graph import Graph, Group
 from quantkit.ledger import Ledger, front_report, write_ledger
 from quantkit.loading import LoadedModel
@@ -29,7 +30,7 @@ from quantkit.result import Result
 from quantkit.search import SearchResult, Space
 from quantkit.sensitivity import Scores
 from quantkit.stages.choice import choose, explain, measure_anchors, open_judge, search
-from quantkit.stages.kept import find_result, keep_result, result_key
+from quantkit.stages.kept import keep_result
 from quantkit.stages.network import (
     Network,
     calibrate_ranges,
@@ -39,6 +40,7 @@ from quantkit.stages.network import (
     network_of,
     plan_frame,
     prepare_candidates,
+    request_inputs,
     write_plan,
     write_request,
 )
@@ -82,17 +84,16 @@ def run(request: Request, progress: Progress) -> Result:
     with Run(folder) as store, scratch_folder(store) as scratch:
         bench = Workbench(store, progress, request.options.time_limit_s)
         network = capture_network(bench, request)
+        bench.begin("allocate", request_inputs(request, network), network.files)
         forget_pick(folder)
-        key = result_key(job, network)
-        result = find_result(store, key)
-        if result is None:
-            result = _allocate(bench, request, network, scratch, job)
-            keep_result(store, key, result)
+        result = keep_result(bench, job, network, lambda: _allocate(bench, request, network, scratch, job))
         with write_atomically(folder / "result.json") as temporary:
             temporary.write_text(json.dumps(result.to_json(), indent=2, allow_nan=False))
         if request.options.output:
             with write_atomically(request.options.output.absolute()) as temporary:
                 shutil.copyfile(result.files.onnx, temporary)
+        lock_result(request, result)
+        bench.end(result.kept)
     return result
 
 
@@ -102,10 +103,14 @@ def measure(request: Request, progress: Progress) -> Measurement:
     folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
     with Run(folder) as store, scratch_folder(store) as scratch:
         bench = Workbench(store, progress, request.options.time_limit_s)
-        tables = _measure(bench, request, capture_network(bench, request), scratch)
+        network = capture_network(bench, request)
+        bench.begin("measure", request_inputs(request, network), network.files)
+        tables = _measure(bench, request, network, scratch)
         with progress.stage("look at a few plans", None, "plans") as advance:
             measure_anchors(bench, tables.judge, tables.space, advance)
-        return Measurement(folder, tables.write_front(bench), bench.seconds)
+        front = tables.write_front(bench)
+        bench.end(True)
+        return Measurement(folder, front, bench.seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,13 +130,14 @@ class _Tables:
     def refitted(self, bench: Workbench, request: Request, seen: tuple[Seen, ...]) -> _Tables:
         """The same with `seen` among what predictions are fitted to."""
         ledger = refit(self.prior, (*self.seen, *seen))
-        again = replace(self, ledger=ledger, space=find_front(bench, request, ledger), seen=(*self.seen, *seen))
+        again = replace(self, ledger=ledger, space=find_front(bench, request, ledger, "refitted_front"), seen=(*self.seen, *seen))
         again.write(bench, request)
         return again
 
     def write(self, bench: Workbench, request: Request) -> None:
         """tables.json."""
-        write_ledger(bench.store, self.ledger, {"minimize": request.options.minimize, "plan": self.frame, "judging": self.judge.told()})
+        told = {"judging": self.judge.told(), "latency_fit": self.costs.latency.fit()}
+        write_ledger(bench.store, self.ledger, {"minimize": request.options.minimize, "plan": self.frame, **told})
 
     def write_front(self, bench: Workbench) -> dict[str, Any]:
         """front.json, with all that was measured so far."""
@@ -153,7 +159,9 @@ def _measure(bench: Workbench, request: Request, network: Network, scratch: Path
     judge = open_judge(bench, request, candidates)
     frame = plan_frame(request, network, candidates, ranges)
     fitted, seen = learn(bench, request, judge, ledger, space)
-    tables = _Tables(candidates, frame, scores, costs, ledger, fitted, find_front(bench, request, fitted) if seen else space, judge, seen)
+    if seen:
+        space = find_front(bench, request, fitted, "fitted_front")
+    tables = _Tables(candidates, frame, scores, costs, ledger, fitted, space, judge, seen)
     tables.write(bench, request)
     return tables
 

@@ -104,9 +104,33 @@ def resolve_check(arguments: Arguments) -> Check | None:
     promised = arguments.max_drop is not None or arguments.keep is not None
     budget = parse_budget(arguments.max_drop, arguments.keep) if promised else None
     items, metric = whole(_dataset(arguments.data, _preprocessing(arguments))), resolve_metric(arguments.metric or "top1")
-    if metric.reference == "labels" and items.item(0).label is None:
-        raise MetricError(f"no labels for metric {metric.name}", "a label for every item", "pass labelled data, or --metric agreement")
+    _check_label(metric, items)
     return Check(items, metric, budget)
+
+
+def resolve_items(
+    arguments: Arguments, *, metric: str | None = None, preprocessing: Preprocessing | None = None
+) -> tuple[Subset, Metric] | None:
+    """The items and the metric that a file is to be gated by; None without data. Raises RequestError.
+
+    What is said wins over `metric` and `preprocessing`, those of a lock, and they over a recipe, which may be named as the data, or the
+    configuration file here. Of data that was given in splits it is the gate split.
+    """
+    recipe = isinstance(arguments.data, (str, Path)) and Path(arguments.data).suffix == ".py"
+    below = load_recipe(Path(arguments.data)) if recipe else load_config(Path.cwd())
+    said = _over(replace(arguments, data=None) if recipe else arguments, below)
+    source = said.data if said.gate_data is None else said.gate_data
+    if isinstance(source, Splits):
+        source = source.gate
+    elif isinstance(source, Mapping) and set(source) <= {*SPLITS, "data"}:
+        source = source.get("gate", source.get("data"))
+    if source is None:
+        return None
+    own = _preprocessing(arguments)
+    wanted = _preprocessing(said) if own != Preprocessing() or preprocessing is None else preprocessing
+    items, resolved = whole(_dataset(source, wanted)), resolve_metric(arguments.metric or metric or said.metric or "top1")
+    _check_label(resolved, items)
+    return items, resolved
 
 
 def _gather(source: Source, arguments: Arguments) -> tuple[Source, Arguments]:
@@ -232,7 +256,12 @@ def _dataset(value: Any, preprocessing: Preprocessing) -> Dataset:
 
 
 def _check_labels_exist(metric: Metric, splits: Splits) -> None:
-    if metric.reference == "labels" and any(subset.item(0).label is None for subset in (splits.search, splits.gate)):
+    for subset in (splits.search, splits.gate):
+        _check_label(metric, subset)
+
+
+def _check_label(metric: Metric, items: Subset) -> None:
+    if metric.reference == "labels" and items.item(0).label is None:
         raise MetricError(f"no labels for metric {metric.name}", "a label for every item", "pass labelled data, or --metric agreement")
 
 

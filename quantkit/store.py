@@ -3,6 +3,7 @@
     RUN/stages/<stage>-<16 of the key>.json     one stage's result, with its whole key inside
     RUN/stages/<stage>-<16 of the key>.npz      its arrays
     RUN/measured.jsonl                          the journal: one measurement a line, safe on the disk before the next begins
+    RUN/history.jsonl                           what was asked, and what each request made and found
     RUN/lock                                    held by the process that writes
 
 Everything is written under a temporary name in the same folder and renamed, so that a file is whole or absent.
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import ContractError, OutputError
 
+JOURNAL = "measured.jsonl"
 _KEY = 16  # of 64 hexadecimal digits: enough for a file's name
 
 
@@ -57,6 +59,11 @@ def write_atomically(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def stage_name(stage: str, key: str) -> str:
+    """What the files of a stage's result are called, without their suffix."""
+    return f"{stage}-{key[:_KEY]}"
 
 
 class Run:
@@ -109,6 +116,12 @@ class Run:
         with write_atomically(self._for_writing(stage, key, ".json")) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
+    def forget(self, stage: str, key: str) -> None:
+        """Removes what is stored for this stage under this key, if anything is."""
+        self._writable()
+        for suffix in (".json", ".npz"):
+            self._file(stage, key, suffix).unlink(missing_ok=True)
+
     def get_arrays(self, stage: str, key: str) -> dict[str, NDArray[Any]] | None:
         """The arrays that `put_arrays` stored, by name; None if none were, or the file is damaged."""
         file = self._file(stage, key, ".npz")
@@ -131,10 +144,10 @@ class Run:
         with write_atomically(self._for_writing(stage, key, ".npz")) as temporary:
             np.savez(temporary, np.array(label), *arrays.values())
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one line to the journal, on the disk when this returns. Raises OutputError, and then the journal is as it was."""
+    def append(self, record: Mapping[str, Any], name: str = JOURNAL) -> None:
+        """Adds one line to a journal, on the disk when this returns. Raises OutputError, and then the journal is as it was."""
         line = _json("a record of the journal", record).encode() + b"\n"
-        journal = self._writable() / "measured.jsonl"
+        journal = self._writable() / name
         with _in_words("write", journal), journal.open("ab+", buffering=0) as file:
             file.seek(0)
             size = len(_whole(file.read()))
@@ -146,15 +159,15 @@ class Run:
                 os.fsync(file.fileno())
                 undo.pop_all()
 
-    def records(self) -> tuple[Any, ...]:
-        """The journal's records, oldest first, a torn last line left out. Raises OutputError if another line is no JSON."""
-        journal = self.folder / "measured.jsonl"
+    def records(self, name: str = JOURNAL) -> tuple[Any, ...]:
+        """A journal's records, oldest first, a torn last line left out. Raises OutputError if another line is no JSON."""
+        journal = self.folder / name
         with _in_words("read", journal):
             lines = _whole(journal.read_bytes()).splitlines() if journal.exists() else []
         return tuple(_record(journal, number, line) for number, line in enumerate(lines, 1))
 
     def _file(self, stage: str, key: str, suffix: str) -> Path:
-        return self.folder / "stages" / f"{stage}-{key[:_KEY]}{suffix}"
+        return self.folder / "stages" / f"{stage_name(stage, key)}{suffix}"
 
     def _for_writing(self, stage: str, key: str, suffix: str) -> Path:
         self._writable()

@@ -17,7 +17,7 @@ from quantkit.export.beside import write_beside
 from quantkit.export.float_onnx import read_parameters
 from quantkit.export.qdq import Emitted, emit
 from quantkit.graph import Graph
-from quantkit.ledger import PICKED
+from quantkit.ledger import PICKED, PLAN
 from quantkit.loading.archive import read_archive
 from quantkit.quantization import WeightBank
 from quantkit.session_file import write_session
@@ -27,7 +27,6 @@ from quantkit.targets import find_target
 from quantkit.targets.placement import Adapted, Placement
 
 WEIGHTS = "weights"  # the stage that keeps rounded weights
-PLAN = "plan.json"
 FILE, PICKED_FILE = "model.onnx", "picked.onnx"
 NAMED = 5  # changes that a refusal tells in full
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.evaluation import Feeds, Session
 from quantkit.export.executed import Executed
@@ -49,12 +50,16 @@ def judge(metric: Metric, reference: Outputs, outputs: Outputs, labels: Any, bud
 
 def time_sessions(sessions: Sequence[Session], example: Feeds) -> tuple[Latency, ...]:
     """The latency of every file against the first, all interleaved in one run."""
-    rounds = rounds_within(sessions[0], example, LATENCY_SECONDS / len(sessions))
-    times = interleave(sessions, example, rounds=rounds)
+    times = time_rounds(sessions, example)
     batch = len(next(iter(example.values())))
     base, *medians = (float(median) for median in np.median(times, axis=1))
     rows = zip((base, *medians), times, strict=True)
     return tuple(Latency(base, median, *ratio_interval(row, times[0]), sessions[0].threads, batch) for median, row in rows)
+
+
+def time_rounds(sessions: Sequence[Session], example: Feeds) -> NDArray[np.float64]:
+    """Milliseconds of one inference, shape [files, rounds], interleaved: as many rounds as fit into LATENCY_SECONDS."""
+    return interleave(sessions, example, rounds=rounds_within(sessions[0], example, LATENCY_SECONDS / len(sessions)))
 
 
 def int8_share(graph: Graph, found: Executed) -> float:

@@ -9,19 +9,21 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 from quantkit.errors import OutputError
+from quantkit.history import HISTORY, StageUse, changes, read_sessions, request_event, told
 from quantkit.progress import Progress
-from quantkit.store import Run, fingerprint
+from quantkit.store import Run, fingerprint, stage_name
 
 SCRATCH = ".scratch-"
-FILES = "model|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked"
+FILES = r"quantkit\.lock|model|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked"
 TORN = re.compile(rf"\.({FILES})-[0-9a-f]{{8}}\.(onnx|json|pt2)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -37,6 +39,17 @@ class Kept(Protocol):
 T = TypeVar("T", bound=Kept)
 
 
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """JSON data as it is, to be kept."""
+
+    value: Any
+
+    def to_json(self) -> Any:
+        """The data."""
+        return self.value
+
+
 class Workbench:
     """`seconds` tells how long each stage took in this process; `computed` names those that were not found ready, in order.
 
@@ -45,9 +58,27 @@ class Workbench:
 
     def __init__(self, store: Run, progress: Progress, time_limit_s: float | None = None) -> None:
         self.store, self.progress = store, progress
+        self._past: dict[str, StageUse] = {}
+        self._begun = False
+        self._early: list[dict[str, Any]] = []  # what came before the request could be told: it hangs on the capture
         self._deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
         self.seconds: dict[str, float] = {}
         self.computed: list[str] = []
+
+    def begin(self, command: str, inputs: Mapping[str, str], files: Iterable[str]) -> None:
+        """A request as the history keeps it; notes what changed since the one before it, in one line."""
+        sessions = read_sessions(self.store)
+        self._past = {stage: use for session in sessions for stage, use in session.stages.items()}
+        changed = changes(sessions[-1].inputs, inputs) if sessions else []
+        if changed:
+            self.progress.note(f"changed since the last request of this run: {', '.join(changed)}")
+        self._begun = True
+        for event in (request_event(command, inputs, files), *self._early):
+            self.store.append(event, HISTORY)
+
+    def end(self, kept: bool) -> None:
+        """The request came to its end."""
+        self.store.append({"event": "done", "kept": kept}, HISTORY)
 
     def is_late(self) -> bool:
         """Whether the time limit has passed."""
@@ -59,35 +90,69 @@ class Workbench:
         start = time.perf_counter()
         with self.progress.stage(shown) if shown else nullcontext():
             yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self._tell({"event": "step", "stage": stage, "seconds": round(seconds, 3)})
 
-    def keep(self, stage: str, depends_on: tuple[Any, ...], compute: Callable[[], T], load: Callable[[Any], T]) -> T:
-        """The result of `stage`: read back by `load` if it was kept under the same dependencies, else computed and kept."""
-        key = fingerprint(stage, *depends_on)
+    def keep(self, stage: str, depends_on: Mapping[str, Any], compute: Callable[[], T], load: Callable[[Any], T]) -> T:
+        """The result of `stage`: read back by `load` if it was kept under the same dependencies, by name, else computed and kept."""
+        key = stage_key(stage, depends_on)
         start = time.perf_counter()
         kept = self.store.get(stage, key)
         if kept is None:
+            self._say_why(stage, depends_on)
             result = compute()
             self.store.put(stage, key, result.to_json())
-            self.computed.append(stage)
         else:
             result = load(kept)
-        self.seconds[stage] = time.perf_counter() - start
+        self._met(stage, key, depends_on, time.perf_counter() - start, made=kept is None)
         return result
 
     def keep_arrays(
-        self, stage: str, depends_on: tuple[Any, ...], compute: Callable[[], Mapping[str, NDArray[Any]]]
+        self, stage: str, depends_on: Mapping[str, Any], compute: Callable[[], Mapping[str, NDArray[Any]]]
     ) -> Mapping[str, NDArray[Any]]:
         """As `keep`, for a stage that gives arrays by name."""
-        key = fingerprint(stage, *depends_on)
+        key = stage_key(stage, depends_on)
         start = time.perf_counter()
-        arrays: Mapping[str, NDArray[Any]] | None = self.store.get_arrays(stage, key)
-        if arrays is None:
+        kept: Mapping[str, NDArray[Any]] | None = self.store.get_arrays(stage, key)
+        if kept is None:
+            self._say_why(stage, depends_on)
             arrays = compute()
             self.store.put_arrays(stage, key, arrays)
-            self.computed.append(stage)
-        self.seconds[stage] = time.perf_counter() - start
+        else:
+            arrays = kept
+        self._met(stage, key, depends_on, time.perf_counter() - start, made=kept is None)
         return arrays
+
+    def _say_why(self, stage: str, depends_on: Mapping[str, Any]) -> None:
+        """Notes for which other input a stage that was there is made again; nothing where it is the first time, or its file is gone."""
+        past = self._past.get(stage)
+        changed = changes(past.depends_on, _told(depends_on)) if past else []
+        if changed:
+            self.progress.note(f"{stage.replace('_', ' ')} made again: {', '.join(changed)}")
+
+    def _met(self, stage: str, key: str, depends_on: Mapping[str, Any], seconds: float, *, made: bool) -> None:
+        self.seconds[stage] = seconds
+        if made:
+            self.computed.append(stage)
+        use = {"file": stage_name(stage, key), "depends_on": _told(depends_on), "seconds": round(seconds, 3), "made": made}
+        self._tell({"event": "stage", "stage": stage, **use})
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        """To the history, once the request that the event belongs to is there."""
+        if self._begun:
+            self.store.append(event, HISTORY)
+        else:
+            self._early.append(event)
+
+
+def stage_key(stage: str, depends_on: Mapping[str, Any]) -> str:
+    """Under which a stage's result is kept."""
+    return fingerprint(stage, *depends_on.values())
+
+
+def _told(depends_on: Mapping[str, Any]) -> dict[str, str]:
+    return {name: told(value) for name, value in depends_on.items()}
 
 
 @contextmanager

@@ -19,8 +19,8 @@ def scores() -> Scores:
     return augmented.estimate(toys.scene(toys.toybox()))
 
 
-def drawn(seed: int) -> tuple[Table, Interactions, tuple[Group, ...]]:
-    """Three groups, the last without 4 bits; a Gram matrix of random displacements; traces of either sign."""
+def drawn(seed: int) -> tuple[Table, Interactions, Table, tuple[Group, ...]]:
+    """Three groups, the last without 4 bits; a Gram matrix of random displacements; traces of either sign; divergences about the Gram's."""
     generator = np.random.default_rng(seed)
     groups = (Group("a", (), SCHEMES, ""), Group("b", (), SCHEMES, ""), Group("c", (), SCHEMES[:2], ""))
     displaced = generator.normal(size=(9, 20))
@@ -28,21 +28,25 @@ def drawn(seed: int) -> tuple[Table, Interactions, tuple[Group, ...]]:
     traces = generator.normal(size=(3, 3)) * 20
     traces[:, 0], traces[2, 2] = 0, np.nan
     names = tuple(group.name for group in groups)
-    return Table("hessian", "nats", names, SCHEMES, traces), Interactions(names, SCHEMES, displaced @ displaced.T / 10), groups
+    gram = displaced @ displaced.T / 10
+    isolated = 0.5 * np.diag(gram).reshape(3, 3) * generator.uniform(0.2, 2.0, (3, 3)) + 0 * traces
+    tables = (Table(name, "nats", names, SCHEMES, values) for name, values in (("hessian", traces), ("kl", isolated)))
+    return next(tables), Interactions(names, SCHEMES, gram), next(tables), groups
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_both_formulas_entry_by_entry(seed: int) -> None:
-    traces, gram, groups = drawn(seed)
-    found = augmented.combine(traces, gram, toys.scene(toys.toybox(), groups=groups))
+    traces, gram, isolated, groups = drawn(seed)
+    share = 0.1 + 0.2 * seed
+    found = augmented.combine(traces, gram, isolated, toys.scene(toys.toybox(), groups=groups), share)
     assert found.interactions is not None
 
     pairs = [(group, scheme) for group in groups for scheme in SCHEMES]
     for row, (group, scheme) in enumerate(pairs):
         for column, _ in enumerate(pairs):
-            g = gram.matrix[row, column]
-            omega = traces.at(group.name, scheme)
-            wanted = g if row != column or np.isnan(omega) else max(g, 2 * omega)
+            g = share * gram.matrix[row, column]
+            omega, divergence = traces.at(group.name, scheme), isolated.at(group.name, scheme)
+            wanted = g if row != column or np.isnan(omega) else max(g, 2 * omega, 2 * divergence)
             assert found.interactions.matrix[row, column] == pytest.approx(wanted)
         if scheme not in group.schemes:
             assert np.isnan(found.table.at(group.name, scheme))
@@ -50,14 +54,14 @@ def test_both_formulas_entry_by_entry(seed: int) -> None:
         score = 0.5 * found.interactions.matrix[row, row]
         for other in groups:
             if other is not group:
-                score += 0.5 * max(gram.matrix[row, gram.index(other.name, scheme)], 0)
+                score += 0.5 * share * max(gram.matrix[row, gram.index(other.name, scheme)], 0)
         assert found.table.at(group.name, scheme) == pytest.approx(score)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_direction_gains(seed: int) -> None:
-    traces, gram, groups = drawn(seed)
-    found = augmented.combine(traces, gram, toys.scene(toys.toybox(), groups=groups)).interactions
+    traces, gram, isolated, groups = drawn(seed)
+    found = augmented.combine(traces, gram, isolated, toys.scene(toys.toybox(), groups=groups)).interactions
     assert found is not None
 
     assert np.linalg.eigvalsh(found.matrix).min() > -1e-9 * np.abs(found.matrix).max()
@@ -65,7 +69,7 @@ def test_no_direction_gains(seed: int) -> None:
 
 def test_on_a_network_it_is_both_methods_together(scores: Scores) -> None:
     scene = toys.scene(toys.toybox())
-    combined = augmented.combine(gauss_newton.estimate(scene).table, displacement.measure_gram(scene), scene)
+    combined = augmented.combine(gauss_newton.estimate(scene).table, *displacement.measure_both(scene), scene)
     assert scores.interactions is not None and combined.interactions is not None
 
     np.testing.assert_array_equal(scores.table.values, combined.table.values)

@@ -15,8 +15,9 @@ from quantkit.data import Batch, collect
 from quantkit.data.splits import whole
 from quantkit.passes import outputs
 from quantkit.passes.perturbed import FLOAT_PLACEMENT
+from quantkit.sensitivity import kl
 from quantkit.sensitivity import scene as scenes
-from quantkit.sensitivity.displacement import estimate, gram, measure_gram
+from quantkit.sensitivity.displacement import estimate, gram, measure_both, measure_gram
 from quantkit.simulation import Simulation
 from quantkit.spec import parse_scheme
 from quantkit.table import Interactions
@@ -125,7 +126,15 @@ def test_batches_add_up_to_a_mean_over_items() -> None:
     rows = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32)
     wanted = np.einsum("anc,bnc->ab", rows, rows) / 7
 
-    np.testing.assert_allclose(gram(iter([rows[:, :3], rows[:, 3:]])), wanted, rtol=1e-5)
+    ahead = np.concatenate([np.full((*rows.shape[:2], 1), 7.0, rows.dtype), rows], axis=2)  # the measure that stands in front
+    found, first = gram(iter([ahead[:, :3], ahead[:, 3:]]))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(first, 7.0)
+
+
+def test_isolated_divergences_come_from_the_same_passes(box: toys.Toybox) -> None:
+    scene = toys.scene(box)
+    np.testing.assert_allclose(measure_both(scene)[1].values, kl.estimate(scene).table.values, rtol=1e-9)
 
 
 def test_wide_outputs_are_sketched_to_nearly_the_same_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,8 @@ def test_no_file_knows_a_machine_or_a_registry_host() -> None:
 
 def test_the_readme_names_only_options_and_rooms_that_there_are() -> None:
     readme = (ROOT / "README.md").read_text()
-    helps = [run("-m", "quantkit", command, "--help").stdout for command in ("allocate", "verify", "lint", "export", "doctor")]
+    commands = ("allocate", "verify", "lint", "export", "doctor", "gate", "report")
+    helps = [run("-m", "quantkit", command, "--help").stdout for command in commands]
     options = {*re.findall(r"--[a-z][a-z0-9-]+", " ".join(helps))}
     rows = readme.split("## The map of the house")[1].split("## ")[0]
     rooms = {room for row in rows.splitlines() if row.startswith("|") for room in re.findall(r"`(\w+)`", row)} - {"quantkit"}

@@ -32,9 +32,11 @@ from quantkit.parity import Parity, Parting
 from quantkit.result import Result
 from quantkit.sensitivity import hessian
 from quantkit.stages import choice, network, tables, verdict
-from quantkit.store import Run, fingerprint
+from quantkit.store import JOURNAL, Run, fingerprint
 from quantkit.stored import read_plan, simulate
 from quantkit.table import Table
+from quantkit.upkeep import STAGES
+from quantkit.workbench import Workbench
 
 ITEMS = 300
 
@@ -244,16 +246,50 @@ def test_a_stage_is_computed_again_only_if_what_it_depends_on_changed(tmp_path: 
     allocate(tmp_path / "run")
     before = stages(tmp_path / "run")
     allocate(tmp_path / "run", max_drop=9.0)
-    assert new(before, tmp_path / "run") == ["result"]
+    assert new(before, tmp_path / "run") == ["accuracy", "result"]
     before = stages(tmp_path / "run")
     allocate(tmp_path / "run", sensitivity="displacement")
-    assert new(before, tmp_path / "run") == ["result", "scores"]
-    before = stages(tmp_path / "run")
-    allocate(tmp_path / "run", observer="minmax")
-    assert new(before, tmp_path / "run") == ["file_bytes", "interactions", "latency", "result", "scores", "weights"]
-    before = stages(tmp_path / "run")
-    allocate(tmp_path / "run", rounding="nearest")
-    assert new(before, tmp_path / "run") == ["file_bytes", "interactions", "latency", "result", "scores", "weights"]
+    other = {"accuracy", "file_latency", "simulation"}  # of another file, if the plan is another
+    scored = {"front", "interactions", "result", "scores"}
+    assert scored <= set(new(before, tmp_path / "run")) <= scored | other
+    behind = ["accuracy", "file_bytes", "file_latency", "front", "interactions", "latency", "result", "scores", "simulation", "weights"]
+    for changed in ({"observer": "minmax"}, {"rounding": "nearest"}):
+        before = stages(tmp_path / "run")
+        allocate(tmp_path / "run", **changed)
+        assert new(before, tmp_path / "run") == behind
+
+
+def test_what_changed_since_the_last_request_is_said_in_one_line_and_why_a_stage_is_made_again(tmp_path: Path, spy: Spy) -> None:
+    allocate(tmp_path / "run")
+    allocate(tmp_path / "run", observer="minmax", max_drop=9.0, progress=spy)
+    allocate(tmp_path / "run", observer="minmax", max_drop=9.0, progress=(again := Spy()))
+
+    assert "changed since the last request of this run: max drop (10 → 9), observer (mse → minmax)" in spy.notes
+    assert "weights made again: observer (mse → minmax)" in spy.notes
+    assert not [note for note in spy.notes if note.startswith(("ranges made", "float on search made"))]
+    assert again.notes == []
+
+
+@pytest.mark.parametrize("stage", ["weights", "front", "file_latency"])
+def test_a_resumed_run_repeats_no_finished_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    """Cut off as soon as `stage` is on the disk: what was made before it is found, and nothing is made twice."""
+    met = Workbench._met
+    made: list[str] = []
+
+    def cut(bench: Workbench, name: str, *rest: Any, **told: Any) -> None:
+        met(bench, name, *rest, **told)
+        made.extend([name] if told["made"] else [])
+        if name == stage and told["made"]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workbench, "_met", cut)
+    with pytest.raises(KeyboardInterrupt):
+        allocate(tmp_path / "run")
+    before = list(made)
+    allocate(tmp_path / "run")
+
+    assert before[-1] == stage and made[-1] == "result"
+    assert len(made) == len(set(made)) and set(made) == set(STAGES) - {"finalists"}
 
 
 def stages(run: Path) -> set[str]:
@@ -561,11 +597,12 @@ def test_a_search_that_was_cut_off_goes_on_where_it_stopped(tmp_path: Path, monk
     append = Run.append
     records: list[Any] = []
 
-    def killed(store: Run, record: Mapping[str, Any]) -> None:
-        append(store, record)
-        records.append(record["key"])
-        if len(records) == 3:
-            raise KeyboardInterrupt
+    def killed(store: Run, record: Mapping[str, Any], name: str = JOURNAL) -> None:
+        append(store, record, name)
+        if name == JOURNAL:
+            records.append(record["key"])
+            if len(records) == 3:
+                raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "append", killed)
@@ -578,7 +615,7 @@ def test_a_search_that_was_cut_off_goes_on_where_it_stopped(tmp_path: Path, monk
     allocate(tmp_path / "run")
     keys = [json.loads(line)["key"] for line in (tmp_path / "run" / "measured.jsonl").read_text().splitlines()]
 
-    assert len(kept) == 6 and kept < stages(tmp_path / "run")
+    assert len(kept) == 8 and kept < stages(tmp_path / "run")
     assert keys[:3] == records and len(set(keys)) == len(keys) > 3
     assert spy.evaluated.count("candidate.onnx") == len(keys) - 3
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]

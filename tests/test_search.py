@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -11,6 +12,10 @@ from quantkit.search import SEARCHES, Measured, SearchResult, Space, TimeIsUp, T
 from quantkit.table import Interactions, Table
 
 SCHEMES = ("w4a8", "fp32", "w8a8")  # in no order of precision, as tables may be
+
+
+EXTRA = pytest.mark.skipif(importlib.util.find_spec("optuna_integration") is None, reason="needs quantkit[refine]")
+NAMES = [pytest.param(name, marks=EXTRA) if name == "refine" else name for name in SEARCHES]
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +52,7 @@ class Network:
         return Measured(drop, drop <= self.promise)
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", range(5))
 def test_what_a_search_calls_best_passes_and_nothing_it_measured_is_cheaper_and_passes(name, seed):
     space = random_space(seed)
@@ -93,7 +98,7 @@ def test_pareto_looks_at_a_few_plans_below_the_cut_since_drops_are_noisy():
     assert SEARCHES["pareto"](network, space, repairs=0).best.plan.allocation == lucky
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", NAMES)
 def test_where_no_plan_keeps_the_promise_the_nearest_is_the_one_that_lost_least(name):
     space = random_space(2)
     network = Network(space, -1.0)
@@ -105,7 +110,7 @@ def test_where_no_plan_keeps_the_promise_the_nearest_is_the_one_that_lost_least(
     assert set(result.nearest.plan.allocation.values()) == {"fp32"}
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", NAMES)
 def test_float_is_tried_before_the_promise_is_given_up_even_if_quantizing_is_predicted_to_gain(name):
     space = make([[0, -1, -2], [0, -1, 2]], [[4, 2, 1], [4, 2, 1]])
 
@@ -116,7 +121,7 @@ def test_float_is_tried_before_the_promise_is_given_up_even_if_quantizing_is_pre
     assert set(SEARCHES[name](measure, space, repairs=0).best.plan.allocation.values()) == {"fp32"}
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_broken_network_is_never_the_nearest(name):
     space = random_space(2)
 
@@ -127,7 +132,7 @@ def test_a_broken_network_is_never_the_nearest(name):
     assert SEARCHES[name](measure, space, repairs=0).nearest.measured.drop == 3.0
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", NAMES)
 def test_pins_hold_in_everything_that_is_measured(name):
     network = Network(random_space(3, fixed={"g1": "fp32", "g2": "w8a8"}), 6.0)
 
@@ -136,7 +141,7 @@ def test_pins_hold_in_everything_that_is_measured(name):
     assert {(allocation["g1"], allocation["g2"]) for allocation in network.asked} == {("fp32", "w8a8")}
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_the_measurement_raises_comes_through(name):
     def measure(allocation):
         raise KeyboardInterrupt
@@ -306,7 +311,7 @@ def limited(space, share, name="bops"):
     return replace(space, front=plans, limits=(limit,))
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", range(4))
 def test_the_best_is_within_the_limits_whatever_was_measured_on_the_way(name, seed):
     space = limited(random_space(seed), 0.4)
@@ -408,7 +413,7 @@ def test_swaps_have_nothing_to_improve_where_the_cheapest_plan_passes():
 # Time.
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("count", [1, 3])
 def test_when_the_time_is_up_the_best_so_far_is_the_answer_and_what_came_next_is_told(name, count):
     space = random_space(1)
@@ -428,7 +433,7 @@ def test_when_the_time_is_up_the_best_so_far_is_the_answer_and_what_came_next_is
     assert finished.untried is None and [trial.plan.allocation for trial in finished.measured][:count] == network.asked
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_search_that_could_measure_nothing_says_so(name):
     def measure(allocation):
         raise TimeIsUp
@@ -447,6 +452,7 @@ def test_a_result_is_judged_anew_with_trials_that_were_made_besides():
     assert result.extended(space, []).best == result.best
 
 
+@EXTRA
 @pytest.mark.slow
 def test_refinement_asks_for_plans_that_the_front_does_not_hold_and_is_never_worse_than_the_walk():
     space = random_space(3, count=10)

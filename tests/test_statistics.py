@@ -10,7 +10,7 @@ import pytest
 
 from quantkit import statistics
 from quantkit.errors import MetricError
-from quantkit.statistics import UNKNOWING, Expectation, Verdict, decide, ratio_interval
+from quantkit.statistics import UNKNOWING, Expectation, Verdict, decide, decide_ratio, ratio_interval, stands
 
 N = 400
 
@@ -264,3 +264,48 @@ def test_plans_that_are_said_to_be_kept_are_kept_as_often_as_said(confidence: fl
             kept.append(generator.normal(true, 0.8 * 0.5) <= 1.5)
 
     assert confidence <= np.mean(kept) < 1
+
+
+def timings(ratio: float, rounds: int, generator: np.random.Generator, spread: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """Paired rounds whose ratios have that median."""
+    base = generator.lognormal(0, 0.3, rounds)
+    return ratio * base * np.exp(spread * generator.standard_normal(rounds)), base
+
+
+def test_a_ratio_of_just_the_limit_is_called_kept_or_broken_about_as_rarely_as_promised() -> None:
+    generator = np.random.default_rng(5)
+    decisions = Counter(decide_ratio(*timings(0.6, 40, generator), 0.6, seed=seed).decision for seed in range(200))
+
+    # A bootstrap of a median is a little short of its level: 5 % and three standard errors of 200 draws.
+    assert max(decisions["kept"], decisions["broken"]) <= 0.1 * 200
+
+
+@pytest.mark.parametrize(("ratio", "decision"), [(0.5, "kept"), (0.7, "broken"), (0.601, "undecided")])
+def test_a_ratio_is_decided_by_its_one_sided_bounds(ratio: float, decision: str) -> None:
+    found = decide_ratio(*timings(ratio, 100, np.random.default_rng(1)), 0.6)
+
+    assert found.decision == decision and found.n == 100 and found.low < found.ratio < found.high
+    assert (found.ratio, found.low, found.high) == ratio_interval(*timings(ratio, 100, np.random.default_rng(1)))
+
+
+def test_so_many_rounds_as_are_said_to_decide_do() -> None:
+    found = decide_ratio(*timings(0.59, 40, np.random.default_rng(2)), 0.6)
+    assert found.decision == "undecided" and found.rounds_to_decide is not None
+    times = [np.tile(row, -(-found.rounds_to_decide // 40)) for row in timings(0.59, 40, np.random.default_rng(2))]
+
+    assert decide_ratio(times[0], times[1], 0.6).decision != "undecided"
+    assert decide_ratio(np.ones(9), np.ones(9), 0.6).rounds_to_decide is None
+
+
+@pytest.mark.parametrize(
+    ("decision", "holds", "answers"),
+    [
+        ("kept", True, (True, True, True)),
+        ("kept", False, (True, True, True)),
+        ("broken", True, (False, False, False)),
+        ("undecided", True, (True, False, True)),
+        ("undecided", False, (False, False, True)),
+    ],
+)
+def test_only_an_undecided_answer_is_left_to_whoever_asks(decision: str, holds: bool, answers: tuple[bool, ...]) -> None:
+    assert tuple(stands(decision, holds, undecided) for undecided in ("point", "fail", "pass")) == answers  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from toys import trained
 
 import quantkit
 from quantkit.certificate import Certificate
-from quantkit.cli.tables import certificate_line
+from quantkit.report.words import certificate_line
 from quantkit.result import Result
 from quantkit.stages import trust
 

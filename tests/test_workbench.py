@@ -35,7 +35,8 @@ def store(tmp_path: Path) -> Iterator[Run]:
 def keep(store: Run, stage: str, value: int, *depends_on: Any) -> tuple[Number, list[str]]:
     """What a fresh process gets, whose own computation would give `value`, and what it computed."""
     bench = Workbench(store, Silent())
-    return bench.keep(stage, depends_on, lambda: Number(value), Number.from_json), bench.computed
+    named = {f"input {place}": value for place, value in enumerate(depends_on)}
+    return bench.keep(stage, named, lambda: Number(value), Number.from_json), bench.computed
 
 
 def test_a_kept_stage_is_not_computed_again(store: Run) -> None:
@@ -70,7 +71,7 @@ def test_what_failed_is_not_kept(store: Run) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bench.keep("scores", (), fail, Number.from_json)
+        bench.keep("scores", {}, fail, Number.from_json)
     assert bench.computed == [] and keep(store, "scores", 2) == (Number(2), ["scores"])
 
 
@@ -81,6 +82,6 @@ def test_seconds_add_up_by_stage(store: Run, monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(2):
         with bench.timed("search", "shown"):
             pass
-    bench.keep("scores", (), lambda: Number(1), Number.from_json)
+    bench.keep("scores", {}, lambda: Number(1), Number.from_json)
 
     assert bench.seconds == {"search": 3.0, "scores": 4.0}

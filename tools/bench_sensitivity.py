@@ -71,7 +71,7 @@ SIZES = {
     "minilm_sst2": Size(16, 64, 128),
 }
 # Hours on a network of MobileNetV2's size, so on the small ones alone: measured pairs (one seed), the package's per-layer traces.
-SLOW = {"pairs": ("resnet44",), "pyhessian": ("resnet20",)}
+SLOW = {"pairs": ("resnet20", "resnet44"), "pyhessian": ("resnet20",)}
 
 
 def methods(name: str, seed: int) -> list[str]:
@@ -169,8 +169,10 @@ def plans(bench: Workbench, bed: Bed, name: str, seed: int) -> Iterator[tuple[st
             yield scheme, "uniform", cost, 0, allocation
     found = {method: scored(bench, bed, method, seed) for method in methods(name, seed)}
     gram = gram_of(found["displacement"])
-    found["augmented_hessian"] = augmented.combine(found["hessian"].table, gram, bed.scene)
-    found |= {f"gram_kl_{share}": mixed(gram, found["kl"].table, share) for share in (1.0, 0.5)}
+    isolated, traces = found["kl"].table, found["gauss_newton"].table
+    found["augmented_hessian"] = augmented.combine(found["hessian"].table, gram, isolated, bed.scene)
+    found["augmented_whole"] = augmented.combine(traces, gram, isolated, bed.scene, share=1.0)
+    found |= {f"gram_kl_{share}": mixed(gram, isolated, share) for share in (1.0, 0.5, 0.25)}
     for method, scores in found.items():
         for cost, table in bed.costs.items():
             for place, budget in enumerate(budgets(table, uniform)):
@@ -209,7 +211,8 @@ def scored(bench: Workbench, bed: Bed, method: str, seed: int) -> Scores:
             file.write(json.dumps({"method": method, "items": len(bed.scene.items), "seconds": time.process_time() - start}) + "\n")
         return scores
 
-    return bench.keep(f"scores-{method}", (bed.candidates.key, method, seed, len(bed.scene.items)), compute, Scores.from_json)
+    on = {"weights": bed.candidates.key, "seed": seed, "items": len(bed.scene.items)}
+    return bench.keep(f"scores-{method}", on, compute, Scores.from_json)
 
 
 def budgets(table: Table, uniform: Mapping[str, Mapping[str, str]]) -> list[float]:

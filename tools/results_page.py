@@ -99,7 +99,8 @@ SECTIONS = (
         "MobileNetV2's file written and examined.",
     ),
     Section(
-        "sensitivity.json", "What estimators and solvers cost", r"(cost[\w.]*|costs?\.[\w.]+)", "python tools/bench_costs.py",
+        "sensitivity.json", "What estimators and solvers cost", r"([\w.]+\.cost\.[\w.]+|solve\.[\w.]+|\w+\.gauss_newton_rank_correlation)",
+        "python tools/bench_costs.py",
         "One thread's own processor seconds.",
     ),
     Section(
@@ -107,7 +108,7 @@ SECTIONS = (
         "What is compared, and how: [sensitivity](sensitivity.md).",
     ),
     Section("solvers.json", "Solvers", r"([\w.]+)", "python tools/bench_solvers.py", "500 groups × 5 schemes under interactions."),
-    Section("gate.json", "The gate", r"([\w.]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
+    Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
     Section("report.json", "The report", r"([\w.]+)", "python tools/bench_report.py", "The page in a real browser."),
     Section("house.json", "The house", r"([\w.]+)", "python tools/sizes.py", "Sizes and reach of the source."),
 )  # fmt: skip

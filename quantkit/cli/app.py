@@ -20,7 +20,9 @@ from quantkit import __version__
 from quantkit.cli import tables
 from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code, results_only
+from quantkit.cli.gating import gate
 from quantkit.cli.measuring import measure, pick
+from quantkit.cli.reading import diff, explain, report
 from quantkit.cli.said import (
     Arch,
     AverageBits,
@@ -65,6 +67,7 @@ from quantkit.cli.said import (
     TrustPickle,
     Undecided,
 )  # fmt: skip
+from quantkit.cli.upkeep import clean, status
 from quantkit.environment import describe, has_vnni, usable_targets
 from quantkit.errors import ConfigError
 from quantkit.options import Arguments, Options, numbers
@@ -124,6 +127,12 @@ def allocate(
 
 app.command()(measure)
 app.command()(pick)
+app.command()(report)
+app.command()(explain)
+app.command()(diff)
+app.command()(gate)
+app.command()(status)
+app.command()(clean)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from quantkit.bounds import parse_bounds
 from quantkit.cli import said, tables
 from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code
+from quantkit.cli.plot import draw_front
 from quantkit.options import Arguments, Options
 
 if TYPE_CHECKING:
@@ -86,6 +87,9 @@ def pick(
             print_json(picked.to_json())
         else:
             tables.show_picked(picked.to_json())
+            drawn = draw_front(picked.front, picked.plan.allocation, picked.goal)
+            if drawn is not None:
+                print(f"\n{drawn}")
         return KEPT if picked.kept else NOT_KEPT
 
     raise typer.Exit(exit_code(show))

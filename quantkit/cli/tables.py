@@ -11,8 +11,7 @@ from rich.table import Table
 
 from quantkit.bounds import show_amount
 from quantkit.graph import Graph, Group
-
-NAMED = 8  # kept-float groups and mismatches named in full before "and N more"
+from quantkit.report.words import certificate_line, comparison_rows, counted, named, verdict_line
 
 
 def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
@@ -30,40 +29,6 @@ def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
         console.print(f"{label:<12}{path}", markup=False, soft_wrap=True)
 
 
-def verdict_line(result: Mapping[str, Any]) -> str:
-    """One sentence: kept or not, what was lost of what may be, how sure that is."""
-    budget, verdict = result["budget"], result["verdict"]
-    unit, decision = budget["unit"], verdict["decision"]
-    told = "Kept" if result["kept"] else "Not kept"
-    sure = {
-        "kept": "sure at 95 %",
-        "broken": "sure at 95 %",
-        "undecided": "though these items are too few to be sure" if result["kept"] else "or not proven to be, on these items",
-    }[decision]
-    lost = f"{verdict['drop']:.2f} {unit} of {budget['metric']} lost, at most {budget['max_drop']:.2f} allowed"
-    interval = f"95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}, on {verdict['n']} items that the search never saw"
-    over = [f"{row['name'].replace('_', ' ')} {_of(row)}" for row in result["bounds"] if not row["kept"]]
-    if over:
-        return f"Not kept: {', '.join(over)}; {lost} ({interval})."
-    return f"{told}, {sure}: {lost} ({interval})."
-
-
-def certificate_line(certificate: Mapping[str, Any], unit: str) -> str:
-    """How far what was predicted is to be trusted."""
-    fitted, additive, prior = (certificate[name] for name in ("fitted", "additive", "prior"))
-    tested = f"{certificate['plans']} plans of nearly this cost that the predictor never saw"
-    if fitted["spearman"] is None:
-        return f"Predictions: {tested} do not differ, so nothing can be said of them."
-    ranks = f"rank correlation {fitted['spearman']:.2f}, R² {fitted['r2']:.2f}"
-    rows = (("fitted without interactions", additive), ("as estimated", prior))
-    others = [f"{name} {row['spearman']:.2f}" for name, row in rows if row["spearman"] is not None]
-    beyond = f"{100 * certificate['beyond_additive']:.0f} % of the predicted variance is no sum over layers"
-    away = "" if certificate["is_within_band"] else f", outside the band of a factor {certificate['band']:.2f}"
-    own = f"this plan's divergence {certificate['predicted']:.3g} predicted, {certificate['measured']:.3g} measured{away}"
-    drops = f"its drop {certificate['predicted_drop']:.2f} {unit} predicted, {certificate['measured_drop']:.2f} measured"
-    return f"Predictions: {ranks} on {tested} ({', '.join(others)}); {beyond}. {own[0].upper()}{own[1:]}; {drops}."
-
-
 def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> None:
     """The plans of a front, cheapest first: what they use, what was measured of them; the picked one stands out."""
     table = Table("", title="The front", box=None, title_justify="left")
@@ -77,8 +42,7 @@ def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> No
         looked, mine = row["measured"], row["allocation"] == picked
         seen = (f"{looked['drop']:.2f}", f"{looked['divergence']:.3g}") if looked else ("", "")
         uses = [show_amount(name, row["uses"][name]) for name in ("latency", "bytes", "bops", "average_bits")]
-        schemes = list(row["allocation"].values())
-        counts = " ".join(f"{schemes.count(scheme)}×{scheme}" for scheme in sorted(set(schemes)))
+        counts = counted(list(row["allocation"].values()))
         away = "" if row["distance"] is None else f"{row['distance']:.3f}"
         table.add_row("→" if mine else "", *uses, f"{row['predicted_loss']:.3g}", *seen, away, counts, style="bold" if mine else "")
     console = Console(file=sys.stdout, highlight=False)
@@ -99,10 +63,6 @@ def show_picked(picked: Mapping[str, Any]) -> None:
     for note in picked["notes"]:
         console.print(note, markup=False, soft_wrap=True)
     show_front(picked["front"], picked["plan"]["allocation"])
-
-
-def _of(row: Mapping[str, Any]) -> str:
-    return f"{show_amount(row['name'], row['used'])} of at most {show_amount(row['name'], row['at_most'])}"
 
 
 def show_groups(graph: Graph, groups: Iterable[Group]) -> None:
@@ -135,7 +95,7 @@ def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
     console.print(told + planned[ran["as_planned"]], markup=False, soft_wrap=True)
     floats = [node["node"] for node in ran["nodes"] if node["precision"] == "float"]
     if floats:
-        console.print(f"in float: {_named(floats)}", markup=False, soft_wrap=True)
+        console.print(f"in float: {named(floats)}", markup=False, soft_wrap=True)
     if verdict:
         console.print(f"{verdict['drop']:.2f} lost (95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}, {verdict['n']} items)")
     if latency:
@@ -156,7 +116,7 @@ def saturation_line(saturation: Mapping[str, Any]) -> str:
     risky, here = saturation["layers_at_risk"], saturation["here"]
     if not risky:
         return "Its int8 sums give the same bits on every x86-64 CPU."
-    return f"On CPUs without VNNI, {'as' if here else 'unlike'} this one, these {len(risky)} layers may saturate: {_named(risky)}."
+    return f"On CPUs without VNNI, {'as' if here else 'unlike'} this one, these {len(risky)} layers may saturate: {named(risky)}."
 
 
 def _parity(parity: Mapping[str, Any]) -> list[str]:
@@ -211,20 +171,17 @@ def show_pairs(title: str, pairs: Mapping[str, object]) -> None:
 
 
 def _comparison(result: Mapping[str, Any]) -> Table:
-    latency, size, verdict = result["latency"], result["bytes"], result["verdict"]
+    latency, size, rows = result["latency"], result["bytes"], comparison_rows(result)
     timed = f", {latency['threads']} thread(s), batch {latency['batch']}" if latency else ""
     table = Table("", title=f"\nMeasured on the files{timed}", box=None, title_justify="left", caption_justify="left")
     if latency:
         table.caption = f"time of this plan: {latency['low']:.2f} to {latency['high']:.2f} of float's, at 95 %"
     for heading in (f"lost ({result['budget']['unit']})", *(("time", "of float's") if latency else ()), "size", "of float's"):
         table.add_column(heading, justify="right")
-    floats = {"name": "float", "drop": 0.0, "latency_ratio": 1.0, "bytes_ratio": 1.0}
-    mine = {"name": "this plan", "drop": verdict["drop"], "latency_ratio": latency and latency["ratio"], "bytes_ratio": size["ratio"]}
-    rows = [floats, *(row for row in result["baselines"] if row["name"] != "float"), mine]
     for row in rows:
         times = (f"{latency['float_ms'] * row['latency_ratio']:.2f} ms", f"{row['latency_ratio']:.2f}×") if latency else ()
         sizes = (f"{size['float'] * row['bytes_ratio'] / 1e3:,.0f} kB", f"{row['bytes_ratio']:.2f}×")
-        table.add_row(row["name"], f"{row['drop']:.2f}", *times, *sizes, style="bold" if row is mine else "")
+        table.add_row(row["name"], f"{row['drop']:.2f}", *times, *sizes, style="bold" if row is rows[-1] else "")
     return table
 
 
@@ -235,7 +192,7 @@ def _schemes(result: Mapping[str, Any]) -> Table:
     table.add_column("which")
     for scheme in sorted({row["scheme"] for row in result["allocation"]}):
         rows = [row for row in result["allocation"] if row["scheme"] == scheme]
-        table.add_row(scheme, str(len(rows)), f"{sum(row['bytes'] for row in rows) / 1e3:,.0f} kB", _named([row["group"] for row in rows]))
+        table.add_row(scheme, str(len(rows)), f"{sum(row['bytes'] for row in rows) / 1e3:,.0f} kB", named([row["group"] for row in rows]))
     return table
 
 
@@ -243,15 +200,10 @@ def _executed(executed: Mapping[str, Any]) -> str:
     share = f"{100 * executed['int8_macs']:.1f} % of the multiply-accumulates run in int8"
     if executed["as_planned"]:
         return f"\nThe runtime runs every layer as planned; {share}.\n"
-    return f"\nThe runtime does not run these as planned: {_named([str(mismatch) for mismatch in executed['mismatches']])}; {share}.\n"
+    return f"\nThe runtime does not run these as planned: {named([str(mismatch) for mismatch in executed['mismatches']])}; {share}.\n"
 
 
 def _files(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     files = result["files"]
     pairs = [("file", files["onnx"]), ("float file", files["float_onnx"]), ("session", files["session"]), ("run folder", result["run"])]
     return [(label, path) for label, path in pairs if path is not None]
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

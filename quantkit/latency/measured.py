@@ -57,17 +57,15 @@ class LatencyModel:
         """Milliseconds of one inference under one scheme per group."""
         return self.offset_ms + self.table.total(allocation) + sum(_charged(edge, allocation) for edge in self.boundaries)
 
+    def fit(self) -> dict[str, Any]:
+        """How well whole plans were predicted, in JSON; `nan` becomes null."""
+        correlation = None if math.isnan(self.rank_correlation) else self.rank_correlation
+        return {"rank_correlation": correlation, "tested": [list(pair) for pair in self.tested]}
+
     def to_json(self) -> dict[str, Any]:
         """A JSON form; `nan` becomes null."""
         edges = [[edge.producer, edge.consumer, edge.latency_ms] for edge in self.boundaries]
-        tested = [list(pair) for pair in self.tested]
-        return {
-            "table": self.table.to_json(),
-            "boundaries": edges,
-            "offset_ms": self.offset_ms,
-            "rank_correlation": None if math.isnan(self.rank_correlation) else self.rank_correlation,
-            "tested": tested,
-        }
+        return {"table": self.table.to_json(), "boundaries": edges, "offset_ms": self.offset_ms, **self.fit()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyModel:

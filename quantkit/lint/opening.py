@@ -54,6 +54,15 @@ def open_model(path: Path) -> onnx.ModelProto:
     return model
 
 
+def file_bytes(path: Path) -> int:
+    """Bytes of the file and of the files beside it that hold its weights. Raises ModelError for what `open_model` refuses."""
+    open_model(path)  # the names of its external data are then names below its folder
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    outside = [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    names = {str(entry.value) for tensor in outside for entry in tensor.external_data if entry.key == "location"}
+    return sum(each.stat().st_size for each in (path, *(path.resolve().parent / name for name in names)))
+
+
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
     folder = path.resolve().parent
     for tensor in model.graph.initializer:

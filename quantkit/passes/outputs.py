@@ -68,6 +68,16 @@ def divergence(curvature: Curvature) -> Measure:
     return of
 
 
+def beside(*measures: Measure) -> Measure:
+    """The coordinates of several measures side by side, of one pass."""
+
+    def of(unmoved: Outputs) -> Callable[[Outputs], Tensor]:
+        parts = [measure(unmoved) for measure in measures]
+        return lambda moved: torch.cat([part(moved).double() for part in parts], dim=1)
+
+    return of
+
+
 def pull_back(curvature: Curvature, unmoved: Outputs, moved: Outputs) -> list[Tensor]:
     """The gradient of each item's `divergence` with respect to the moved outputs."""
     if curvature == "identity":

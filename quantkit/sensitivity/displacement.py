@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.passes.outputs import whitened
+from quantkit.passes.outputs import beside, divergence, whitened
 from quantkit.passes.perturbed import alone, displace
 from quantkit.sensitivity.scene import RERUN, Cost, Scene, Scores
 from quantkit.table import Floats, Interactions, Table
@@ -32,21 +32,30 @@ def estimate(scene: Scene) -> Scores:
 
 def measure_gram(scene: Scene) -> Interactions:
     """G over all (group, scheme), fp32 and impossible pairs zero, from one perturbed pass for each."""
+    return measure_both(scene)[0]
+
+
+def measure_both(scene: Scene) -> tuple[Interactions, Table]:
+    """G, and from the same passes the isolated divergences (kl.py), of which half its diagonal is the quadratic form."""
     perturbed = alone(scene.captured, scene.groups, scene.target, scene.bank)
     batches = scene.batches("displacements", scene.affordable(scene.reruns), scene.batch_size(RERUN, len(perturbed.rows)))
-    found = gram(displace(scene.captured, scene.bank, perturbed, batches, whitened(scene.curvature, scene.seed)))
+    measure = beside(divergence(scene.curvature), whitened(scene.curvature, scene.seed))
+    found, isolated = gram(displace(scene.captured, scene.bank, perturbed, batches, measure))
     places = [scene.place(*pair) for (pair,) in perturbed.rows]
-    return scene.interactions({(row, column): float(found[a, b]) for a, row in enumerate(places) for b, column in enumerate(places)})
+    entries = {(row, column): float(found[a, b]) for a, row in enumerate(places) for b, column in enumerate(places)}
+    alone_ = {pair: float(value) for (pair,), value in zip(perturbed.rows, isolated, strict=True)}
+    return scene.interactions(entries), scene.table("kl", lambda group, scheme: alone_[group.name, scheme])
 
 
-def gram(displaced: Iterable[NDArray[np.floating]]) -> Floats:
-    """Inner products of displacements, shape [rows, items, coordinates] a batch: a mean over items, in float64."""
-    total, items = np.zeros((0, 0)), 0
+def gram(displaced: Iterable[NDArray[np.floating]]) -> tuple[Floats, Floats]:
+    """Of [rows, items, coordinates] a batch, means over items, in float64: inner products of all but the first coordinate, and that."""
+    total, first, items = np.zeros((0, 0)), np.zeros(0), 0
     for batch in displaced:
-        rows = batch.reshape(len(batch), batch.shape[1] * batch.shape[2]).astype(np.float64)
+        rows = batch[:, :, 1:].reshape(len(batch), batch.shape[1] * (batch.shape[2] - 1)).astype(np.float64)
         total = rows @ rows.T + (total if items else 0.0)
+        first = batch[:, :, 0].sum(axis=1, dtype=np.float64) + (first if items else 0.0)
         items += batch.shape[1]
-    return np.asarray(total / max(items, 1), np.float64)
+    return np.asarray(total / max(items, 1), np.float64), np.asarray(first / max(items, 1), np.float64)
 
 
 def score(interactions: Interactions, scene: Scene) -> Table:

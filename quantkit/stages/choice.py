@@ -21,13 +21,14 @@ from quantkit.spec import FLOAT
 from quantkit.stages.network import Network, example_feeds
 from quantkit.stages.tables import Costs
 from quantkit.store import fingerprint
-from quantkit.workbench import Workbench
+from quantkit.workbench import Plain, Workbench
 
 REPAIRS = 6
 FINALISTS = 4  # passing plans of nearly the least predicted latency, which are timed against each other
 NEARLY = 1.08
 ROUNDS = 60
 EXPECTED_CANDIDATES = 25
+FLOATS = "float_on_search"
 ANCHORS = 6  # plans of the front that are measured beside the uniform ones, to learn how drop follows divergence
 
 
@@ -124,12 +125,21 @@ def choose(
     finalists = sorted(close, key=lambda plan: plan.predicted_cost)[:FINALISTS]
     uniform = [candidates.uniform(scheme) for scheme in costs.sizes.schemes]
     finalists += [plan for plan in passing if plan.allocation in uniform and plan not in finalists]
-    with bench.timed("finalists", "time the finalists"):
-        files = [candidates.emit(plan.allocation, candidates.folder / f"finalist-{place}.onnx") for place, plan in enumerate(finalists)]
-        example = example_feeds(request, network)
-        sessions = [candidates.open(path, threads=request.options.threads, example=example) for path in files]
-        times = np.median(interleave(sessions, example, rounds=ROUNDS), axis=1)
-    return finalists[int(times.argmin())]
+
+    def timed() -> Plain:
+        with bench.progress.stage("time the finalists"):
+            files = [candidates.emit(plan.allocation, candidates.folder / f"finalist-{place}.onnx") for place, plan in enumerate(finalists)]
+            example = example_feeds(request, network)
+            sessions = [candidates.open(path, threads=request.options.threads, example=example) for path in files]
+            return Plain([float(median) for median in np.median(interleave(sessions, example, rounds=ROUNDS), axis=1)])
+
+    host = describe()
+    depends_on = {
+        "weights": candidates.key, "plans": [dict(plan.allocation) for plan in finalists], "threads": request.options.threads,
+        "processor": host["cpu"], "integer instructions": host["isa"],
+    }  # fmt: skip
+    times: list[float] = bench.keep("finalists", depends_on, timed, Plain).value
+    return finalists[times.index(min(times))]
 
 
 def labels_for(request: Request, subset: Subset, reference: Outputs) -> Any:
@@ -153,20 +163,34 @@ def float_outputs(request: Request, candidates: Candidates, subset: Subset) -> O
     return evaluate(candidates.open(candidates.float_file, threads=0), subset, request.options.batch_size)
 
 
+def _kept_outputs(bench: Workbench, request: Request, candidates: Candidates, subset: Subset) -> Outputs:
+    """The float file's answers on the search split, kept in the run directory as arrays in their order."""
+
+    def compute() -> Mapping[str, Any]:
+        with bench.progress.stage("float file on the search split"):
+            outputs = float_outputs(request, candidates, subset)
+        return {f"output {place}": output for place, output in enumerate(outputs)}
+
+    depends_on = {
+        "float file": candidates.float_file.read_bytes(), "search data": subset.fingerprint(), "batch_size": request.options.batch_size,
+        "target": request.options.target, "processor": describe()["cpu"],
+    }  # fmt: skip
+    return tuple(bench.keep_arrays(FLOATS, depends_on, compute).values())
+
+
 def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Judge:
     """What measures candidates on the search split. The journal's key leaves the promise out: what a plan loses does not hang on it."""
     subset, gate, options = request.splits.search, request.splits.gate, request.options
-    with bench.timed("float on the search split", "float file on the search split"):
-        reference = float_outputs(request, candidates, subset)
+    reference = _kept_outputs(bench, request, candidates, subset)
     labels = labels_for(request, subset, reference)
     budget = budget_for(request, reference, labels)
     check_budget(budget, min(len(subset), len(gate)), request.metric.unit)
     key = fingerprint(candidates.key, subset.fingerprint(), request.metric.name, request.metric.source, describe()["isa"], options.seed)
-    seconds = EXPECTED_CANDIDATES * (bench.seconds["float on the search split"] + 0.5)
     megabytes = sum(array.nbytes for array in reference) / 1e6
-    bench.progress.note(
-        f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items, {seconds:.0f} s, {megabytes:.0f} MB a candidate"
-    )
+    told = f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items"
+    if FLOATS in bench.computed:  # else it was found, and says nothing of how long a candidate takes
+        told += f", {EXPECTED_CANDIDATES * (bench.seconds[FLOATS] + 0.5):.0f} s"
+    bench.progress.note(f"{told}, {megabytes:.0f} MB a candidate")
     return Judge(
         candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), options.confidence,
         options.batch_size, options.seed,

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from quantkit.environment import describe
 from quantkit.result import Result
 from quantkit.stages.network import Network
-from quantkit.store import Run, fingerprint
+from quantkit.workbench import Plain, Workbench, stage_key
 
 STAGE = "result"
 
 
-def result_key(job: str, network: Network) -> str:
-    """Stands for the job, the captured network (and with it this very code) and this machine: a result is repeated for the same of all."""
+def keep_result(bench: Workbench, job: str, network: Network, allocate: Callable[[], Result]) -> Result:
+    """The kept result, if its files lie in the run directory as they were; else `allocate` makes it.
+
+    It hangs on the job, the captured network (and with it this very code) and this machine: a result is repeated for the same of all.
+    """
     host = describe()
-    return fingerprint(job, network.key, host["cpu"], host["isa"])
-
-
-def find_result(store: Run, key: str) -> Result | None:
-    """The kept result, if its files lie in the run directory as they were."""
+    depends_on = {"request": job, "network": network.key, "processor": host["cpu"], "integer instructions": host["isa"]}
+    store, key = bench.store, stage_key(STAGE, depends_on)
     kept = store.get(STAGE, key)
-    if kept is None:
-        return None
-    result = Result.from_json(kept["result"], tuple(kept["notes"]), kept["items_to_decide"], store.folder)
-    return result if _digests(result) == kept["sha256"] else None
+    if kept is not None and _digests(_read(kept, bench)) != kept["sha256"]:
+        store.forget(STAGE, key)
+    made: list[Result] = []
+
+    def compute() -> Plain:
+        made.append(allocate())
+        (result,) = made
+        more = {"notes": list(result.notes), "items_to_decide": result.verdict.items_to_decide, "sha256": _digests(result)}
+        return Plain({"result": result.to_json(), **more})
+
+    found = bench.keep(STAGE, depends_on, compute, Plain)
+    return made[0] if made else _read(found.value, bench)
 
 
-def keep_result(store: Run, key: str, result: Result) -> None:
-    """Keep the result, with what the JSON leaves out and the digests of its files."""
-    more = {"notes": list(result.notes), "items_to_decide": result.verdict.items_to_decide, "sha256": _digests(result)}
-    store.put(STAGE, key, {"result": result.to_json(), **more})
+def _read(kept: Mapping[str, Any], bench: Workbench) -> Result:
+    return Result.from_json(kept["result"], tuple(kept["notes"]), kept["items_to_decide"], bench.store.folder)
 
 
 def _digests(result: Result) -> list[str | None]:

@@ -28,6 +28,8 @@ from quantkit.errors import ContractError, SchemeError, unknown
 from quantkit.evaluation import Feeds, feeds
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Graph, Group
+from quantkit.history import told
+from quantkit.ledger import PLAN
 from quantkit.loading import LoadedModel
 from quantkit.options import Options
 from quantkit.passes.batches import network_batches
@@ -37,9 +39,9 @@ from quantkit.request import Request
 from quantkit.rounding import BLIND, ROUNDINGS
 from quantkit.spec import FLOAT, is_float, parse_scheme
 from quantkit.store import fingerprint, write_atomically
-from quantkit.stored import PLAN, WEIGHTS
+from quantkit.stored import WEIGHTS
 from quantkit.targets import find_target
-from quantkit.workbench import Workbench
+from quantkit.workbench import Workbench, stage_key
 
 T = TypeVar("T")
 CALIBRATION_BATCH = 32
@@ -60,6 +62,11 @@ class Network:
     target: ModuleType
     key: str
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of its files in the run directory."""
+        return self.float_file.name, self.program_file.name
+
 
 def job_fingerprint(request: Request) -> str:
     """Stands for the network, the data and every option that changes the result."""
@@ -67,6 +74,24 @@ def job_fingerprint(request: Request) -> str:
     splits = [subset.fingerprint() for subset in (request.splits.calibration, request.splits.search, request.splits.gate)]
     metric = (request.metric.name, request.metric.source)
     return fingerprint(request.model.digest, splits, metric, asdict(request.budget), options, _versions())
+
+
+def request_inputs(request: Request, network: Network) -> dict[str, str]:
+    """Everything that a result hangs on, by name, as the history keeps it."""
+    options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run", "bounds")}
+    bounds = {f"max {name}": f"{bound.value:g}{'x' if bound.relative else ''}" for name, bound in request.options.bounds.said().items()}
+    host, versions = describe(), _versions()
+    split = {name: getattr(request.splits, name).fingerprint() for name in ("calibration", "search", "gate")}
+    inputs: dict[str, Any] = {
+        "weights of the network": request.model.digest,
+        "code of the network": network.captured.module.code,
+        **{f"{name} data": stands_for for name, stands_for in split.items()},
+        "metric": [request.metric.name, request.metric.source] if request.metric.source else request.metric.name,
+        "max drop": f"{request.budget.value:g}{'%' if request.budget.kind == 'relative' else ''}",
+        **bounds, **options,
+        "code of quantkit": versions.pop("code"), **versions, "processor": host["cpu"], "integer instructions": host["isa"],
+    }  # fmt: skip
+    return {name: told(value) for name, value in inputs.items()}
 
 
 def write_request(request: Request, network: Network, folder: Path) -> None:
@@ -167,7 +192,8 @@ def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ra
 
             return calibrate(network.on_device, batches())
 
-    return bench.keep("ranges", (network.key, items.fingerprint()), compute, Ranges.from_json)
+    depends_on = {"network": network.key, "calibration data": items.fingerprint()}
+    return bench.keep("ranges", depends_on, compute, Ranges.from_json)
 
 
 def prepare_candidates(
@@ -190,8 +216,12 @@ def prepare_candidates(
             return bank.to(torch.device(options.device)).rounded(_counted(pairs, advance))
 
     menus = [[group.name, list(group.layers), list(group.schemes)] for group in groups]
-    key = fingerprint(network.key, menus, options.observer, options.rounding, request.splits.calibration.fingerprint())
-    rounded = bench.keep_arrays(WEIGHTS, (key,), compute)
+    depends_on = {
+        "network": network.key, "schemes of each group": menus, "observer": options.observer, "rounding": options.rounding,
+        "calibration data": request.splits.calibration.fingerprint(),
+    }  # fmt: skip
+    key = stage_key(WEIGHTS, depends_on)
+    rounded = bench.keep_arrays(WEIGHTS, depends_on, compute)
     bank = WeightBank(graph, state, activations, target.product_rows, rounded=rounded)
     return Candidates(network.float_file, graph, groups, target, bank, folder, key)
 
@@ -203,7 +233,7 @@ def plan_frame(request: Request, network: Network, candidates: Candidates, range
         "target": request.options.target,
         "float_onnx": network.float_file.name,
         "program": network.program_file.name,
-        "weights": fingerprint(WEIGHTS, candidates.key),
+        "weights": candidates.key,
         "bounds": ranges.bounds(request.options.observer, network.captured.graph),
     }
 

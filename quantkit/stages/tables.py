@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from quantkit.allocation import Edge, Resource
+from quantkit.allocation import Edge, Plan, Resource
 from quantkit.bounds import FLOAT_BITS
 from quantkit.candidates import Candidates
 from quantkit.costs import bit_costs, bop_costs, byte_costs, float_bops
@@ -24,7 +24,7 @@ from quantkit.sensitivity import SENSITIVITIES, Scene, Scores
 from quantkit.spec import FLOAT, parse_scheme
 from quantkit.stages.network import Network, example_feeds
 from quantkit.table import Table
-from quantkit.workbench import Workbench
+from quantkit.workbench import Plain, Workbench
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +45,10 @@ def score_groups(bench: Workbench, request: Request, network: Network, candidate
         network.on_device, groups, _schemes(groups), network.target, candidates.bank.to(device), items,
         curvature, labelled, options.seed, device, bench.progress, options.memory_mb,
     )  # fmt: skip
-    depends_on = (candidates.key, options.sensitivity, options.seed, curvature, labelled, options.memory_mb)
+    depends_on = {
+        "weights": candidates.key, "sensitivity": options.sensitivity, "seed": options.seed, "metric's curvature": curvature,
+        "labels": labelled, "memory_mb": options.memory_mb,
+    }  # fmt: skip
     estimate = SENSITIVITIES[options.sensitivity]
     return bench.keep("scores", depends_on, lambda: estimate(scene), Scores.from_json)
 
@@ -65,11 +68,14 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
                 folder=candidates.folder, advance=advance,
             )  # fmt: skip
 
-    depends_on = (candidates.key, options.threads, options.seed, host["cpu"], host["isa"])
+    depends_on = {
+        "weights": candidates.key, "threads": options.threads, "seed": options.seed, "processor": host["cpu"],
+        "integer instructions": host["isa"],
+    }  # fmt: skip
     latency = bench.keep("latency", depends_on, compute, LatencyModel.from_json)
     graph, edges = network.captured.graph, tuple(Edge(edge.producer, edge.consumer, edge.latency_ms) for edge in latency.boundaries)
     sizes = byte_costs(graph, groups, schemes, network.target)
-    files = bench.keep("file_bytes", (candidates.key,), lambda: _file_bytes(candidates, sizes), Resource.from_json)
+    files = bench.keep("file_bytes", {"weights": candidates.key}, lambda: _file_bytes(candidates, sizes), Resource.from_json)
     resources = {
         "latency": Resource(latency.table, edges, latency.offset_ms),
         "bytes": files,
@@ -85,10 +91,24 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
     return Costs(latency, sizes, resources, floats)
 
 
-def find_front(bench: Workbench, request: Request, ledger: Ledger) -> Space:
-    """The front of predicted loss against cost under the bounds, and the space around it."""
-    with bench.timed("front", "solve for the front"):
-        return ledger.space(request.options.minimize, request.options.bounds)
+def find_front(bench: Workbench, request: Request, ledger: Ledger, stage: str = "front") -> Space:
+    """The front of predicted loss against cost under the bounds, and the space around it; kept, unless no plan is within the bounds.
+
+    `stage` tells the front of one ledger from that of the same after measurements.
+    """
+    minimize, bounds = request.options.minimize, request.options.bounds
+    solved: list[Space] = []
+
+    def compute() -> Plain:
+        with bench.progress.stage("solve for the front"):
+            solved.append(ledger.space(minimize, bounds))
+        return Plain([] if solved[0].shortage else [plan.to_json() for plan in solved[0].front])
+
+    depends_on = {"scores and costs": ledger.key(), "minimize": minimize, "bounds": {name: asdict(b) for name, b in bounds.said().items()}}
+    known = bench.keep(stage, depends_on, compute, Plain).value
+    if solved:
+        return solved[0]
+    return ledger.space(minimize, bounds, known=[Plan.from_json(row) for row in known] or None)
 
 
 def _file_bytes(candidates: Candidates, sizes: Table) -> Resource:

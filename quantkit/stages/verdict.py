@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from quantkit.candidates import Candidates
 from quantkit.certificate import Certificate
@@ -13,6 +16,7 @@ from quantkit.environment import describe
 from quantkit.evaluation import evaluate, feeds
 from quantkit.export.beside import write_beside
 from quantkit.export.executed import Executed
+from quantkit.latency.measured import PROFILE_RUNS
 from quantkit.ledger import Ledger
 from quantkit.metric import Outputs
 from quantkit.parity import Parity, compare_outputs, compare_simulation
@@ -27,10 +31,10 @@ from quantkit.spec import FLOAT
 from quantkit.stages.choice import budget_for, float_outputs, labels_for
 from quantkit.stages.network import UNIFORM, Network, example_feeds
 from quantkit.stages.tables import Costs
-from quantkit.statistics import Verdict
+from quantkit.statistics import Verdict, stands
 from quantkit.store import write_atomically
 from quantkit.verify import Latency, int8_share, judge, time_sessions
-from quantkit.workbench import Workbench
+from quantkit.workbench import Plain, Workbench
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,44 +53,70 @@ class Verified:
     promised_bytes: int | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Accuracy:
+    """The plan's verdict on the gate split, the budget in the metric's unit, and of each rival its name, bytes and drop."""
+
+    budget: float
+    verdict: Verdict
+    rivals: tuple[tuple[str, int, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form."""
+        return {"budget": self.budget, "verdict": self.verdict.to_json(), "rivals": [list(row) for row in self.rivals]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Accuracy:
+        """The inverse of `to_json`."""
+        return cls(data["budget"], Verdict(**data["verdict"]), tuple((name, size, drop) for name, size, drop in data["rivals"]))
+
+
 def verify_plan(bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str]) -> Verified:
     """Write the plan's file into the run directory; measure it, float and the uniform baselines on the gate split, in one run."""
     final, scratch = bench.store.folder / "model.onnx", candidates.folder
     with write_atomically(final) as temporary:
         emitted = candidates.emitted(allocation, temporary)
-    rivals = _write_rivals(bench, request, network, candidates)
-    gate, options = request.splits.gate, network.target.SESSION_OPTIONS
-    with bench.timed("accuracy"), bench.progress.stage("accuracy on the gate split", 2 + len(rivals), "files") as advance:
-        reference = float_outputs(request, candidates, gate)
-        labels = labels_for(request, gate, reference)
-        budget = budget_for(request, reference, labels)
-        advance(1)
-        verdicts = []
-        for path, own in [(final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]:
-            session = candidates.runtime.open_file(path, threads=0, options=own)
-            outputs: Outputs = evaluate(session, gate, request.options.batch_size)
-            verdicts.append(judge(request.metric, reference, outputs, labels, budget, request.options.seed))
-            advance(1)
-    times = _time(bench, request, network, candidates, final, rivals)
-    with bench.timed("simulation"), bench.progress.stage("compare with the simulation", len(gate), "items") as advance:
-        placement, batch = candidates.placement(allocation), request.options.batch_size
-        if candidates.runtime.SHOWS_CODES:
-            parity = compare_simulation(
-                network.captured, placement, candidates.bank, final, emitted, gate, batch, scratch, advance, options
-            )  # fmt: skip
-        else:
+    gate, options, host = request.splits.gate, network.target.SESSION_OPTIONS, describe()
+    rivals = cache(lambda: _write_rivals(bench, request, network, candidates))
+    on = {
+        "weights": candidates.key, "plan": dict(allocation), "calibration data": request.splits.calibration.fingerprint(),
+        "batch_size": request.options.batch_size, "processor": host["cpu"], "integer instructions": host["isa"],
+    }  # fmt: skip
+    judged = {
+        "gate data": gate.fingerprint(), "metric": [request.metric.name, request.metric.source], "max drop": asdict(request.budget),
+        "seed": request.options.seed,
+    }  # fmt: skip
+    accuracy = bench.keep(
+        "accuracy", {**on, **judged}, lambda: _judge(bench, request, network, candidates, final, rivals()), Accuracy.from_json
+    )
+    timed = bench.keep(
+        "file_latency", {**on, "threads": request.options.threads},
+        lambda: _time(bench, request, network, candidates, final, rivals()), Plain,
+    )  # fmt: skip
+    times = [Latency(**row) for row in timed.value]
+
+    def simulate() -> Parity:
+        with bench.progress.stage("compare with the simulation", len(gate), "items") as advance:
+            placement, batch = candidates.placement(allocation), request.options.batch_size
+            if candidates.runtime.SHOWS_CODES:
+                return compare_simulation(
+                    network.captured, placement, candidates.bank, final, emitted, gate, batch, scratch, advance, options
+                )  # fmt: skip
             session = candidates.open(final, threads=0)
-            parity = compare_outputs(network.captured, placement, candidates.bank, session, gate, batch, advance)
-    ran = candidates.runtime.read_executed(final, candidates.graph, placement, options, scratch)
+            return compare_outputs(network.captured, placement, candidates.bank, session, gate, batch, advance)
+
+    _profile(bench, request, network, candidates, final)
+    parity = bench.keep("simulation", {**on, "gate data": gate.fingerprint()}, simulate, Parity.from_json)
+    ran = candidates.runtime.read_executed(final, candidates.graph, candidates.placement(allocation), options, scratch)
     size = network.float_file.stat().st_size
     rows = [Baseline("float", 0.0, 1.0 if times else None, 1.0)]
-    for place, (rival, verdict) in enumerate(zip(rivals, verdicts[1:], strict=True)):
-        rows.append(Baseline(rival.name, verdict.drop, times[2 + place].ratio if times else None, rival.bytes / size))
+    for place, (name, bytes_, drop) in enumerate(accuracy.rivals):
+        rows.append(Baseline(name, drop, times[2 + place].ratio if times else None, bytes_ / size))
     write_beside(final, candidates.graph, request.options.target)
     located = Files(final, network.float_file, write_session(network.target, bench.store.folder))
     return Verified(
-        allocation, located, budget, verdicts[0], times[1] if times else None, tuple(rows), ran, int8_share(candidates.graph, ran), parity,
-        candidates.promised_bytes(allocation),
+        allocation, located, accuracy.budget, accuracy.verdict, times[1] if times else None, tuple(rows), ran,
+        int8_share(candidates.graph, ran), parity, candidates.promised_bytes(allocation),
     )  # fmt: skip
 
 
@@ -104,11 +134,8 @@ def report(
     key: str,
 ) -> Result:
     """The result object, and the sentences that belong to it, those that the search `explained` first."""
-    decided = {"kept": True, "broken": False, "undecided": verified.verdict.drop <= verified.budget}
-    kept = decided[verified.verdict.decision]
-    if verified.verdict.decision == "undecided" and request.options.undecided != "point":
-        kept = request.options.undecided == "pass"
-    accurate, kept = kept, kept and all(row.kept for row in bounds)
+    accurate = stands(verified.verdict.decision, verified.verdict.drop <= verified.budget, request.options.undecided)
+    kept = accurate and all(row.kept for row in bounds)
     graph, allocation = candidates.graph, verified.allocation
     rows = tuple(
         GroupRow(
@@ -193,14 +220,50 @@ def _write_rivals(bench: Workbench, request: Request, network: Network, candidat
     return [Rival(f"uniform {UNIFORM}", uniform, uniform.stat().st_size), *theirs]
 
 
+def _judge(
+    bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]
+) -> Accuracy:
+    """Every file on the gate split, against the float file."""
+    gate, options = request.splits.gate, network.target.SESSION_OPTIONS
+    with bench.progress.stage("accuracy on the gate split", 2 + len(rivals), "files") as advance:
+        reference = float_outputs(request, candidates, gate)
+        labels = labels_for(request, gate, reference)
+        budget = budget_for(request, reference, labels)
+        advance(1)
+        verdicts = []
+        for path, own in [(final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]:
+            session = candidates.runtime.open_file(path, threads=0, options=own)
+            outputs: Outputs = evaluate(session, gate, request.options.batch_size)
+            verdicts.append(judge(request.metric, reference, outputs, labels, budget, request.options.seed))
+            advance(1)
+    mine, *theirs = verdicts
+    rows = ((rival.name, rival.bytes, verdict.drop) for rival, verdict in zip(rivals, theirs, strict=True))
+    return Accuracy(budget, mine, tuple(rows))
+
+
 def _time(
     bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]
-) -> tuple[Latency, ...]:
+) -> Plain:
     """The float file, the plan's and the rivals', timed side by side in one run; nothing where times mean nothing."""
     runtime, options, example = candidates.runtime, network.target.SESSION_OPTIONS, example_feeds(request, network)
     if not runtime.TIMES:
-        return ()
+        return Plain([])
     opened = [(network.float_file, options), (final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]
-    with bench.timed("latency of the files", "time the files side by side"):
+    with bench.progress.stage("time the files side by side"):
         sessions = [runtime.open_file(path, threads=request.options.threads, options=own, example=example) for path, own in opened]
-        return time_sessions(sessions, example)
+        return Plain([asdict(latency) for latency in time_sessions(sessions, example)])
+
+
+def _profile(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path) -> None:
+    """profile.json in the run directory: the milliseconds of each layer's own nodes in the float file and in the plan's, for the report."""
+    runtime, options, threads = candidates.runtime, network.target.SESSION_OPTIONS, request.options.threads
+    if not runtime.TIMES:
+        return
+    example, found = example_feeds(request, network), {}
+    with bench.timed("time of the layers", "time the layers of both files"):
+        for name, path in (("float", network.float_file), ("plan", final)):
+            found[name] = runtime.layer_ms(
+                path, candidates.graph, example, threads=threads, options=options, runs=PROFILE_RUNS, folder=candidates.folder
+            )
+    with write_atomically(bench.store.folder / "profile.json") as temporary:
+        temporary.write_text(json.dumps({"unit": "ms", "runs": PROFILE_RUNS, "threads": threads, **found}))

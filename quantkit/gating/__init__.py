@@ -1,0 +1,33 @@
+"""The gate: does a file still keep what was promised of it? Anyone's ONNX file, one answer, and the reports that services read.
+
+conditions.py   what is asked of a file
+findings.py     each condition judged: kept, broken, or undecided with so many items
+lock.py         quantkit.lock.json: a deployment as it was when it was allocated
+judging.py      the gate itself
+junit.py · sarif.py · markdown.py   one report each
+"""
+
+from __future__ import annotations
+
+from quantkit.gating.conditions import Conditions, parse_conditions
+from quantkit.gating.findings import Finding
+from quantkit.gating.judging import Asked, Gated, gate
+from quantkit.gating.junit import to_junit
+from quantkit.gating.lock import LOCK, lock_result, read_lock
+from quantkit.gating.markdown import to_markdown
+from quantkit.gating.sarif import to_sarif
+
+__all__ = [
+    "LOCK",
+    "Asked",
+    "Conditions",
+    "Finding",
+    "Gated",
+    "gate",
+    "lock_result",
+    "parse_conditions",
+    "read_lock",
+    "to_junit",
+    "to_markdown",
+    "to_sarif",
+]
