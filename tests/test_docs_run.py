@@ -20,7 +20,6 @@ import pytest
 import torch
 from PIL import Image
 from snippets import PAGES, Block, blocks, lines_of, name
-from test_docs import COMING, GROUP
 from test_pipeline import hurry
 
 from quantkit import demo
@@ -81,9 +80,10 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with torch.no_grad():
                 np.savez(file, x=x.numpy(), labels=model(x).argmax(1).numpy())
         draw_images(Path("images"))
-        assert main(["allocate", "model.pt2", "--data", "val.npz", "--max-drop", "50", "--run", "RUN"]) in (0, 1)
+        Path("deploy").mkdir()
+        written = ["--run", "RUN", "--output", "deploy/model.int8.onnx"]  # the lock file lies beside it then
+        assert main(["allocate", "model.pt2", "--data", "val.npz", "--max-drop", "50", *written]) in (0, 1)
         for label in ("other", "model", "deploy/model"):
-            Path(label).parent.mkdir(exist_ok=True)
             shutil.copyfile("RUN/model.onnx", f"{label}.int8.onnx")
             shutil.copyfile(next(Path("RUN").glob("float-*.onnx")), f"{label}.onnx")
         Path("data").mkdir()
@@ -119,8 +119,6 @@ class inside:  # noqa: N801 - reads as the statement that it is
 
 def needs(words: list[str]) -> str:
     """What a command needs that is not here; empty if nothing."""
-    if words[0] == "quantkit" and words[1] in COMING and words[1] not in GROUP.commands:
-        return f"quantkit {words[1]}"
     if "openvino" in words and not find_spec("openvino"):
         return "openvino"
     return next((what for part, what in ELSEWHERE.items() if any(part in word for word in words)), "")
@@ -131,7 +129,7 @@ def typed(words: list[str]) -> int:
     expanded = [path for word in words for path in (sorted(map(str, Path().glob(word))) if "*" in word else []) or [word]]
     if words[0] == "python":
         return scripted(expanded[1:])
-    expanded = ["stem" if word == "LAYER" else word for word in expanded]
+    expanded = ["stem" if word in ("LAYER", "features.0") else word for word in expanded]
     for word in expanded[2:]:
         if words[1] in READERS and (word == "OTHER" or word.startswith("runs/")) and not Path(word).exists():
             shutil.copytree("RUN", word)

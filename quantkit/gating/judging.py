@@ -134,7 +134,8 @@ def gate(asked: Asked, progress: Progress) -> Gated:
     if conditions.needs_reference():
         _ = bench.pair
     if conditions.max_latency_ratio is not None and not bench.runtime.TIMES:
-        raise RequestError(f"--max-latency-ratio for {target}, which does not run here", "a condition that can be measured here")
+        got = f"--max-latency-ratio for {target}, which does not run here"
+        raise RequestError(got, "a condition that can be measured here", "pass --max-bytes, or leave it out")
     findings, seconds = _measure(bench, conditions, progress)
     changes = tuple(_changes(subject, check))
     return Gated(
