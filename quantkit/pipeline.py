@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from quantkit.options import Options
 from quantkit.progress import Progress
 from quantkit.request import Request
 from quantkit.result import Result
-from quantkit.search import SearchResult, Space
+from quantkit.search import SearchResult, Space, Trial
 from quantkit.sensitivity import Scores
 from quantkit.stages.choice import choose, explain, measure_anchors, open_judge, search
 from quantkit.stages.kept import keep_result
@@ -77,14 +78,22 @@ def inspect(model: LoadedModel, example: Mapping[str, Tensor] | None, options: O
     return Inspection(captured.graph, find_groups(captured.graph, options))
 
 
-def run(request: Request, progress: Progress) -> Result:
-    """Allocate, export and judge. A promise that no plan keeps is no error: `kept` is then False and the nearest plan is written."""
-    job = job_fingerprint(request)
+@contextmanager
+def _begun(request: Request, progress: Progress, command: str, job: str) -> Iterator[tuple[Workbench, Network, Path]]:
+    """The workbench in the run directory, the captured network, and a folder for files that are looked at once."""
     folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
     with Run(folder) as store, scratch_folder(store) as scratch:
         bench = Workbench(store, progress, request.options.time_limit_s)
         network = capture_network(bench, request)
-        bench.begin("allocate", request_inputs(request, network), network.files)
+        bench.begin(command, request_inputs(request, network), network.files)
+        yield bench, network, scratch
+
+
+def run(request: Request, progress: Progress) -> Result:
+    """Allocate, export and judge. A promise that no plan keeps is no error: `kept` is then False and the nearest plan is written."""
+    job = job_fingerprint(request)
+    with _begun(request, progress, "allocate", job) as (bench, network, scratch):
+        folder = bench.store.folder
         forget_pick(folder)
         result = keep_result(bench, job, network, lambda: _allocate(bench, request, network, scratch, job))
         with write_atomically(folder / "result.json") as temporary:
@@ -99,18 +108,13 @@ def run(request: Request, progress: Progress) -> Result:
 
 def measure(request: Request, progress: Progress) -> Measurement:
     """Every stage up to the tables and the front, and a look at a few plans: all that `quantkit pick` needs, and all that `run` reuses."""
-    job = job_fingerprint(request)
-    folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
-    with Run(folder) as store, scratch_folder(store) as scratch:
-        bench = Workbench(store, progress, request.options.time_limit_s)
-        network = capture_network(bench, request)
-        bench.begin("measure", request_inputs(request, network), network.files)
+    with _begun(request, progress, "measure", job_fingerprint(request)) as (bench, network, scratch):
         tables = _measure(bench, request, network, scratch)
         with progress.stage("look at a few plans", None, "plans") as advance:
             measure_anchors(bench, tables.judge, tables.space, advance)
         front = tables.write_front(bench)
         bench.end(True)
-        return Measurement(folder, front, bench.seconds)
+        return Measurement(bench.store.folder, front, bench.seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,7 +177,7 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     certificate, tested = certify(bench, request, tables.judge, tables.prior, tables.ledger, plan, tables.seen, 0)
     if certificate is not None and not certificate.is_within_band:  # what was measured is learned from, and the plan solved again
         tables = tables.refitted(bench, request, tested)
-        found, plan = _searched(bench, request, network, tables)
+        found, plan = _searched(bench, request, network, tables, found.measured)
         certificate, _ = certify(bench, request, tables.judge, tables.prior, tables.ledger, plan, tables.seen, 1)
     tables.write_front(bench)
     write_plan(bench, candidates, tables.frame, plan.allocation)
@@ -182,6 +186,12 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     return report(bench, request, candidates, tables.scores, tables.costs, found, verified, bounds, explained, certificate, job)
 
 
-def _searched(bench: Workbench, request: Request, network: Network, tables: _Tables) -> tuple[SearchResult, Plan]:
+def _searched(
+    bench: Workbench, request: Request, network: Network, tables: _Tables, before: Sequence[Trial] = ()
+) -> tuple[SearchResult, Plan]:
+    """What the search found and the plan that is chosen of it; trials `before` it count too, so that no answer is worse than the last."""
     found = search(bench, request, tables.judge, tables.space)
+    known = [trial.plan.allocation for trial in found.measured]
+    older = [Trial(tables.space.plan(trial.plan.allocation), trial.measured) for trial in before if trial.plan.allocation not in known]
+    found = found.extended(tables.space, older)
     return found, choose(bench, request, network, tables.candidates, tables.space, found, tables.costs)

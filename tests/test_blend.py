@@ -93,6 +93,13 @@ def test_nothing_seen_changes_nothing(seen: list[Seen]) -> None:
     assert fitted.loss is loss and fitted.interactions is interactions
 
 
+def test_plans_that_lose_nothing_do_not_outweigh_all_others() -> None:
+    loss, _ = prior()
+    lossless: list[Seen] = [(dict.fromkeys(NAMES, "fp32"), 0.0)] * 8
+    fitted = blend(loss, None, [*lossless, *((plan, 3 * loss.total(plan)) for plan in plans(6))])
+    assert fitted.own == pytest.approx(3.0)
+
+
 def test_leaving_one_out_in_closed_form_is_leaving_one_out() -> None:
     from quantkit.allocation.blend import _held, _left_out
 

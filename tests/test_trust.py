@@ -11,6 +11,7 @@ from test_pipeline import data, hurry, remember
 from toys import trained
 
 import quantkit
+from quantkit import pipeline
 from quantkit.certificate import Certificate
 from quantkit.report.words import certificate_line
 from quantkit.result import Result
@@ -56,6 +57,20 @@ def test_a_prediction_outside_the_band_is_learned_from_and_the_plan_solved_again
     monkeypatch.setattr(trust, "band", lambda predicted, measured: 1.0)
     found = certificate_of(allocate(tmp_path / "run"))
     assert found.refits == 1 and found.trained == 6 + 8
+
+
+def test_a_second_search_forgets_nothing_that_the_first_one_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "band", lambda predicted, measured: 1.0)
+    real, chosen = pipeline.choose, []
+
+    def spy(*arguments: Any) -> Any:
+        chosen.append(arguments[5])  # what was found
+        return real(*arguments)
+
+    monkeypatch.setattr(pipeline, "choose", spy)
+    allocate(tmp_path / "run")
+    first, second = ([trial.plan.allocation for trial in found.measured] for found in chosen)
+    assert all(allocation in second for allocation in first) and len(second) == len({tuple(row.items()) for row in second})
 
 
 def test_tested_plans_are_none_that_was_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

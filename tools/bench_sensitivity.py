@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from quantkit.costs import byte_costs
 from quantkit.data import Subset
 from quantkit.environment import describe
 from quantkit.evaluation import evaluate
+from quantkit.graph import Group
 from quantkit.metric import Outputs, divergence
 from quantkit.options import Arguments
 from quantkit.progress import Silent
@@ -146,10 +146,10 @@ def prepare(bench: Workbench, name: str, seed: int, scratch: Path) -> Bed:
         torch.device("cpu"), Silent(),
     )  # fmt: skip
     bytes_ = byte_costs(network.captured.graph, groups, scene.schemes, network.target)
-    return Bed(request, network, candidates, scene, {"bytes": bytes_, "latency": unit_times(bytes_, bed_groups(network, groups))})
+    return Bed(request, network, candidates, scene, {"bytes": bytes_, "latency": unit_times(bytes_, shares_of_macs(network, groups))})
 
 
-def bed_groups(network: Network, groups: Sequence[Any]) -> dict[str, float]:
+def shares_of_macs(network: Network, groups: Sequence[Group]) -> dict[str, float]:
     """Multiply-accumulates of each group, as shares of the whole."""
     macs = {group.name: sum(network.captured.graph.layer(layer).macs for layer in group.layers) for group in groups}
     return {name: count / sum(macs.values()) for name, count in macs.items()}

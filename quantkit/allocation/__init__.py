@@ -13,7 +13,7 @@ milp.py       any mix of limits, proven optimal  quadratic.py   the same under i
 relaxation.py the bound behind its gap           highs.py       the solver's one door
 """
 
-from quantkit.allocation.blend import Blend, Seen, blend
+from quantkit.allocation.blend import Seen, blend, predicted_loss
 from quantkit.allocation.drawing import draw
 from quantkit.allocation.front import SOLVERS, cheapest, front, shortage, solve, undominated
 from quantkit.allocation.neighbours import neighbours
@@ -25,7 +25,6 @@ from quantkit.allocation.quality import distances, hypervolume
 __all__ = [
     "SOLVERS",
     "Binding",
-    "Blend",
     "Edge",
     "Limit",
     "Plan",
@@ -42,6 +41,7 @@ __all__ = [
     "order",
     "pin",
     "predict",
+    "predicted_loss",
     "shortage",
     "solve",
     "undominated",

@@ -20,7 +20,7 @@ from quantkit.table import Floats, Interactions, Table
 
 Seen = tuple[Mapping[str, str], float]  # a plan, and the loss that was measured of it
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, np.inf)  # how firmly options are held, in shares of what a plan's own options weigh
-FLOOR = 0.02  # of the median loss: below, noise is more than the loss itself
+FLOOR = 0.02  # of the median loss of plans that lose: below, noise is more than the loss itself
 LEAST = 0.1  # of what was predicted: θ falls no lower
 
 
@@ -36,7 +36,12 @@ class Blend:
 
     def predicted(self, allocation: Mapping[str, str]) -> float:
         """The loss of one scheme per group."""
-        return self.loss.total(allocation) if self.interactions is None else self.interactions.predicted(allocation)
+        return predicted_loss(self.loss, self.interactions, allocation)
+
+
+def predicted_loss(loss: Table, interactions: Interactions | None, allocation: Mapping[str, str]) -> float:
+    """½ x'Mx where there are interactions, else the table's sum."""
+    return loss.total(allocation) if interactions is None else interactions.predicted(allocation)
 
 
 def blend(loss: Table, interactions: Interactions | None, seen: Sequence[Seen]) -> Blend:
@@ -48,7 +53,7 @@ def blend(loss: Table, interactions: Interactions | None, seen: Sequence[Seen]) 
     taken = np.stack([_indicator(loss, allocation) for allocation, _ in seen])
     parts = taken * np.nan_to_num(own).ravel()
     pairs = np.zeros(len(seen)) if interactions is None else _between(interactions, taken)
-    weights = 1.0 / np.maximum(measured, FLOOR * np.median(measured))
+    weights = 1.0 / np.maximum(measured, FLOOR * np.median(measured[measured > 0]))
     terms = np.stack([parts.sum(axis=1), pairs], axis=1)
     (b, a), _ = nnls(terms * weights[:, None], measured * weights)
     if b == 0:  # everything was said to be interaction, or nothing to be lost: no prior for single options

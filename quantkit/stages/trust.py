@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from quantkit.allocation import Blend, Plan, Seen, blend, draw
+from quantkit.allocation import Plan, Seen, blend, draw, predicted_loss
 from quantkit.candidates import Judge
 from quantkit.certificate import Agreement, Certificate, band, beyond_additive
 from quantkit.ledger import Ledger
@@ -13,7 +13,7 @@ from quantkit.request import EVERYTHING, Request
 from quantkit.search import Space
 from quantkit.stages.choice import measure_anchors
 from quantkit.store import fingerprint
-from quantkit.table import Table
+from quantkit.table import Interactions, Table
 from quantkit.workbench import Workbench
 
 TRAINED = 24
@@ -52,27 +52,25 @@ def certify(
         rate = judge.expectation([allocation for allocation, _ in judge.looks()]).rate
     if len(tested) < 3:
         return None, tested
-    measured = [value for _, value in tested]
-    isolated = _isolated(prior)
+    plans, measured = [allocation for allocation, _ in tested], [value for _, value in tested]
 
-    def agree(predictor: Blend) -> Agreement:
-        return Agreement.of([predictor.predicted(allocation) for allocation, _ in tested], measured)
+    def predict(loss: Table, interactions: Interactions | None) -> list[float]:
+        return [predicted_loss(loss, interactions, allocation) for allocation in plans]
 
-    now = Blend(fitted.loss, fitted.interactions, 1.0, 1.0, 0.0)
-    predicted = [now.predicted(allocation) for allocation, _ in tested]
+    predicted, mine = predict(fitted.loss, fitted.interactions), predicted_loss(fitted.loss, fitted.interactions, plan.allocation)
     certificate = Certificate(
         plans=len(tested),
         trained=len(seen),
         items=len(small.search),
-        fitted=agree(now),
-        additive=agree(blend(isolated, None, seen)),
-        prior=agree(Blend(prior.loss, prior.interactions, 1.0, 1.0, 0.0)),
-        beyond_additive=beyond_additive(fitted.loss, fitted.interactions, [allocation for allocation, _ in tested]),
+        fitted=Agreement.of(predicted, measured),
+        additive=Agreement.of(predict(blend(_isolated(prior), None, seen).loss, None), measured),
+        prior=Agreement.of(predict(prior.loss, prior.interactions), measured),
+        beyond_additive=beyond_additive(fitted.loss, fitted.interactions, plans),
         band=band(predicted, measured),
-        predicted=now.predicted(plan.allocation),
+        predicted=mine,
         measured=own,
         refits=refits,
-        predicted_drop=rate * now.predicted(plan.allocation),
+        predicted_drop=rate * mine,
     )
     return certificate, tested
 
