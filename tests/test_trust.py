@@ -15,6 +15,7 @@ from quantkit import pipeline
 from quantkit.certificate import Certificate
 from quantkit.report.words import certificate_line
 from quantkit.result import Result
+from quantkit.search import SearchResult, Space
 from quantkit.stages import trust
 
 
@@ -61,16 +62,23 @@ def test_a_prediction_outside_the_band_is_learned_from_and_the_plan_solved_again
 
 def test_a_second_search_forgets_nothing_that_the_first_one_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "band", lambda predicted, measured: 1.0)
-    real, chosen = pipeline.choose, []
+    searches, choices, chosen = pipeline.search, pipeline.choose, []
+
+    def narrower(bench: Any, request: Any, judge: Any, space: Space) -> SearchResult:
+        found = searches(bench, request, judge, space)
+        return space.judged(found.measured[:1]) if chosen else found
 
     def spy(*arguments: Any) -> Any:
         chosen.append(arguments[5])  # what was found
-        return real(*arguments)
+        return choices(*arguments)
 
+    monkeypatch.setattr(pipeline, "search", narrower)
     monkeypatch.setattr(pipeline, "choose", spy)
     allocate(tmp_path / "run")
     first, second = ([trial.plan.allocation for trial in found.measured] for found in chosen)
-    assert all(allocation in second for allocation in first) and len(second) == len({tuple(row.items()) for row in second})
+    assert len(first) > 1 and all(allocation in second for allocation in first)
+    assert len(second) == len({tuple(row.items()) for row in second})
+    assert chosen[1].best is not None and chosen[1].best.measured.figures["bytes"] <= chosen[0].best.measured.figures["bytes"]
 
 
 def test_tested_plans_are_none_that_was_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
