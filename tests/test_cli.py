@@ -333,7 +333,10 @@ def test_ctrl_c_ends_a_real_process_with_130_and_one_line(tmp_path: Path) -> Non
     (tmp_path / "slow.py").write_text(code)
     command = [sys.executable, "-m", "quantkit", "allocate", "slow.py", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background is started deaf to it
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not started.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

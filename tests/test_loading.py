@@ -400,7 +400,7 @@ def write_bytes(data: bytes) -> Callable[[Path], object]:
     ("name", "write", "words"),
     [
         ("empty.pt", write_bytes(b""), ["is empty"]),
-        ("net.onnx", write_bytes(b"whatever"), ["an ONNX file", "the torch model", "quantkit verify", "quantkit lint", "later"]),
+        ("net.onnx", write_bytes(b"whatever"), ["an ONNX file", "the torch model", "quantkit verify", "quantkit lint", "take ONNX files"]),
         ("net.bin", write_bytes(b"\x08\x0a\x12\x07pytorch"), ["an ONNX file"]),
         ("net.pt", write_npz, ["NumPy .npz", "--data"]),
         ("net.py", write_bytes(b"def recipe(): ..."), ["Python file", "recipe()"]),

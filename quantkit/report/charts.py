@@ -187,9 +187,8 @@ def _against(rows: list[Row], unit: str, *, log: bool) -> Spec:
         for field in ("predicted", "measured")
     )
     kinds = {kind: look for kind, look in LOOKS.items() if any(row["kind"] == kind for row in rows)}
-    kind: Spec = {"field": "kind", "type": "nominal", "title": "plan", "legend": {"orient": "top"}}
-    colours = {**kind, "scale": {"domain": list(kinds), "range": [look[0] for look in kinds.values()]}}
-    shapes = {**kind, "scale": {"domain": list(kinds), "range": [look[1] for look in kinds.values()]}}
+    colours = {**KIND, "scale": {"domain": list(kinds), "range": [look[0] for look in kinds.values()]}}
+    shapes = {**KIND, "scale": {"domain": list(kinds), "range": [look[1] for look in kinds.values()]}}
     mark = {"type": "point", "filled": True, "size": 80, "opacity": 1}
     tooltip = tips({"label": "plan", "predicted": "predicted", "measured": "measured"})
     return {
