@@ -72,6 +72,7 @@ SIZES = {
 }
 # Hours on a network of MobileNetV2's size, so on the small ones alone: measured pairs (one seed), the package's per-layer traces.
 SLOW = {"pairs": ("resnet20", "resnet44"), "pyhessian": ("resnet20",)}
+BLENDED = ("resnet20", "resnet44")  # where other mixtures of traces, divergences and the Gram matrix are tried too
 
 
 def methods(name: str, seed: int) -> list[str]:
@@ -170,9 +171,10 @@ def plans(bench: Workbench, bed: Bed, name: str, seed: int) -> Iterator[tuple[st
     found = {method: scored(bench, bed, method, seed) for method in methods(name, seed)}
     gram = gram_of(found["displacement"])
     isolated, traces = found["kl"].table, found["gauss_newton"].table
-    found["augmented_hessian"] = augmented.combine(found["hessian"].table, gram, isolated, bed.scene)
-    found["augmented_whole"] = augmented.combine(traces, gram, isolated, bed.scene, share=1.0)
-    found |= {f"gram_kl_{share}": mixed(gram, isolated, share) for share in (1.0, 0.5, 0.25)}
+    if name in BLENDED:
+        found["augmented_hessian"] = augmented.combine(found["hessian"].table, gram, isolated, bed.scene)
+        found["augmented_whole"] = augmented.combine(traces, gram, isolated, bed.scene, share=1.0)
+        found |= {f"gram_kl_{share}": mixed(gram, isolated, share) for share in (1.0, 0.5, 0.25)}
     for method, scores in found.items():
         for cost, table in bed.costs.items():
             for place, budget in enumerate(budgets(table, uniform)):
