@@ -15,7 +15,7 @@ from typing import Any
 
 from quantkit.data import Concatenated, Dataset, Images, Subset, split
 from quantkit.errors import DataError, QuantkitError
-from quantkit.recipe import Recipe, load_recipe
+from quantkit.settings.recipe import Recipe, load_recipe
 
 
 def name(dataset: Dataset, index: int) -> str:

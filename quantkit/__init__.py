@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from quantkit.data import Batch, Preprocessing
     from quantkit.errors import QuantkitError
     from quantkit.metric import Metric
-    from quantkit.options import Options
-    from quantkit.recipe import Recipe
-    from quantkit.result import Result
+    from quantkit.runs.result import Result
+    from quantkit.settings.options import Options
+    from quantkit.settings.recipe import Recipe
 
 __version__ = "0.1.0"
 
@@ -42,11 +42,11 @@ __all__ = [
 _ROOMS = {
     "Batch": "quantkit.data",
     "Metric": "quantkit.metric",
-    "Options": "quantkit.options",
+    "Options": "quantkit.settings.options",
     "Preprocessing": "quantkit.data",
     "QuantkitError": "quantkit.errors",
-    "Recipe": "quantkit.recipe",
-    "Result": "quantkit.result",
+    "Recipe": "quantkit.settings.recipe",
+    "Result": "quantkit.runs.result",
     "allocate": "quantkit.api",
     "gate": "quantkit.api",
     "inspect": "quantkit.api",

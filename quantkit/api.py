@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import gating, pipeline
-from quantkit.options import Arguments
 from quantkit.progress import Progress, Silent
 from quantkit.request import Source, resolve, resolve_model
-from quantkit.result import Result
+from quantkit.runs.result import Result
+from quantkit.settings.options import Arguments
 
 
 def allocate(

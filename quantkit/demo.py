@@ -19,7 +19,7 @@ from torch.nn import functional
 from quantkit.data import Batch, collect, separate
 from quantkit.errors import ModelError
 from quantkit.progress import Progress
-from quantkit.recipe import Recipe
+from quantkit.settings.recipe import Recipe
 
 SEED = 0
 CHANNELS = (8, 32, 160)  # narrow at first, where 4 bits hurt, and wide at last, where the bytes are

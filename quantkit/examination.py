@@ -16,24 +16,24 @@ from typing import Any
 import numpy as np
 import onnx
 
-from quantkit import probe
-from quantkit.capture import check_inputs
 from quantkit.errors import DataError, ModelError
 from quantkit.evaluation import Feeds, evaluate, feeds
 from quantkit.export.executed import owners, plain
 from quantkit.export.integer_weights import layers_at_risk
+from quantkit.export.session_file import read_session
 from quantkit.graph import Graph
+from quantkit.judging import probe
+from quantkit.judging.parity import Parity, compare_simulation, random_items
+from quantkit.judging.verify import Latency, judge, time_sessions
 from quantkit.lint.opening import open_model
 from quantkit.lint.view import View, read, title
-from quantkit.parity import Parity, compare_simulation, random_items
+from quantkit.network.capture import check_inputs
 from quantkit.passes.batches import network_batches
 from quantkit.request import Check
+from quantkit.runs.stored import StoredPlan, plan_file, read_plan, simulate
 from quantkit.runtimes import Kernel, Runtime, find_runtime, ort_cpu
-from quantkit.session_file import read_session
 from quantkit.statistics import Verdict, stands
-from quantkit.stored import StoredPlan, plan_file, read_plan, simulate
 from quantkit.targets import Placement, find_target
-from quantkit.verify import Latency, judge, time_sessions
 
 WEIGHTED = (
     "Conv",

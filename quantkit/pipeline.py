@@ -18,18 +18,20 @@ from typing import Any
 from torch import Tensor
 
 from quantkit.allocation import Plan, Seen
-from quantkit.candidates import Candidates, Judge
-from quantkit.capture import capture
 from quantkit.gating import lock_result
 from quantkit.graph import Graph, Group
-from quantkit.ledger import Ledger, front_report, write_ledger
 from quantkit.loading import LoadedModel
-from quantkit.options import Options
+from quantkit.network.capture import capture
+from quantkit.prediction.ledger import Ledger, front_report, write_ledger
 from quantkit.progress import Progress
 from quantkit.request import Request
-from quantkit.result import Result
+from quantkit.runs.result import Result
+from quantkit.runs.stored import forget_pick
+from quantkit.runs.workbench import Workbench, scratch_folder
 from quantkit.search import SearchResult, Space, Trial
 from quantkit.sensitivity import Scores
+from quantkit.settings.options import Options
+from quantkit.stages.candidates import Candidates, Judge
 from quantkit.stages.choice import choose, explain, measure_anchors, open_judge, search
 from quantkit.stages.kept import keep_result
 from quantkit.stages.network import (
@@ -49,8 +51,6 @@ from quantkit.stages.tables import Costs, cost_groups, find_front, score_groups
 from quantkit.stages.trust import certify, learn, refit
 from quantkit.stages.verdict import check_bounds, report, verify_plan
 from quantkit.store import Run, write_atomically
-from quantkit.stored import forget_pick
-from quantkit.workbench import Workbench, scratch_folder
 
 __all__ = ["Inspection", "Measurement", "Result", "inspect", "measure", "run"]
 

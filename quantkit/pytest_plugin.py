@@ -1,7 +1,7 @@
 """The fixture `assert_keeps`, in every pytest of an environment where quantkit is installed: a promise as a test beside the others.
 
-    def test_the_file_that_ships(assert_keeps):
-        assert_keeps("model.int8.onnx", float_file="model.onnx", data="val.npz", max_drop=0.5)
+def test_the_file_that_ships(assert_keeps):
+    assert_keeps("model.int8.onnx", float_file="model.onnx", data="val.npz", max_drop=0.5)
 """
 
 from __future__ import annotations

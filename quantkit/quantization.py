@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.affine import QParams, choose_weight_qparams, dequantize, floor_weight_scale, half_scale, nearest, quantize, refit
 from quantkit.graph import Graph, Layer
+from quantkit.numerics.affine import QParams, choose_weight_qparams, dequantize, floor_weight_scale, half_scale, nearest, quantize, refit
 from quantkit.rounding import ROUNDINGS, Grid, Rounding, fit_codebook, fit_two_level
 from quantkit.rounding.grid import BYTES
 from quantkit.spec import FloatFormat, Format, PerBlock, PerGroup, QuantSpec, Scheme

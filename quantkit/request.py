@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from quantkit import loading
-from quantkit.bounds import parse_bounds, parse_seconds
-from quantkit.config import Config, load_config
 from quantkit.data import Batch, Dataset, Preprocessing, Splits, Subset, collect, open_dataset, split, whole
 from quantkit.errors import DataError, MetricError, ModelError, OutputError, RequestError
 from quantkit.loading import LoadedModel
 from quantkit.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
-from quantkit.options import Arguments, Options, numbers, pins, size, words
-from quantkit.recipe import Recipe, load_recipe
 from quantkit.runtimes import find_runtime
+from quantkit.settings.bounds import parse_bounds, parse_seconds
+from quantkit.settings.config import Config, load_config
+from quantkit.settings.options import Arguments, Options, numbers, pins, size, words
+from quantkit.settings.recipe import Recipe, load_recipe
 
 Source = str | Path | nn.Module | LoadedModel | Recipe
 
@@ -38,7 +38,7 @@ EXAMPLE_ITEMS = 2  # a batch of one would be taken for a fixed size
 NO_DATA = (
     "no data: neither said nor in a configuration file here",
     "items to calibrate on, to search with and to judge by",
-    "pass --data PATH (data=… in a call); or allocate a recipe file, which brings its own; or write data = \"PATH\" into quantkit.toml",
+    'pass --data PATH (data=… in a call); or allocate a recipe file, which brings its own; or write data = "PATH" into quantkit.toml',
 )
 
 

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantkit.calibration import calibrate
-from quantkit.capture import Captured, capture
+from quantkit.calibration.ranges import calibrate
 from quantkit.data import Batch, collect, whole
 from quantkit.evaluation import Session, open_session
 from quantkit.export.executed import Executed, read_executed
 from quantkit.export.float_onnx import export_float
 from quantkit.export.qdq import Emitted, emit
-from quantkit.parity import Parity, compare_simulation
+from quantkit.judging.parity import Parity, compare_simulation
+from quantkit.network.capture import Captured, capture
 from quantkit.quantization import WeightBank
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
@@ -212,9 +212,7 @@ class Bench:
     def parity(self, path: Path, placement: Placement, emitted: Emitted) -> Parity:
         """The simulation against the file, over the bench's own items."""
         data = collect([Batch(self.inputs)])
-        return compare_simulation(
-            self.captured, placement, self.bank, path, emitted, whole(data), len(data), self.folder, lambda _: None
-        )
+        return compare_simulation(self.captured, placement, self.bank, path, emitted, whole(data), len(data), self.folder, lambda _: None)
 
 
 @cache

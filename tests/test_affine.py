@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from quantkit.affine import (
+from quantkit.numerics.affine import (
     CLIP_RATIOS,
     COARSER_RATIOS,
     PAIR_LIMIT,
@@ -278,9 +278,7 @@ def _assert_the_runtimes(
 def _run(kernel: str, a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, output: QParams) -> Tensor:
     names = ["a", "a_scale", "a_zero", "b", "b_scale", "b_zero", "scale", "zero"]
     values = [a, a_qparams.scale, a_qparams.zero_point, b, b_qparams.scale, b_qparams.zero_point, output.scale, output.zero_point]
-    feeds = {
-        name: value.numpy().astype(np.float32 if "scale" in name else np.uint8) for name, value in zip(names, values, strict=True)
-    }
+    feeds = {name: value.numpy().astype(np.float32 if "scale" in name else np.uint8) for name, value in zip(names, values, strict=True)}
     types = [TensorProto.FLOAT if "scale" in name else TensorProto.UINT8 for name in names]
     inputs = [helper.make_tensor_value_info(name, kind, feeds[name].shape) for name, kind in zip(names, types, strict=True)]
     node = helper.make_node(kernel, names, ["c"], domain="com.microsoft")

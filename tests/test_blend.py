@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from quantkit.allocation import Resource, Seen, blend, draw
-from quantkit.certificate import Agreement, Certificate, band, beyond_additive, is_within
 from quantkit.graph import Group
+from quantkit.prediction.certificate import Agreement, Certificate, band, beyond_additive, is_within
 from quantkit.table import Interactions, Table
 
 SCHEMES = ("fp32", "w8a8", "w4a8")

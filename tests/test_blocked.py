@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_stored import wide
 
-from quantkit import blocked
-from quantkit.blocked import convolve, find_block
 from quantkit.environment import isa_label
 from quantkit.evaluation import convolve_in_runtime
+from quantkit.numerics import blocked
+from quantkit.numerics.blocked import convolve, find_block
 
 BLOCK = find_block(convolve_in_runtime)
 known = pytest.mark.skipif(BLOCK is None, reason="this runtime adds in an order that is not known")

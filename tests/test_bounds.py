@@ -4,11 +4,11 @@ import math
 import numpy as np
 import pytest
 
-from quantkit.bounds import Bound, Bounds, parse_bound, parse_bounds, parse_seconds, show_amount
-from quantkit.costs import bit_costs, bop_costs, byte_costs, float_bops
+from quantkit.costs.counted import bit_costs, bop_costs, byte_costs, float_bops
 from quantkit.errors import RequestError
 from quantkit.graph import Graph, Group, Layer
-from quantkit.options import DEFAULT_SCHEMES, Options
+from quantkit.settings.bounds import Bound, Bounds, parse_bound, parse_bounds, parse_seconds, show_amount
+from quantkit.settings.options import DEFAULT_SCHEMES, Options
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import toys
 
-from quantkit import candidates as room
-from quantkit.candidates import Judge
 from quantkit.data import Subset
 from quantkit.evaluation import evaluate, open_session
+from quantkit.judging.verify import judge as verdict_of
 from quantkit.metric import METRICS
+from quantkit.stages import candidates as room
+from quantkit.stages.candidates import Judge
 from quantkit.statistics import Expectation
 from quantkit.store import Run
-from quantkit.verify import judge as verdict_of
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from networks import NETWORKS, Formed, Mlp, Residual, Several, build, captured, 
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from quantkit.capture import capture
 from quantkit.errors import CaptureError
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Graph
+from quantkit.network.capture import capture
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
 
@@ -205,9 +205,7 @@ class Mismatched(nn.Module):
     ],
     ids=["branch on a value", "shape from a value", "leaves torch", "wrong shape"],
 )
-def test_what_torch_refuses_is_one_line_that_names_the_operation(
-    model: nn.Module, named: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_torch_refuses_is_one_line_that_names_the_operation(model: nn.Module, named: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CaptureError) as refusal:
         capture(model, images())
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 600

@@ -22,7 +22,7 @@ import quantkit
 from quantkit.cli import main, recipe_main, tables
 from quantkit.errors import ContractError, DataError
 from quantkit.graph import Graph, Group, Layer, Unsupported
-from quantkit.options import Arguments, Options
+from quantkit.settings.options import Arguments, Options
 
 ROOT = Path(__file__).resolve().parent.parent
 

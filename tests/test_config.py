@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.config import KEYS, Config, load_config
 from quantkit.errors import ConfigError
+from quantkit.settings.config import KEYS, Config, load_config
 
 FULL = """
 data = "images"

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from test_pipeline import allocate, hurry, remember
 
+from quantkit.costs.measured import LatencyModel
 from quantkit.errors import OutputError
-from quantkit.latency.measured import LatencyModel
-from quantkit.result import Result
+from quantkit.runs.result import Result
 from quantkit.stages import tables
 from quantkit.table import Table
 

@@ -18,7 +18,7 @@ from quantkit.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.sensitivity import kl
 from quantkit.sensitivity import scene as scenes
 from quantkit.sensitivity.displacement import estimate, gram, measure_both, measure_gram
-from quantkit.simulation import Simulation
+from quantkit.simulation.program import Simulation
 from quantkit.spec import parse_scheme
 from quantkit.table import Interactions
 from quantkit.targets import ort_cpu

@@ -18,13 +18,13 @@ import pytest
 import typer
 from snippets import PAGES, ROOT, anchors, blocks, commands, fragments, links, name
 
-from quantkit.certificate import Certificate
 from quantkit.cli.app import app
-from quantkit.config import load_config
 from quantkit.errors import QuantkitError
-from quantkit.result import Result
+from quantkit.judging.verify import Latency
+from quantkit.prediction.certificate import Certificate
+from quantkit.runs.result import Result
+from quantkit.settings.config import load_config
 from quantkit.statistics import Verdict
-from quantkit.verify import Latency
 
 GROUP: Any = typer.main.get_command(app)
 THEIRS = {"mynets", "openvino", "sklearn", "tensorrt"}  # imports of snippets that need not be installed here

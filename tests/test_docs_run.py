@@ -24,7 +24,7 @@ from test_pipeline import hurry
 
 from quantkit import demo
 from quantkit.cli import main
-from quantkit.options import Options
+from quantkit.settings.options import Options
 from quantkit.stages import trust
 
 pytestmark = pytest.mark.slow

@@ -25,25 +25,26 @@ from test_pipeline import data, hurry
 from test_stored import stored, wide
 
 import quantkit
-from quantkit import probe, targets
+from quantkit import targets
 from quantkit.cli import main
 from quantkit.errors import ConfigError, DataError, ModelError, OutputError, RequestError
 from quantkit.evaluation import open_session
 from quantkit.examination import Examined, examine, weighted_nodes
-from quantkit.options import Arguments
-from quantkit.parity import RANDOM_ITEMS
+from quantkit.export.session_file import read_session, write_session
+from quantkit.judging import probe
+from quantkit.judging.parity import RANDOM_ITEMS
 from quantkit.request import Check, resolve_check
-from quantkit.result import Result
+from quantkit.runs.result import Result
+from quantkit.runs.stored import export_plan
 from quantkit.runtimes import ort_cpu
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
-from quantkit.session_file import read_session, write_session
+from quantkit.settings.options import Arguments
 from quantkit.spec import FLOAT
-from quantkit.stored import export_plan
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantkit.verify.LATENCY_SECONDS", 0.1)
+    monkeypatch.setattr("quantkit.judging.verify.LATENCY_SECONDS", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +220,7 @@ def test_a_run_that_cannot_be_simulated_is_refused_in_one_line(result: Result, s
 # Session options.
 
 
-def test_every_session_is_opened_with_the_options_beside_the_file(
-    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_session_is_opened_with_the_options_beside_the_file(result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     shutil.copytree(result.run, folder)
     options = {"session.disable_quant_qdq": "1"}

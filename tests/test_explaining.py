@@ -15,7 +15,7 @@ from test_report import allocated, document, rewrite, run  # noqa: F401 - fixtur
 
 from quantkit.cli import main
 from quantkit.errors import RequestError
-from quantkit.ledger import Ledger
+from quantkit.prediction.ledger import Ledger
 from quantkit.report.comparison import compare
 from quantkit.report.evidence import read_evidence
 from quantkit.report.explaining import PINNED, explain

@@ -17,13 +17,13 @@ from networks import NETWORKS, Bench, Formed, build, captured, formed, images, r
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from quantkit.capture import Captured, capture
 from quantkit.data import Batch, Subset, collect
 from quantkit.errors import CaptureError, ContractError
 from quantkit.evaluation import open_session
 from quantkit.export.executed import find_owner, plain
 from quantkit.export.float_onnx import export_float, read_parameters
 from quantkit.export.watch import expose
+from quantkit.network.capture import Captured, capture
 from quantkit.quantization import WeightBank
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
 from quantkit.spec import PerGroup, QuantSpec, Scheme, parse_scheme
@@ -105,9 +105,12 @@ def test_a_float_layer_that_is_stored_narrow_stays_float_between_int8_neighbours
 def test_a_missing_quantizer_is_a_named_mismatch(tmp_path: Path) -> None:
     work = Bench(formed(CHAINS["convolutions"]), images(), tmp_path)
     placement = work.place(work.uniform("w8a8"))
-    short = replace(placement, outputs=placement.outputs - {"b"}, inputs=placement.inputs - {("c", 0)}, schemes={
-        name: scheme for name, scheme in placement.schemes.items() if name != "c"
-    })
+    short = replace(
+        placement,
+        outputs=placement.outputs - {"b"},
+        inputs=placement.inputs - {("c", 0)},
+        schemes={name: scheme for name, scheme in placement.schemes.items() if name != "c"},
+    )
     path, _ = work.emit(short)
     (mismatch,) = work.executed(path, short).mismatches
     assert mismatch.startswith("b: planned int8, ran float")
@@ -180,9 +183,7 @@ def test_narrow_storage_runs_the_int8_kernel_with_the_same_bits(benches: Callabl
 
 @pytest.mark.parametrize("scheme", ["w16a32", "w8a32", "w5a32", "w4a32"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_float_layers_that_are_stored_narrow_compute_with_the_same_weights(
-    benches: Callable[[str], Bench], name: str, scheme: str
-) -> None:
+def test_float_layers_that_are_stored_narrow_compute_with_the_same_weights(benches: Callable[[str], Bench], name: str, scheme: str) -> None:
     """The twin is the float file with those weights in place of its own."""
     work = benches(name)
     placement = work.place(work.uniform(scheme))

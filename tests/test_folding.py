@@ -9,7 +9,7 @@ from networks import build
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
 
-from quantkit.folding import BATCH_NORM, fold_batch_norm
+from quantkit.network.folding import BATCH_NORM, fold_batch_norm
 
 
 def unlifted(model: nn.Module, *inputs: Tensor) -> fx.GraphModule:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from quantkit.affine import QParams, average_codes, dequantize, quantize
-from quantkit.functions import average, logistic
+from quantkit.numerics.affine import QParams, average_codes, dequantize, quantize
+from quantkit.numerics.functions import average, logistic
 from quantkit.spec import PerTensor, QuantSpec
 
 U8 = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())

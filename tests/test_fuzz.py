@@ -13,9 +13,9 @@ import pytest
 from fuzz import draw
 from networks import Bench
 
-from quantkit.capture import capture
 from quantkit.environment import isa_label
-from quantkit.options import SCHEMES
+from quantkit.network.capture import capture
+from quantkit.settings.options import SCHEMES
 
 FAST, ALL = 12, 300
 REPORT = "QUANTKIT_FUZZ_REPORT"  # a file to which each network adds a line, for `tools/bench.py targets`

@@ -16,7 +16,6 @@ import toys
 from test_pipeline import allocate, data, hurry, remember, share_of_first
 
 import quantkit
-from quantkit.bounds import Bound
 from quantkit.cli import main
 from quantkit.data import Batch
 from quantkit.errors import ConfigError, DataError, MetricError, ModelError, RequestError
@@ -24,7 +23,8 @@ from quantkit.evaluation import open_session
 from quantkit.gating import LOCK, Conditions, Gated, judging, lock, parse_conditions, read_lock, to_junit, to_markdown, to_sarif
 from quantkit.lint.opening import file_bytes
 from quantkit.metric import Budget
-from quantkit.result import Result
+from quantkit.runs.result import Result
+from quantkit.settings.bounds import Bound
 
 OUTPUT = "toy.int8.onnx"
 
@@ -70,7 +70,10 @@ def found(gated: Gated, condition: str = "max-drop") -> Any:
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"max_drop": 1.0}, {"keep": "97%", "max_drop": None}, {"metric": "mse", "max_drop": 0.5},
+        {},
+        {"max_drop": 1.0},
+        {"keep": "97%", "max_drop": None},
+        {"metric": "mse", "max_drop": 0.5},
         {"metric": "agreement", "undecided": "fail"},
     ],
     ids=["loose", "tight", "relative", "mse", "agreement"],
@@ -445,7 +448,7 @@ def gated_json(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 ROWS = (
-    {"condition": "max-drop", "decision": "undecided", "verdict": "undecided with 400 items", "line": "a <b> & \"c\""},
+    {"condition": "max-drop", "decision": "undecided", "verdict": "undecided with 400 items", "line": 'a <b> & "c"'},
     {"condition": "max-bytes", "decision": "broken", "stands": False, "line": "too large"},
     {"condition": "require-int8", "decision": "kept"},
 )

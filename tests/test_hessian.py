@@ -9,11 +9,11 @@ import toys
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quantkit.affine import dequantize
-from quantkit.capture import Captured
 from quantkit.data import Batch, collect
 from quantkit.data.splits import whole
 from quantkit.errors import DataError
+from quantkit.network.capture import Captured
+from quantkit.numerics.affine import dequantize
 from quantkit.sensitivity import hessian
 from quantkit.spec import parse_scheme
 

@@ -23,7 +23,7 @@ BOUNDARIES = {
     "quantkit/cli/exits.py": 1,  # the last line of defence: any error becomes an exit code
     "quantkit/loading/boundary.py": 1,  # torch's readers and the user's own network
     "quantkit/metric.py": 1,  # the user's own metric
-    "quantkit/recipe.py": 1,  # the user's own recipe
+    "quantkit/settings/recipe.py": 1,  # the user's own recipe
 }
 
 

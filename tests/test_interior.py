@@ -7,12 +7,12 @@ import torch
 import toys
 from torch import Tensor
 
-from quantkit.capture import Captured
 from quantkit.graph import Layer
+from quantkit.network.capture import Captured
 from quantkit.passes.curvature import differentiable
 from quantkit.passes.interior import Interior, Operation, edge_names, record
 from quantkit.passes.perturbed import FLOAT_PLACEMENT
-from quantkit.simulation import Simulation
+from quantkit.simulation.program import Simulation
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import toys
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quantkit.affine import dequantize
-from quantkit.capture import Captured
 from quantkit.graph import Layer
+from quantkit.network.capture import Captured
+from quantkit.numerics.affine import dequantize
 from quantkit.passes.interior import Interior, Operation
 from quantkit.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.sensitivity import aumann_shapley, displacement, fisher_output, kl, noise, pairs, weight_error
-from quantkit.simulation import Simulation
+from quantkit.simulation.program import Simulation
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import toys
 
+from quantkit.costs import measured, timing
+from quantkit.costs.measured import Boundary, LatencyModel, measure_latency, steps
 from quantkit.evaluation import Session
 from quantkit.graph import Group
-from quantkit.latency import measured, timing
-from quantkit.latency.measured import Boundary, LatencyModel, measure_latency, steps
 from quantkit.runtimes import ort_cpu
 from quantkit.table import Table
 

@@ -14,19 +14,20 @@ from test_pipeline import allocate, data, hurry, remember
 from toys import trained
 
 import quantkit
-from quantkit import pipeline, workbench
-from quantkit.bounds import Bound, Bounds
+from quantkit import pipeline
 from quantkit.cli import main
 from quantkit.evaluation import open_session
-from quantkit.ledger import read_ledger
 from quantkit.metric import Budget
-from quantkit.options import Arguments
-from quantkit.picking import pick
+from quantkit.prediction.ledger import read_ledger
 from quantkit.progress import Silent
 from quantkit.request import resolve
-from quantkit.result import Result
+from quantkit.runs import workbench
+from quantkit.runs.picking import pick
+from quantkit.runs.result import Result
+from quantkit.runs.stored import export_plan, plan_file, read_plan
+from quantkit.settings.bounds import Bound, Bounds
+from quantkit.settings.options import Arguments
 from quantkit.store import Run
-from quantkit.stored import export_plan, plan_file, read_plan
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_stored import wide
 
-from quantkit.latency.measured import LatencyModel
-from quantkit.latency.modelled import MACS_PER_BYTE, UNIT, model_latency
+from quantkit.costs.measured import LatencyModel
+from quantkit.costs.modelled import MACS_PER_BYTE, UNIT, model_latency
 from quantkit.spec import is_float
 from quantkit.targets import tensorrt
 

@@ -8,10 +8,10 @@ import torch
 from networks import formed
 from torch import Tensor
 
-from quantkit.affine import choose_qparams, fake_quantize
-from quantkit.calibration import Ranges
+from quantkit.calibration.observers import ACTIVATION, BINS, OBSERVERS, PERCENTILE, Observed, observe, read_range
+from quantkit.calibration.ranges import Ranges
 from quantkit.errors import SchemeError
-from quantkit.observers import ACTIVATION, BINS, OBSERVERS, PERCENTILE, Observed, observe, read_range
+from quantkit.numerics.affine import choose_qparams, fake_quantize
 
 
 def values(seed: int = 0, count: int = 50_000) -> Tensor:

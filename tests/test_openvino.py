@@ -14,14 +14,14 @@ from networks import NETWORKS, Bench, Formed, bench, formed, images
 from test_stored import stored, wide
 from torch import Tensor
 
+from quantkit.costs.timing import interleave
 from quantkit.errors import DataError, ModelError
 from quantkit.evaluation import open_session
 from quantkit.examination import examine
 from quantkit.export.executed import Executed
-from quantkit.latency.timing import interleave
+from quantkit.runs.stored import export_plan
 from quantkit.runtimes.openvino import OpenVinoSession, layer_ms, open_file, read_executed
 from quantkit.spec import FLOAT, parse_scheme
-from quantkit.stored import export_plan
 from quantkit.targets import find_target, ort_cpu, tensorrt
 from quantkit.targets import openvino as target
 

@@ -18,17 +18,27 @@ from onnx import numpy_helper
 from test_evaluation import FixedBatch
 from torch import nn
 
-from quantkit import parity as rooms
-from quantkit import probe
-from quantkit.affine import QParams
-from quantkit.capture import capture
 from quantkit.errors import ModelError
 from quantkit.evaluation import open_session
 from quantkit.export.executed import owners
 from quantkit.export.integer_weights import layers_at_risk
 from quantkit.export.qdq import Emitted
 from quantkit.export.watch import expose
-from quantkit.parity import FLOAT, RANDOM_ITEMS, SATURATES, UNKNOWN, Parity, Parting, compare_outputs, compare_simulation, random_items
+from quantkit.judging import parity as rooms
+from quantkit.judging import probe
+from quantkit.judging.parity import (
+    FLOAT,
+    RANDOM_ITEMS,
+    SATURATES,
+    UNKNOWN,
+    Parity,
+    Parting,
+    compare_outputs,
+    compare_simulation,
+    random_items,
+)
+from quantkit.network.capture import capture
+from quantkit.numerics.affine import QParams
 from quantkit.quantization import WeightBank
 from quantkit.targets import ort_cpu
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 import toys
 
-from quantkit.affine import dequantize, fake_quantize
 from quantkit.graph import Group
+from quantkit.numerics.affine import dequantize, fake_quantize
 from quantkit.passes import perturbed
 from quantkit.passes.outputs import whitened
 from quantkit.passes.perturbed import FLOAT_PLACEMENT, Perturbed, alone, displace, in_pairs, noisy, reruns, share_behind
-from quantkit.simulation import Simulation
+from quantkit.simulation.program import Simulation
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
@@ -92,8 +92,9 @@ def test_noise_has_the_size_of_the_error_on_weights_and_inputs(box: toys.Toybox,
     scheme, graph = "w8a8", box.captured.graph
     (group_found,) = [found for found in box.groups if found.name == group]
     values = displaced(box, noisy(box.captured, [group_found], box.bank, 1, seed=0), batch_size=24)[0]
-    layer, base = graph.layer(layers_of(box, group)[0]), Simulation(box.captured, FLOAT_PLACEMENT, box.bank).run(
-        dict(next(box.items.batches(24)).inputs)
+    layer, base = (
+        graph.layer(layers_of(box, group)[0]),
+        Simulation(box.captured, FLOAT_PLACEMENT, box.bank).run(dict(next(box.items.batches(24)).inputs)),
     )
     inputs = []
     for slot, name in enumerate(layer.inputs):

@@ -22,21 +22,21 @@ import torch
 import toys
 
 import quantkit
-from quantkit import candidates, evaluation
-from quantkit.capture import Captured, capture
+from quantkit import evaluation
+from quantkit.costs import measured as latency
 from quantkit.data import Batch, collect, cut
 from quantkit.errors import DataError, MetricError, OutputError, SchemeError
 from quantkit.export.float_onnx import export_float
-from quantkit.latency import measured as latency
-from quantkit.parity import Parity, Parting
-from quantkit.result import Result
+from quantkit.judging.parity import Parity, Parting
+from quantkit.network.capture import Captured, capture
+from quantkit.runs.result import Result
+from quantkit.runs.stored import read_plan, simulate
+from quantkit.runs.upkeep import STAGES
+from quantkit.runs.workbench import Workbench
 from quantkit.sensitivity import hessian
-from quantkit.stages import choice, network, tables, verdict
+from quantkit.stages import candidates, choice, network, tables, verdict
 from quantkit.store import JOURNAL, Run, fingerprint
-from quantkit.stored import read_plan, simulate
 from quantkit.table import Table
-from quantkit.upkeep import STAGES
-from quantkit.workbench import Workbench
 
 ITEMS = 300
 
@@ -47,7 +47,7 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(latency, "FIT_PLANS", 3)
     patch.setattr(latency, "TEST_PLANS", 3)
     patch.setattr(choice, "ROUNDS", 3)
-    patch.setattr("quantkit.verify.LATENCY_SECONDS", 0.1)
+    patch.setattr("quantkit.judging.verify.LATENCY_SECONDS", 0.1)
     patch.setattr(hessian, "MOST_PROBES", 3)
 
 

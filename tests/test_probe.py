@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from quantkit import probe
 from quantkit.cli import main
 from quantkit.environment import has_vnni, isa_label
 from quantkit.evaluation import open_session
+from quantkit.judging import probe
 
 
 @pytest.mark.skipif(isa_label() not in {"avx2", "avx512_vnni", "avx_vnni", "amx_int8"}, reason="nothing is known of this processor")

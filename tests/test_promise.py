@@ -11,9 +11,9 @@ import torch
 from networks import NETWORKS, Bench
 from torch import Tensor
 
-from quantkit.capture import capture
 from quantkit.export.promise import promised_bytes
-from quantkit.recipe import load_recipe
+from quantkit.network.capture import capture
+from quantkit.settings.recipe import load_recipe
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement

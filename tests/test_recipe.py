@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import ConfigError, DataError
-from quantkit.recipe import load_recipe
+from quantkit.settings.recipe import load_recipe
 
-HEAD = "from __future__ import annotations\nfrom quantkit.recipe import Recipe\n"
+HEAD = "from __future__ import annotations\nfrom quantkit.settings.recipe import Recipe\n"
 
 
 def written(folder: Path, body: str) -> Path:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from quantkit.data import Concatenated, Dataset, Subset
 from quantkit.errors import DataError, ModelError
-from quantkit.recipe import load_recipe
+from quantkit.settings.recipe import load_recipe
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DATA = Path(os.environ.get("QUANTKIT_DATA", RECIPES.parent.parent / "shared" / "data"))

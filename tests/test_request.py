@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch import nn
 
-from quantkit import options
-from quantkit.bounds import Bound, Bounds
 from quantkit.cli import main
 from quantkit.data import Batch, Preprocessing, Splits, collect, cut
 from quantkit.errors import DataError, MetricError, ModelError, OutputError, QuantkitError, RequestError, SchemeError
-from quantkit.options import Arguments, Options
-from quantkit.recipe import Recipe
 from quantkit.request import resolve, resolve_model
+from quantkit.settings import options
+from quantkit.settings.bounds import Bound, Bounds
+from quantkit.settings.options import Arguments, Options
+from quantkit.settings.recipe import Recipe
 
 ITEMS = 300
 

@@ -13,17 +13,17 @@ from networks import NETWORKS, bench, captured, images
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantkit.affine import PAIR_LIMIT, QParams, choose_weight_qparams, dequantize, nearest, quantize, separate_pairs
-from quantkit.calibration import calibrate
-from quantkit.capture import capture
+from quantkit.calibration.ranges import calibrate
 from quantkit.data import Batch
-from quantkit.options import CHOICES
+from quantkit.network.capture import capture
+from quantkit.numerics.affine import PAIR_LIMIT, QParams, choose_weight_qparams, dequantize, nearest, quantize, separate_pairs
 from quantkit.passes.moments import MOST_PRODUCTS, second_moments
 from quantkit.quantization import WeightBank
 from quantkit.rounding import BLIND, ROUNDINGS, Grid, fit_codebook, fit_two_level
 from quantkit.rounding.gptq import DAMPING, round_gptq
 from quantkit.rounding.grid import MOST
 from quantkit.rounding.two_level import multiplier_limit
+from quantkit.settings.options import CHOICES
 from quantkit.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec, parse_scheme
 from quantkit.targets import ort_cpu
 

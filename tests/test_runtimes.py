@@ -14,11 +14,11 @@ import toys
 from test_pipeline import allocate, hurry, remember
 
 from quantkit.cli import tables
+from quantkit.costs.timing import interleave
 from quantkit.errors import SchemeError
 from quantkit.evaluation import evaluate, open_session
-from quantkit.latency.timing import interleave
 from quantkit.lint import lint_file
-from quantkit.result import Result
+from quantkit.runs.result import Result
 from quantkit.runtimes import RUNTIMES, find_runtime, openvino
 from quantkit.runtimes.nncf_quantizer import quantize_with_nncf
 from quantkit.targets import TARGETS

@@ -19,7 +19,7 @@ from quantkit.errors import RequestError
 from quantkit.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.sensitivity import COSTS, METHODS, SENSITIVITIES, Cost, Scores, pyhessian
 from quantkit.sensitivity import scene as scenes
-from quantkit.simulation import Simulation
+from quantkit.simulation.program import Simulation
 from quantkit.targets import ort_cpu, tensorrt
 
 WEIGHTS_ONLY = {"gauss_newton", "hessian", "hessian_cross", "pyhessian", "weight_error"}
@@ -235,9 +235,7 @@ def test_costs_are_what_the_formulas_say(box: toys.Toybox) -> None:
     }  # the toy is a chain, its shortcut aside
     menu = {group.name: len(group.schemes) - 1 for group in box.groups}
     singles = sum(shares[name] * menu[name] for name in menu)
-    both = sum(
-        shares[name] * menu[name] * sum(menu[earlier] for earlier in list(menu)[:place]) for place, name in enumerate(menu)
-    )
+    both = sum(shares[name] * menu[name] * sum(menu[earlier] for earlier in list(menu)[:place]) for place, name in enumerate(menu))
 
     assert costs["weight_error"] == Cost()
     assert costs["kl"] == costs["displacement"] == Cost(pytest.approx(11 * (1 + singles)))

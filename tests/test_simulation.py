@@ -17,10 +17,10 @@ from networks import NETWORKS, Bench, Formed, build, formed, images, run
 from torch import Tensor, nn
 from torch.export import export
 
-from quantkit.affine import dequantize, fake_quantize
-from quantkit.capture import capture
 from quantkit.evaluation import open_session
-from quantkit.simulation import Simulation
+from quantkit.network.capture import capture
+from quantkit.numerics.affine import dequantize, fake_quantize
+from quantkit.simulation.program import Simulation
 from quantkit.spec import QuantSpec, parse_scheme
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement

@@ -265,8 +265,11 @@ def test_the_whole_front_is_every_undominated_plan_and_thinned_it_says_so():
 
 
 def test_a_solver_that_does_not_fit_or_does_not_exist_is_refused():
-    case = next(case for case in (Case(seed, with_edges=True) for seed in range(99)) if case.best() and build(
-        case.loss, case.cost, case.groups, edges=case.edges).cost.crossings)
+    case = next(
+        case
+        for case in (Case(seed, with_edges=True) for seed in range(99))
+        if case.best() and build(case.loss, case.cost, case.groups, edges=case.edges).cost.crossings
+    )
 
     with pytest.raises(RequestError, match="pareto"):
         case.solve(solver="pareto")
@@ -282,9 +285,9 @@ def test_neighbours_are_the_best_of_all_that_differ_in_one_group_or_two(with_pai
         if not inside:
             continue
         start = predict(case.loss, case.cost, inside[len(inside) // 2], interactions=case.interactions, edges=case.edges)
-        wanted = sorted(
-            case.lossof(each) for each in inside if 1 <= sum(each[name] != start.allocation[name] for name in case.names) <= 2
-        )[:5]
+        wanted = sorted(case.lossof(each) for each in inside if 1 <= sum(each[name] != start.allocation[name] for name in case.names) <= 2)[
+            :5
+        ]
 
         found = neighbours(case.loss, case.cost, start, case.budget, count=5, **case.given())
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from test_folding import IMAGE, unlifted, written
 from torch import Tensor, fx, nn
 
-from quantkit.folding import ATEN, bounds
-from quantkit.spelling import simplify
+from quantkit.network.folding import ATEN, bounds
+from quantkit.network.spelling import simplify
 
 
 def test_what_is_computed_twice_is_merged() -> None:

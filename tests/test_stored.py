@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from toys import images, trained
 
 import quantkit
-from quantkit.calibration import choose_grids
-from quantkit.capture import capture
+from quantkit.calibration.ranges import choose_grids
 from quantkit.cli import main
 from quantkit.errors import OutputError, SchemeError
 from quantkit.evaluation import open_session
 from quantkit.export.float_onnx import read_parameters
 from quantkit.lint import lint_file
+from quantkit.network.capture import capture
 from quantkit.quantization import WeightBank
-from quantkit.result import Result
-from quantkit.simulation import Simulation
+from quantkit.runs.result import Result
+from quantkit.runs.stored import StoredPlan, export_plan, read_plan, simulate
+from quantkit.simulation.program import Simulation
 from quantkit.spec import FLOAT, parse_scheme
-from quantkit.stored import StoredPlan, export_plan, read_plan, simulate
 from quantkit.targets import tensorrt
 from quantkit.targets.tensorrt import LEAST_CHANNELS
 

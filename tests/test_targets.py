@@ -10,7 +10,7 @@ from networks import Formed, captured, formed
 
 from quantkit.errors import SchemeError
 from quantkit.graph import Graph, Group, Layer, Mover, Tensor, Unsupported
-from quantkit.options import SCHEMES
+from quantkit.settings.options import SCHEMES
 from quantkit.spec import FLOAT, HALF, PerChannel, PerGroup, QuantSpec, parse_scheme
 from quantkit.targets import TARGETS, find_target, ort_cpu, tensorrt
 from quantkit.targets.common import uniform

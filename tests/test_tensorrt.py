@@ -19,18 +19,18 @@ from stepwise import constants, run_stepwise, types
 from test_stored import stored, wide
 from torch import Tensor, nn
 
-from quantkit.calibration import choose_grids
-from quantkit.capture import capture
+from quantkit.calibration.ranges import choose_grids
 from quantkit.evaluation import open_session
 from quantkit.export.float_onnx import read_parameters
 from quantkit.lint import lint_file
-from quantkit.options import SCHEMES
+from quantkit.network.capture import capture
 from quantkit.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.quantization import WeightBank
+from quantkit.runs.stored import Exported, StoredPlan, export_plan
 from quantkit.runtimes.openvino import read_executed
-from quantkit.simulation import Simulation
+from quantkit.settings.options import SCHEMES
+from quantkit.simulation.program import Simulation
 from quantkit.spec import FLOAT, HALF, parse_scheme
-from quantkit.stored import Exported, StoredPlan, export_plan
 from quantkit.targets import tensorrt
 
 FP16, W8A8, FP8, W4A16 = (parse_scheme(name) for name in ("fp16", "w8a8", "fp8", "w4a16"))

@@ -19,7 +19,7 @@ from test_tensorrt import planned
 
 from quantkit.export import tensorrt_build as script
 from quantkit.export.beside import SCRIPT, write_beside
-from quantkit.stored import export_plan
+from quantkit.runs.stored import export_plan
 
 
 def test_the_command_names_the_file_and_no_precision(tmp_path: Path) -> None:

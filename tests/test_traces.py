@@ -12,7 +12,7 @@ import toys
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quantkit.affine import dequantize, fake_quantize
+from quantkit.numerics.affine import dequantize, fake_quantize
 from quantkit.passes.changes import InputErrors
 from quantkit.quantization import WeightBank
 from quantkit.sensitivity import fisher, gauss_newton, hessian, hessian_activation, hessian_cross, pyhessian

@@ -12,9 +12,9 @@ from toys import trained
 
 import quantkit
 from quantkit import pipeline
-from quantkit.certificate import Certificate
+from quantkit.prediction.certificate import Certificate
 from quantkit.report.words import certificate_line
-from quantkit.result import Result
+from quantkit.runs.result import Result
 from quantkit.search import SearchResult, Space
 from quantkit.stages import trust
 

@@ -16,14 +16,14 @@ from test_pipeline import allocate, data, hurry, remember
 from quantkit import pipeline
 from quantkit.cli import main
 from quantkit.errors import OutputError
-from quantkit.history import changes, told
-from quantkit.options import Arguments
 from quantkit.progress import Silent
 from quantkit.request import resolve
+from quantkit.runs.history import changes, told
+from quantkit.runs.stored import read_plan
+from quantkit.runs.upkeep import ALWAYS, STAGES, Kept, clean, read_status
+from quantkit.runs.workbench import Workbench
+from quantkit.settings.options import Arguments
 from quantkit.store import Run
-from quantkit.stored import read_plan
-from quantkit.upkeep import ALWAYS, STAGES, Kept, clean, read_status
-from quantkit.workbench import Workbench
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from quantkit.progress import Silent
+from quantkit.runs.workbench import Workbench
 from quantkit.store import Run
-from quantkit.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def test_what_failed_is_not_kept(store: Run) -> None:
 
 def test_seconds_add_up_by_stage(store: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])
-    monkeypatch.setattr("quantkit.workbench.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("quantkit.runs.workbench.time.perf_counter", lambda: next(clock))
     bench = Workbench(store, Silent())
     for _ in range(2):
         with bench.timed("search", "shown"):

@@ -14,7 +14,7 @@ import torch
 from networks import Bench
 from torch import Tensor, nn
 
-from quantkit.capture import capture
+from quantkit.network.capture import capture
 
 models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
 REPORT = "QUANTKIT_ZOO_REPORT"

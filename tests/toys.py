@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn import functional as F
 
-from quantkit.calibration import calibrate
-from quantkit.candidates import Candidates
-from quantkit.capture import Captured, capture
+from quantkit.calibration.ranges import calibrate
 from quantkit.data import Batch, Subset, collect
 from quantkit.data.splits import whole
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Group
-from quantkit.options import Options
+from quantkit.network.capture import Captured, capture
 from quantkit.passes.batches import network_batches
 from quantkit.progress import Silent
 from quantkit.quantization import WeightBank
 from quantkit.sensitivity import Scene
+from quantkit.settings.options import Options
+from quantkit.stages.candidates import Candidates
 from quantkit.stages.network import find_groups
 from quantkit.targets import ort_cpu
 

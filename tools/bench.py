@@ -98,10 +98,10 @@ def probe_over_pyhessian() -> float:
     import torch
     from pyhessian import hessian as pyhessian
 
-    from quantkit.capture import capture
     from quantkit.data import Batch
+    from quantkit.network.capture import capture
     from quantkit.passes.curvature import hutchinson
-    from quantkit.recipe import load_recipe
+    from quantkit.settings.recipe import load_recipe
 
     model = load_recipe(ROOT / "recipes" / "resnet20.py").model.eval()
     inputs, labels = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10

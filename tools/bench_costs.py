@@ -35,10 +35,10 @@ from quantkit.passes.curvature import differentiable, hutchinson
 from quantkit.passes.gradients import squared_gradients
 from quantkit.passes.outputs import drawn
 from quantkit.progress import Silent
-from quantkit.recipe import load_recipe
+from quantkit.runs.workbench import Workbench
 from quantkit.sensitivity import COSTS, SENSITIVITIES, pyhessian
+from quantkit.settings.recipe import load_recipe
 from quantkit.store import Run, write_atomically
-from quantkit.workbench import Workbench
 
 ITEMS, PROBES, BATCH = 32, 24, 16
 SINGLE = 40  # probes of each layer's own trace

@@ -145,9 +145,9 @@ def allocator(folder: Path) -> Callable[[Path], Any]:
     import torch
 
     import quantkit
-    from quantkit import verify
     from quantkit.data import Batch, collect, separate
     from quantkit.demo import DigitNet
+    from quantkit.judging import verify
 
     torch.set_num_threads(1)
     verify.LATENCY_SECONDS = 0.3

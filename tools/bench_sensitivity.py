@@ -28,24 +28,24 @@ import torch
 from sensitivity_figures import Row, summarise
 
 from quantkit.allocation import order, solve
-from quantkit.bounds import Bounds
-from quantkit.candidates import Candidates
-from quantkit.costs import byte_costs
+from quantkit.costs.counted import byte_costs
 from quantkit.data import Subset
 from quantkit.environment import describe
 from quantkit.evaluation import evaluate
 from quantkit.graph import Group
 from quantkit.metric import Outputs, divergence
-from quantkit.options import Arguments
 from quantkit.progress import Silent
 from quantkit.request import Request, resolve
+from quantkit.runs.workbench import Workbench, scratch_folder
 from quantkit.sensitivity import SENSITIVITIES, Scene, Scores, augmented
+from quantkit.settings.bounds import Bounds
+from quantkit.settings.options import Arguments
 from quantkit.spec import parse_scheme
+from quantkit.stages.candidates import Candidates
 from quantkit.stages.choice import labels_for
 from quantkit.stages.network import Network, calibrate_ranges, capture_network, find_groups, prepare_candidates
 from quantkit.store import Run, fingerprint, write_atomically
 from quantkit.table import Interactions, Table
-from quantkit.workbench import Workbench, scratch_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMES = ("w8a8", "w4a8", "w3a8")  # and fp32

@@ -95,11 +95,11 @@ def zoo(_: Path) -> dict[str, float]:
 
 def narrow(runs: Path) -> dict[str, float]:
     """Each network uniform under each scheme, against the one that does the same work from wider weights: w8a8, or float32."""
+    from quantkit.costs.timing import interleave
     from quantkit.evaluation import open_session
     from quantkit.examination import random_feeds
-    from quantkit.latency.timing import interleave
+    from quantkit.runs.stored import export_plan, read_plan
     from quantkit.spec import is_float, parse_scheme
-    from quantkit.stored import export_plan, read_plan
 
     found = dict[str, float]()
     for name in ("resnet44", "mobilenet_v2"):
@@ -166,8 +166,8 @@ def openvino(runs: Path) -> dict[str, float]:
 def tensorrt(runs: Path) -> dict[str, float]:
     """Plans made for ONNX Runtime, adapted: the share of their int8 layers that OpenVINO runs in int8, and whether NVIDIA's rules hold."""
     from quantkit.lint import lint_file
+    from quantkit.runs.stored import export_plan, read_plan
     from quantkit.runtimes import find_runtime
-    from quantkit.stored import export_plan, read_plan
 
     found = dict[str, float]()
     for name in NETWORKS:
@@ -199,7 +199,7 @@ def forms(runs: Path) -> dict[str, float]:
 
 def emit(runs: Path) -> dict[str, float]:
     from quantkit.examination import examine
-    from quantkit.stored import export_plan, read_plan
+    from quantkit.runs.stored import export_plan, read_plan
 
     folder = stored("mobilenet_v2", runs)
     start = time.perf_counter()

@@ -1,7 +1,7 @@
 """Write docs/reference/command-line.md and docs/reference/configuration.md from what the command line and the reader of quantkit.toml know.
 
-    python tools/reference_pages.py            # write them
-    python tools/reference_pages.py --check    # exit 1 if they are not what would be written
+python tools/reference_pages.py            # write them
+python tools/reference_pages.py --check    # exit 1 if they are not what would be written
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, get_args
 from typer.models import ArgumentInfo
 
 from quantkit.cli.app import app
-from quantkit.config import KEYS, PREPROCESSING_KEYS
+from quantkit.settings.config import KEYS, PREPROCESSING_KEYS
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 WRITTEN = "Written by `python tools/reference_pages.py`"
@@ -36,7 +36,7 @@ COMPLETION = """## Completion
 
 CONFIGURATION = f"""# quantkit.toml
 
-{WRITTEN} from the table that reads the file (`quantkit/config.py`).
+{WRITTEN} from the table that reads the file (`quantkit/settings/config.py`).
 
 A file `quantkit.toml` in the folder where a command runs, or the table `[tool.quantkit]` of a `pyproject.toml` there, holds defaults of a
 project. What is said on the command line or in a call wins over it. It counts for networks that come from a file; a

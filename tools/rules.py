@@ -1,7 +1,7 @@
 """Write docs/lint-rules.md: every rule of `quantkit lint`, target by target, from the tables that the linter runs.
 
-    python tools/rules.py            # write it
-    python tools/rules.py --check    # exit 1 if it is not what would be written
+python tools/rules.py            # write it
+python tools/rules.py --check    # exit 1 if it is not what would be written
 """
 
 from __future__ import annotations

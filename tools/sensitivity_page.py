@@ -1,6 +1,6 @@
 """docs/results/sensitivity.md and its plots, from the rows and figures of tools/bench_sensitivity.py.
 
-    python tools/sensitivity_page.py           # needs matplotlib
+python tools/sensitivity_page.py           # needs matplotlib
 """
 
 from __future__ import annotations

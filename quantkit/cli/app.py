@@ -70,11 +70,11 @@ from quantkit.cli.said import (
 from quantkit.cli.upkeep import clean, status
 from quantkit.environment import describe, has_vnni, usable_targets
 from quantkit.errors import ConfigError
-from quantkit.options import Arguments, Options, numbers
+from quantkit.settings.options import Arguments, Options, numbers
 
 if TYPE_CHECKING:
     from quantkit.pipeline import Inspection
-    from quantkit.result import Result
+    from quantkit.runs.result import Result
 
 app = typer.Typer(name="quantkit", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -189,8 +189,8 @@ def export(
         options = Options() if threads is None else Options(threads=threads)
         with results_only():
             from quantkit import examination, lint, request
-            from quantkit.reference_check import check_reference
-            from quantkit.stored import export_plan, read_plan
+            from quantkit.judging.reference_check import check_reference
+            from quantkit.runs.stored import export_plan, read_plan
 
             plan = read_plan(run)
             asked = request.resolve_check(arguments)
@@ -303,7 +303,7 @@ def doctor(
     def show() -> int:
         told = {**describe(), **{f"target {name}": found for name, found in usable_targets().items()}}
         if measure:
-            from quantkit import probe
+            from quantkit.judging import probe
 
             ratios = {f"int8 over float, {layer}": round(ratio, 2) for layer, ratio in probe.gains().items()}
             told |= {"int8 sums saturate": probe.saturates(), **ratios}

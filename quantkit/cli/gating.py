@@ -16,7 +16,7 @@ from quantkit import __version__
 from quantkit.cli import said
 from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code
-from quantkit.options import Arguments
+from quantkit.settings.options import Arguments
 
 if TYPE_CHECKING:
     from quantkit.gating import Gated

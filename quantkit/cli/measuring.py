@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from quantkit.bounds import parse_bounds
 from quantkit.cli import said, tables
 from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code
 from quantkit.cli.plot import draw_front
-from quantkit.options import Arguments, Options
+from quantkit.settings.bounds import parse_bounds
+from quantkit.settings.options import Arguments, Options
 
 if TYPE_CHECKING:
     from quantkit.pipeline import Measurement
@@ -76,7 +76,7 @@ def pick(
 
     def show() -> int:
         from quantkit.metric import parse_budget
-        from quantkit.picking import pick as choose
+        from quantkit.runs.picking import pick as choose
 
         texts = {"latency": max_latency, "bytes": max_bytes, "bops": max_bops, "average_bits": average_bits}
         bounds = parse_bounds(texts)

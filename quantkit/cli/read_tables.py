@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from quantkit.bounds import show_amount
 from quantkit.report.words import named, number, signed
+from quantkit.settings.bounds import show_amount
 
 COSTS = ("latency", "bytes", "bops", "average_bits")
 WIDE = 140  # columns of what no terminal reads, so that nothing is cut

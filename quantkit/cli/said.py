@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from quantkit.options import CHOICES, SCHEMES, Options
+from quantkit.settings.options import CHOICES, SCHEMES, Options
 
 
 def _choice(option: str, text: str) -> Any:

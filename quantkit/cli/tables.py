@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from quantkit.bounds import show_amount
 from quantkit.graph import Graph, Group
 from quantkit.report.words import certificate_line, comparison_rows, counted, named, verdict_line
+from quantkit.settings.bounds import show_amount
 
 
 def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:

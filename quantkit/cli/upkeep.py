@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
-from quantkit.bounds import show_amount
 from quantkit.cli import said
 from quantkit.cli.console import print_json
 from quantkit.cli.exits import KEPT, exit_code
+from quantkit.settings.bounds import show_amount
 
 if TYPE_CHECKING:
-    from quantkit.upkeep import Kept, Status
+    from quantkit.runs.upkeep import Kept, Status
 
 RunFolder = Annotated[Path, Argument(help="The run directory of `allocate` or `measure`.")]
 
@@ -30,7 +30,7 @@ def status(run: RunFolder, as_json: said.Json = False) -> None:
     """
 
     def show() -> int:
-        from quantkit.upkeep import read_status
+        from quantkit.runs.upkeep import read_status
 
         found = read_status(run)
         if as_json:
@@ -53,7 +53,7 @@ def clean(
     """
 
     def show() -> int:
-        from quantkit.upkeep import clean as remove
+        from quantkit.runs.upkeep import clean as remove
 
         removed = remove(run, dry_run=dry_run)
         freed = sum(row.bytes for row in removed)

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quantkit.affine import QParams
 from quantkit.errors import ContractError
+from quantkit.numerics.affine import QParams
 from quantkit.spec import FloatFormat, Format
 
 

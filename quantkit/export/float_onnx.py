@@ -8,9 +8,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from quantkit.capture import Captured, quiet
 from quantkit.errors import CaptureError, ContractError
 from quantkit.graph import Graph
+from quantkit.network.capture import Captured, quiet
 
 TRACES = (
     "pkg.torch.onnx.stack_trace",

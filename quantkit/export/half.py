@@ -17,9 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from quantkit.affine import HALF_MAX
 from quantkit.errors import ContractError
 from quantkit.export.editor import Editor, array_of, read
+from quantkit.numerics.affine import HALF_MAX
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 ADMITS = "tensor(float16)"

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from quantkit.export.executed import plain
 from quantkit.graph import Layer
-from quantkit.paired import pairs_at_risk
+from quantkit.numerics.paired import pairs_at_risk
 from quantkit.targets.ort_cpu import product_rows
 
 # Where each kernel reads the weight, and the zero point whose type is the activation's (0: always unsigned).

@@ -14,13 +14,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.affine import QParams, bias_codes
 from quantkit.errors import ContractError
 from quantkit.export.editor import Editor, array_of, code_type, read
 from quantkit.export.float_onnx import product_name
 from quantkit.export.half import compute_in_half
 from quantkit.export.storage import from_half, make_codes, make_float
 from quantkit.graph import Graph, Layer
+from quantkit.numerics.affine import QParams, bias_codes
 from quantkit.quantization import WeightBank
 from quantkit.spec import FloatFormat, PerBlock, QuantSpec
 from quantkit.targets.placement import Barrier, Placement, Slot

@@ -26,9 +26,7 @@ INT8, INT32, FLOAT = ir.DataType.INT8, ir.DataType.INT32, ir.DataType.FLOAT
 class Store(Protocol):
     """How every way of storing is called."""
 
-    def __call__(
-        self, editor: Editor, stem: str, codes: NDArray[np.int8], bits: int, before: ir.Node, to: ir.DataType = INT8
-    ) -> ir.Value:
+    def __call__(self, editor: Editor, stem: str, codes: NDArray[np.int8], bits: int, before: ir.Node, to: ir.DataType = INT8) -> ir.Value:
         """The codes as a value of type `to` in front of `before`; `stem` begins the names. Each code fits `bits` bits, two's complement."""
 
 
@@ -57,9 +55,7 @@ def as_int4(
     return _cast(editor, editor.constant(f"{stem}_codes", codes.astype(ml_dtypes.int4)), to, before)
 
 
-def as_bit_stream(
-    editor: Editor, stem: str, codes: NDArray[np.int8], bits: int, before: ir.Node, to: ir.DataType = INT8
-) -> ir.Value:
+def as_bit_stream(editor: Editor, stem: str, codes: NDArray[np.int8], bits: int, before: ir.Node, to: ir.DataType = INT8) -> ir.Value:
     """Codes of any width end to end in bytes, lowest bit first; spread by shifts, then weighed by powers of two (opset 18).
 
     The highest bit weighs less than nothing, as two's complement has it. While it loads, a layer takes a byte for each of its bits, three

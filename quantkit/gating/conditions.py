@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.bounds import Bound, parse_bound
 from quantkit.errors import RequestError
 from quantkit.metric import Budget, parse_budget
+from quantkit.settings.bounds import Bound, parse_bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

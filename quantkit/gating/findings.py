@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantkit.bounds import show_amount
 from quantkit.metric import Metric
+from quantkit.settings.bounds import show_amount
 from quantkit.statistics import Decision, RatioVerdict, Verdict, stands
 
 EXPLAINED = {

@@ -17,20 +17,20 @@ from quantkit.environment import describe
 from quantkit.errors import ConfigError, DataError, ModelError, RequestError
 from quantkit.evaluation import Feeds, feeds
 from quantkit.examination import check_items, judge_files, random_feeds, share_of_file
+from quantkit.export.session_file import read_session
 from quantkit.gating.conditions import Conditions
 from quantkit.gating.findings import Finding, judge_bytes, judge_drop, judge_int8, judge_latency
 from quantkit.gating.lock import LOCK, Lock, choose_items, label_digest, read_lock, sole_name
+from quantkit.judging.verify import time_rounds
 from quantkit.lint.opening import file_bytes, open_model
 from quantkit.metric import METRICS
-from quantkit.options import Arguments, Options
 from quantkit.progress import Progress
 from quantkit.request import Check, resolve_items
+from quantkit.runs.stored import FILE, plan_file, read_plan
 from quantkit.runtimes import Runtime, find_runtime
-from quantkit.session_file import read_session
+from quantkit.settings.options import Arguments, Options
 from quantkit.statistics import decide_ratio
-from quantkit.stored import FILE, plan_file, read_plan
 from quantkit.targets import find_target
-from quantkit.verify import time_rounds
 
 SCHEMA = 1
 

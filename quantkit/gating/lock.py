@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.bounds import Bound
 from quantkit.data import Preprocessing, Subset
 from quantkit.environment import PACKAGES, describe
 from quantkit.errors import ConfigError, QuantkitError, unknown
 from quantkit.examination import share_of_file
 from quantkit.gating.conditions import Conditions, parse_conditions
-from quantkit.options import CHOICES
 from quantkit.request import Request
-from quantkit.result import Result
+from quantkit.runs.result import Result
+from quantkit.settings.bounds import Bound
+from quantkit.settings.options import CHOICES
 from quantkit.store import write_atomically
 from quantkit.targets import find_target
 

@@ -7,12 +7,12 @@ from types import ModuleType
 
 from torch import Tensor
 
-from quantkit.affine import dequantize, fake_quantize, nearest
-from quantkit.capture import Captured
 from quantkit.graph import Graph, Group, Layer
+from quantkit.network.capture import Captured
+from quantkit.numerics.affine import dequantize, fake_quantize, nearest
 from quantkit.passes.interior import Operation, Site
 from quantkit.quantization import WeightBank
-from quantkit.simulation import Simulation
+from quantkit.simulation.program import Simulation
 from quantkit.spec import FLOAT, parse_scheme
 
 

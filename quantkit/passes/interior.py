@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantkit.capture import Captured
 from quantkit.graph import Layer
+from quantkit.network.capture import Captured
 from quantkit.passes.outputs import Outputs
 
 

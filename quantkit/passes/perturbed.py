@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.capture import Captured
 from quantkit.data import Batch
 from quantkit.graph import Graph, Group, Layer
+from quantkit.network.capture import Captured
 from quantkit.passes.changes import input_change, weight_changes
 from quantkit.passes.interior import Interior, Operation
 from quantkit.passes.outputs import Measure, Outputs
 from quantkit.quantization import WeightBank
-from quantkit.simulation import Environment, Simulation
+from quantkit.simulation.program import Environment, Simulation
 from quantkit.spec import FLOAT, parse_scheme
 from quantkit.table import Floats
 from quantkit.targets.placement import Placement

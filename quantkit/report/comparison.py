@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantkit.errors import OutputError
-from quantkit.ledger import Ledger
+from quantkit.prediction.ledger import Ledger
 from quantkit.report.evidence import MEASURED_ONLY, Evidence
 from quantkit.report.words import leaves
 

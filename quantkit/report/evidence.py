@@ -10,9 +10,9 @@ from typing import Any
 
 from quantkit.errors import OutputError
 from quantkit.graph import Graph, Group
-from quantkit.ledger import PICKED, TABLES, Ledger, Look, read_ledger
-from quantkit.picking import find_looks
+from quantkit.prediction.ledger import PICKED, TABLES, Ledger, Look, read_ledger
 from quantkit.report.words import certificate_line
+from quantkit.runs.picking import find_looks
 from quantkit.spec import parse_scheme
 from quantkit.store import Run
 

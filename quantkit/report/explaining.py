@@ -14,15 +14,15 @@ from itertools import pairwise
 from typing import Any
 
 from quantkit.allocation import Limit, Plan
-from quantkit.bounds import Bound, Bounds
 from quantkit.errors import OutputError, RequestError
 from quantkit.graph import Group
-from quantkit.ledger import Ledger, Look
-from quantkit.options import SCHEMES
-from quantkit.picking import Foresight
+from quantkit.prediction.ledger import Ledger, Look
 from quantkit.report.evidence import MEASURED_ONLY, OLD, Evidence
 from quantkit.report.words import bound_words, signed
+from quantkit.runs.picking import Foresight
 from quantkit.search import Space
+from quantkit.settings.bounds import Bound, Bounds
+from quantkit.settings.options import SCHEMES
 from quantkit.spec import is_float, parse_scheme
 
 PINNED = "pinned by the user"  # the reason of a group whose scheme was said

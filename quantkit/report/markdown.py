@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from quantkit.bounds import show_amount
 from quantkit.report.charts import plan_rows
 from quantkit.report.evidence import MEASURED_ONLY, Evidence
 from quantkit.report.words import bound_words, comparison_rows, counted, named, number, verdict_line
+from quantkit.settings.bounds import show_amount
 
 
 def to_markdown(evidence: Evidence) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from quantkit.bounds import show_amount
+from quantkit.settings.bounds import show_amount
 
 NAMED = 8  # names told in full before "and N more"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantkit.affine import QParams
+from quantkit.numerics.affine import QParams
 from quantkit.rounding.grid import BYTES, MOST, Grid
 
 TURNS = 4  # levels, then scales

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantkit.affine import PAIR_LIMIT
+from quantkit.numerics.affine import PAIR_LIMIT
 from quantkit.rounding.grid import Grid
 from quantkit.rounding.nearest import round_nearest
 

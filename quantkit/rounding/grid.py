@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.affine import PAIR_LIMIT, QParams, nearest
+from quantkit.numerics.affine import PAIR_LIMIT, QParams, nearest
 from quantkit.spec import PerChannel, QuantSpec
 
 MOST = PAIR_LIMIT // 2

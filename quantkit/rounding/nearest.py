@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from quantkit.affine import separate_pairs
+from quantkit.numerics.affine import separate_pairs
 from quantkit.rounding.grid import Grid
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantkit.affine import CLIP_RATIOS, QParams
+from quantkit.numerics.affine import CLIP_RATIOS, QParams
 from quantkit.rounding.grid import BYTES, MOST, Grid
 
 MOST_MULTIPLIER = 15  # four bits in the file

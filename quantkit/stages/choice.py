@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 
 from quantkit.allocation import Plan
-from quantkit.candidates import Candidates, Judge
+from quantkit.costs.timing import interleave
 from quantkit.data import Subset, check_labels
 from quantkit.environment import describe
 from quantkit.evaluation import evaluate
-from quantkit.latency.timing import interleave
-from quantkit.ledger import explain_shortage
 from quantkit.metric import Outputs, check_budget
+from quantkit.prediction.ledger import explain_shortage
 from quantkit.request import Request
+from quantkit.runs.workbench import Plain, Workbench
 from quantkit.search import SEARCHES, Measured, SearchResult, Space, TimeIsUp, Trial
 from quantkit.spec import FLOAT
+from quantkit.stages.candidates import Candidates, Judge
 from quantkit.stages.network import Network, example_feeds
 from quantkit.stages.tables import Costs
 from quantkit.store import fingerprint
-from quantkit.workbench import Plain, Workbench
 
 REPAIRS = 6
 FINALISTS = 4  # passing plans of nearly the least predicted latency, which are timed against each other

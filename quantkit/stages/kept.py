@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from quantkit.environment import describe
-from quantkit.result import Result
+from quantkit.runs.result import Result
+from quantkit.runs.workbench import Plain, Workbench, stage_key
 from quantkit.stages.network import Network
-from quantkit.workbench import Plain, Workbench, stage_key
 
 STAGE = "result"
 

@@ -20,28 +20,28 @@ from torch.export import ExportedProgram
 
 import quantkit
 from quantkit import __version__
-from quantkit.calibration import Ranges, calibrate
-from quantkit.candidates import Candidates
-from quantkit.capture import Captured, capture, check_inputs
+from quantkit.calibration.ranges import Ranges, calibrate
 from quantkit.environment import describe
 from quantkit.errors import ContractError, SchemeError, unknown
 from quantkit.evaluation import Feeds, feeds
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Graph, Group
-from quantkit.history import told
-from quantkit.ledger import PLAN
 from quantkit.loading import LoadedModel
-from quantkit.options import Options
+from quantkit.network.capture import Captured, capture, check_inputs
 from quantkit.passes.batches import network_batches
 from quantkit.passes.moments import second_moments
+from quantkit.prediction.ledger import PLAN
 from quantkit.quantization import WeightBank
 from quantkit.request import Request
 from quantkit.rounding import BLIND, ROUNDINGS
+from quantkit.runs.history import told
+from quantkit.runs.stored import WEIGHTS
+from quantkit.runs.workbench import Workbench, stage_key
+from quantkit.settings.options import Options
 from quantkit.spec import FLOAT, is_float, parse_scheme
+from quantkit.stages.candidates import Candidates
 from quantkit.store import fingerprint, write_atomically
-from quantkit.stored import WEIGHTS
 from quantkit.targets import find_target
-from quantkit.workbench import Workbench, stage_key
 
 T = TypeVar("T")
 CALIBRATION_BATCH = 32

@@ -10,21 +10,21 @@ import torch
 from scipy.optimize import nnls
 
 from quantkit.allocation import Edge, Plan, Resource
-from quantkit.bounds import FLOAT_BITS
-from quantkit.candidates import Candidates
-from quantkit.costs import bit_costs, bop_costs, byte_costs, float_bops
+from quantkit.costs.counted import bit_costs, bop_costs, byte_costs, float_bops
+from quantkit.costs.measured import LatencyModel, measure_latency, steps
+from quantkit.costs.modelled import model_latency
 from quantkit.environment import describe
 from quantkit.graph import Group
-from quantkit.latency.measured import LatencyModel, measure_latency, steps
-from quantkit.latency.modelled import model_latency
-from quantkit.ledger import Ledger
+from quantkit.prediction.ledger import Ledger
 from quantkit.request import Request
+from quantkit.runs.workbench import Plain, Workbench
 from quantkit.search import Space
 from quantkit.sensitivity import SENSITIVITIES, Scene, Scores
+from quantkit.settings.bounds import FLOAT_BITS
 from quantkit.spec import FLOAT, parse_scheme
+from quantkit.stages.candidates import Candidates
 from quantkit.stages.network import Network, example_feeds
 from quantkit.table import Table
-from quantkit.workbench import Plain, Workbench
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from quantkit.allocation import Plan, Seen, blend, draw, predicted_loss
-from quantkit.candidates import Judge
-from quantkit.certificate import Agreement, Certificate, band, beyond_additive
-from quantkit.ledger import Ledger
+from quantkit.prediction.certificate import Agreement, Certificate, band, beyond_additive
+from quantkit.prediction.ledger import Ledger
 from quantkit.request import EVERYTHING, Request
+from quantkit.runs.workbench import Workbench
 from quantkit.search import Space
+from quantkit.stages.candidates import Judge
 from quantkit.stages.choice import measure_anchors
 from quantkit.store import fingerprint
 from quantkit.table import Interactions, Table
-from quantkit.workbench import Workbench
 
 TRAINED = 24
 ITEMS = 128  # of the search split, for each of these plans: the same ones, so that their noise is shared and ranks stand

@@ -10,31 +10,31 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantkit.candidates import Candidates
-from quantkit.certificate import Certificate
+from quantkit.costs.measured import PROFILE_RUNS
 from quantkit.environment import describe
 from quantkit.evaluation import evaluate, feeds
 from quantkit.export.beside import write_beside
 from quantkit.export.executed import Executed
-from quantkit.latency.measured import PROFILE_RUNS
-from quantkit.ledger import Ledger
+from quantkit.export.session_file import write_session
+from quantkit.judging.parity import Parity, compare_outputs, compare_simulation
+from quantkit.judging.verify import Latency, int8_share, judge, time_sessions
 from quantkit.metric import Outputs
-from quantkit.parity import Parity, compare_outputs, compare_simulation
 from quantkit.passes.batches import network_batches
+from quantkit.prediction.certificate import Certificate
+from quantkit.prediction.ledger import Ledger
 from quantkit.request import Request
-from quantkit.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
+from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
+from quantkit.runs.workbench import Plain, Workbench
 from quantkit.runtimes import Rival
 from quantkit.search import SearchResult
 from quantkit.sensitivity import Scores
-from quantkit.session_file import write_session
 from quantkit.spec import FLOAT
+from quantkit.stages.candidates import Candidates
 from quantkit.stages.choice import budget_for, float_outputs, labels_for
 from quantkit.stages.network import UNIFORM, Network, example_feeds
 from quantkit.stages.tables import Costs
 from quantkit.statistics import Verdict, stands
 from quantkit.store import write_atomically
-from quantkit.verify import Latency, int8_share, judge, time_sessions
-from quantkit.workbench import Plain, Workbench
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,9 +220,7 @@ def _write_rivals(bench: Workbench, request: Request, network: Network, candidat
     return [Rival(f"uniform {UNIFORM}", uniform, uniform.stat().st_size), *theirs]
 
 
-def _judge(
-    bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]
-) -> Accuracy:
+def _judge(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]) -> Accuracy:
     """Every file on the gate split, against the float file."""
     gate, options = request.splits.gate, network.target.SESSION_OPTIONS
     with bench.progress.stage("accuracy on the gate split", 2 + len(rivals), "files") as advance:
@@ -241,9 +239,7 @@ def _judge(
     return Accuracy(budget, mine, tuple(rows))
 
 
-def _time(
-    bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]
-) -> Plain:
+def _time(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]) -> Plain:
     """The float file, the plan's and the rivals', timed side by side in one run; nothing where times mean nothing."""
     runtime, options, example = candidates.runtime, network.target.SESSION_OPTIONS, example_feeds(request, network)
     if not runtime.TIMES:

@@ -90,9 +90,7 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
                 slots.add((layer.name, identity))
                 quantized[layer.name] = schemes[layer.name]
     narrow = {layer.name: schemes[layer.name] for layer in graph.layers if layer.weight and schemes[layer.name].name == "w4a16"}
-    return _placement(
-        graph, quantized, frozenset(slots), narrow, frozenset(name for name, scheme in schemes.items() if scheme == FLOAT)
-    )
+    return _placement(graph, quantized, frozenset(slots), narrow, frozenset(name for name, scheme in schemes.items() if scheme == FLOAT))
 
 
 def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:

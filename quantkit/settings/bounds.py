@@ -1,8 +1,8 @@
 """What a plan may use beside what it may lose: `Bounds` as they are said, `0.25x` of the float network or so much in a unit.
 
-    bytes          of the file                            latency        milliseconds of one inference
-    bops           Σ multiply-accumulates · weight bits · activation bits (HAWQ-V3)
-    average_bits   of the weights, each weight counting alike
+bytes          of the file                            latency        milliseconds of one inference
+bops           Σ multiply-accumulates · weight bits · activation bits (HAWQ-V3)
+average_bits   of the weights, each weight counting alike
 """
 
 from __future__ import annotations

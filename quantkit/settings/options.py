@@ -10,16 +10,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantkit.bounds import Bounds
 from quantkit.errors import DataError, RequestError, SchemeError, unknown
+from quantkit.settings.bounds import Bounds
 
 # The rooms that dispatch on these names hold the functions; a test compares the lists.
 CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("ort-cpu", "openvino", "tensorrt"),
     "minimize": ("latency", "bytes", "bops", "drop"),
     "sensitivity": (
-        "augmented", "aumann_shapley", "displacement", "fisher", "fisher_output", "gauss_newton", "hessian", "hessian_activation",
-        "hessian_cross", "kl", "noise", "pairs", "pyhessian", "weight_error",
+        "augmented",
+        "aumann_shapley",
+        "displacement",
+        "fisher",
+        "fisher_output",
+        "gauss_newton",
+        "hessian",
+        "hessian_activation",
+        "hessian_cross",
+        "kl",
+        "noise",
+        "pairs",
+        "pyhessian",
+        "weight_error",
     ),
     "search": ("pareto", "bisection", "swaps", "refine"),
     "observer": ("mse", "percentile", "minmax"),
@@ -30,8 +42,32 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # What each target can run; narrow weights run in its int8 kernels.
 SCHEMES: dict[str, tuple[str, ...]] = {
     "ort-cpu": (
-        "fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8", "c6a8", "c5a8", "c4a8", "c3a8", "c2a8",
-        "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8", "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
+        "fp32",
+        "w8a8",
+        "w7a8",
+        "w6a8",
+        "w5a8",
+        "w4a8",
+        "w3a8",
+        "w2a8",
+        "c6a8",
+        "c5a8",
+        "c4a8",
+        "c3a8",
+        "c2a8",
+        "w6g16a8",
+        "w5g16a8",
+        "w4g16a8",
+        "w3g16a8",
+        "w2g16a8",
+        "w16a32",
+        "w8a32",
+        "w7a32",
+        "w6a32",
+        "w5a32",
+        "w4a32",
+        "w3a32",
+        "w2a32",
     ),
     "openvino": ("fp32", "w8a8", "w4a8", "w16a32"),
     "tensorrt": ("fp16", "w8a8", "fp8", "w4a16", "fp32"),

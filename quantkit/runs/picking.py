@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from quantkit.allocation import Plan, undominated
-from quantkit.bounds import Bounds
+from quantkit.settings.bounds import Bounds
 from quantkit.errors import RequestError
-from quantkit.ledger import PICKED, Ledger, Look, explain_shortage, front_report, read_ledger
+from quantkit.prediction.ledger import PICKED, Ledger, Look, explain_shortage, front_report, read_ledger
 from quantkit.metric import Budget
 from quantkit.search import Measured, Space, Trial
 from quantkit.statistics import NORMAL, PRIOR_WIDTH, UNKNOWING, Expectation, Verdict, noise

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from quantkit.affine import QParams, choose_qparams
-from quantkit.capture import Captured
+from quantkit.calibration.observers import ACTIVATION, Observed, observe, read_range
 from quantkit.graph import Graph
-from quantkit.observers import ACTIVATION, Observed, observe, read_range
+from quantkit.network.capture import Captured
+from quantkit.numerics.affine import QParams, choose_qparams
 from quantkit.spec import QuantSpec
 
 

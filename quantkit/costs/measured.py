@@ -19,8 +19,8 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
+from quantkit.costs.timing import interleave
 from quantkit.graph import Graph, Group
-from quantkit.latency.timing import interleave
 from quantkit.runtimes import Feeds, Runtime
 from quantkit.spec import is_float
 from quantkit.table import Table

@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from quantkit.costs.timing import interleave
 from quantkit.evaluation import open_session
-from quantkit.latency.timing import interleave
 
 CHANNELS, CODE = 64, 200
 ROUNDS = 60

@@ -23,11 +23,11 @@ from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
 from quantkit.errors import CaptureError, DataError
-from quantkit.folding import ATEN, CLIPS, bounds, fold_batch_norm, operand
 from quantkit.graph import Graph, Layer, Mover, Unsupported
 from quantkit.graph import Tensor as GraphTensor
-from quantkit.operations import LAYERS, MOVERS, WEIGHTED, has_values, operation_name, read_tensors, refusal
-from quantkit.spelling import simplify
+from quantkit.network.folding import ATEN, CLIPS, bounds, fold_batch_norm, operand
+from quantkit.network.operations import LAYERS, MOVERS, WEIGHTED, has_values, operation_name, read_tensors, refusal
+from quantkit.network.spelling import simplify
 
 # Written out before planning: the exporter loses their names.
 DECOMPOSED = (ATEN.adaptive_avg_pool2d.default, ATEN.adaptive_avg_pool1d.default)

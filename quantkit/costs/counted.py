@@ -7,8 +7,8 @@ from types import ModuleType
 
 import numpy as np
 
-from quantkit.bounds import FLOAT_BITS
 from quantkit.graph import Graph, Group, Layer
+from quantkit.settings.bounds import FLOAT_BITS
 from quantkit.spec import Scheme, parse_scheme
 from quantkit.table import Table
 

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantkit.affine import QParams, bias_codes, dequantize, fake_quantize, quantize, requantize
-from quantkit.blocked import convolve
-from quantkit.capture import Captured
-from quantkit.folding import ATEN, operand
-from quantkit.functions import logistic
 from quantkit.graph import Layer
-from quantkit.kernels import KERNELS
-from quantkit.operations import PADS
+from quantkit.network.capture import Captured
+from quantkit.network.folding import ATEN, operand
+from quantkit.network.operations import PADS
+from quantkit.numerics.affine import QParams, bias_codes, dequantize, fake_quantize, quantize, requantize
+from quantkit.numerics.blocked import convolve
+from quantkit.numerics.functions import logistic
 from quantkit.quantization import WeightBank
+from quantkit.simulation.kernels import KERNELS
 from quantkit.spec import FloatFormat, QuantSpec, Scheme
 from quantkit.targets.placement import Placement
 

@@ -17,6 +17,7 @@ from quantkit.evaluation import evaluate
 from quantkit.export.promise import promised_bytes
 from quantkit.export.qdq import Emitted, emit
 from quantkit.graph import Graph, Group
+from quantkit.judging.verify import judge
 from quantkit.metric import Metric, Outputs, divergence
 from quantkit.quantization import WeightBank
 from quantkit.runtimes import Feeds, Runtime, Session, find_runtime
@@ -26,7 +27,6 @@ from quantkit.statistics import UNKNOWING, Expectation, Verdict, noise
 from quantkit.store import Run, fingerprint
 from quantkit.targets.common import uniform
 from quantkit.targets.placement import Placement
-from quantkit.verify import judge
 
 # Beyond 0.2 nats a network is broken, and says nothing about small losses. A squared distance is what a loss is made of, however large.
 NEAR = {"softmax": 0.2, "identity": math.inf}

@@ -77,9 +77,10 @@ def load_config(folder: Path) -> Config | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no TOML: {error}", "key = value lines", "mend the line that is named") from error
+    return table
 
 
 def _parsed(table: Mapping[str, Any], path: Path) -> Config:

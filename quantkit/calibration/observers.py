@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.affine import choose_qparams, fake_quantize
 from quantkit.errors import DataError, SchemeError, unknown
+from quantkit.numerics.affine import choose_qparams, fake_quantize
 from quantkit.spec import PerTensor, QuantSpec
 
 BINS = 4096

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from quantkit.folding import ATEN, bounds, operand
+from quantkit.network.folding import ATEN, bounds, operand
 
 NAMED_PADDING: Mapping[object, Callable[..., Any]] = {ATEN.conv1d.padding: ATEN.conv1d.default, ATEN.conv2d.padding: ATEN.conv2d.default}
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from numpy.typing import NDArray
 
 from quantkit.errors import OutputError
-from quantkit.history import HISTORY, StageUse, changes, read_sessions, request_event, told
+from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, told
 from quantkit.progress import Progress
 from quantkit.store import Run, fingerprint, stage_name
 

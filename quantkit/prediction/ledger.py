@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from quantkit.allocation import Limit, Plan, Resource, distances, front, hypervolume, shortage
-from quantkit.bounds import Bounds, show_amount
 from quantkit.errors import OutputError
 from quantkit.graph import Group
 from quantkit.search import Space
+from quantkit.settings.bounds import Bounds, show_amount
 from quantkit.store import Run, fingerprint, write_atomically
 from quantkit.table import Floats, Interactions, Table
 

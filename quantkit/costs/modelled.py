@@ -20,8 +20,8 @@ from types import ModuleType
 
 import numpy as np
 
+from quantkit.costs.measured import Boundary, LatencyModel, crossings
 from quantkit.graph import Graph, Group, Layer
-from quantkit.latency.measured import Boundary, LatencyModel, crossings
 from quantkit.spec import FLOATING, parse_scheme
 from quantkit.table import Table
 

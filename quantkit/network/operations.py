@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantkit.folding import ATEN, operand
+from quantkit.network.folding import ATEN, operand
 
 LAYERS: Mapping[object, str] = {
     ATEN.conv1d.default: "conv",

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.costs.timing import interleave, rounds_within
 from quantkit.evaluation import Feeds, Session
 from quantkit.export.executed import Executed
 from quantkit.graph import Graph
-from quantkit.latency.timing import interleave, rounds_within
 from quantkit.metric import Metric, Outputs
 from quantkit.statistics import Verdict, decide, ratio_interval
 

@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantkit.affine import QParams, dequantize, quantize
-from quantkit.blocked import find_block
-from quantkit.capture import Captured
 from quantkit.data import Batch, Subset, collect, whole
 from quantkit.evaluation import Session, convolve_in_runtime, feeds, open_session
 from quantkit.export.executed import owners, plain
@@ -25,10 +22,13 @@ from quantkit.export.integer_weights import read_integer_weights
 from quantkit.export.qdq import Emitted
 from quantkit.export.watch import expose
 from quantkit.graph import Graph, Layer
-from quantkit.paired import lost_in_convolution, lost_in_products
+from quantkit.network.capture import Captured
+from quantkit.numerics.affine import QParams, dequantize, quantize
+from quantkit.numerics.blocked import find_block
+from quantkit.numerics.paired import lost_in_convolution, lost_in_products
 from quantkit.passes.batches import network_batches
 from quantkit.quantization import WeightBank
-from quantkit.simulation import CONVOLUTION_DEFAULTS, Environment, Simulation
+from quantkit.simulation.program import CONVOLUTION_DEFAULTS, Environment, Simulation
 from quantkit.targets.ort_cpu import product_rows
 from quantkit.targets.placement import Placement
 

@@ -10,9 +10,9 @@ from typing import cast
 
 from torch import Tensor, fx
 
-from quantkit.affine import QParams, add_codes, average_codes, dequantize, mul_codes, quantize
-from quantkit.functions import average, logistic
-from quantkit.operations import pool_settings
+from quantkit.network.operations import pool_settings
+from quantkit.numerics.affine import QParams, add_codes, average_codes, dequantize, mul_codes, quantize
+from quantkit.numerics.functions import average, logistic
 
 # node, codes and qparams of each input, qparams of the output -> codes of the output
 Kernel = Callable[[fx.Node, Sequence[Tensor], Sequence[QParams], QParams], Tensor]

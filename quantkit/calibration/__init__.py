@@ -1,0 +1,1 @@
+"""The ranges of activations: observers, and the pass over calibration items that fills them."""

@@ -1,0 +1,1 @@
+"""All that is predicted of a plan, and what predictions are worth."""

@@ -1,0 +1,1 @@
+"""What the user says: recipe, configuration file, options, bounds."""
