@@ -22,8 +22,8 @@ from quantkit.allocation import (
 )
 from quantkit.allocation.milp import Program
 from quantkit.allocation.pareto import whole_front
-from quantkit.allocation.problem import build
 from quantkit.allocation.relaxation import relax
+from quantkit.allocation.translation import build
 from quantkit.errors import RequestError
 from quantkit.graph import Group
 from quantkit.table import Interactions, Table

@@ -19,8 +19,8 @@ from quantkit.allocation.front import SOLVERS, cheapest, front, shortage, solve,
 from quantkit.allocation.neighbours import neighbours
 from quantkit.allocation.ordering import order
 from quantkit.allocation.plan import Binding, Edge, Limit, Plan, Resource, Shortage
-from quantkit.allocation.problem import pin, predict
 from quantkit.allocation.quality import distances, hypervolume
+from quantkit.allocation.translation import pin, predict
 
 __all__ = [
     "SOLVERS",

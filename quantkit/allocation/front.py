@@ -15,8 +15,9 @@ from quantkit.allocation import pareto
 from quantkit.allocation.greedy import descend
 from quantkit.allocation.milp import cheapest_as_good, excesses, least, least_cost
 from quantkit.allocation.plan import Binding, Edge, Limit, Plan, Shortage
-from quantkit.allocation.problem import Chosen, Problem, Within, build
+from quantkit.allocation.problem import Chosen, Problem, Within
 from quantkit.allocation.quadratic import RESTARTS, least_quadratic
+from quantkit.allocation.translation import build, plan_of
 from quantkit.errors import RequestError, unknown
 from quantkit.graph import Group
 from quantkit.table import Interactions, Table
@@ -76,7 +77,7 @@ def solve(
         best = SOLVERS[solver](problem, problem.under(budget))
     else:
         raise RequestError(*unknown("solver", solver, SOLVERS))
-    return best and problem.plan(*best)
+    return best and plan_of(problem, *best)
 
 
 def cheapest(
@@ -95,7 +96,7 @@ def cheapest(
     A limit may be one on the loss: HAWQ-V3 with bytes, operations or milliseconds as the objective.
     """
     problem = build(loss, cost, groups, interactions=interactions, edges=edges, limits=limits, fixed=fixed)
-    return problem.plan(*_cheapest(problem, seed))
+    return plan_of(problem, *_cheapest(problem, seed))
 
 
 def shortage(
@@ -126,7 +127,7 @@ def shortage(
             alone, offset = least_cost(problem, (), held.form), limit.resource.offset
             needed, possible = (held.form.total(plan) + offset for plan in (chosen, alone))
             binding.append(Binding(limit.resource.name, limit.resource.table.unit, limit.at_most, needed, possible))
-    return Shortage(tuple(binding), problem.plan(chosen, gap))
+    return Shortage(tuple(binding), plan_of(problem, chosen, gap))
 
 
 def front(
@@ -161,7 +162,7 @@ def front(
             answers.append(answers[-1] if chosen is None else (chosen, 0.0))
         else:
             answers.append(_best(problem, (limit, *problem.limits), [answers[-1][0]], seed, restarts=0) or answers[-1])
-    return undominated([problem.plan(*answer) for answer in (*answers, dearest)])
+    return undominated([plan_of(problem, *answer) for answer in (*answers, dearest)])
 
 
 def undominated(plans: Sequence[Plan]) -> tuple[Plan, ...]:

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quantkit.allocation.problem import Chosen, Form, Problem, Within
-from quantkit.table import Floats
+from quantkit.allocation.problem import Chosen, Floats, Form, Problem, Within
 
 _NOTHING = 1e-12  # a share of a limit that is no saving
 

@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.allocation.highs import Entry, Rows, minimise
-from quantkit.allocation.problem import Chosen, Form, Problem, Within
+from quantkit.allocation.problem import Chosen, Floats, Form, Problem, Within
 from quantkit.errors import ContractError
-from quantkit.table import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,7 @@ class Program:
     @cached_property
     def structure(self) -> list[Entry]:
         """One scheme per group, and y = |f_p − f_c| for each edge."""
-        problem, floats = self.problem, self.problem.is_float()
+        problem, floats = self.problem, self.problem.loss.floats
         members = [np.flatnonzero(problem.group == place) for place in range(len(problem.groups))]
         rows: list[Entry] = [(member, np.ones(len(member)), 1.0, 1.0) for member in members]
         for (one, other), column in self.crossings.items():

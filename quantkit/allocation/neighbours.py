@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from quantkit.allocation.plan import Edge, Limit, Plan
-from quantkit.allocation.problem import build
 from quantkit.allocation.quadratic import short_list, swaps
+from quantkit.allocation.translation import build, plan_of
 from quantkit.graph import Group
 from quantkit.table import Interactions, Table
 
@@ -46,5 +46,5 @@ def neighbours(
         pair = listed[[first, second]]
         swapped[problem.group[pair]] = pair
         if all(limit.holds(swapped) for limit in held):
-            found.append(problem.plan(swapped))
+            found.append(plan_of(problem, swapped))
     return tuple(found)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.allocation.problem import Chosen, Problem, Within
-from quantkit.table import Floats
+from quantkit.allocation.problem import Chosen, Floats, Problem, Within
 
 MOST = 20_000
 

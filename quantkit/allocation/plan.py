@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quantkit.allocation.problem import SLACK
 from quantkit.spec import is_float
 from quantkit.table import Table
 
@@ -61,9 +62,6 @@ class Limit:
         """By which share of the limit `used` is above it; 0 within it, up to rounding."""
         over = used - self.at_most
         return over / (abs(self.at_most) or 1.0) if over > SLACK * abs(self.at_most) else 0.0
-
-
-SLACK = 1e-12  # sums in another order differ by less
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from quantkit.allocation.greedy import descend, least_isolated
 from quantkit.allocation.highs import minimise
 from quantkit.allocation.milp import Program, least_of, relative_gap
-from quantkit.allocation.problem import Chosen, Form, Problem, Within
+from quantkit.allocation.problem import Chosen, Floats, Form, Problem, Within
 from quantkit.allocation.relaxation import Relaxed, relax
-from quantkit.table import Floats
 
 _STEPS = 4  # linearisations of one start; they settle or begin to circle long before
 GAP = 1e-3  # of a linearisation, which is no more exact than that itself

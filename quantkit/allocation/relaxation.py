@@ -16,7 +16,7 @@ from scipy.linalg import LinAlgError, cholesky
 
 from quantkit.allocation.highs import minimise
 from quantkit.allocation.milp import Program
-from quantkit.table import Floats
+from quantkit.allocation.problem import Floats
 
 _CUTS = 12  # linear programs; a bound that is nearly as good as it can be comes long before
 _ENOUGH = 1e-4

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from quantkit.allocation import Plan, undominated
-from quantkit.settings.bounds import Bounds
 from quantkit.errors import RequestError
-from quantkit.prediction.ledger import PICKED, Ledger, Look, explain_shortage, front_report, read_ledger
 from quantkit.metric import Budget
+from quantkit.prediction.ledger import PICKED, Ledger, Look, explain_shortage, front_report, read_ledger
 from quantkit.search import Measured, Space, Trial
+from quantkit.settings.bounds import Bounds
 from quantkit.statistics import NORMAL, PRIOR_WIDTH, UNKNOWING, Expectation, Verdict, noise
 from quantkit.store import Run, fingerprint, write_atomically
 
@@ -135,9 +135,7 @@ class Foresight:
         return Measured(drop, points is None or drop + NORMAL.inv_cdf(self.confidence) * spread <= points)
 
 
-def _judged(
-    space: Space, looks: Sequence[Look], foresight: Foresight, points: float | None
-) -> tuple[list[Trial], list[Mapping[str, str]]]:
+def _judged(space: Space, looks: Sequence[Look], foresight: Foresight, points: float | None) -> tuple[list[Trial], list[Mapping[str, str]]]:
     """Every measured plan and those of the front that were not, and which of them those are."""
     trials = [Trial(space.plan(allocation), foresight.measured(look, points)) for allocation, look in looks]
     known = [trial.plan.allocation for trial in trials]

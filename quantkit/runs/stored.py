@@ -11,16 +11,16 @@ from typing import Any
 from numpy.typing import NDArray
 
 from quantkit.calibration.ranges import choose_grids
-from quantkit.network.capture import Captured, capture
 from quantkit.errors import OutputError, SchemeError
 from quantkit.export.beside import write_beside
 from quantkit.export.float_onnx import read_parameters
 from quantkit.export.qdq import Emitted, emit
-from quantkit.graph import Graph
-from quantkit.prediction.ledger import PICKED, PLAN
-from quantkit.loading.archive import read_archive
-from quantkit.quantization import WeightBank
 from quantkit.export.session_file import write_session
+from quantkit.graph import Graph
+from quantkit.loading.archive import read_archive
+from quantkit.network.capture import Captured, capture
+from quantkit.prediction.ledger import PICKED, PLAN
+from quantkit.quantization import WeightBank
 from quantkit.spec import Scheme, parse_scheme
 from quantkit.store import Run, write_atomically
 from quantkit.targets import find_target

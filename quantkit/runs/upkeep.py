@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import OutputError
-from quantkit.runs.history import Session, changes, read_sessions
 from quantkit.prediction.ledger import ARRAYS, PICKED, PLAN, TABLES
-from quantkit.store import JOURNAL, Run, fingerprint, stage_name
+from quantkit.runs.history import Session, changes, read_sessions
 from quantkit.runs.workbench import SCRATCH, TORN
+from quantkit.store import JOURNAL, Run, fingerprint, stage_name
 
 # What an allocation keeps, in its order; `finalists` only where latency is made small.
 STAGES = (

@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypeVar
 from numpy.typing import NDArray
 
 from quantkit.errors import OutputError
-from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, told
 from quantkit.progress import Progress
+from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, told
 from quantkit.store import Run, fingerprint, stage_name
 
 SCRATCH = ".scratch-"
