@@ -18,7 +18,8 @@ from quantkit.export.executed import Executed, read_executed
 from quantkit.export.float_onnx import export_float
 from quantkit.export.qdq import Emitted, emit
 from quantkit.judging.parity import Parity, compare_simulation
-from quantkit.network.capture import Captured, capture
+from quantkit.network.capture import capture
+from quantkit.network.captured import Captured
 from quantkit.quantization import WeightBank
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu

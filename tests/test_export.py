@@ -23,7 +23,8 @@ from quantkit.evaluation import open_session
 from quantkit.export.executed import find_owner, plain
 from quantkit.export.float_onnx import export_float, read_parameters
 from quantkit.export.watch import expose
-from quantkit.network.capture import Captured, capture
+from quantkit.network.capture import capture
+from quantkit.network.captured import Captured
 from quantkit.quantization import WeightBank
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
 from quantkit.spec import PerGroup, QuantSpec, Scheme, parse_scheme

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from quantkit.data import Batch, collect
 from quantkit.data.splits import whole
 from quantkit.errors import DataError
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 from quantkit.numerics.affine import dequantize
 from quantkit.sensitivity import hessian
 from quantkit.spec import parse_scheme

@@ -8,7 +8,7 @@ import toys
 from torch import Tensor
 
 from quantkit.graph import Layer
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 from quantkit.passes.curvature import differentiable
 from quantkit.passes.interior import Interior, Operation, edge_names, record
 from quantkit.passes.perturbed import FLOAT_PLACEMENT

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantkit.graph import Layer
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 from quantkit.numerics.affine import dequantize
 from quantkit.passes.interior import Interior, Operation
 from quantkit.passes.perturbed import FLOAT_PLACEMENT

@@ -28,7 +28,8 @@ from quantkit.data import Batch, collect, cut
 from quantkit.errors import DataError, MetricError, OutputError, SchemeError
 from quantkit.export.float_onnx import export_float
 from quantkit.judging.parity import Parity, Parting
-from quantkit.network.capture import Captured, capture
+from quantkit.network.capture import capture
+from quantkit.network.captured import Captured
 from quantkit.runs.result import Result
 from quantkit.runs.stored import read_plan, simulate
 from quantkit.runs.upkeep import STAGES

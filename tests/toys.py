@@ -19,7 +19,8 @@ from quantkit.data import Batch, Subset, collect
 from quantkit.data.splits import whole
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Group
-from quantkit.network.capture import Captured, capture
+from quantkit.network.capture import capture
+from quantkit.network.captured import Captured
 from quantkit.passes.batches import network_batches
 from quantkit.progress import Silent
 from quantkit.quantization import WeightBank

@@ -110,7 +110,10 @@ SECTIONS = (
     Section("solvers.json", "Solvers", r"([\w.]+)", "python tools/bench_solvers.py", "500 groups × 5 schemes under interactions."),
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
     Section("report.json", "The report", r"([\w.]+)", "python tools/bench_report.py", "The page in a real browser."),
-    Section("house.json", "The house", r"([\w.]+)", "python tools/sizes.py", "Sizes and reach of the source."),
+    Section(
+        "house.json", "The house", r"([\w.]+)", "python tools/sizes.py --figures",
+        "Lines of the source; `reach` is how many of its own a file needs, with all it imports; parameters and returns that are typed.",
+    ),
 )  # fmt: skip
 
 

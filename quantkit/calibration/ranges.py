@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from quantkit.calibration.observers import ACTIVATION, Observed, observe, read_range
 from quantkit.graph import Graph
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 from quantkit.numerics.affine import QParams, choose_qparams
 from quantkit.spec import QuantSpec
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from quantkit.errors import CaptureError, ContractError
 from quantkit.graph import Graph
-from quantkit.network.capture import Captured, quiet
+from quantkit.network.capture import quiet
+from quantkit.network.captured import Captured
 
 TRACES = (
     "pkg.torch.onnx.stack_trace",

@@ -22,7 +22,7 @@ from quantkit.export.integer_weights import read_integer_weights
 from quantkit.export.qdq import Emitted
 from quantkit.export.watch import expose
 from quantkit.graph import Graph, Layer
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 from quantkit.numerics.affine import QParams, dequantize, quantize
 from quantkit.numerics.blocked import find_block
 from quantkit.numerics.paired import lost_in_convolution, lost_in_products

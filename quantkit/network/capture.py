@@ -12,7 +12,6 @@ import io
 import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +24,7 @@ from torch.utils import _pytree as pytree
 from quantkit.errors import CaptureError, DataError
 from quantkit.graph import Graph, Layer, Mover, Unsupported
 from quantkit.graph import Tensor as GraphTensor
+from quantkit.network.captured import Captured
 from quantkit.network.folding import ATEN, CLIPS, bounds, fold_batch_norm, operand
 from quantkit.network.operations import LAYERS, MOVERS, WEIGHTED, has_values, operation_name, read_tensors, refusal
 from quantkit.network.spelling import simplify
@@ -40,15 +40,6 @@ TRAINING: Mapping[object, int] = {
 }
 EXAMPLE_BATCH = 2  # a batch of 1 would be specialised
 LOGGERS = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Captured:
-    """The canonical `program`, the `module` that runs it in float32 (parameters by their own names), and what it says: `graph`."""
-
-    program: ExportedProgram
-    module: fx.GraphModule
-    graph: Graph
 
 
 def capture(model: nn.Module | ExportedProgram, example: Mapping[str, Tensor] | Sequence[Tensor]) -> Captured:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from quantkit.data import Batch, Subset, bind
+from quantkit.data.batch import Batch, bind
+from quantkit.data.splits import Subset
 from quantkit.graph import Graph
 
 

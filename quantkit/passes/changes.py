@@ -8,7 +8,7 @@ from types import ModuleType
 from torch import Tensor
 
 from quantkit.graph import Graph, Group, Layer
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 from quantkit.numerics.affine import dequantize, fake_quantize, nearest
 from quantkit.passes.interior import Operation, Site
 from quantkit.quantization import WeightBank

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantkit.data import Batch
-from quantkit.network.capture import Captured
+from quantkit.data.batch import Batch
+from quantkit.network.captured import Captured
 from quantkit.passes.curvature import Trace, differentiable
 from quantkit.passes.interior import Recorded, Site, edge_names, record
 from quantkit.passes.moments import columns

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from quantkit.graph import Layer
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 from quantkit.passes.outputs import Outputs
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from quantkit.data import Batch
+from quantkit.data.batch import Batch
 from quantkit.graph import Layer
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 
 MOST_PRODUCTS = 4608  # of one output: 512 channels of 3×3; a matrix of more would take over 85 MB
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantkit.data import check_labels
+from quantkit.data.batch import check_labels
 
 WIDE = 8192  # coordinates of one item; more are sketched
 SKETCH = 2048  # coordinates that are left: inner products are then off by √(2 / 2048), 3 % of the two lengths

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.data import Batch
+from quantkit.data.batch import Batch
 from quantkit.graph import Graph, Group, Layer
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 from quantkit.passes.changes import input_change, weight_changes
 from quantkit.passes.interior import Interior, Operation
 from quantkit.passes.outputs import Measure, Outputs

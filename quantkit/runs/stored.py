@@ -18,7 +18,8 @@ from quantkit.export.qdq import Emitted, emit
 from quantkit.export.session_file import write_session
 from quantkit.graph import Graph
 from quantkit.loading.archive import read_archive
-from quantkit.network.capture import Captured, capture
+from quantkit.network.capture import capture
+from quantkit.network.captured import Captured
 from quantkit.prediction.ledger import PICKED, PLAN
 from quantkit.quantization import WeightBank
 from quantkit.spec import Scheme, parse_scheme

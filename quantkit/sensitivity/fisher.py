@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from quantkit.data import Batch
+from quantkit.data.batch import Batch
 from quantkit.passes.changes import InputErrors
 from quantkit.passes.gradients import squared_gradients
 from quantkit.passes.interior import Recorded

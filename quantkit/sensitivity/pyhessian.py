@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.data import Batch
+from quantkit.data.batch import Batch
 from quantkit.errors import RequestError
 from quantkit.passes.curvature import Trace, differentiable, second_order_kernels
 from quantkit.sensitivity.scene import SECOND_ORDER, Cost, Scene, Scores

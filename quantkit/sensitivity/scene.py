@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantkit.data import Batch, Subset
+from quantkit.data.batch import Batch
+from quantkit.data.splits import Subset
 from quantkit.graph import Group
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 from quantkit.passes.batches import network_batches
 from quantkit.passes.outputs import Curvature, Outputs, task_loss
 from quantkit.passes.perturbed import quantizable, reruns

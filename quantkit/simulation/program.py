@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from quantkit.graph import Layer
-from quantkit.network.capture import Captured
+from quantkit.network.captured import Captured
 from quantkit.network.folding import ATEN, operand
 from quantkit.network.operations import PADS
 from quantkit.numerics.affine import QParams, bias_codes, dequantize, fake_quantize, quantize, requantize

@@ -27,7 +27,8 @@ from quantkit.evaluation import Feeds, feeds
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Graph, Group
 from quantkit.loading import LoadedModel
-from quantkit.network.capture import Captured, capture, check_inputs
+from quantkit.network.capture import capture, check_inputs
+from quantkit.network.captured import Captured
 from quantkit.passes.batches import network_batches
 from quantkit.passes.moments import second_moments
 from quantkit.prediction.ledger import PLAN
