@@ -226,7 +226,7 @@ def test_every_session_is_opened_with_the_options_beside_the_file(result: Result
     options = {"session.disable_quant_qdq": "1"}
     (folder / "session.json").write_text(json.dumps({"session_options": options, "onnxruntime": ">=1.22"}))
     asked: list[Any] = []
-    for room in ("runtimes.ort_cpu", "parity"):
+    for room in ("runtimes.ort_cpu", "judging.parity"):
         monkeypatch.setattr(f"quantkit.{room}.open_session", partial(spied, asked))
     found = look(folder, check=resolve_check(Arguments(data=str(shard(tmp_path)))), parity=True)
     assert len(asked) >= 7 and all(given == options for given in asked)
