@@ -253,7 +253,7 @@ def test_a_stage_is_computed_again_only_if_what_it_depends_on_changed(tmp_path: 
     other = {"accuracy", "file_latency", "simulation"}  # of another file, if the plan is another
     scored = {"front", "interactions", "result", "scores"}
     assert scored <= set(new(before, tmp_path / "run")) <= scored | other
-    behind = ["accuracy", "file_bytes", "file_latency", "front", "interactions", "latency", "result", "scores", "simulation", "weights"]
+    behind = ["accuracy", "file_bytes", "file_latency", "front", "latency", "result", "scores", "simulation", "weights"]
     for changed in ({"observer": "minmax"}, {"rounding": "nearest"}):
         before = stages(tmp_path / "run")
         allocate(tmp_path / "run", **changed)
@@ -478,6 +478,7 @@ def test_fewest_bytes_are_found_where_bytes_are_asked_for(tmp_path: Path) -> Non
         {"search": "bisection"},
         {"search": "swaps"},
         {"sensitivity": "hessian"},
+        {"sensitivity": "augmented"},
         {"sensitivity": "displacement"},
         {"search": "bisection", "sensitivity": "hessian"},
     ],
@@ -488,7 +489,7 @@ def test_every_way_to_score_and_search_ends_in_a_kept_promise(tmp_path: Path, op
     (scores,) = (tmp_path / "run" / "stages").glob("scores-*.json")
 
     assert result.kept and result.executed.as_planned and result.executed.int8_macs > 0.5
-    assert json.loads(scores.read_text())["data"]["table"]["name"] == options.get("sensitivity", "augmented")
+    assert json.loads(scores.read_text())["data"]["table"]["name"] == options.get("sensitivity", "kl")
 
 
 def test_agreement_needs_no_labels(tmp_path: Path) -> None:
@@ -616,7 +617,7 @@ def test_a_search_that_was_cut_off_goes_on_where_it_stopped(tmp_path: Path, monk
     allocate(tmp_path / "run")
     keys = [json.loads(line)["key"] for line in (tmp_path / "run" / "measured.jsonl").read_text().splitlines()]
 
-    assert len(kept) == 8 and kept < stages(tmp_path / "run")
+    assert len(kept) == 7 and kept < stages(tmp_path / "run")
     assert keys[:3] == records and len(set(keys)) == len(keys) > 3
     assert spy.evaluated.count("candidate.onnx") == len(keys) - 3
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
@@ -660,13 +661,13 @@ def test_threads_reach_every_timing_and_the_result(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("option", ["seed", "split_seed"])
 def test_seeds_change_what_is_drawn(tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    estimate = tables.SENSITIVITIES["augmented"]
+    estimate = tables.SENSITIVITIES["kl"]
 
     def spied(scene: Any) -> Any:
         seen[str(len(seen))] = (scene.seed, scene.items.digests())
         return estimate(scene)
 
-    monkeypatch.setitem(tables.SENSITIVITIES, "augmented", spied)
+    monkeypatch.setitem(tables.SENSITIVITIES, "kl", spied)
     results = [allocate(tmp_path / str(place), **{option: place}) for place in range(2)]
 
     assert results[0].fingerprint != results[1].fingerprint

@@ -95,7 +95,7 @@ class Options:
 
     target: str = "ort-cpu"
     minimize: str = "latency"
-    sensitivity: str = "augmented"
+    sensitivity: str = "kl"
     search: str = "pareto"
     schemes: tuple[str, ...] | None = None
     fix: tuple[tuple[str, str], ...] = ()
