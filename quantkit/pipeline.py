@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from quantkit.allocation import Plan, Seen
+from quantkit.errors import CaptureError
 from quantkit.gating import lock_result
 from quantkit.graph import Graph, Group
 from quantkit.loading import LoadedModel
@@ -154,6 +155,13 @@ class _Tables:
 def _measure(bench: Workbench, request: Request, network: Network, scratch: Path) -> _Tables:
     write_request(request, network, bench.store.folder)
     groups = find_groups(network.captured.graph, request.options)
+    if not groups:
+        reasons = sorted({refused.reason for refused in network.captured.graph.unsupported})[:3]
+        raise CaptureError(
+            f"nothing in the network can be quantized: {', '.join(reasons) or 'it has no operation with weights'}",
+            "a convolution, a linear layer, or a sum of activations",
+            "see `quantkit inspect` for every operation and why it stays float",
+        )
     ranges = calibrate_ranges(bench, request, network)
     candidates = prepare_candidates(bench, request, network, groups, ranges, scratch)
     scores = score_groups(bench, request, network, candidates)

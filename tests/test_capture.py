@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram, export
 from quantkit.errors import CaptureError
 from quantkit.export.float_onnx import export_float
 from quantkit.graph import Graph
+from quantkit.loading import from_module, to_program
 from quantkit.network.capture import capture
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
@@ -326,3 +327,25 @@ def test_data_under_other_names_is_taken_in_order() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 10)).eval()
 
     assert capture(network, {"images": torch.zeros(2, 1, 4, 4)}).graph.inputs == ("input",)
+
+
+def test_a_traced_torchscript_says_the_same_as_the_network_it_was_traced_from() -> None:
+    """It spells convolutions in general and holds weights as buffers; batch norms behind them are folded all the same."""
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    model = nn.Sequential(
+        stem, nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(2), nn.Conv1d(8, 4, 5, stride=2), nn.Flatten(), nn.Linear(4 * 16, 5)
+    )
+    stem[1].running_mean = torch.randn(8)
+    model.eval()
+    example = torch.randn(2, 3, 8, 8)
+    script = from_module(torch.jit.trace(model, example))
+    program = to_program(script, {"0": example}).program
+    assert program is not None
+    ours, traced = capture(model, [example]), capture(program, {"input": example})
+
+    def say(graph: Graph) -> list[tuple[object, ...]]:
+        return [(layer.kind, layer.weight_shape, layer.output_shape, layer.macs) for layer in graph.layers]
+
+    assert say(traced.graph) == say(ours.graph) and len(ours.graph.layers) == 4 and not traced.graph.unsupported
+    torch.testing.assert_close(traced.module(example), model(example), rtol=1e-5, atol=1e-5)

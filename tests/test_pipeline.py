@@ -20,12 +20,13 @@ import onnxruntime
 import pytest
 import torch
 import toys
+from torch import Tensor, nn
 
 import quantkit
 from quantkit import evaluation
 from quantkit.costs import measured as latency
 from quantkit.data import Batch, collect, cut
-from quantkit.errors import DataError, MetricError, OutputError, SchemeError
+from quantkit.errors import CaptureError, DataError, MetricError, OutputError, SchemeError
 from quantkit.export.float_onnx import export_float
 from quantkit.judging.parity import Parity, Parting
 from quantkit.network.capture import capture
@@ -490,6 +491,15 @@ def test_every_way_to_score_and_search_ends_in_a_kept_promise(tmp_path: Path, op
 
     assert result.kept and result.executed.as_planned and result.executed.int8_macs > 0.5
     assert json.loads(scores.read_text())["data"]["table"]["name"] == options.get("sensitivity", "kl")
+
+
+def test_a_network_without_anything_to_quantize_is_refused_in_words(tmp_path: Path) -> None:
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x).flatten(1)[:, :5]
+
+    with pytest.raises(CaptureError, match=r"nothing in the network can be quantized: .+; wanted .+; next: see `quantkit inspect`"):
+        allocate(tmp_path / "run", model=Plain().eval())
 
 
 def test_agreement_needs_no_labels(tmp_path: Path) -> None:

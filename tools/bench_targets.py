@@ -220,7 +220,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "targets.json")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    known = json.loads(arguments.output.read_text())["figures"] if arguments.output.exists() else {}
+    stored = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"figures": {}, "environment": describe()}
+    known, there, here = stored["figures"], stored["environment"]["isa"], describe()["isa"]
+    if there != here:
+        parser.error(f"{arguments.output} holds figures of {there}, and here is {here}: give another --output, or measure all anew")
     for part in arguments.only:
         known |= PARTS[part](arguments.runs)
         arguments.output.write_text(json.dumps({"figures": known, "environment": describe()}, indent=1) + "\n")

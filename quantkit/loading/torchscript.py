@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.export import Dim, export
 
 from quantkit.errors import ModelError
 from quantkit.loading.archive import refuse_training
@@ -51,9 +52,19 @@ def to_program(loaded: LoadedModel, example: Mapping[str, torch.Tensor]) -> Load
         inputs = tuple(example[name] for name in names) if set(names) == set(example) else tuple(example.values())
         # Imported here by name, since it is private to torch and may go; all else must work without it.
         converter = importlib.import_module("torch._export.converter").TS2EPConverter
-        program: torch.export.ExportedProgram = converter(module, inputs).convert()
+        loose: torch.export.ExportedProgram = converter(module, inputs).convert()
+        # It leaves every side open; sizes other than the batch's are what layers cost, and are fixed by the example.
+        sides = [{0: Dim.AUTO} if _open(loose, place) else None for place in range(len(inputs))]
+        program = export(loose.module(check_guards=False), inputs, dynamic_shapes=tuple(sides), strict=False)
     refuse_training(program)
     return replace(loaded, module=None, program=program)
+
+
+def _open(program: torch.export.ExportedProgram, place: int) -> bool:
+    """Whether the batch of that input may be of any size."""
+    name = program.graph_signature.user_inputs[place]
+    (node,) = [node for node in program.graph.nodes if node.name == name]
+    return isinstance(node.meta["val"].shape[0], torch.SymInt)
 
 
 def _refuse_files(path: Path) -> None:

@@ -27,7 +27,7 @@ from quantkit.graph import Tensor as GraphTensor
 from quantkit.network.captured import Captured
 from quantkit.network.folding import ATEN, CLIPS, bounds, fold_batch_norm, operand
 from quantkit.network.operations import LAYERS, MOVERS, WEIGHTED, has_values, operation_name, read_tensors, refusal
-from quantkit.network.spelling import simplify
+from quantkit.network.spelling import simplify, spell_weighted
 
 # Written out before planning: the exporter loses their names.
 DECOMPOSED = (ATEN.adaptive_avg_pool2d.default, ATEN.adaptive_avg_pool1d.default)
@@ -52,7 +52,9 @@ def capture(model: nn.Module | ExportedProgram, example: Mapping[str, Tensor] | 
     if any(_trains(node) for node in program.graph.nodes):
         raise CaptureError("the archive was exported in training mode", "an inference graph", "call model.eval() before exporting")
     first = _decompose(program)
-    folded = fold_batch_norm(_unlift(first))
+    unlifted = _unlift(first)
+    spell_weighted(unlifted)
+    folded = fold_batch_norm(unlifted)
     simplify(folded)
     second = _decompose(_export_again(folded, first, example))
     module = _unlift(second)

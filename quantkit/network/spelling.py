@@ -8,11 +8,41 @@ from math import prod
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from quantkit.network.folding import ATEN, bounds, operand
 
+CONVOLUTIONS: Mapping[int, Callable[..., Any]] = {3: ATEN.conv1d.default, 4: ATEN.conv2d.default}
+WEIGHTED = (*CONVOLUTIONS.values(), ATEN.linear.default)
 NAMED_PADDING: Mapping[object, Callable[..., Any]] = {ATEN.conv1d.padding: ATEN.conv1d.default, ATEN.conv2d.padding: ATEN.conv2d.default}
+
+
+def spell_weighted(module: fx.GraphModule) -> None:
+    """What a traced TorchScript says in words of its own: any convolution as one of its dimensions, and weights as parameters.
+
+    Batch norm can be folded only afterwards.
+    """
+    for node in module.graph.nodes:
+        if node.target is ATEN.convolution.default:
+            stride, padding, dilation, transposed, _, groups = node.args[3:]
+            form = CONVOLUTIONS.get(len(node.args[0].meta["val"].shape))
+            if form and not transposed:
+                node.target, node.args = form, (*node.args[:3], stride, padding, dilation, groups)
+        if node.target in WEIGHTED:
+            for source in node.args[1:3]:
+                if isinstance(source, fx.Node) and source.op == "get_attr":
+                    _adopt(module, str(source.target))
+    module.recompile()
+
+
+def _adopt(module: fx.GraphModule, name: str) -> None:
+    """A buffer becomes the parameter that it is."""
+    room, _, own = name.rpartition(".")
+    owner = module.get_submodule(room)
+    if own in owner._buffers:
+        value = owner._buffers.pop(own)
+        assert value is not None
+        owner.register_parameter(own, nn.Parameter(value, requires_grad=False))
 
 
 def simplify(module: fx.GraphModule) -> None:
