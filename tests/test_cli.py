@@ -347,3 +347,13 @@ def test_ctrl_c_ends_a_real_process_with_130_and_one_line(tmp_path: Path) -> Non
     assert out == ""
     assert len(err.strip().splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} <= {"__pycache__", "slow.py", "started"}
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"]], ids=" ".join)
+def test_a_reader_that_went_away_is_no_fault_and_no_broken_promise(arguments: list[str]) -> None:
+    command = subprocess.Popen([sys.executable, "-m", "quantkit", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert command.stdout and command.stderr
+    command.stdout.close()
+    said = command.stderr.read()
+
+    assert (command.wait(), said) == (141, "")

@@ -1,4 +1,4 @@
-"""What estimators and solvers cost, on a quiet machine; adds to docs/results/sensitivity.json. About half an hour.
+"""What estimators and solvers cost, on a quiet machine; writes docs/results/costs.json. About half an hour.
 
     python tools/bench_costs.py
 
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from bench_sensitivity import ROOT, Bed, prepare
 from bench_solvers import solve_all
+from known import known_figures
 from pyhessian import hessian as package
 from scipy.stats import spearmanr
 
@@ -164,12 +165,12 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {"solvers": solvers, "traces"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "sensitivity.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "costs.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for part in arguments.only:
         found = PARTS[part]()
-        known = json.loads(arguments.output.read_text())["figures"] if arguments.output.exists() else {}
+        known = known_figures(arguments.output)
         with write_atomically(arguments.output) as temporary:
             temporary.write_text(json.dumps({"figures": known | found, "environment": describe()}, indent=1) + "\n")
         for key, value in found.items():

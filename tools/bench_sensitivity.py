@@ -105,8 +105,7 @@ def main() -> None:
             for name in arguments.networks:
                 measure(name, seed, arguments.runs)
     rows = [Row(**json.loads(line)) for path in sorted(arguments.runs.glob("*/rows.jsonl")) for line in path.read_text().splitlines()]
-    known = json.loads(arguments.output.read_text())["figures"] if arguments.output.exists() else {}
-    figures = known | summarise(rows)
+    figures = summarise(rows)
     with write_atomically(arguments.output) as temporary:
         temporary.write_text(json.dumps({"figures": figures, "environment": describe()}, indent=1) + "\n")
     for key, value in figures.items():

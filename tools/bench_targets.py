@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from known import known_figures
 
 from quantkit.environment import describe
 
@@ -220,10 +221,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "targets.json")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    stored = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"figures": {}, "environment": describe()}
-    known, there, here = stored["figures"], stored["environment"]["isa"], describe()["isa"]
-    if there != here:
-        parser.error(f"{arguments.output} holds figures of {there}, and here is {here}: give another --output, or measure all anew")
+    known = known_figures(arguments.output)
     for part in arguments.only:
         known |= PARTS[part](arguments.runs)
         arguments.output.write_text(json.dumps({"figures": known, "environment": describe()}, indent=1) + "\n")

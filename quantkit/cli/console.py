@@ -63,3 +63,14 @@ def worked(job: Callable[[ConsoleProgress], T]) -> T:
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on standard output."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+class Printed(Console):
+    """Standard output, for people. That nobody reads it any more is told as such, not as rich's exit code 1, which is «not kept» here."""
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__(file=sys.stdout, highlight=False, width=width)
+
+    def on_broken_pipe(self) -> None:
+        """Left to `exits.exit_code`."""
+        raise BrokenPipeError

@@ -1,6 +1,6 @@
 """Any error → one clear line on stderr and an exit code. The one broad except of the command line stands here.
 
-0 kept · 1 not kept · 2 the request is wrong · 3 our fault, with a short report file · 130 interrupted
+0 kept · 1 not kept · 2 the request is wrong · 3 our fault, with a short report file · 130 interrupted · 141 nobody reads the output
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from quantkit.environment import describe
 from quantkit.errors import ContractError, OutputError, QuantkitError
 
 KEPT, NOT_KEPT, WRONG_REQUEST, OUR_FAULT, INTERRUPTED = 0, 1, 2, 3, 130
+NOBODY_READS = 141  # as of a program that SIGPIPE ends: `quantkit … | head -1`
 # What a disk or its permissions refuse: the user's to mend, wherever in the job it happens.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -31,6 +32,9 @@ def exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         told = "interrupted; finished stages stay in the run folder, and nothing is half-written"
         return _tell(f"{told}; next: the same command goes on from there", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain of it again as it ends
+        return NOBODY_READS
     except ContractError as error:
         return _tell(f"our fault: {error}; next: report it, with the file {_report(error)}", OUR_FAULT)
     except QuantkitError as error:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
 from quantkit import __version__
 from quantkit.cli import said
-from quantkit.cli.console import ConsoleProgress, print_json, worked
+from quantkit.cli.console import ConsoleProgress, Printed, print_json, worked
 from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code
 from quantkit.settings.options import Arguments
 
@@ -86,7 +84,7 @@ def gate(
 
 def show_gated(gated: Mapping[str, Any]) -> None:
     """The answer, a line a condition, what changed since the lock."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Printed()
     against = f" against {gated['reference']}" if gated["reference"] else ""
     told = f"{'Kept' if gated['kept'] else 'Not kept'}: {gated['file']}{against}"
     console.print(told, style="bold green" if gated["kept"] else "bold red", markup=False, soft_wrap=True)

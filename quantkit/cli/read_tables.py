@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from quantkit.cli.console import Printed
 from quantkit.report.words import named, number, signed
 from quantkit.settings.bounds import show_amount
 
@@ -136,5 +136,5 @@ def _show_flow(found: Mapping[str, Any], say: Any) -> None:
     say(f"  {found['layers_behind']} layers lie behind it")
 
 
-def _console() -> Console:
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+def _console() -> Printed:
+    return Printed(None if sys.stdout.isatty() else WIDE)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from quantkit.cli.console import Printed
 from quantkit.graph import Graph, Group
 from quantkit.report.words import certificate_line, comparison_rows, counted, named, verdict_line
 from quantkit.settings.bounds import show_amount
@@ -16,7 +15,7 @@ from quantkit.settings.bounds import show_amount
 
 def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
     """`result` is the object of `--json`; `notes` are the sentences that came with it (what binds, what would relax it)."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Printed()
     console.print(verdict_line(result), style="bold green" if result["kept"] else "bold red")
     for note in notes:
         console.print(note, markup=False)
@@ -45,7 +44,7 @@ def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> No
         counts = counted(list(row["allocation"].values()))
         away = "" if row["distance"] is None else f"{row['distance']:.3f}"
         table.add_row("→" if mine else "", *uses, f"{row['predicted_loss']:.3g}", *seen, away, counts, style="bold" if mine else "")
-    console = Console(file=sys.stdout, highlight=False)
+    console = Printed()
     console.print(table)
     volumes = [f"{kind} {value:.3f}" for kind, value in front["hypervolume"].items() if value is not None]
     console.print(f"hypervolume: {', '.join(volumes)}", markup=False)
@@ -53,7 +52,7 @@ def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> No
 
 def show_picked(picked: Mapping[str, Any]) -> None:
     """What was picked, and the front that it was picked from."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Printed()
     budget = picked["budget"]
     drop = "" if picked["drop"] is None else f"{picked['drop']:.2f} {budget['unit']} lost ({picked['drop_is']})"
     allowed = "" if budget["max_drop"] is None else f", at most {budget['max_drop']:.2f} allowed"
@@ -67,7 +66,7 @@ def show_picked(picked: Mapping[str, Any]) -> None:
 
 def show_groups(graph: Graph, groups: Iterable[Group]) -> None:
     """The groups with their layers, and the operations that stay float with the reason."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Printed()
     table = Table("group", "layers", "kind", "weight", "output", title="What can be quantized", box=None, title_justify="left")
     for heading in ("weights", "MACs"):
         table.add_column(heading, justify="right")
@@ -86,7 +85,7 @@ def show_groups(graph: Graph, groups: Iterable[Group]) -> None:
 
 def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
     """What was seen of a file, and what was asked for and is not so."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Printed()
     ran, verdict, latency = examined["executed"], examined["verdict"], examined["latency"]
     if failures:
         console.print(f"Not as asked: {'; '.join(failures)}", style="bold red", markup=False, soft_wrap=True)
@@ -130,7 +129,7 @@ def _parity(parity: Mapping[str, Any]) -> list[str]:
 
 def show_findings(linted: Mapping[str, Any], mended: Sequence[str]) -> None:
     """What was found in a file: rule, place, what happens there, and the mend."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Printed()
     if mended:
         console.print(f"mended: {', '.join(mended)}; the copy is {linted['file']}", markup=False, soft_wrap=True)
     told = f"{linted['errors']} errors, {linted['warnings']} warnings for {linted['target']}"
@@ -167,7 +166,7 @@ def show_pairs(title: str, pairs: Mapping[str, object]) -> None:
     table = Table("", "", title=title, box=None, show_header=False, title_justify="left")
     for name, value in pairs.items():
         table.add_row(name, "not installed" if value is None else str(value))
-    Console(file=sys.stdout, highlight=False).print(table)
+    Printed().print(table)
 
 
 def _comparison(result: Mapping[str, Any]) -> Table:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
 from quantkit.cli import said
-from quantkit.cli.console import print_json
+from quantkit.cli.console import Printed, print_json
 from quantkit.cli.exits import KEPT, exit_code
 from quantkit.settings.bounds import show_amount
 
@@ -60,7 +58,7 @@ def clean(
         if as_json:
             print_json({"removed": [row.path for row in removed], "bytes": freed, "dry_run": dry_run})
             return KEPT
-        console = Console(file=sys.stdout, highlight=False)
+        console = Printed()
         _show_files(console, "", removed)
         told = f"{'would remove' if dry_run else 'removed'} {len(removed)} files, {show_amount('bytes', freed)}"
         console.print(told, markup=False)
@@ -71,7 +69,7 @@ def clean(
 
 def show_status(found: Status) -> None:
     """The status for a person."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Printed()
     if found.command is None:
         console.print(f"{found.run}: {show_amount('bytes', found.bytes)}, of a version that kept no history", markup=False)
     else:
@@ -91,7 +89,7 @@ def show_status(found: Status) -> None:
         console.print(f"asked again, the last request would do: {', '.join(found.to_do)}", markup=False, soft_wrap=True)
 
 
-def _show_files(console: Console, title: str, rows: Sequence[Kept]) -> None:
+def _show_files(console: Printed, title: str, rows: Sequence[Kept]) -> None:
     if not rows:
         return
     table = Table("file", title=title, box=None, title_justify="left")
