@@ -131,7 +131,7 @@ def page(folder: Path = RESULTS) -> str:
         environment = ", ".join(f"{name} {value}" for name, value in stored.get("environment", {}).items())
         parts.append(f"## {path.name}\n\n[The file]({path.name}). Measured on: {environment}.\n" if environment else f"## {path.name}\n")
         for section in SECTIONS:
-            here = section.file == path.name.replace("-avx2", "")  # the same, on an older processor
+            here = section.file == path.name.replace("-vnni", "")  # the same, on another processor
             mine = {key: left.pop(key) for key in list(left) if here and re.fullmatch(section.keys, key)}
             if mine:
                 parts.append(f"### {section.title}\n\n{section.about}\n\n```\n{section.command}\n```\n\n{table(section, mine)}")
