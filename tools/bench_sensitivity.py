@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sensitivity_figures import Row, summarise
+from sensitivity_figures import Row, ratios_of_times, summarise
 
 from quantkit.allocation import order, solve
 from quantkit.costs.counted import byte_costs
@@ -105,11 +105,25 @@ def main() -> None:
             for name in arguments.networks:
                 measure(name, seed, arguments.runs)
     rows = [Row(**json.loads(line)) for path in sorted(arguments.runs.glob("*/rows.jsonl")) for line in path.read_text().splitlines()]
-    figures = summarise(rows)
+    figures = summarise(rows) | ratios_of_times({key_of(path.parent): seconds_in(path) for path in arguments.runs.glob("*/timings.jsonl")})
     with write_atomically(arguments.output) as temporary:
         temporary.write_text(json.dumps({"figures": figures, "environment": describe()}, indent=1) + "\n")
     for key, value in figures.items():
         print(f"{key:60s} {value:.4g}")
+
+
+def key_of(folder: Path) -> tuple[str, int]:
+    """Network and seed."""
+    name, _, seed = folder.name.rpartition("-")
+    return name, int(seed)
+
+
+def seconds_in(path: Path) -> dict[str, float]:
+    """Each method's processor seconds; the first time counts."""
+    found: dict[str, float] = {}
+    for row in map(json.loads, path.read_text().splitlines()):
+        found.setdefault(row["method"], row["seconds"])
+    return found
 
 
 def measure(name: str, seed: int, runs: Path) -> None:

@@ -104,6 +104,10 @@ SECTIONS = (
         "One thread's own processor seconds.",
     ),
     Section(
+        "sensitivity.json", "Interactions over isolated scores", r"(\w+)\.seconds\.([\w.]+)", "make bench-sensitivity",
+        "Processor seconds of all pairs by the Gram matrix over those of `kl`, and of measured pairs over the Gram matrix's.",
+    ),
+    Section(
         "sensitivity.json", "Which sensitivity allocates best", r"([\w.]+)", "make bench-sensitivity",
         "What is compared, and how: [sensitivity](sensitivity.md).",
     ),

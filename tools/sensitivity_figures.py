@@ -59,6 +59,20 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
     return figures
 
 
+def ratios_of_times(timings: Mapping[tuple[str, int], Mapping[str, float]]) -> dict[str, float]:
+    """By (network, seed) the processor seconds of each method: what all pairs cost over what isolated scores cost, and pairs one by one."""
+    figures = dict[str, float]()
+    for name in sorted({network for network, _ in timings}):
+        mine = [seconds for (network, _), seconds in sorted(timings.items()) if network == name]
+        for label, one, other in (
+            ("interactions_over_isolated", "displacement", "kl"),
+            ("pairs_over_interactions", "pairs", "displacement"),
+        ):
+            both = [seconds[one] / seconds[other] for seconds in mine if one in seconds and other in seconds]
+            figures |= interval(f"{name}.seconds.{label}", both)
+    return figures
+
+
 def volumes(rows: Iterable[Row], network: str, split: str) -> dict[Method, dict[int, float]]:
     """The mean over both costs of each method's hypervolume, by seed."""
     mine = [row for row in rows if row.network == network]
