@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def reported(test: str, variable: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
 
 
-def fuzz(_: Path) -> dict[str, float]:
+def fuzz(_: Path, _networks: Sequence[str]) -> dict[str, float]:
     rows = reported("test_fuzz.py", "QUANTKIT_FUZZ_REPORT")
     plans = [plan for row in rows for plan in row["plans"]]
     uniform = [plan for plan in plans if plan["uniform"]]
@@ -89,12 +89,12 @@ def fuzz(_: Path) -> dict[str, float]:
     }
 
 
-def zoo(_: Path) -> dict[str, float]:
+def zoo(_: Path, _networks: Sequence[str]) -> dict[str, float]:
     rows = reported("test_zoo.py", "QUANTKIT_ZOO_REPORT")
     return {"zoo.networks": len(rows), **{f"zoo.{row['network']}.uniform_int8_macs": row["uniform_int8_macs"] for row in rows}}
 
 
-def narrow(runs: Path) -> dict[str, float]:
+def narrow(runs: Path, _networks: Sequence[str]) -> dict[str, float]:
     """Each network uniform under each scheme, against the one that does the same work from wider weights: w8a8, or float32."""
     from quantkit.costs.timing import interleave
     from quantkit.evaluation import open_session
@@ -146,10 +146,10 @@ def opened_alone(file: Path) -> dict[str, float]:
     return dict(json.loads(told))
 
 
-def openvino(runs: Path) -> dict[str, float]:
+def openvino(runs: Path, networks: Sequence[str]) -> dict[str, float]:
     """Plans made for OpenVINO, and the ratios that their results tell, all of one interleaved run each."""
     found, planned = dict[str, float](), []
-    for name in NETWORKS:
+    for name in networks:
         result = json.loads((stored(name, runs, "openvino") / "result.json").read_text())
         planned.append(float(result["executed"]["as_planned"]))
         others = {row["name"]: row for row in result["baselines"]}
@@ -164,14 +164,14 @@ def openvino(runs: Path) -> dict[str, float]:
     return {"openvino.as_planned": min(planned), **found}
 
 
-def tensorrt(runs: Path) -> dict[str, float]:
+def tensorrt(runs: Path, networks: Sequence[str]) -> dict[str, float]:
     """Plans made for ONNX Runtime, adapted: the share of their int8 layers that OpenVINO runs in int8, and whether NVIDIA's rules hold."""
     from quantkit.lint import lint_file
     from quantkit.runs.stored import export_plan, read_plan
     from quantkit.runtimes import find_runtime
 
     found = dict[str, float]()
-    for name in NETWORKS:
+    for name in networks:
         plan = read_plan(stored(name, runs))
         exported = export_plan(plan, "tensorrt", runs / f"{name}.tensorrt.onnx", adapt=True)
         ran = find_runtime("tensorrt").read_executed(exported.file, plan.graph, exported.placement, {}, runs)
@@ -181,10 +181,10 @@ def tensorrt(runs: Path) -> dict[str, float]:
     return found
 
 
-def forms(runs: Path) -> dict[str, float]:
+def forms(runs: Path, networks: Sequence[str]) -> dict[str, float]:
     """Uniform plans under each way to store weights, rounded as a search rounds them: kB, and divergence from float on the search split."""
     found = dict[str, float]()
-    for name in NETWORKS:
+    for name in networks:
         folder = runs / f"{name}.forms"
         command = [sys.executable, "-m", "quantkit", "allocate", str(ROOT / "recipes" / f"{name}.py"), "--minimize", "bytes", "--json"]
         if not (folder / "result.json").exists():
@@ -198,7 +198,7 @@ def forms(runs: Path) -> dict[str, float]:
     return found
 
 
-def emit(runs: Path) -> dict[str, float]:
+def emit(runs: Path, _networks: Sequence[str]) -> dict[str, float]:
     from quantkit.examination import examine
     from quantkit.runs.stored import export_plan, read_plan
 
@@ -209,7 +209,7 @@ def emit(runs: Path) -> dict[str, float]:
     return {"mobilenet_v2.emit_and_verify_seconds": time.perf_counter() - start}
 
 
-PARTS: dict[str, Callable[[Path], dict[str, float]]] = {
+PARTS: dict[str, Callable[[Path, Sequence[str]], dict[str, float]]] = {
     "narrow": narrow, "openvino": openvino, "tensorrt": tensorrt, "emit": emit, "zoo": zoo, "fuzz": fuzz, "forms": forms,
 }  # fmt: skip
 
@@ -217,13 +217,14 @@ PARTS: dict[str, Callable[[Path], dict[str, float]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS), help="of openvino, tensorrt and forms")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "targets")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "targets.json")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     known = known_figures(arguments.output)
     for part in arguments.only:
-        known |= PARTS[part](arguments.runs)
+        known |= PARTS[part](arguments.runs, arguments.networks)
         arguments.output.write_text(json.dumps({"figures": known, "environment": describe()}, indent=1) + "\n")
     for key, value in known.items():
         print(f"{key:45s} {value:.4g}")
