@@ -71,7 +71,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         synchronise = os.fsync
         patch.setattr(os, "fsync", lambda descriptor: (seen.append(kind(descriptor)), synchronise(descriptor))[1])
         folder = tmp_path_factory.mktemp("room")
-        result = allocate(folder / "run", output=folder / "shipped.onnx")
+        result = allocate(folder / "run", output=folder / "shipped.onnx", sensitivity="augmented")
         return [*outcome(result, folder / "shipped.onnx"), set(seen)]
 
 
@@ -93,9 +93,9 @@ def test_a_full_disk_is_one_clear_line_and_the_same_command_goes_on_from_there(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OutputError, match="No space left on device"):
-            allocate(tmp_path / "run", output=output)
+            allocate(tmp_path / "run", output=output, sensitivity="augmented")
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    result = allocate(tmp_path / "run", output=output)
+    result = allocate(tmp_path / "run", output=output, sensitivity="augmented")
 
     assert not [name for name in left if name.startswith(".")]
     assert outcome(result, output) == undisturbed[:-1]

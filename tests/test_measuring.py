@@ -42,7 +42,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Measurement:
         hurry(patch)
         remember(patch)
         folder = tmp_path_factory.mktemp("measured") / "run"
-        asked = Arguments(data=data(), minimize="bytes", run=folder, certificate=0)
+        asked = Arguments(data=data(), minimize="bytes", run=folder, certificate=0, sensitivity="augmented")
         return pipeline.measure(resolve(trained(), asked, promised=False), Silent())
 
 

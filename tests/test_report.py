@@ -35,7 +35,9 @@ def allocated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
         remember(patch)
-        return allocate(tmp_path_factory.mktemp("reported") / "run", schemes="fp32,w8a8,w4a8", fix=["stem=fp32"]).run
+        return allocate(
+            tmp_path_factory.mktemp("reported") / "run", schemes="fp32,w8a8,w4a8", fix=["stem=fp32"], sensitivity="augmented"
+        ).run
 
 
 @pytest.fixture
