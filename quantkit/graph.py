@@ -73,6 +73,19 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """The smallest set of decisions that a target forces to be equal: the unit of every table.
+
+    `layers` are layer names; `schemes` the names of those it can take, what the target keeps float (fp32, fp16) always among them.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    schemes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """The network. `inputs` and `outputs` are tensor names; `symbolic` says which input axes are symbols.
 
@@ -108,6 +121,26 @@ class Graph:
         while name in through:
             name = through[name]
         return name
+
+    def weights(self, group: Group) -> dict[str, Layer]:
+        """The group's weights by parameter name, each once, with the first layer that uses it."""
+        found: dict[str, Layer] = {}
+        for layer in map(self.layer, group.layers):
+            if layer.weight:
+                found.setdefault(layer.weight, layer)
+        return found
+
+    def share_behind(self, group: Group) -> float:
+        """Of all multiply-accumulates, the share in the group and behind it: what a re-run costs, in passes; 1 where there are none."""
+        consumers = {tensor.name: tensor.consumers for tensor in self.tensors}
+        waiting = [self.layer(name).node for name in group.layers]
+        seen = set(waiting)
+        while waiting:
+            fresh = set(consumers.get(waiting.pop(), ())) - seen
+            seen |= fresh
+            waiting += fresh
+        total = sum(layer.macs for layer in self.layers)
+        return sum(layer.macs for layer in self.layers if layer.node in seen) / total if total else 1.0
 
     def readers(self, name: str) -> frozenset[str]:
         """The nodes that compute with the tensor's values, behind movers; an output of the network is one that reads itself."""
@@ -157,16 +190,3 @@ class Graph:
             {name: {int(axis): symbol for axis, symbol in axes.items()} for name, axes in data["symbolic"].items()},
             data["batch"],
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The smallest set of decisions that a target forces to be equal: the unit of every table.
-
-    `layers` are layer names; `schemes` the names of those it can take, what the target keeps float (fp32, fp16) always among them.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    schemes: tuple[str, ...]
-    reason: str

@@ -8,7 +8,8 @@ from pyhessian import hessian
 from torch import nn
 
 from quantkit.errors import ContractError, DataError, ModelError
-from quantkit.passes.curvature import Trace, differentiable, hutchinson
+from quantkit.passes.curvature import differentiable, hutchinson
+from quantkit.passes.trace import Trace
 from reference import dense_hessian
 
 

@@ -321,7 +321,7 @@ def test_a_lock_s_preprocessing_metric_and_undecided_are_taken_unless_others_are
     kept = json.loads(path.read_text())
     entry = kept["files"]["model.onnx"]
     entry.update(undecided="fail", metric={"name": "agreement"})
-    entry["data"]["preprocessing"] = {"scale": 50.0}  # far outside the ranges that were calibrated: no plan agrees with the float file there
+    entry["data"]["preprocessing"] = {"scale": 50.0}  # far outside the calibrated ranges: no plan agrees there
     path.write_text(json.dumps(kept))
     locked = quantkit.gate(home / "run", data=str(home / "val.npz"))
     said = quantkit.gate(home / "run", data=str(home / "val.npz"), undecided="pass", metric="top1", scale=1.0)

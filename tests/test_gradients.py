@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from quantkit.data import Batch
 from quantkit.passes import gradients
 from quantkit.passes.gradients import squared_gradients
-from quantkit.passes.interior import Recorded
 from quantkit.passes.outputs import at_labels, drawn
+from quantkit.passes.recorded import Recorded
 
 
 class Mixed(nn.Module):

@@ -10,8 +10,9 @@ from torch import Tensor
 from quantkit.graph import Layer
 from quantkit.network.captured import Captured
 from quantkit.passes.curvature import differentiable
-from quantkit.passes.interior import Interior, Operation, edge_names, record
+from quantkit.passes.interior import Interior, Operation, record
 from quantkit.passes.perturbed import FLOAT_PLACEMENT
+from quantkit.passes.recorded import edge_names
 from quantkit.simulation.program import Simulation
 
 

@@ -79,7 +79,8 @@ def test_a_bound_that_no_plan_keeps_is_named_the_nearest_plan_written_and_the_ex
     assert result.notes[0].startswith("No plan is within the bounds. bops binds: at most ")
     assert "no plan takes less than" in result.notes[0]
     assert result.files.onnx.is_file()
-    assert {row.scheme for row in result.allocation} <= {"c4a8", "w4a8", "w8a8"}  # the least operations that there are
+    counted = {row.scheme for row in result.allocation if row.group != "add"}  # which has no operations to count: any scheme will do
+    assert counted <= {"c4a8", "w4a8"}  # the least operations that there are
     monkeypatch.setattr(pipeline, "run", lambda request, progress: result)
     monkeypatch.setattr("quantkit.request.resolve", lambda model, arguments: None)
     assert main(["allocate", "net.py", "--max-bops", "0.001x", "--max-drop", "90"]) == 1

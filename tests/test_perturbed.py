@@ -13,7 +13,7 @@ from quantkit.graph import Group
 from quantkit.numerics.affine import dequantize, fake_quantize
 from quantkit.passes import perturbed
 from quantkit.passes.outputs import whitened
-from quantkit.passes.perturbed import FLOAT_PLACEMENT, Perturbed, alone, displace, in_pairs, noisy, reruns, share_behind
+from quantkit.passes.perturbed import FLOAT_PLACEMENT, Perturbed, alone, in_pairs, noisy
 from quantkit.simulation.program import Simulation
 from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
@@ -37,7 +37,7 @@ def single(box: toys.Toybox, groups: Sequence[Group] | None = None) -> Perturbed
 
 def displaced(box: toys.Toybox, changed: Perturbed, batch_size: int = 8) -> np.ndarray:
     """[rows, items, outputs]: how far the outputs move."""
-    parts = displace(box.captured, box.bank, changed, box.items.batches(batch_size), whitened("identity", 0))
+    parts = changed.displace(box.items.batches(batch_size), whitened("identity", 0))
     return np.concatenate(list(parts), axis=1)
 
 
@@ -139,8 +139,9 @@ def test_the_share_behind_a_group_is_counted_in_multiply_accumulates(box: toys.T
     behind = {"classifier": ["classifier"], "down": ["down", "classifier"], "add": ["down", "classifier"], "stem": list(macs)}
 
     for name, layers in behind.items():
-        assert share_behind(graph, by_name[name]) == pytest.approx(sum(macs[layer] for layer in layers) / sum(macs.values()))
-    assert reruns(graph, [by_name["stem"], by_name["add"]]) == pytest.approx(2 + share_behind(graph, by_name["add"]))
+        assert graph.share_behind(by_name[name]) == pytest.approx(sum(macs[layer] for layer in layers) / sum(macs.values()))
+    some = (by_name["stem"], by_name["add"])
+    assert toys.scene(box, groups=some).reruns == pytest.approx(2 + graph.share_behind(some[1]))  # an Add has one scheme to run
 
 
 def test_without_quantizers_the_simulation_is_the_callers_network(box: toys.Toybox) -> None:

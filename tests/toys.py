@@ -22,6 +22,7 @@ from quantkit.graph import Group
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
 from quantkit.passes.batches import network_batches
+from quantkit.passes.bound import Passes
 from quantkit.progress import Silent
 from quantkit.quantization import WeightBank
 from quantkit.sensitivity import Scene
@@ -127,11 +128,9 @@ def toybox() -> Toybox:
 def scene(box: Toybox, curvature: Literal["softmax", "identity"] = "softmax", **changes: Any) -> Scene:
     """What an estimator gets."""
     plain = Scene(
-        box.captured,
+        Passes(box.captured, changes.pop("target", ort_cpu), box.bank),
         box.groups,
         SCHEMES,
-        ort_cpu,
-        box.bank,
         box.items,
         curvature,
         labelled=True,

@@ -34,6 +34,7 @@ from quantkit.environment import describe
 from quantkit.evaluation import evaluate
 from quantkit.graph import Group
 from quantkit.metric import Outputs, divergence
+from quantkit.passes.bound import Passes
 from quantkit.progress import Silent
 from quantkit.request import Request, resolve
 from quantkit.runs.workbench import Workbench, scratch_folder
@@ -156,7 +157,7 @@ def prepare(bench: Workbench, name: str, seed: int, scratch: Path) -> Bed:
     candidates = prepare_candidates(bench, request, network, groups, ranges, scratch)
     items = request.splits.calibration.first(SIZES[name].seen)
     scene = Scene(
-        network.on_device, groups, ("fp32", *SCHEMES), network.target, candidates.bank, items, "softmax", True, seed,
+        Passes(network.on_device, network.target, candidates.bank), groups, ("fp32", *SCHEMES), items, "softmax", True, seed,
         torch.device("cpu"), Silent(),
     )  # fmt: skip
     bytes_ = byte_costs(network.captured.graph, groups, scene.schemes, network.target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,6 +50,18 @@ class Dataset(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What shapes the items, as JSON: kind, preprocessing, count, and a hash of the labels. Goes into fingerprints."""
+
+
+class Items(Protocol):
+    """Some items of a dataset, in a fixed order."""
+
+    def __len__(self) -> int: ...
+
+    def first(self, count: int) -> Items:
+        """The first `count` items, or all if there are fewer."""
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """All items in order, `batch_size` at a time; the last batch may be smaller. Raises DataError where items do not stack."""
 
 
 def stack(items: Sequence[Item]) -> Batch:

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from quantkit.data.batch import Batch, bind
-from quantkit.data.splits import Subset
+from quantkit.data.batch import Batch, Items, bind
 from quantkit.graph import Graph
 
 
-def network_batches(graph: Graph, items: Subset, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+def network_batches(graph: Graph, items: Items, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
     """Batches of `size` items, the last one shorter; a network of fixed batch gets full ones, filled up with the batch's own items.
 
     Raises DataError where the items' inputs are not the network's.

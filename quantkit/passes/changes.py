@@ -10,19 +10,11 @@ from torch import Tensor
 from quantkit.graph import Graph, Group, Layer
 from quantkit.network.captured import Captured
 from quantkit.numerics.affine import dequantize, fake_quantize, nearest
-from quantkit.passes.interior import Operation, Site
+from quantkit.passes.interior import Operation
+from quantkit.passes.recorded import Site
 from quantkit.quantization import WeightBank
 from quantkit.simulation.program import Simulation
 from quantkit.spec import FLOAT, parse_scheme
-
-
-def weighted_layers(graph: Graph, group: Group) -> dict[str, Layer]:
-    """The group's weights by parameter name, each once, with the first layer that uses it."""
-    found: dict[str, Layer] = {}
-    for layer in map(graph.layer, group.layers):
-        if layer.weight:
-            found.setdefault(layer.weight, layer)
-    return found
 
 
 def weight_change(bank: WeightBank, layer: Layer, scheme: str) -> Tensor | None:
@@ -36,7 +28,7 @@ def weight_change(bank: WeightBank, layer: Layer, scheme: str) -> Tensor | None:
 
 def weight_changes(graph: Graph, bank: WeightBank, group: Group, scheme: str) -> dict[str, Tensor]:
     """ΔW of all the group's weights, by parameter name."""
-    changes = {name: weight_change(bank, layer, scheme) for name, layer in weighted_layers(graph, group).items()}
+    changes = {name: weight_change(bank, layer, scheme) for name, layer in graph.weights(group).items()}
     return {name: change for name, change in changes.items() if change is not None}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quantkit.errors import ContractError, DataError, ModelError, unknown
+from quantkit.passes.trace import Trace, Trial
 from quantkit.table import Floats
 
 
@@ -25,13 +26,6 @@ class Items(Protocol):
 
 
 AnyBatch = TypeVar("AnyBatch", bound=Items)
-
-
-class Trace(NamedTuple):
-    """An estimated trace and the standard error of it that the draw of the probes causes; the items count as given."""
-
-    trace: float
-    standard_error: float
 
 
 def hutchinson(
@@ -58,14 +52,6 @@ def hutchinson(
     """
     with differentiable(module, weights) as named, second_order_kernels():
         return traces((Trial(batch.size, loss(batch), named) for batch in batches), probes=probes, tolerance=tolerance, seed=seed)
-
-
-class Trial(NamedTuple):
-    """One batch: how many items it has, the mean loss over them, and the tensors whose blocks of its Hessian are asked about."""
-
-    items: int
-    loss: Tensor
-    leaves: Mapping[str, Tensor]
 
 
 def traces(trials: Iterable[Trial], *, probes: int, tolerance: float, seed: int) -> dict[str, Trace]:

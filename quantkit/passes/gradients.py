@@ -10,30 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from quantkit.data.batch import Batch
 from quantkit.network.captured import Captured
-from quantkit.passes.curvature import Trace, differentiable
-from quantkit.passes.interior import Recorded, Site, edge_names, record
+from quantkit.passes.curvature import differentiable
+from quantkit.passes.interior import record
 from quantkit.passes.moments import columns
+from quantkit.passes.recorded import Recorded, Site, edge_names
+from quantkit.passes.trace import SquaredGradients, Trace
 
 MOST_NUMBERS = 1 << 24  # of per-item weight gradients that are held at once
 
 Cotangents = Callable[[Recorded, Batch], Sequence[Sequence[Tensor]]]  # one list of outputs' gradients a draw
-
-
-class SquaredGradients(NamedTuple):
-    """E‖∂ℓ/∂·‖² over items and draws, by the names of weights and of edges (`interior.edge_names`), and the draws' standard error.
-
-    `sizes`: numbers in one item's edge.
-    """
-
-    traces: dict[str, Trace]
-    sizes: dict[str, int]
 
 
 def squared_gradients(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 from quantkit.graph import Layer
 from quantkit.network.captured import Captured
 from quantkit.passes.outputs import Outputs
+from quantkit.passes.recorded import Recorded, Site
 
 
 class Operation:
@@ -69,36 +69,7 @@ class Interior(fx.Interpreter):
         return tuple(pytree.tree_leaves(self.run(initial_env=known)))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Site:
-    """One layer as a recorded run met it: what it read, one edge a slot that only this layer reads, and what it gave.
-
-    `shift` is what was added to the operation's result; `output` has it in.
-    """
-
-    layer: Layer
-    node: fx.Node
-    inputs: tuple[Tensor, ...]
-    output: Tensor
-    shift: Tensor | None
-
-
 Shift = Callable[[Layer, tuple[Tensor, ...], Tensor], Tensor | None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Recorded:
-    """A run that gradients can be taken of, as often as wanted; its activations are kept until it is dropped."""
-
-    outputs: Outputs
-    sites: tuple[Site, ...]
-
-    def gradients(self, cotangents: Sequence[Tensor], of: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The gradient of Σ cotangents · outputs with respect to each of the tensors `of` the sites; items do not mix."""
-        if not of:
-            return ()
-        constants = [cotangent.detach() for cotangent in cotangents]
-        return torch.autograd.grad(self.outputs, of, grad_outputs=constants, retain_graph=True, materialize_grads=True)
 
 
 def record(captured: Captured, inputs: Mapping[str, Tensor], shift: Shift | None = None) -> Recorded:
@@ -119,8 +90,3 @@ def record(captured: Captured, inputs: Mapping[str, Tensor], shift: Shift | None
     with torch.enable_grad():
         outputs = Interior(captured, meet).outputs(inputs)
     return Recorded(outputs, tuple(sites))
-
-
-def edge_names(layer: Layer) -> Iterator[str]:
-    """A name for each edge into the layer, which is no parameter's."""
-    return (f"{layer.name} input {slot}" for slot in range(len(layer.inputs)))

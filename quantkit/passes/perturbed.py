@@ -26,7 +26,6 @@ from quantkit.passes.outputs import Measure, Outputs
 from quantkit.quantization import WeightBank
 from quantkit.simulation.program import Environment, Simulation
 from quantkit.spec import FLOAT, parse_scheme
-from quantkit.table import Floats
 from quantkit.targets.placement import Placement
 
 FLOAT_PLACEMENT = Placement({}, frozenset(), frozenset(), {})
@@ -38,30 +37,30 @@ Pair = tuple[str, str]  # (group, scheme)
 class Perturbed:
     """`rows` names what is changed in each run; `outputs(base, first)` yields what comes out, in that order.
 
-    `base` is the float pass of a batch whose first item is number `first` of all.
+    `base` is what the float network `plain` makes of a batch whose first item is number `first` of all.
     """
 
     rows: tuple[tuple[Pair, ...], ...]
+    plain: Simulation
     outputs: Callable[[Environment, int], Iterator[Outputs]]
 
+    def displace(self, batches: Iterable[Batch], measure: Measure) -> Iterator[NDArray[np.floating]]:
+        """`measure` of every row, one array of shape [rows, items, coordinates] for each batch."""
+        first = 0
+        for batch in batches:
+            base = self.plain.run(batch.inputs)
+            coordinates = measure(base["output"])
+            rows = [coordinates(outputs).cpu().numpy() for outputs in self.outputs(base, first)]
+            first += batch.size
+            yield np.stack(rows) if rows else np.zeros((0, batch.size, 1), np.float32)
 
-def displace(
-    captured: Captured, bank: WeightBank, perturbed: Perturbed, batches: Iterable[Batch], measure: Measure
-) -> Iterator[NDArray[np.floating]]:
-    """`measure` of every perturbation, one array of shape [rows, items, coordinates] for each batch."""
-    plain, first = Simulation(captured, FLOAT_PLACEMENT, bank), 0
-    for batch in batches:
-        base = plain.run(batch.inputs)
-        coordinates = measure(base["output"])
-        rows = [coordinates(outputs).cpu().numpy() for outputs in perturbed.outputs(base, first)]
-        first += batch.size
-        yield np.stack(rows) if rows else np.zeros((0, batch.size, 1), np.float32)
-
-
-def mean(displaced: Iterable[NDArray[np.floating]]) -> Floats:
-    """The mean over items of what `displace` yields, where that is one coordinate; shape [rows], float64."""
-    parts = list(displaced)
-    return np.asarray(np.concatenate(parts, axis=1)[:, :, 0].mean(axis=1, dtype=np.float64), np.float64)
+    def means(self, batches: Iterable[Batch], measure: Measure) -> dict[tuple[Pair, ...], float]:
+        """The mean over items and, where a row is run more than once, over its runs, of a `measure` that is one coordinate."""
+        displaced = np.concatenate(list(self.displace(batches, measure)), axis=1)[:, :, 0].mean(axis=1, dtype=np.float64)
+        runs: dict[tuple[Pair, ...], list[float]] = {}
+        for row, value in zip(self.rows, displaced.tolist(), strict=True):
+            runs.setdefault(row, []).append(value)
+        return {row: sum(values) / len(values) for row, values in runs.items()}
 
 
 def quantizable(groups: Iterable[Group]) -> tuple[Pair, ...]:
@@ -78,7 +77,7 @@ def alone(captured: Captured, groups: Sequence[Group], target: ModuleType, bank:
         for (group, _), simulation in simulations.items():
             yield simulation.rerun(base, nodes[group])["output"]
 
-    return Perturbed(tuple((pair,) for pair in placements), outputs)
+    return Perturbed(tuple((pair,) for pair in placements), _plain(captured, bank), outputs)
 
 
 def in_pairs(captured: Captured, groups: Sequence[Group], target: ModuleType, bank: WeightBank) -> Perturbed:
@@ -103,7 +102,7 @@ def in_pairs(captured: Captured, groups: Sequence[Group], target: ModuleType, ba
                     yield both[one, other].rerun(moved, nodes[other[0]])["output"]
 
     rows = [row for one in placements for row in ((one,), *((one, other) for other in placements if (one, other) in both))]
-    return Perturbed(tuple(rows), outputs)
+    return Perturbed(tuple(rows), _plain(captured, bank), outputs)
 
 
 def noisy(captured: Captured, groups: Sequence[Group], bank: WeightBank, repeats: int, seed: int) -> Perturbed:
@@ -122,25 +121,11 @@ def noisy(captured: Captured, groups: Sequence[Group], bank: WeightBank, repeats
             with torch.no_grad():
                 yield Interior(captured, meet).rerun(base, nodes[group.name])
 
-    return Perturbed(tuple(((group.name, scheme),) for group, scheme, _ in runs), outputs)
+    return Perturbed(tuple(((group.name, scheme),) for group, scheme, _ in runs), _plain(captured, bank), outputs)
 
 
-def reruns(graph: Graph, groups: Sequence[Group]) -> float:
-    """What running every (group, scheme) alone costs for each item, in whole passes."""
-    return sum(share_behind(graph, group) * sum(scheme != FLOAT.name for scheme in group.schemes) for group in groups)
-
-
-def share_behind(graph: Graph, group: Group) -> float:
-    """Of all multiply-accumulates, the share in the group and behind it: what a re-run costs, in passes; 1 where there are none."""
-    consumers = {tensor.name: tensor.consumers for tensor in graph.tensors}
-    waiting = [graph.layer(name).node for name in group.layers]
-    seen = set(waiting)
-    while waiting:
-        fresh = set(consumers.get(waiting.pop(), ())) - seen
-        seen |= fresh
-        waiting += fresh
-    total = sum(layer.macs for layer in graph.layers)
-    return sum(layer.macs for layer in graph.layers if layer.node in seen) / total if total else 1.0
+def _plain(captured: Captured, bank: WeightBank) -> Simulation:
+    return Simulation(captured, FLOAT_PLACEMENT, bank)
 
 
 def _isolated(graph: Graph, groups: Sequence[Group], target: ModuleType) -> dict[Pair, Placement]:

@@ -19,9 +19,6 @@ import torch
 from torch import Tensor
 
 from quantkit.graph import Layer
-from quantkit.passes.changes import OutputChanges
-from quantkit.passes.curvature import differentiable
-from quantkit.passes.interior import record
 from quantkit.passes.outputs import pull_back
 from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
 from quantkit.spec import FLOAT
@@ -32,7 +29,7 @@ STEPS = 2
 
 def estimate(scene: Scene) -> Scores:
     """φ of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme."""
-    changes = OutputChanges(scene.captured, scene.groups, scene.target, scene.bank)
+    changes = scene.engine.output_changes(scene.groups)
     owners = {name: group.name for group in scene.groups for name in group.layers}
     sums, items = dict.fromkeys(scene.pairs, 0.0), 0
 
@@ -40,14 +37,14 @@ def estimate(scene: Scene) -> Scores:
         moved = changes.of(layer, scheme, inputs, output)
         return None if moved is None else share * moved
 
-    with differentiable(scene.captured.module, []):
+    with scene.engine.differentiable([]):
         for batch in scene.batches("Aumann–Shapley", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER)):
             with torch.no_grad():
-                unmoved = scene.outputs(batch.inputs)
+                unmoved = scene.engine.outputs(batch.inputs)
             for scheme in (name for name in scene.schemes if name != FLOAT.name):
                 for step in range(STEPS):
                     share = (step + 0.5) / STEPS
-                    recorded = record(scene.captured, batch.inputs, partial(shift, share, scheme))
+                    recorded = scene.engine.record(batch.inputs, partial(shift, share, scheme))
                     sites = [site for site in recorded.sites if site.shift is not None]
                     pulled = pull_back(scene.curvature, unmoved, tuple(output.detach() for output in recorded.outputs))
                     for site, gradient in zip(sites, recorded.gradients(pulled, [site.output for site in sites]), strict=True):

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.passes.outputs import beside, divergence, whitened
-from quantkit.passes.perturbed import alone, displace
 from quantkit.sensitivity.scene import RERUN, Cost, Scene, Scores
 from quantkit.table import Floats, Interactions, Table
 
@@ -37,10 +36,10 @@ def measure_gram(scene: Scene) -> Interactions:
 
 def measure_both(scene: Scene) -> tuple[Interactions, Table]:
     """G, and from the same passes the isolated divergences (kl.py), of which half its diagonal is the quadratic form."""
-    perturbed = alone(scene.captured, scene.groups, scene.target, scene.bank)
+    perturbed = scene.engine.alone(scene.groups)
     batches = scene.batches("displacements", scene.affordable(scene.reruns), scene.batch_size(RERUN, len(perturbed.rows)))
     measure = beside(divergence(scene.curvature), whitened(scene.curvature, scene.seed))
-    found, isolated = gram(displace(scene.captured, scene.bank, perturbed, batches, measure))
+    found, isolated = gram(perturbed.displace(batches, measure))
     places = [scene.place(*pair) for (pair,) in perturbed.rows]
     entries = {(row, column): float(found[a, b]) for a, row in enumerate(places) for b, column in enumerate(places)}
     alone_ = {pair: float(value) for (pair,), value in zip(perturbed.rows, isolated, strict=True)}

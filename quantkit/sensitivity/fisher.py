@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from quantkit.data.batch import Batch
-from quantkit.passes.changes import InputErrors
-from quantkit.passes.gradients import squared_gradients
-from quantkit.passes.interior import Recorded
 from quantkit.passes.outputs import at_labels
+from quantkit.passes.recorded import Recorded
 from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
 from quantkit.sensitivity.taylor import second_order
 
@@ -27,13 +25,13 @@ ITEMS = 128
 
 def estimate(scene: Scene) -> Scores:
     """FIT of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme. Raises DataError for labels that are no class."""
-    generator, errors = scene.generator, InputErrors(scene.bank, scene.groups)
+    generator, errors = scene.generator, scene.engine.input_errors(scene.groups)
 
     def answers(recorded: Recorded, batch: Batch) -> Sequence[Sequence[Tensor]]:
         return [at_labels(scene.curvature, recorded.outputs, scene.labels(batch), generator)]
 
     batches = scene.batches("Fisher traces", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER))
-    found = squared_gradients(scene.captured, batches, answers, errors.add)
+    found = scene.engine.squared_gradients(batches, answers, errors.add)
     return Scores(second_order(scene, "fisher", found.traces, errors, found.sizes))
 
 

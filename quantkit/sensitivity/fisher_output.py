@@ -10,9 +10,6 @@ Takes, for each of ITEMS items, one forward and one backward pass, and about one
 
 from __future__ import annotations
 
-from quantkit.passes.changes import OutputChanges
-from quantkit.passes.curvature import differentiable
-from quantkit.passes.interior import record
 from quantkit.passes.outputs import at_labels
 from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
 
@@ -21,12 +18,12 @@ ITEMS = 128
 
 def estimate(scene: Scene) -> Scores:
     """S of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme. Raises DataError for labels that are no class."""
-    changes = OutputChanges(scene.captured, scene.groups, scene.target, scene.bank)
+    changes = scene.engine.output_changes(scene.groups)
     generator, items, sums = scene.generator, 0, dict.fromkeys(scene.pairs, 0.0)
     owners = {name: group for group in scene.groups for name in group.layers}
-    with differentiable(scene.captured.module, []):
+    with scene.engine.differentiable([]):
         for batch in scene.batches("Fisher of outputs", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER)):
-            recorded = record(scene.captured, batch.inputs)
+            recorded = scene.engine.record(batch.inputs)
             cotangents = at_labels(scene.curvature, recorded.outputs, scene.labels(batch), generator)
             gradients = recorded.gradients(cotangents, [site.output for site in recorded.sites])
             for site, gradient in zip(recorded.sites, gradients, strict=True):

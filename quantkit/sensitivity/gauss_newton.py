@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from quantkit.data.batch import Batch
-from quantkit.passes.gradients import squared_gradients
-from quantkit.passes.interior import Recorded
 from quantkit.passes.outputs import drawn
+from quantkit.passes.recorded import Recorded
 from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
 from quantkit.sensitivity.taylor import second_order
 
@@ -35,7 +34,7 @@ def estimate(scene: Scene) -> Scores:
         return drawn(scene.curvature, recorded.outputs, DRAWS, generator)
 
     batches = scene.batches("Gauss–Newton traces", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER))
-    return Scores(second_order(scene, "gauss_newton", squared_gradients(scene.captured, batches, answers).traces))
+    return Scores(second_order(scene, "gauss_newton", scene.engine.squared_gradients(batches, answers).traces))
 
 
 def cost(scene: Scene) -> Cost:

@@ -11,7 +11,6 @@ Takes, for each of ITEMS items, one forward and one backward pass and at most MO
 
 from __future__ import annotations
 
-from quantkit.passes.curvature import hutchinson
 from quantkit.sensitivity.scene import SECOND_ORDER, Cost, Scene, Scores
 from quantkit.sensitivity.taylor import second_order
 
@@ -23,7 +22,7 @@ TOLERANCE = 0.01  # relative change of the mean trace at which probing stops
 def estimate(scene: Scene) -> Scores:
     """Ω of every (group, scheme); 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
     batches = scene.batches("Hessian traces", scene.items.first(ITEMS), scene.batch_size(SECOND_ORDER))
-    traces = hutchinson(scene.captured.module, scene.loss, batches, scene.weights, probes=MOST_PROBES, tolerance=TOLERANCE, seed=scene.seed)
+    traces = scene.engine.hutchinson(scene.loss, batches, scene.weights, probes=MOST_PROBES, tolerance=TOLERANCE, seed=scene.seed)
     return Scores(second_order(scene, "hessian", traces))
 
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quantkit.passes.changes import InputErrors
-from quantkit.passes.curvature import Trial, differentiable, second_order_kernels, traces
-from quantkit.passes.interior import edge_names, record
 from quantkit.passes.outputs import task_loss
+from quantkit.passes.recorded import edge_names
+from quantkit.passes.trace import Trial
 from quantkit.sensitivity.scene import SECOND_ORDER, Cost, Scene, Scores
 from quantkit.sensitivity.taylor import second_order
 
@@ -26,19 +25,19 @@ TOLERANCE = 0.05  # relative change of the mean traces at which probing stops
 
 def estimate(scene: Scene) -> Scores:
     """Ω of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme."""
-    errors = InputErrors(scene.bank, scene.groups)
+    errors = scene.engine.input_errors(scene.groups)
     sizes: dict[str, int] = {}
-    with differentiable(scene.captured.module, scene.weights) as named, second_order_kernels():
+    with scene.engine.differentiable(scene.weights, twice=True) as named:
 
         def trials() -> Iterator[Trial]:
             for batch in scene.batches("Hessian traces", scene.items.first(ITEMS), scene.batch_size(SECOND_ORDER)):
-                recorded = record(scene.captured, batch.inputs)
+                recorded = scene.engine.record(batch.inputs)
                 errors.add(recorded.sites)
                 edges = {name: x for site in recorded.sites for name, x in zip(edge_names(site.layer), site.inputs, strict=True)}
                 sizes.update({name: x[0].numel() for name, x in edges.items()})
                 yield Trial(batch.size, task_loss(scene.curvature, recorded.outputs, scene.labels(batch)), {**named, **edges})
 
-        found = traces(trials(), probes=MOST_PROBES, tolerance=TOLERANCE, seed=scene.seed)
+        found = scene.engine.traces(trials(), probes=MOST_PROBES, tolerance=TOLERANCE, seed=scene.seed)
     return Scores(second_order(scene, "hessian_activation", found, errors, sizes))
 
 

@@ -10,8 +10,6 @@ Takes, for each of ITEMS items, one forward and one backward pass and one produc
 
 from __future__ import annotations
 
-from quantkit.passes.changes import weight_changes
-from quantkit.passes.curvature import quadratic_forms
 from quantkit.sensitivity.scene import SECOND_ORDER, Cost, Scene, Scores
 
 ITEMS = 8
@@ -20,10 +18,10 @@ ITEMS = 8
 def estimate(scene: Scene) -> Scores:
     """Half the diagonal as the table, and M; 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
     by_name = {group.name: group for group in scene.groups}
-    changes = {pair: weight_changes(scene.captured.graph, scene.bank, by_name[pair[0]], pair[1]) for pair in scene.pairs}
+    changes = {pair: scene.engine.weight_changes(by_name[pair[0]], pair[1]) for pair in scene.pairs}
     directions = {pair: change for pair, change in changes.items() if change}
     batches = scene.batches("Hessian cross terms", scene.items.first(ITEMS), scene.batch_size(SECOND_ORDER))
-    forms = quadratic_forms(scene.captured.module, scene.loss, batches, list(directions.values()))
+    forms = scene.engine.quadratic_forms(scene.loss, batches, list(directions.values()))
     places = [scene.place(*pair) for pair in directions]
     entries = {(row, column): float(forms[a, b]) for a, row in enumerate(places) for b, column in enumerate(places)}
     own = {pair: 0.5 * float(forms[row, row]) for row, pair in enumerate(directions)}
@@ -33,6 +31,6 @@ def estimate(scene: Scene) -> Scores:
 
 def cost(scene: Scene) -> Cost:
     """The passes above."""
-    items, graph = len(scene.items.first(ITEMS)), scene.captured.graph
-    weighted = {group.name for group in scene.groups if any(graph.layer(name).weight for name in group.layers)}
+    items = len(scene.items.first(ITEMS))
+    weighted = {group.name for group in scene.groups if scene.graph.weights(group)}
     return Cost(items, items, items * sum(group in weighted for group, _ in scene.pairs))

@@ -10,17 +10,14 @@ Takes, for each item (as many as `Scene.affordable`), one forward pass and for e
 from __future__ import annotations
 
 from quantkit.passes.outputs import divergence
-from quantkit.passes.perturbed import alone, displace, mean
 from quantkit.sensitivity.scene import RERUN, Cost, Scene, Scores
 
 
 def estimate(scene: Scene) -> Scores:
     """Ω of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme."""
-    perturbed = alone(scene.captured, scene.groups, scene.target, scene.bank)
     batches = scene.batches("isolated divergences", scene.affordable(scene.reruns), scene.batch_size(RERUN))
-    means = mean(displace(scene.captured, scene.bank, perturbed, batches, divergence(scene.curvature)))
-    found = {pair: float(value) for (pair,), value in zip(perturbed.rows, means, strict=True)}
-    return Scores(scene.table("kl", lambda group, scheme: found[group.name, scheme]))
+    means = scene.engine.alone(scene.groups).means(batches, divergence(scene.curvature))
+    return Scores(scene.table("kl", lambda group, scheme: means[((group.name, scheme),)]))
 
 
 def cost(scene: Scene) -> Cost:

@@ -12,7 +12,6 @@ group.
 from __future__ import annotations
 
 from quantkit.passes.outputs import divergence
-from quantkit.passes.perturbed import displace, mean, noisy
 from quantkit.sensitivity.scene import RERUN, Cost, Scene, Scores
 
 REPEATS = 2
@@ -20,13 +19,9 @@ REPEATS = 2
 
 def estimate(scene: Scene) -> Scores:
     """E of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme."""
-    perturbed = noisy(scene.captured, scene.groups, scene.bank, REPEATS, scene.seed)
     batches = scene.batches("noise", scene.affordable(REPEATS * scene.reruns), scene.batch_size(RERUN))
-    means = mean(displace(scene.captured, scene.bank, perturbed, batches, divergence(scene.curvature)))
-    sums = dict.fromkeys(scene.pairs, 0.0)
-    for (pair,), value in zip(perturbed.rows, means, strict=True):
-        sums[pair] += float(value) / REPEATS
-    return Scores(scene.table("noise", lambda group, scheme: sums[group.name, scheme]))
+    means = scene.engine.noisy(scene.groups, REPEATS, scene.seed).means(batches, divergence(scene.curvature))
+    return Scores(scene.table("noise", lambda group, scheme: means[((group.name, scheme),)]))
 
 
 def cost(scene: Scene) -> Cost:

@@ -12,7 +12,6 @@ lies behind the later one.
 from __future__ import annotations
 
 from quantkit.passes.outputs import divergence
-from quantkit.passes.perturbed import displace, in_pairs, mean, share_behind
 from quantkit.sensitivity.scene import RERUN_PAIRS, Cost, Scene, Scores
 
 ITEMS = 32
@@ -20,12 +19,9 @@ ITEMS = 32
 
 def estimate(scene: Scene) -> Scores:
     """Isolated divergences as the table, and C; 0 for fp32; nan where a group cannot take the scheme."""
-    shares = {group.name: share_behind(scene.captured.graph, group) for group in scene.groups}
-    ordered = sorted(scene.groups, key=lambda group: -shares[group.name])  # the later of two is the one run again
-    perturbed = in_pairs(scene.captured, ordered, scene.target, scene.bank)
+    ordered = sorted(scene.groups, key=lambda group: -scene.graph.share_behind(group))  # the later of two is the one run again
     batches = scene.batches("measured pairs", scene.items.first(ITEMS), scene.batch_size(RERUN_PAIRS))
-    means = mean(displace(scene.captured, scene.bank, perturbed, batches, divergence(scene.curvature)))
-    loss = {row: float(value) for row, value in zip(perturbed.rows, means, strict=True)}
+    loss = scene.engine.in_pairs(ordered).means(batches, divergence(scene.curvature))
     entries = {}
     for row, value in loss.items():
         places = scene.place(*row[0]), scene.place(*row[-1])
@@ -36,9 +32,9 @@ def estimate(scene: Scene) -> Scores:
 
 def cost(scene: Scene) -> Cost:
     """The passes above."""
-    graph, passes, before = scene.captured.graph, 1.0, 0
+    share, passes, before = scene.graph.share_behind, 1.0, 0
     menus = {group.name: sum(pair[0] == group.name for pair in scene.pairs) for group in scene.groups}
-    for group in sorted(scene.groups, key=lambda group: -share_behind(graph, group)):
-        passes += share_behind(graph, group) * menus[group.name] * (1 + before)
+    for group in sorted(scene.groups, key=lambda group: -share(group)):
+        passes += share(group) * menus[group.name] * (1 + before)
         before += menus[group.name]
     return Cost(len(scene.items.first(ITEMS)) * passes)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from quantkit.data.batch import Batch
 from quantkit.errors import RequestError
-from quantkit.passes.curvature import Trace, differentiable, second_order_kernels
+from quantkit.passes.trace import Trace
 from quantkit.sensitivity.scene import SECOND_ORDER, Cost, Scene, Scores
 from quantkit.sensitivity.taylor import second_order
 
@@ -35,7 +35,7 @@ def estimate(scene: Scene) -> Scores:
     package, sums, items = _package(), dict.fromkeys(scene.weights, 0.0), 0
     for batch in scene.batches("PyHessian", scene.items.first(ITEMS), scene.batch_size(SECOND_ORDER)):
         for number, weight in enumerate(scene.weights):
-            with differentiable(scene.captured.module, [weight]) as named, second_order_kernels(), _own_source(scene.device):
+            with scene.engine.differentiable([weight], twice=True) as named, _own_source(scene.device):
                 torch.manual_seed(_seed(scene.seed, items, number))  # it draws from torch's global source
                 sums[weight] += batch.size * _trace(package, scene, batch, named[weight])
         items += batch.size

@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
-from quantkit.data.batch import Batch
-from quantkit.data.splits import Subset
-from quantkit.graph import Group
-from quantkit.network.captured import Captured
+from quantkit.data.batch import Batch, Items
+from quantkit.graph import Graph, Group
 from quantkit.passes.batches import network_batches
-from quantkit.passes.outputs import Curvature, Outputs, task_loss
-from quantkit.passes.perturbed import quantizable, reruns
+from quantkit.passes.outputs import Curvature, task_loss
 from quantkit.progress import Progress
-from quantkit.quantization import WeightBank
+from quantkit.sensitivity.engine import Engine, Pair
 from quantkit.spec import FLOAT
 from quantkit.table import Interactions, Table
 
@@ -34,19 +29,17 @@ RERUN, RERUN_PAIRS, FIRST_ORDER, SECOND_ORDER = 2, 3, 4, 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """The captured network, its groups, and the calibration items that may be looked at.
+    """The network, its groups, and the calibration items that may be looked at.
 
     `curvature` is the metric of the output space: "softmax" for class scores, "identity" otherwise. `labelled` says whether the items'
     labels mean anything here; a network that is compared with itself goes by its own answers. `memory_mb` bounds what a pass holds
     of activations and displacements, by smaller batches, down to one item.
     """
 
-    captured: Captured
+    engine: Engine
     groups: tuple[Group, ...]
     schemes: tuple[str, ...]
-    target: ModuleType
-    bank: WeightBank
-    items: Subset
+    items: Items
     curvature: Curvature
     labelled: bool
     seed: int
@@ -60,9 +53,14 @@ class Scene:
         return {"softmax": "nats", "identity": "half squared distance"}[self.curvature]
 
     @property
+    def graph(self) -> Graph:
+        """The network's layers and tensors."""
+        return self.engine.graph
+
+    @property
     def weights(self) -> list[str]:
         """The parameter names of all layers' weights, each once."""
-        return sorted({layer.weight for layer in self.captured.graph.layers if layer.weight})
+        return sorted({layer.weight for layer in self.graph.layers if layer.weight})
 
     @property
     def generator(self) -> torch.Generator:
@@ -90,21 +88,20 @@ class Scene:
             full[row, column] = full[column, row] = value
         return Interactions(tuple(group.name for group in self.groups), self.schemes, full)
 
-    def batches(self, stage: str, items: Subset, size: int) -> Iterator[Batch]:
+    def batches(self, stage: str, items: Items, size: int) -> Iterator[Batch]:
         """`items` as the network takes them, under a stage that advances."""
         with self.progress.stage(stage, len(items), "items") as advance:
-            for batch in network_batches(self.captured.graph, items, size, self.device):
+            for batch in network_batches(self.graph, items, size, self.device):
                 yield batch
                 advance(batch.size)
 
     def batch_size(self, copies: int, rows: int = 0) -> int:
         """At most BATCH items: as many as `memory_mb` holds, `copies` times their activations and `rows` displacements of their outputs."""
-        graph = self.captured.graph
-        numbers = {tensor.name: prod(side or 1 for side in tensor.shape) for tensor in graph.tensors}
-        per_item = 4 * copies * sum(numbers.values()) + 12 * rows * sum(numbers.get(name, 0) for name in graph.outputs)
+        numbers = {tensor.name: prod(side or 1 for side in tensor.shape) for tensor in self.graph.tensors}
+        per_item = 4 * copies * sum(numbers.values()) + 12 * rows * sum(numbers.get(name, 0) for name in self.graph.outputs)
         return int(max(1, min(BATCH, self.memory_mb * 1_000_000 // max(per_item, 1))))
 
-    def affordable(self, passes: float) -> Subset:
+    def affordable(self, passes: float) -> Items:
         """As many items as MOST_MACS allows at so many passes each, between one batch and MOST_ITEMS."""
         per_item = max(1.0, passes * self.macs)
         return self.items.first(int(min(MOST_ITEMS, max(BATCH, MOST_MACS // per_item))))
@@ -112,22 +109,18 @@ class Scene:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one pass of one item."""
-        return sum(layer.macs for layer in self.captured.graph.layers)
+        return sum(layer.macs for layer in self.graph.layers)
 
     @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
+    def pairs(self) -> tuple[Pair, ...]:
         """Every (group, scheme) but fp32."""
-        return quantizable(self.groups)
+        return tuple((group.name, scheme) for group in self.groups for scheme in group.schemes if scheme != FLOAT.name)
 
     @property
     def reruns(self) -> float:
         """What one pass for every (group, scheme) costs, in whole passes: only what lies behind the group is run."""
-        return reruns(self.captured.graph, self.groups)
-
-    def outputs(self, inputs: Mapping[str, Tensor]) -> Outputs:
-        """The float network's outputs; inputs go in by name, however they were exported."""
-        ordered = [inputs[name] for name in self.captured.graph.inputs]
-        return tuple(pytree.tree_leaves(fx.Interpreter(self.captured.module).run(*ordered)))
+        menus = {group.name: sum(scheme != FLOAT.name for scheme in group.schemes) for group in self.groups}
+        return sum(self.graph.share_behind(group) * menus[group.name] for group in self.groups)
 
     def labels(self, batch: Batch) -> Tensor | None:
         """The batch's labels where they mean anything."""
@@ -135,7 +128,7 @@ class Scene:
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss over a batch (`outputs.task_loss`)."""
-        return task_loss(self.curvature, self.outputs(batch.inputs), self.labels(batch))
+        return task_loss(self.curvature, self.engine.outputs(batch.inputs), self.labels(batch))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ import math
 from collections.abc import Mapping
 
 from quantkit.graph import Group
-from quantkit.passes.changes import InputErrors, weighted_layers
-from quantkit.passes.curvature import Trace
-from quantkit.passes.interior import edge_names
+from quantkit.passes.recorded import edge_names
+from quantkit.passes.trace import Trace
+from quantkit.sensitivity.engine import InputErrors
 from quantkit.sensitivity.scene import Scene
 from quantkit.spec import parse_scheme
 from quantkit.table import Table
@@ -26,13 +26,12 @@ def second_order(
     scene: Scene, name: str, traces: Mapping[str, Trace], errors: InputErrors | None = None, sizes: Mapping[str, int] | None = None
 ) -> Table:
     """Ω of every (group, scheme): traces by the names of weights and, with `errors` and `sizes` of one item, of edges."""
-    graph = scene.captured.graph
 
     def score(group: Group, scheme: str) -> float:
         total = 0.0
-        for weight, layer in weighted_layers(graph, group).items():
-            total += _trace(traces[weight]) / layer.weight_count * scene.bank.squared_error(layer, parse_scheme(scheme))
-        for layer in map(graph.layer, group.layers if errors and sizes else ()):
+        for weight, layer in scene.graph.weights(group).items():
+            total += _trace(traces[weight]) / layer.weight_count * scene.engine.squared_error(layer, parse_scheme(scheme))
+        for layer in map(scene.graph.layer, group.layers if errors and sizes else ()):
             for slot, edge in enumerate(edge_names(layer)):
                 assert errors is not None and sizes is not None
                 total += _trace(traces[edge]) / sizes[edge] * errors.mean(layer, slot, scheme)

@@ -9,7 +9,6 @@ Activations score nothing.
 from __future__ import annotations
 
 from quantkit.graph import Group
-from quantkit.passes.changes import weight_changes
 from quantkit.sensitivity.scene import Cost, Scene, Scores
 
 
@@ -17,10 +16,10 @@ def estimate(scene: Scene) -> Scores:
     """E of every (group, scheme); 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
 
     def score(group: Group, scheme: str) -> float:
-        changes = weight_changes(scene.captured.graph, scene.bank, group, scheme)
+        changes = scene.engine.weight_changes(group, scheme)
         squares = sum(float(change.double().square().sum()) for change in changes.values())
         count = sum(change.numel() for change in changes.values())
-        largest = max((float(scene.bank.parameter(name).detach().abs().max()) for name in changes), default=0.0)
+        largest = max((float(scene.engine.parameter(name).abs().max()) for name in changes), default=0.0)
         return (squares / count) ** 0.5 / largest if largest else 0.0
 
     return Scores(scene.table("weight_error", score, unit="share of the largest weight"))

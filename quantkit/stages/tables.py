@@ -15,6 +15,7 @@ from quantkit.costs.measured import LatencyModel, measure_latency, steps
 from quantkit.costs.modelled import model_latency
 from quantkit.environment import describe
 from quantkit.graph import Group
+from quantkit.passes.bound import Passes
 from quantkit.prediction.ledger import Ledger
 from quantkit.request import Request
 from quantkit.runs.workbench import Plain, Workbench
@@ -42,7 +43,7 @@ def score_groups(bench: Workbench, request: Request, network: Network, candidate
     options, items, groups = request.options, request.splits.calibration, candidates.groups
     device, curvature, labelled = torch.device(options.device), request.metric.curvature, request.metric.reference == "labels"
     scene = Scene(
-        network.on_device, groups, _schemes(groups), network.target, candidates.bank.to(device), items,
+        Passes(network.on_device, network.target, candidates.bank.to(device)), groups, _schemes(groups), items,
         curvature, labelled, options.seed, device, bench.progress, options.memory_mb,
     )  # fmt: skip
     depends_on = {
