@@ -20,8 +20,8 @@ from quantkit.allocation import (
     shortage,
     solve,
 )
-from quantkit.allocation.milp import Program
 from quantkit.allocation.pareto import whole_front
+from quantkit.allocation.program import Program
 from quantkit.allocation.relaxation import relax
 from quantkit.allocation.translation import build
 from quantkit.errors import RequestError

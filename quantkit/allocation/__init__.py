@@ -10,7 +10,7 @@ problem.py    the tables as options; predict: any allocation's loss and cost
 
 greedy.py     the quick descent                  pareto.py      the whole front by dynamic programming
 milp.py       any mix of limits, proven optimal  quadratic.py   the same under interactions
-relaxation.py the bound behind its gap           highs.py       the solver's one door
+relaxation.py the bound behind its gap           program.py     the rows of both, for highs.py, the solver's one door
 """
 
 from quantkit.allocation.blend import Seen, blend, predicted_loss

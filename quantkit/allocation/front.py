@@ -16,7 +16,9 @@ from quantkit.allocation.greedy import descend
 from quantkit.allocation.milp import cheapest_as_good, excesses, least, least_cost
 from quantkit.allocation.plan import Binding, Edge, Limit, Plan, Shortage
 from quantkit.allocation.problem import Chosen, Problem, Within
+from quantkit.allocation.program import Program
 from quantkit.allocation.quadratic import RESTARTS, least_quadratic
+from quantkit.allocation.relaxation import relax
 from quantkit.allocation.translation import build, plan_of
 from quantkit.errors import RequestError, unknown
 from quantkit.graph import Group
@@ -43,11 +45,19 @@ def _milp(problem: Problem, limits: Sequence[Within]) -> Answer | None:
     return found and (cheapest_as_good(problem, found[0], limits), found[1])
 
 
+def _quadratic(
+    problem: Problem, limits: Sequence[Within], *, starts: Sequence[Chosen] = (), restarts: int = RESTARTS, seed: int = 0
+) -> Answer | None:
+    program = Program(problem, tuple(limits))
+    relaxed = relax(program)
+    return None if relaxed is None else least_quadratic(program, relaxed, starts=starts, restarts=restarts, seed=seed)
+
+
 SOLVERS: Mapping[str, Callable[[Problem, Sequence[Within]], Answer | None]] = {
     "greedy": _greedy,
     "pareto": _pareto,
     "milp": _milp,
-    "quadratic": least_quadratic,
+    "quadratic": _quadratic,
 }
 
 
@@ -182,4 +192,4 @@ def _cheapest(problem: Problem, seed: int, restarts: int = RESTARTS) -> Answer:
 def _best(problem: Problem, limits: Sequence[Within], starts: Sequence[Chosen], seed: int, *, restarts: int = RESTARTS) -> Answer | None:
     if not problem.loss.has_pairs:
         return _milp(problem, limits)
-    return least_quadratic(problem, limits, starts=starts, restarts=restarts, seed=seed)
+    return _quadratic(problem, limits, starts=starts, restarts=restarts, seed=seed)

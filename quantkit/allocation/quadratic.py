@@ -2,9 +2,8 @@
 
 Starts are improved in two ways until neither helps. (1) Sequential linearisation: with the other groups standing as they are, option a
 costs ½ M_aa + Σ_b taken M_ab; a knapsack over these numbers moves all groups at once. (2) Swaps of one and of two groups, judged on the
-true quadratic. The best true value wins. `relaxation` bounds what any allocation can reach, and the gap to that is part of the answer.
-
-Where there are many options only those are paired in swaps that change the loss most for the better or for what they save.
+true quadratic; of many options only those that change the loss most for the better or for what they save. The best true value wins.
+`relaxation` bounds what any allocation can reach: its fractional answer is a start, and the gap to it a part of the answer.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.allocation.greedy import descend, least_isolated
-from quantkit.allocation.highs import minimise
-from quantkit.allocation.milp import Program, least_of, relative_gap
+from quantkit.allocation.highs import Solution, minimise
 from quantkit.allocation.problem import Chosen, Floats, Form, Problem, Within
-from quantkit.allocation.relaxation import Relaxed, relax
+from quantkit.allocation.program import Program, least_of, relative_gap
 
 _STEPS = 4  # linearisations of one start; they settle or begin to circle long before
 GAP = 1e-3  # of a linearisation, which is no more exact than that itself
@@ -31,16 +29,13 @@ _LISTED = 150  # the length of each half of the short list
 
 
 def least_quadratic(
-    problem: Problem, limits: Sequence[Within], *, starts: Sequence[Chosen] = (), restarts: int = RESTARTS, seed: int = 0
+    program: Program, relaxed: Solution, *, starts: Sequence[Chosen] = (), restarts: int = RESTARTS, seed: int = 0
 ) -> tuple[Chosen, float] | None:
-    """The best options found within all limits, and their relative gap to the proven bound; None if none are within them.
+    """The best options found within all limits, and their relative gap to the bound of `relaxed`; None if none are within them.
 
     Never worse than any of `starts` that is within the limits. `restarts` counts the random starts beside those that the problem suggests.
     """
-    program = Program(problem, tuple(limits))
-    relaxed = relax(program)
-    if relaxed is None:
-        return None
+    problem, limits = program.problem, program.limits
     distinct = {start.tobytes(): start for start in (*starts, *_starts(program, relaxed, restarts, seed))}
     inside = [start for start in distinct.values() if all(limit.holds(start) for limit in limits)]
     if not inside:
@@ -54,7 +49,7 @@ def _worth(problem: Problem, chosen: Chosen) -> tuple[float, float]:
     return problem.loss.total(chosen), problem.cost.total(chosen)
 
 
-def _starts(program: Program, relaxed: Relaxed, restarts: int, seed: int) -> Iterator[Chosen]:
+def _starts(program: Program, relaxed: Solution, restarts: int, seed: int) -> Iterator[Chosen]:
     """The relaxation made whole, the greedy descent, and knapsacks that see the relaxation's prices; of few options many more."""
     problem = program.problem
     prices = problem.loss.linear + problem.loss.pair @ relaxed.x

@@ -9,14 +9,12 @@ D is a multiple of M's diagonal, the greatest that a Cholesky factorisation show
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky
 
-from quantkit.allocation.highs import minimise
-from quantkit.allocation.milp import Program
+from quantkit.allocation.highs import Solution, minimise
 from quantkit.allocation.problem import Floats
+from quantkit.allocation.program import Program
 
 _CUTS = 12  # linear programs; a bound that is nearly as good as it can be comes long before
 _ENOUGH = 1e-4
@@ -25,17 +23,8 @@ _SMALL, _MARGIN = 200, 1e-9
 _SHARES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, -1e-6)  # a factorisation that fails does so early
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Relaxed:
-    """The bound, the fractional allocation behind it, and the answers of the linear programs."""
-
-    bound: float
-    x: Floats
-    corners: tuple[Floats, ...]
-
-
-def relax(program: Program) -> Relaxed | None:
-    """The bound of a problem with interactions; None where not even a fractional allocation is within the limits."""
+def relax(program: Program) -> Solution | None:
+    """The bound under interactions and the fractional allocation behind it; None where not even a fractional one is within the limits."""
     problem = program.problem
     assert problem.matrix is not None
     size = len(problem.scheme)
@@ -61,7 +50,7 @@ def relax(program: Program) -> Relaxed | None:
         shares = _least_in_hull(np.stack(corners), np.stack(images), d)
         x = shares @ np.stack(corners)
         gradient[:size] = shares @ np.stack(images) + 0.5 * d
-    return Relaxed(bound, x, tuple(corners))
+    return Solution(x, bound)
 
 
 def _least_in_hull(corners: Floats, images: Floats, d: Floats) -> Floats:
