@@ -29,7 +29,7 @@ def relax(program: Program) -> Solution | None:
     assert problem.matrix is not None
     size = len(problem.scheme)
     d = _diagonal(problem.matrix)
-    convex = problem.matrix - np.diag(d)
+    convex = _less(problem.matrix, d)
     corners: list[Floats] = []
     images: list[Floats] = []
     gradient, bound, x = np.zeros(program.width), -np.inf, np.zeros(size)
@@ -76,7 +76,8 @@ def _diagonal(matrix: Floats) -> Floats:
     if len(used):
         inner = matrix[np.ix_(used, used)]
         weights = np.maximum(np.diag(inner), 1e-3 * np.abs(inner).max())
-        share = _share(inner / np.sqrt(weights[:, None] * weights[None, :]), lowest=-1e-5)
+        roots = np.sqrt(weights)
+        share = _share(inner / roots[:, None] / roots, lowest=-1e-5)
         if share is None:
             weights = np.full(len(used), np.abs(inner).max())
             share = _share(inner / weights[0], lowest=-np.inf)
@@ -96,8 +97,15 @@ def _share(matrix: Floats, lowest: float) -> float | None:
 
 
 def _is_definite(matrix: Floats, shift: float) -> bool:
-    try:
-        cholesky(matrix - shift * np.eye(len(matrix)), lower=True, check_finite=False)
+    try:  # in place, which for LAPACK means by columns: of a symmetric matrix the transpose is as good
+        cholesky(_less(matrix, shift).T, lower=True, overwrite_a=True, check_finite=False)
     except LinAlgError:
         return False
     return True
+
+
+def _less(matrix: Floats, d: Floats | float) -> Floats:
+    """matrix − D, the diagonal matrix of `d`."""
+    found: Floats = matrix.copy()
+    found.flat[:: len(matrix) + 1] -= d
+    return np.asarray(found)

@@ -5,6 +5,7 @@ Groups are sorted by name on the way in, so that the order in which they are giv
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -51,7 +52,9 @@ def build(
     if interactions:
         rows = [interactions.index(names[group], scheme) for group, scheme in options]
         matrix = interactions.matrix[np.ix_(rows, rows)]
-        apart = np.where(place[:, None] != place[None, :], matrix, 0.0)
+        apart, ends = matrix.copy(), np.searchsorted(place, np.arange(len(names) + 1))
+        for start, end in itertools.pairwise(ends):
+            apart[start:end, start:end] = 0.0
         losses = Form(0.5 * np.diag(matrix), apart if apart.any() else _nothing(len(options)), none, floats)
     held = tuple(Within(form(limit.resource), limit.at_most - limit.resource.offset, limit.resource.offset) for limit in limits)
     given = tuple(group.name for group in groups)
