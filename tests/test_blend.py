@@ -61,6 +61,37 @@ def test_a_group_that_the_prior_misjudged_is_found_and_the_others_keep_their_pla
     assert math.isfinite(fitted.ridge)
 
 
+def test_a_group_that_the_prior_missed_altogether_is_found() -> None:
+    """A share of next to nothing is next to nothing: only a spread that is the same for all options reaches it."""
+    loss, _ = prior()
+    values = loss.values.copy()
+    values[5] = [0.0, 0.5 * loss.values.max(), 2.0 * loss.values.max()]
+    truth = replace(loss, values=values)
+    blind = replace(loss, values=np.where(np.arange(len(NAMES))[:, None] == 5, 1e-4 * loss.values, loss.values))
+    fitted = blend(blind, None, [(plan, truth.total(plan)) for plan in plans(24)])
+    unseen = plans(40, seed=2)
+    agreement = Agreement.of([fitted.predicted(plan) for plan in unseen], [truth.total(plan) for plan in unseen])
+    assert agreement.spearman is not None and agreement.spearman > 0.95
+    assert fitted.loss.at("g5", "w4a8") == pytest.approx(truth.at("g5", "w4a8"), rel=0.2)
+
+
+def test_no_option_falls_below_a_tenth_of_what_was_predicted_and_the_bound_is_part_of_the_fit() -> None:
+    from scipy.optimize import lsq_linear
+
+    from quantkit.allocation.blend import _held, _moved
+
+    random = np.random.default_rng(1)
+    design, left, lowest = random.normal(size=(12, 6)), random.normal(size=12), -random.uniform(0, 0.2, 6)
+    rows = np.vstack([design, np.sqrt(_held(design @ design.T, 0.1)) * np.eye(6)])
+    slow = lsq_linear(rows, np.append(left, np.zeros(6)), (lowest, np.inf), method="bvls").x
+    np.testing.assert_allclose(_moved(design, left, 0.1, lowest), slow, atol=1e-9)
+    assert (slow <= lowest + 1e-12).any()
+    loss, _ = prior()
+    free = replace(loss, values=np.where(np.arange(len(NAMES))[:, None] == 3, 0.0, loss.values))
+    fitted = blend(loss, None, [(plan, free.total(plan)) for plan in plans(24)])
+    assert fitted.loss.at("g3", "w4a8") == pytest.approx(0.1 * fitted.own * loss.at("g3", "w4a8"))
+
+
 def test_few_labels_full_of_noise_move_no_single_option() -> None:
     loss, interactions = prior()
     random = np.random.default_rng(5)

@@ -1,15 +1,17 @@
 """The predictor fitted to a few measured plans: few labels on a strong prior (the idea of APQ, arXiv 2006.08509; methods: NNLS and ridge).
 
-    predicted(x) = Σ_o θ_o x_o + a Σ_{o<p} M_op x_o x_p,      θ_o = b · d_o · (1 + δ_o)
+    predicted(x) = Σ_o θ_o x_o + a Σ_{o<p} M_op x_o x_p,      θ = argmin Σ_plans (measured − predicted)² + λ Σ_o ((θ_o − b d_o) / s_o)²
 
 d is each option's own predicted loss (½ M_oo where there are interactions, else the table), M the interactions, x the plan. First b and a
-by least squares that stay at or above 0; then δ by a ridge towards 0, as strong as predicts best what is left out. Both weigh relative
-errors: a plan of twice the loss may be missed by twice as much. So a sensitivity gets the scale of what is measured, the share of the
-interactions that is really there, and the groups that it misjudged, and keeps what was not measured.
+by least squares that stay at or above 0; then θ, at or above a tenth of b d. The spread s is either b d itself, so that options err by
+shares, or the same for all, so that one that the sensitivity missed altogether can be found; it and λ are what predicts best what is left
+out. So a sensitivity gets the scale of what is measured, the share of the interactions that is really there, and the groups that it
+misjudged, and keeps what was not measured.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +22,6 @@ from quantkit.table import Floats, Interactions, Table
 
 Seen = tuple[Mapping[str, str], float]  # a plan, and the loss that was measured of it
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, np.inf)  # how firmly options are held, in shares of what a plan's own options weigh
-FLOOR = 0.02  # of the median loss of plans that lose: below, noise is more than the loss itself
 LEAST = 0.1  # of what was predicted: θ falls no lower
 
 
@@ -50,22 +51,22 @@ def blend(loss: Table, interactions: Interactions | None, seen: Sequence[Seen]) 
     if len(seen) < 3 or not measured.max() > 0:
         return Blend(loss, interactions, 1.0, 1.0, np.inf)
     own = loss.values.copy() if interactions is None else 0.5 * np.diag(interactions.matrix).reshape(loss.values.shape)
+    d = np.nan_to_num(own).ravel()
     taken = np.stack([_indicator(loss, allocation) for allocation, _ in seen])
-    parts = taken * np.nan_to_num(own).ravel()
     pairs = np.zeros(len(seen)) if interactions is None else _between(interactions, taken)
-    weights = 1.0 / np.maximum(measured, FLOOR * np.median(measured[measured > 0]))
-    terms = np.stack([parts.sum(axis=1), pairs], axis=1)
-    (b, a), _ = nnls(terms * weights[:, None], measured * weights)
+    (b, a), _ = nnls(np.stack([taken @ d, pairs], axis=1), measured)
     if b == 0:  # everything was said to be interaction, or nothing to be lost: no prior for single options
         return Blend(loss, interactions, 1.0, 1.0, np.inf)
-    design, left = b * parts * weights[:, None], (measured - terms @ np.array([b, a])) * weights
-    ridge = min(RIDGES, key=lambda strength: _left_out(design, left, strength))
-    factors = b * np.maximum(1.0 + _ridge(design, left, ridge), LEAST)
-    fitted = replace(loss, values=np.where(np.isnan(loss.values), np.nan, own * factors.reshape(own.shape)))
+    left = measured - b * taken @ d - a * pairs
+    spreads = (b * d, np.where(d > 0, b * d[d > 0].mean(), 0.0))
+    spread, ridge = min(itertools.product(spreads, RIDGES), key=lambda held: _left_out(taken * held[0], left, held[1]))
+    moved = _moved(taken * spread, left, ridge, lowest=np.divide((LEAST - 1) * b * d, spread, out=np.zeros_like(d), where=spread > 0))
+    theta = (b * d + spread * moved).reshape(own.shape)
+    fitted = replace(loss, values=np.where(np.isnan(loss.values), np.nan, theta))
     if interactions is None:
         return Blend(fitted, None, float(b), 1.0, float(ridge))
     matrix = a * interactions.matrix
-    np.fill_diagonal(matrix, 2 * np.nan_to_num(own).ravel() * factors)
+    np.fill_diagonal(matrix, 2 * theta.ravel())
     return Blend(fitted, replace(interactions, matrix=matrix), float(b), float(a), float(ridge))
 
 
@@ -82,12 +83,15 @@ def _between(interactions: Interactions, taken: Floats) -> Floats:
     return np.asarray(0.5 * np.einsum("ko,op,kp->k", taken, apart, taken, optimize=True))
 
 
-def _ridge(design: Floats, left: Floats, strength: float) -> Floats:
-    """δ of least ‖left − design δ‖² + λ ‖δ‖²; 0 where λ is infinite."""
-    if np.isinf(strength):
-        return np.zeros(design.shape[1])
-    kernel = design @ design.T
-    return np.asarray(design.T @ np.linalg.solve(kernel + _held(kernel, strength) * np.eye(len(left)), left))
+def _moved(design: Floats, left: Floats, strength: float, lowest: Floats) -> Floats:
+    """δ ≥ `lowest` (at most 0) of least ‖left − design δ‖² + λ ‖δ‖²; 0 for columns that are 0, and where λ is infinite."""
+    found, used = np.zeros(design.shape[1]), np.flatnonzero(design.any(axis=0))
+    if np.isfinite(strength) and len(used):
+        root = np.sqrt(_held(design @ design.T, strength))
+        rows = np.concatenate([design[:, used], root * np.eye(len(used))])
+        wanted = np.concatenate([left - design @ lowest, -root * lowest[used]])
+        found[used] = lowest[used] + nnls(rows, wanted)[0]
+    return found
 
 
 def _left_out(design: Floats, left: Floats, strength: float) -> float:
