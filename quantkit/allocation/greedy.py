@@ -22,18 +22,18 @@ def descend(problem: Problem, limits: Sequence[Within], start: Chosen | None = N
     """
     chosen = least_isolated(problem) if start is None else start.copy()
     loss, *used = (_Field(form, chosen) for form in (problem.loss, *(limit.form for limit in limits)))
-    while not all(held := [limit.holds(chosen) for limit in limits]):
+    while max(above := [limit.form.total(chosen) - limit.highest for limit in limits], default=0.0) > 0:
         saved, over = np.zeros(len(problem.scheme)), np.zeros(len(problem.scheme))
-        for field, limit, holds in zip(used, limits, held, strict=True):
-            size, change = limit.size, field.change(chosen, problem)
-            before = limit.form.total(chosen) - limit.highest
-            over += (np.maximum(before + change, 0.0) - max(before, 0.0)) / size
-            if not holds:
-                saved -= change / size
+        for field, limit, before in zip(used, limits, above, strict=True):
+            change = field.change(chosen, problem) / limit.size
+            over += np.maximum(before / limit.size + change, 0.0) - max(before, 0.0) / limit.size
+            if before > 0:
+                saved -= change
         saved[over >= -_NOTHING] = 0.0  # with several limits a saving in one may be spent in another, and the way go round in circles
         prices = np.full(len(saved), np.inf)
         np.divide(loss.change(chosen, problem), saved, out=prices, where=saved > _NOTHING)
-        step = int(np.lexsort((-saved, prices))[0])
+        equal = np.flatnonzero(prices == prices.min())
+        step = int(equal[saved[equal].argmax()])
         if prices[step] == np.inf:
             return None
         before = chosen[problem.group[step]]

@@ -75,11 +75,12 @@ def _diagonal(matrix: Floats) -> Floats:
     full = np.zeros(len(matrix))
     if len(used):
         inner = matrix[np.ix_(used, used)]
-        weights = np.maximum(np.diag(inner), 1e-3 * np.abs(inner).max())
+        largest = max(float(inner.max()), -float(inner.min()))
+        weights = np.maximum(np.diag(inner), 1e-3 * largest)
         roots = np.sqrt(weights)
         share = _share(inner / roots[:, None] / roots, lowest=-1e-5)
         if share is None:
-            weights = np.full(len(used), np.abs(inner).max())
+            weights = np.full(len(used), largest)
             share = _share(inner / weights[0], lowest=-np.inf)
         full[used] = (share or 0.0) * weights
     return full
