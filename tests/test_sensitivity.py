@@ -271,6 +271,7 @@ def test_memory_bounds_the_batch_down_to_one_item(box: toys.Toybox, monkeypatch:
 
     monkeypatch.setattr(scenes, "network_batches", spied)
     monkeypatch.setattr(scenes, "BATCH", 10**6)
+    monkeypatch.setattr(scenes, "RERUN_BATCH", 10**6)
     bounded = toys.scene(box, memory_mb=1)
 
     assert bounded.batch_size(2) == 1_000_000 // (2 * 4 * counted)

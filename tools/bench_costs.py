@@ -2,10 +2,10 @@
 
     python tools/bench_costs.py
 
-All times are one thread's own processor seconds, but where two threads are told. Interactions: the Gram of displacements against isolated divergences on the same items.
-Measured pairs: timed on two items and scaled to as many. Traces: the package PyHessian's total trace against ours, at equal standard error,
-so seconds a probe times the variance of one; `gauss_newton` likewise, a draw for a probe. The order of its traces is held against the
-package's, each layer's own, with as many probes as make them stand.
+All times are one thread's own processor seconds, but where two threads are told. Interactions: the Gram of displacements against isolated
+divergences on the same items. Measured pairs: timed on two items and scaled to as many. Traces: the package PyHessian's total trace against
+ours, at equal standard error, so seconds a probe times the variance of one; `gauss_newton` likewise, a draw for a probe. The order of its
+traces is held against the package's, each layer's own, with as many probes as make them stand.
 """
 
 from __future__ import annotations

@@ -48,11 +48,14 @@ class Perturbed:
         """`measure` of every row, one array of shape [rows, items, coordinates] for each batch."""
         first = 0
         for batch in batches:
-            base = self.plain.run(batch.inputs)
-            coordinates = measure(base["output"])
-            rows = [coordinates(outputs).cpu().numpy() for outputs in self.outputs(base, first)]
+            yield self._displaced(batch, first, measure)
             first += batch.size
-            yield np.stack(rows) if rows else np.zeros((0, batch.size, 1), np.float32)
+
+    def _displaced(self, batch: Batch, first: int, measure: Measure) -> NDArray[np.floating]:
+        base = self.plain.run(batch.inputs)  # held no longer than this call: the next batch finds the room
+        coordinates = measure(base["output"])
+        rows = [coordinates(outputs).cpu().numpy() for outputs in self.outputs(base, first)]
+        return np.stack(rows) if rows else np.zeros((0, batch.size, 1), np.float32)
 
     def means(self, batches: Iterable[Batch], measure: Measure) -> dict[tuple[Pair, ...], float]:
         """The mean over items and, where a row is run more than once, over its runs, of a `measure` that is one coordinate."""
