@@ -83,11 +83,15 @@ def _squared_norms(uses: Sequence[tuple[Site, Tensor]]) -> Tensor:
     found = []
     for start in range(0, len(site.output), step):
         part = slice(start, start + step)
-        x = torch.cat([columns(one.node, one.layer, one.inputs[0].detach()[part]) for one, _ in uses], dim=-1)
-        y = torch.cat([_by_channel(one, gradient[part]) for one, gradient in uses], dim=-1)
+        x = _joined([columns(one.node, one.layer, one.inputs[0].detach()[part]) for one, _ in uses])
+        y = _joined([_by_channel(one, gradient[part]) for one, gradient in uses])
         squares = (x.mT @ x) * (y.mT @ y) if short else (y @ x.mT).square()
         found.append(squares.double().sum(dim=(1, 2, 3)).cpu())
     return torch.cat(found)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]  # of one part a copy would cost as much as the products
 
 
 def _by_channel(site: Site, gradient: Tensor) -> Tensor:
