@@ -101,7 +101,7 @@ SECTIONS = (
     Section(
         "costs.json", "What estimators and solvers cost", r"([\w.]+\.cost\.[\w.]+|solve\.[\w.]+|\w+\.gauss_newton_rank_correlation)",
         "python tools/bench_costs.py",
-        "One thread's own processor seconds.",
+        "One thread's own processor seconds; the Gram's minutes by the clock and two threads, its memory of the whole process.",
     ),
     Section(
         "sensitivity.json", "Interactions over isolated scores", r"(\w+)\.seconds\.([\w.]+)", "make bench-sensitivity",
@@ -116,9 +116,8 @@ SECTIONS = (
         "Rank correlation and R² of predicted with measured divergence, on 40 plans near the chosen one that the predictor never saw: as "
         "`fitted`, fitted without interactions (`additive`), as estimated (`prior`).",
     ),
-    Section("solvers.json", "Solvers", r"([\w.]+)", "python tools/bench_solvers.py", "500 groups × 5 schemes under interactions."),
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
-    Section("report.json", "The report", r"([\w.]+)", "python tools/bench_report.py", "The page in a real browser."),
+    Section("report.json", "The report", r"(\w+)\.report\.(\w+)", "python tools/bench_report.py", "The page in a real headless Chromium."),
     Section(
         "house.json", "The house", r"([\w.]+)", "python tools/sizes.py --figures",
         "Lines of the source; `reach` is how many of its own a file needs, with all it imports; parameters and returns that are typed.",
