@@ -1,6 +1,7 @@
 """Sensitivities: what quantizing a group does, estimated; one file a method. An estimator fills the whole table.
 
-Each method has `estimate(scene)` and `cost(scene)`, the passes that it takes at most, known before it starts.
+Each method has `estimate(scene)` and `cost(scene)`, the passes that it takes at most, known before it starts. A scene (scene.py) is the
+groups, the items and an engine (engine.py): the contract of the passes, so that a method is read without the rooms that keep it.
 """
 
 from __future__ import annotations
