@@ -112,9 +112,9 @@ SECTIONS = (
         "What is compared, and how: [sensitivity](sensitivity.md).",
     ),
     Section(
-        "certificates.json", "What predictions are worth", r"(\w+(?:\.\w+)?)\.certificate\.(\w+)", "python tools/bench_certificates.py",
+        "certificates.json", "What predictions are worth", r"([\w.]+)\.certificate\.(\w+)", "python tools/bench_certificates.py",
         "Rank correlation and R² of predicted with measured divergence, on 40 plans near the chosen one that the predictor never saw: as "
-        "`fitted`, fitted without interactions (`additive`), as estimated (`prior`).",
+        "`fitted` (and `spearman`), fitted without interactions (`additive`), as estimated (`prior`).",
     ),
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
     Section("report.json", "The report", r"(\w+)\.report\.(\w+)", "python tools/bench_report.py", "The page in a real headless Chromium."),
