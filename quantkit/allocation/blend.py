@@ -1,12 +1,14 @@
 """The predictor fitted to a few measured plans: few labels on a strong prior (the idea of APQ, arXiv 2006.08509; methods: NNLS and ridge).
 
-    predicted(x) = Σ_o θ_o x_o + a Σ_{o<p} M_op x_o x_p,      θ = argmin Σ_plans (measured − predicted)² + λ Σ_o ((θ_o − b d_o) / s_o)²
+    predicted(x) = Σ_o θ_o x_o + a Σ_{o<p} M_op x_o x_p
+    θ = argmin Σ_plans (measured − predicted)² / measured + λ Σ_o ((θ_o − b d_o) / s_o)²
 
 d is each option's own predicted loss (½ M_oo where there are interactions, else the table), M the interactions, x the plan. First b and a
 by least squares that stay at or above 0; then θ, at or above a tenth of b d. The spread s is either b d itself, so that options err by
 shares, or the same for all, so that one that the sensitivity missed altogether can be found; it and λ are what predicts best what is left
-out. So a sensitivity gets the scale of what is measured, the share of the interactions that is really there, and the groups that it
-misjudged, and keeps what was not measured.
+out. Errors are weighed as those of counts: relative ones would waste plans that lose much, plain ones all others. So a sensitivity gets
+the scale of what is measured, the share of the interactions that is really there, and the groups that it misjudged, and keeps what was not
+measured.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from quantkit.table import Floats, Interactions, Table
 
 Seen = tuple[Mapping[str, str], float]  # a plan, and the loss that was measured of it
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, np.inf)  # how firmly options are held, in shares of what a plan's own options weigh
+FLOOR = 0.02  # of the median loss of plans that lose: below, noise is more than the loss itself
 LEAST = 0.1  # of what was predicted: θ falls no lower
 
 
@@ -54,10 +57,11 @@ def blend(loss: Table, interactions: Interactions | None, seen: Sequence[Seen]) 
     d = np.nan_to_num(own).ravel()
     taken = np.stack([_indicator(loss, allocation) for allocation, _ in seen])
     pairs = np.zeros(len(seen)) if interactions is None else _between(interactions, taken)
-    (b, a), _ = nnls(np.stack([taken @ d, pairs], axis=1), measured)
+    weights = 1 / np.sqrt(np.maximum(measured, FLOOR * np.median(measured[measured > 0])))
+    (b, a), _ = nnls(np.stack([taken @ d, pairs], axis=1) * weights[:, None], measured * weights)
     if b == 0:  # everything was said to be interaction, or nothing to be lost: no prior for single options
         return Blend(loss, interactions, 1.0, 1.0, np.inf)
-    left = measured - b * taken @ d - a * pairs
+    left, taken = (measured - b * taken @ d - a * pairs) * weights, taken * weights[:, None]
     spreads = (b * d, np.where(d > 0, b * d[d > 0].mean(), 0.0))
     spread, ridge = min(itertools.product(spreads, RIDGES), key=lambda held: _left_out(taken * held[0], left, held[1]))
     moved = _moved(taken * spread, left, ridge, lowest=np.divide((LEAST - 1) * b * d, spread, out=np.zeros_like(d), where=spread > 0))

@@ -22,13 +22,17 @@ WIDTH = 0.05  # how far from the budget's cost these plans may be
 
 
 def learn(bench: Workbench, request: Request, judge: Judge, ledger: Ledger, space: Space) -> tuple[Ledger, tuple[Seen, ...]]:
-    """The ledger, its losses fitted to measured plans near the budget, and these; unchanged where none are wanted or time is up."""
+    """The ledger, its losses fitted to measured plans near the budget and along the front, and these plans.
+
+    Unchanged where none are wanted or time is up.
+    """
     if not request.options.certificate or bench.is_late():
         return ledger, ()
     with bench.timed("fit"), bench.progress.stage("fit the predictor", None, "plans") as advance:
-        judged, _ = measure_anchors(bench, judge, space, advance)
+        judged, anchors = measure_anchors(bench, judge, space, advance)
         base = _near_budget(request, space, lambda plan: judge.knows(plan.allocation) and judged(plan.allocation).passes)
-        seen = _measured(bench, _small(judge), _drawn(request, ledger, base.allocation, TRAINED, ()), advance)
+        near = _measured(bench, _small(judge), _drawn(request, ledger, base.allocation, TRAINED, ()), advance)
+        seen = (*near, *((plan.allocation, judge.look(plan.allocation)["divergence"]) for plan in anchors))
     return refit(ledger, seen), seen
 
 
