@@ -55,9 +55,12 @@ def test_asked_again_nothing_is_measured_again(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_prediction_outside_the_band_is_learned_from_and_the_plan_solved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "band", lambda predicted, measured: 1e9)
+    before = certificate_of(allocate(tmp_path / "run"))
     monkeypatch.setattr(trust, "band", lambda predicted, measured: 1.0)
-    found = certificate_of(allocate(tmp_path / "run"))
-    assert found.refits == 1 and found.trained == 6 + 8
+    found = certificate_of(allocate(tmp_path / "again"))
+    assert (before.refits, found.refits) == (0, 1)
+    assert found.trained > before.trained > 6  # the plans that were tested first, and some of the front before
 
 
 def test_a_second_search_forgets_nothing_that_the_first_one_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,10 +92,21 @@ def test_tested_plans_are_none_that_was_learned_from(tmp_path: Path, monkeypatch
         drawn.append((real(request, ledger, base, count, seen), list(seen)))
         return drawn[-1][0]
 
+    measured = trust.measure_anchors
+    anchors: list[dict[str, str]] = []
+
+    def watched(*arguments: Any) -> Any:
+        judged, plans = measured(*arguments)
+        anchors.extend(dict(plan.allocation) for plan in plans)
+        return judged, plans
+
+    monkeypatch.setattr(trust, "measure_anchors", watched)
     monkeypatch.setattr(trust, "_drawn", spy)
     allocate(tmp_path / "run")
     (trained_on, _), (tested, seen) = drawn[:2]
-    assert seen == trained_on and all(plan not in trained_on for plan in tested)
+    assert seen[: len(trained_on)] == trained_on and len(trained_on) == 6
+    assert len(seen) > 6 and seen[6:] == anchors  # of the front, measured before
+    assert all(plan not in seen for plan in tested)
 
 
 def test_none_is_wanted_and_none_is_made(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 def exit_code(command: Callable[[], int]) -> int:
     """Run `command` and answer its exit code, or the one of the error that it ended in, told on stderr."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()  # here, and not as the interpreter ends: what is still held back may find no reader either
+        return code
     except KeyboardInterrupt:
         told = "interrupted; finished stages stay in the run folder, and nothing is half-written"
         return _tell(f"{told}; next: the same command goes on from there", INTERRUPTED)
