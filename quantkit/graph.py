@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+Pair = tuple[str, str]  # (group, scheme)
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:

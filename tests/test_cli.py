@@ -349,9 +349,15 @@ def test_ctrl_c_ends_a_real_process_with_130_and_one_line(tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} <= {"__pycache__", "slow.py", "started"}
 
 
-@pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"]], ids=" ".join)
+SHORT = "from quantkit.cli.exits import exit_code; raise SystemExit(exit_code(lambda: print('so short that it is held back') or 0))"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-m", "quantkit", "doctor"], ["-m", "quantkit", "doctor", "--json"], ["-c", SHORT]], ids=["people", "json", "short"]
+)
 def test_a_reader_that_went_away_is_no_fault_and_no_broken_promise(arguments: list[str]) -> None:
-    command = subprocess.Popen([sys.executable, "-m", "quantkit", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # with it every line would meet the closed pipe at once
+    command = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert command.stdout and command.stderr
     command.stdout.close()
     said = command.stderr.read()

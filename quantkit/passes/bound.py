@@ -15,7 +15,7 @@ from quantkit.graph import Graph, Group, Layer
 from quantkit.network.captured import Captured
 from quantkit.passes import changes, curvature, gradients, interior, perturbed
 from quantkit.passes.outputs import Outputs
-from quantkit.passes.recorded import Recorded, Site
+from quantkit.passes.recorded import Recorded, Shift, Site
 from quantkit.passes.trace import SquaredGradients, Trace, Trial
 from quantkit.quantization import WeightBank
 from quantkit.spec import Scheme
@@ -79,7 +79,7 @@ class Passes:
                 stack.enter_context(curvature.second_order_kernels())
             yield stack.enter_context(curvature.differentiable(self.captured.module, weights))
 
-    def record(self, inputs: Mapping[str, Tensor], shift: interior.Shift | None = None) -> Recorded:
+    def record(self, inputs: Mapping[str, Tensor], shift: Shift | None = None) -> Recorded:
         """As `interior.record`."""
         return interior.record(self.captured, inputs, shift)
 

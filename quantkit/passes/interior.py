@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from quantkit.graph import Layer
 from quantkit.network.captured import Captured
 from quantkit.passes.outputs import Outputs
-from quantkit.passes.recorded import Recorded, Site
+from quantkit.passes.recorded import Recorded, Shift, Site
 
 
 class Operation:
@@ -67,9 +67,6 @@ class Interior(fx.Interpreter):
             elif node.op != "output":
                 known[node] = base[node.name]
         return tuple(pytree.tree_leaves(self.run(initial_env=known)))
-
-
-Shift = Callable[[Layer, tuple[Tensor, ...], Tensor], Tensor | None]
 
 
 def record(captured: Captured, inputs: Mapping[str, Tensor], shift: Shift | None = None) -> Recorded:

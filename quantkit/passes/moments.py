@@ -57,5 +57,5 @@ def columns(node: fx.Node, layer: Layer, x: Tensor) -> Tensor:
         x, kernel, stride, padding, dilation = x.unsqueeze(2), (1, *kernel), [1, *stride], [0, *padding], [1, *dilation]
     seen = F.pad(x.float(), (padding[1], padding[1], padding[0], padding[0]))
     for axis, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
-        seen = seen.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]  # a view; torch's own im2col is five times slower
+        seen = seen.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]  # a view; F.unfold takes two to six times as long
     return seen.permute(0, 1, 4, 5, 2, 3).reshape(len(x), layer.groups, _products(layer), -1)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.data.batch import Batch
-from quantkit.graph import Graph, Group, Layer
+from quantkit.graph import Graph, Group, Layer, Pair
 from quantkit.network.captured import Captured
 from quantkit.passes.changes import input_change, weight_changes
 from quantkit.passes.interior import Interior, Operation
@@ -29,8 +29,6 @@ from quantkit.spec import FLOAT, parse_scheme
 from quantkit.targets.placement import Placement
 
 FLOAT_PLACEMENT = Placement({}, frozenset(), frozenset(), {})
-
-Pair = tuple[str, str]  # (group, scheme)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor, fx
 
 from quantkit.graph import Layer
 from quantkit.passes.outputs import Outputs
+
+# Of a layer, what it reads and what it gives: what is added to that, if anything.
+Shift = Callable[[Layer, tuple[Tensor, ...], Tensor], Tensor | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.data.batch import Batch
-from quantkit.graph import Graph, Group, Layer
+from quantkit.graph import Graph, Group, Layer, Pair
 from quantkit.passes.outputs import Measure, Outputs
-from quantkit.passes.recorded import Recorded, Site
+from quantkit.passes.recorded import Recorded, Shift, Site
 from quantkit.passes.trace import SquaredGradients, Trace, Trial
 from quantkit.spec import Scheme
 from quantkit.table import Floats
 
-Pair = tuple[str, str]  # (group, scheme)
 Loss = Callable[[Batch], Tensor]  # the mean over a batch's items
-Shift = Callable[[Layer, tuple[Tensor, ...], Tensor], Tensor | None]  # of a layer, what it reads and what it gives
 
 
 class Perturbed(Protocol):

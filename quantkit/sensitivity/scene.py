@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from quantkit.data.batch import Batch, Items
-from quantkit.graph import Graph, Group
+from quantkit.graph import Graph, Group, Pair
 from quantkit.passes.batches import network_batches
 from quantkit.passes.outputs import Curvature, task_loss
 from quantkit.progress import Progress
-from quantkit.sensitivity.engine import Engine, Pair
+from quantkit.sensitivity.engine import Engine
 from quantkit.spec import FLOAT
 from quantkit.table import Interactions, Table
 
