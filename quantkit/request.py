@@ -71,7 +71,7 @@ def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> R
     model = _load(network, said)
     splits = _open(given, preprocessing, said, options.split_seed)
     _check_labels_exist(metric, splits)
-    check_budget(budget.points(100.0), len(splits.gate), metric.unit)
+    check_budget(budget.points(100.0), min(len(splits.search), len(splits.gate)), metric.unit)
     model, example = _example(model, said, splits)
     return Request(model, example, splits, metric, budget, options, preprocessing)
 
