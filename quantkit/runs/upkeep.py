@@ -21,13 +21,12 @@ from quantkit.runs.history import Session, changes, read_sessions
 from quantkit.runs.workbench import SCRATCH, TORN
 from quantkit.store import JOURNAL, Run, fingerprint, stage_name
 
-# What an allocation keeps, in its order; `finalists` only where latency or bytes are made small.
+# What an allocation keeps, in its order; `finalists` only where latency is made small.
 STAGES = (
     "items", "ranges", "weights", "scores", "latency", "file_bytes", "front", "float_on_search", "finalists", "accuracy", "file_latency",
     "simulation", "result",
 )  # fmt: skip
-RESULT, FINALISTS = "result", "finalists"
-TIMED = ("latency", "bytes")  # what is made small where finalists are timed side by side
+RESULT, LATENCY_ONLY = "result", "finalists"
 # Dependencies that stand for others: behind them lie other stages, or inputs of the request.
 BEHIND: Mapping[str, Sequence[str]] = {"weights": ("weights",), "scores and costs": ("scores", "latency", "file_bytes")}
 NETWORK = ("weights of the network", "code of the network", "target", "code of quantkit", "quantkit", "torch", "onnxruntime", "openvino")
@@ -189,7 +188,7 @@ def _to_do(last: Session | None, kept: Sequence[Kept], candidates: int) -> tuple
     ready = {stage for stage, use in last.stages.items() if use.file in there}
     if RESULT in ready:
         return ALWAYS
-    stages = [stage for stage in STAGES if stage != FINALISTS or last.inputs.get("minimize") in TIMED]
+    stages = [stage for stage in STAGES if stage != LATENCY_ONLY or last.inputs.get("minimize") == "latency"]
     if last.command == "measure":
         stages = stages[: stages.index("float_on_search") + 1]
     missing = [stage for stage in stages if stage not in ready]
