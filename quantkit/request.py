@@ -206,7 +206,8 @@ def _check_writable(folder: Path) -> None:
             file.write(b"\0")
     except OSError as error:
         got = f"cannot write into {folder}: {error.strerror}"
-        raise OutputError(got, "a folder that can be written", "make it, or name another") from None
+        do = "allow writing into it, or name another" if folder.exists() else "make it, or name another"
+        raise OutputError(got, "a folder that can be written", do) from None
 
 
 def _preprocessing(said: Arguments) -> Preprocessing:
