@@ -23,7 +23,6 @@ from quantkit.spec import parse_scheme
 from quantkit.table import Interactions
 from quantkit.targets import ort_cpu
 
-
 # One after the other down the toy: stem 3·9, depthwise 9, point 8, shortcut 1, down 8·9, the mean over 4·4, classifier 16.
 ADDITIONS = 27 + 9 + 8 + 1 + 72 + 16 + 16
 

@@ -219,7 +219,7 @@ def _why_float(request: Request, verified: Verified) -> str:
     sure = f"{100 * request.options.confidence:g} %"
     return (
         f"The float network ships, although {row.name} takes {row.latency_ratio:.2f} of its time and lost {row.drop:.2f} on these "
-        f"{verified.verdict.n} items: of the plans that the search was {sure} sure to lose at most {verified.budget:g} there, none was faster. "
+        f"{verified.verdict.n} items: of the plans of which the search was {sure} sure, none was faster. "
         "More search and gate items would make it surer; a smaller --confidence (0.5 at least) accepts more risk."
     )
 
