@@ -1,7 +1,7 @@
 """Which code a file of figures describes, as a fingerprint: the syntax of every source that the figures' tool reaches by its imports.
 
-A source counts by its syntax tree without comments, docstrings, formatting and imports, and the sources of a figure are a set of such hashes:
-a module that is only moved or renamed changes nothing. FIGURES is the one table of all files of figures and of the commands that write them.
+A source counts by its syntax tree without comments, docstrings, formatting and imports, and the sources of a figure are a set of such
+hashes: a module that is only moved or renamed changes nothing. FIGURES is the one table of all files of figures and of what writes them.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class Code:
         return max(1, -(-100 * len(now.hashes - self.hashes) // len(now.hashes)))
 
 
+@cache
 def hash_of(text: str) -> str:
     """The hash of a source's syntax, without comments, docstrings, formatting, imports and names of our own modules in strings."""
     return hashlib.sha256("".join(_spelled(ast.parse(text))).encode()).hexdigest()[:DIGITS]
@@ -118,7 +119,11 @@ def _spelled(node: Any) -> Iterator[str]:
 
 def _without_words(body: list[ast.stmt]) -> list[ast.stmt]:
     """Statements without the strings that stand alone: docstrings, of whatever they are."""
-    return [part for part in body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str))]
+
+    def is_text(part: ast.stmt) -> bool:
+        return isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str)
+
+    return [part for part in body if not is_text(part)]
 
 
 @cache
