@@ -160,7 +160,8 @@ def age(code: Mapping[str, str], admitted: Mapping[str, Any] | None) -> str:
     at = f"Code: commit `{code['commit']}`, fingerprint `{code['fingerprint']}`."
     if admitted is None or admitted["fingerprint"] != code["fingerprint"]:
         return at
-    return f"{at} **Older than the code:** {admitted['changed_percent']} % of it changed since, as of {admitted['date']}. {admitted['reason']}"
+    changed = f"{admitted['changed_percent']} % of it changed since, as of {admitted['date']}"
+    return f"{at} **Older than the code:** {changed}. {admitted['reason']}"
 
 
 def flat(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
