@@ -1,5 +1,6 @@
 # make demo: the main job on a small real default · make test: the fast tests · make test-all: the slow tier too
 # make check: lint, types, floors, sizes · make bench: the figures of docs/results · make bench-sensitivity: hours, resumable
+# make results: all figures that are older than the code, then the pages that show them: hours, resumable; ONLY=spine.json for some
 # make docs: the documentation as a site in build/site
 # PYTHON=python3.12 picks the interpreter, VENV=path another environment.
 PYTHON ?= python3
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.ready
 # Two processes of one thread each: most tests wait for Python, and idle threads that spin would take each other's cores.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all browser check bench bench-sensitivity docs
+.PHONY: demo test test-all browser check bench bench-sensitivity results docs
 
 demo: $(STAMP)
 	$(RUN) -m quantkit demo
@@ -38,6 +39,10 @@ bench-sensitivity: $(STAMP)
 	$(RUN) tools/bench_sensitivity.py
 	$(RUN) tools/bench_costs.py
 	$(RUN) tools/sensitivity_page.py
+
+results: $(STAMP)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test,bench]'
+	$(RUN) tools/results.py $(if $(ONLY),--only $(ONLY))
 
 docs: $(STAMP)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'

@@ -11,7 +11,6 @@ traces is held against the package's, each layer's own, with as many probes as m
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
 import time
@@ -27,12 +26,11 @@ import numpy as np
 import torch
 from bench_sensitivity import ROOT, Bed, prepare
 from bench_solvers import solve_all
-from known import known_figures
+from known import known_figures, write_figures
 from pyhessian import hessian as package
 from scipy.stats import spearmanr
 
 from quantkit.data import Batch
-from quantkit.environment import describe
 from quantkit.passes.batches import network_batches
 from quantkit.passes.curvature import differentiable, hutchinson
 from quantkit.passes.gradients import squared_gradients
@@ -41,7 +39,7 @@ from quantkit.progress import Silent
 from quantkit.runs.workbench import Workbench
 from quantkit.sensitivity import COSTS, SENSITIVITIES, pyhessian
 from quantkit.settings.recipe import load_recipe
-from quantkit.store import Run, write_atomically
+from quantkit.store import Run
 
 ITEMS, PROBES, BATCH = 32, 24, 16
 SINGLE = 40  # probes of each layer's own trace
@@ -185,11 +183,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "costs.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for part in arguments.only:
+    for place, part in enumerate(arguments.only, 1):
         found = PARTS[part]()
         known = known_figures(arguments.output)
-        with write_atomically(arguments.output) as temporary:
-            temporary.write_text(json.dumps({"figures": known | found, "environment": describe()}, indent=1) + "\n")
+        whole = place == len(arguments.only) and set(arguments.only) == set(PARTS)
+        write_figures(arguments.output, "costs.json", known | found, whole=whole)
         for key, value in found.items():
             print(f"{key:60s} {value:.4g}", flush=True)
 

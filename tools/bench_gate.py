@@ -260,22 +260,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--kills", type=int, default=KILLS, help="moments at which a run is killed")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "gate")
+    parser.add_argument("--work", type=Path, help="where parts keep what they have; by default a folder for each state of the code")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "gate.json")
     parser.add_argument("--make-network", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.make_network:
         make_network(arguments.make_network)
         return
-    from quantkit.environment import describe
+    from known import run_folder, write_figures
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    for name in arguments.parts:
-        found = kills(arguments.work, arguments.kills) if name == "kills" else PARTS[name](arguments.work)
+    work = arguments.work or run_folder("gate", "gate.json")
+    work.mkdir(parents=True, exist_ok=True)
+    for place, name in enumerate(arguments.parts, 1):
+        found = kills(work, arguments.kills) if name == "kills" else PARTS[name](work)
         kept = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"figures": {}}
         figures = {**kept["figures"], **found}
-        arguments.output.write_text(json.dumps({"figures": figures, "environment": describe()}, indent=1) + "\n")
+        whole = place == len(arguments.parts) and set(arguments.parts) == set(PARTS)
+        write_figures(arguments.output, "gate.json", figures, whole=whole)
         print(name, {key: value for key, value in found.items() if isinstance(value, (int, float))})
 
 

@@ -9,7 +9,6 @@ a point of the front to the table of its plan. Needs Chromium (apt-get install c
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import subprocess
@@ -19,9 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from known import run_folder, write_figures
 from playwright.sync_api import Browser, sync_playwright
-
-from quantkit.environment import describe
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK, ROUNDS = "mobilenet_v2", 9
@@ -30,7 +28,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / NETWORK)
+    parser.add_argument("--run", type=Path, default=run_folder(NETWORK, "report.json"))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "report.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +38,7 @@ def main() -> None:
         quantkit("report", str(arguments.run), "--output", str(page))
         figures: dict[str, Any] = {"bytes": page.stat().st_size, **opened(page)}
     named = {f"{NETWORK}.report.{key}": value for key, value in figures.items()}
-    arguments.output.write_text(json.dumps({"figures": named, "environment": describe()}, indent=1) + "\n")
+    write_figures(arguments.output, "report.json", named)
     for key, value in named.items():
         print(f"{key:50s} {value}")
 

@@ -25,12 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from known import run_folder, write_figures
 from sensitivity_figures import Row, ratios_of_times, summarise
 
 from quantkit.allocation import order, solve
 from quantkit.costs.counted import byte_costs
 from quantkit.data import Subset
-from quantkit.environment import describe
 from quantkit.evaluation import evaluate
 from quantkit.graph import Group
 from quantkit.metric import Outputs, divergence
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "sensitivity")
+    parser.add_argument("--runs", type=Path, default=run_folder("sensitivity", "sensitivity.json"))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "sensitivity.json")
     parser.add_argument("--summarise", action="store_true", help="measure nothing more")
     arguments = parser.parse_args()
@@ -107,8 +107,9 @@ def main() -> None:
                 measure(name, seed, arguments.runs)
     rows = [Row(**json.loads(line)) for path in sorted(arguments.runs.glob("*/rows.jsonl")) for line in path.read_text().splitlines()]
     figures = summarise(rows) | ratios_of_times({key_of(path.parent): seconds_in(path) for path in arguments.runs.glob("*/timings.jsonl")})
-    with write_atomically(arguments.output) as temporary:
-        temporary.write_text(json.dumps({"figures": figures, "environment": describe()}, indent=1) + "\n")
+    found = {key_of(path.parent) for path in arguments.runs.glob("*/rows.jsonl")}
+    whole = found >= {(name, seed) for name in SIZES for seed in range(5)}
+    write_figures(arguments.output, "sensitivity.json", figures, whole=whole)
     for key, value in figures.items():
         print(f"{key:60s} {value:.4g}")
 

@@ -27,9 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from known import known_figures
-
-from quantkit.environment import describe
+from known import known_figures, run_folder, write_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 # Only the runtime is imported: what rises is what this file takes, and what the first session takes. Linux keeps the peak of a process in
@@ -218,14 +216,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS), help="of openvino, tensorrt and forms")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "targets")
+    parser.add_argument("--runs", type=Path, default=run_folder("targets", "targets.json"))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "targets.json")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     known = known_figures(arguments.output)
-    for part in arguments.only:
+    for place, part in enumerate(arguments.only, 1):
         known |= PARTS[part](arguments.runs, arguments.networks)
-        arguments.output.write_text(json.dumps({"figures": known, "environment": describe()}, indent=1) + "\n")
+        whole = place == len(arguments.only) and set(arguments.only) >= set(PARTS) - {"forms"}
+        write_figures(arguments.output, "targets.json", known, whole=whole)
     for key, value in known.items():
         print(f"{key:45s} {value:.4g}")
 

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ADMITTED = "admitted.json"  # no figures: how old they may be
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 HEAD = """# Results
 
 Written by `python tools/results_page.py` from the JSON files in this folder; each file also names the machine and the versions. The
 commands need the data and weights that the recipes' docstrings name. A drop is in points of the metric, positive where quality is lost;
 a drop below zero is luck of the items. `a_over_b` is a ratio; times in it come from interleaved runs. What these numbers do not say:
-[limits](../limits.md).
+[limits](../limits.md). `make results` measures what is older than the code that it describes; what is admitted to be older says so, with
+the share of the sources that changed since (counted by `tools/stale_figures.py`).
 """
 
 
@@ -122,17 +124,27 @@ SECTIONS = (
         "house.json", "The house", r"([\w.]+)", "python tools/sizes.py --figures",
         "Lines of the source; `reach` is how many of its own a file needs, with all it imports; parameters and returns that are typed.",
     ),
+    Section(
+        "first-hour.json", "What a new user meets", r"(.+)", "make results; python tools/stale_figures.py --ledger",
+        "Counts that different commands write, each its own. `stale_figures`: files older than the code that they describe by more than is "
+        "admitted; `admitted_figures`: those that are old and say so.",
+    ),
 )  # fmt: skip
 
 
 def page(folder: Path = RESULTS) -> str:
     """The whole page. Raises ValueError for a figure that no section has."""
     parts = [HEAD]
+    admitted = json.loads((folder / ADMITTED).read_text()) if (folder / ADMITTED).exists() else {}
     for path in sorted(folder.glob("*.json")):
+        if path.name == ADMITTED:
+            continue
         stored = json.loads(path.read_text())
         left = dict(flat(stored["figures"]))
         environment = ", ".join(f"{name} {value}" for name, value in stored.get("environment", {}).items())
         parts.append(f"## {path.name}\n\n[The file]({path.name}). Measured on: {environment}.\n" if environment else f"## {path.name}\n")
+        if "code" in stored:
+            parts.append(f"{age(stored['code'], admitted.get(path.name))}\n")
         for section in SECTIONS:
             here = section.file == path.name.replace("-vnni", "")  # the same, on another processor
             mine = {key: left.pop(key) for key in list(left) if here and re.fullmatch(section.keys, key)}
@@ -141,6 +153,15 @@ def page(folder: Path = RESULTS) -> str:
         if left:
             raise ValueError(f"{path.name} has {', '.join(list(left)[:5])}: add a Section for it, with the command behind it")
     return "\n".join(parts)
+
+
+def age(code: Mapping[str, str], admitted: Mapping[str, Any] | None) -> str:
+    """Which code was measured, and how old that is admitted to be. Not how old it is today: that changes with every line of code."""
+    at = f"Code: commit `{code['commit']}`, fingerprint `{code['fingerprint']}`."
+    if admitted is None or admitted["fingerprint"] != code["fingerprint"]:
+        return at
+    changed = f"{admitted['changed_percent']} % of it changed since, as of {admitted['date']}"
+    return f"{at} **Older than the code:** {changed}. {admitted['reason']}"
 
 
 def flat(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

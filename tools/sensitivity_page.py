@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib as mpl
+from known import run_folder
 from sensitivity_figures import COSTS, Row, volumes
 
 mpl.use("svg")
@@ -25,7 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#999999")  # 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "sensitivity")
+    parser.add_argument("--runs", type=Path, default=run_folder("sensitivity", "sensitivity.json"))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
     rows = [Row(**json.loads(line)) for path in sorted(arguments.runs.glob("*/rows.jsonl")) for line in path.read_text().splitlines()]

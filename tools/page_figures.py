@@ -1,0 +1,279 @@
+"""Write the numbers in README and docs from docs/results/*.json, so that none is typed by hand.
+
+    python tools/page_figures.py            # write them
+    python tools/page_figures.py --check    # exit 1 if a page is not what would be written
+
+A page marks where they stand, `<!-- figures: NAME -->` to `<!-- end of figures: NAME -->`; BLOCKS says what is written there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+ADMITTED = "admitted.json"
+MARK = re.compile(r"<!-- figures: ([\w-]+) -->\n.*?<!-- end of figures: \1 -->", re.DOTALL)
+BUDGETS = {"mobilenet_v2": 1.0, "squeezenet1_1": 1.0, "resnet20": 0.5, "resnet44": 0.5}  # as tools/bench.py has them
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+@dataclass(frozen=True)
+class Results:
+    """The files of figures in a folder."""
+
+    folder: Path
+
+    def read(self, file: str) -> dict[str, Any]:
+        """The whole file. Raises FileNotFoundError."""
+        return dict(json.loads((self.folder / file).read_text()))
+
+    def figures(self, file: str) -> dict[str, float]:
+        """Its figures."""
+        return dict(self.read(file)["figures"])
+
+    def origin(self, file: str) -> str:
+        """The machine, the versions, and how old the figures are admitted to be."""
+        stored = self.read(file)
+        machine = stored["environment"]
+        told = f"Measured on {machine['cpu']}, {machine['isa']}, ONNX Runtime {machine['onnxruntime']}, torch {machine['torch']}"
+        code = stored.get("code", {})
+        entry = self.read(ADMITTED).get(file, {}) if (self.folder / ADMITTED).exists() else {}
+        if not code or entry.get("fingerprint") != code["fingerprint"]:
+            return f"{told}, with the code of commit `{code['commit']}`." if code else f"{told}."
+        share = f"{entry['changed_percent']} % of the code behind them changed since (as of {entry['date']})"
+        return f"{told}, with the code of commit `{entry['commit']}`. **These figures are older than the code**: {share}. {entry['reason']}"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """Rounded, and never a minus before zero."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if not float(text) else text
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    columns = list(head)
+    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def prose(*sentences: str) -> str:
+    """A paragraph, wrapped."""
+    return textwrap.fill(" ".join(sentences), width=140, break_long_words=False, break_on_hyphens=False)
+
+
+def promises(results: Results) -> str:
+    """README: the recipes over their split seeds, with the uniform plan and `quantize_static` beside them."""
+    spine = results.figures("spine.json")
+    rows = []
+    for name, budget in BUDGETS.items():
+        found = {key.removeprefix(f"{name}."): value for key, value in spine.items() if key.startswith(f"{name}.")}
+        of = f"of {found['seeds']:.0f}"
+        rows.append([
+            f"{name}, {budget}", f"{number(found['drop_mean'])} ({number(found['drop_worst'])})", number(found["uniform_drop_mean"]),
+            number(found["static_drop_mean"]), f"{found['kept_point']:.0f} {of}", f"{found['kept_sure']:.0f} {of}",
+            number(found["latency_over_float"]), number(found["uniform_latency_over_float"]), number(found["latency_over_static"]),
+            f"{found['dominated_by_uniform']:.0f} {of}",
+        ])  # fmt: skip
+    head = (
+        "network, promise", "points lost, mean (worst)", "uniform int8 loses", "`quantize_static` loses",
+        "within the promise (`kept_point`)", "sure at 95 % (`kept_sure`)", "time, of float's", "uniform int8's, of float's",
+        "time, of `quantize_static`'s",
+        "uniform int8 is better",
+    )  # fmt: skip
+    seeds = " or ".join(NUMBERS[int(count)] for count in sorted({spine[f"{name}.seeds"] for name in BUDGETS}))
+    return "\n\n".join([
+        prose(f"{NUMBERS[len(rows)].capitalize()} image recipes, each over {seeds} split seeds (`python tools/bench.py`), on items that",
+              "the search never saw:"),
+        table(head, rows),
+        prose("*Within the promise*: the measured drop is at most the promise. *Sure at 95 %*: its one-sided 95 % bound is too, which is",
+              "the verdict *kept* below; on the other seeds nothing is sure, or the opposite is. *Uniform int8 is better*: uniform w8a8",
+              "loses no more, in a time below this plan's interval. A drop below zero is luck of the items.",
+              "Each time is a median over the seeds."),
+        smallest(spine),
+        prose(results.origin("spine.json"), "One thread, batch 1."),
+    ])  # fmt: skip
+
+
+def smallest(spine: Mapping[str, float]) -> str:
+    """With `--minimize bytes`, and over how many seeds."""
+    rows = []
+    for name in BUDGETS:
+        if f"{name}.bytes.seeds" in spine:
+            seeds, size, time, drop = (
+                spine[f"{name}.bytes.{key}"] for key in ("seeds", "bytes_over_static", "latency_over_static", "drop_mean")
+            )
+            share = f"{number(size)} of `quantize_static`'s bytes at {number(time)} of its time"
+            rows.append(f"{name} takes {share} and loses {number(drop)} points ({seeds:.0f} split seed{'s' if seeds > 1 else ' only'})")
+    return prose("With `--minimize bytes --max-drop 1.0`:", f"{'; '.join(rows)}.")
+
+
+def openvino(results: Results) -> str:
+    """The table of plans made for OpenVINO."""
+    found, rows = results.figures("targets.json"), []
+    for name in ("resnet44", "mobilenet_v2", "squeezenet1_1"):
+        mine = {key.removeprefix(f"openvino.{name}."): value for key, value in found.items() if key.startswith(f"openvino.{name}.")}
+        time, beside = mine["latency_over_float32"], mine["latency_over_nncf"]
+        rows.append([
+            f"{name}, {BUDGETS[name]}", f"{number(time)} ({number(mine['drop'])})",
+            f"{number(time / beside)} ({number(mine['drop_nncf'])})",
+            number(time / mine["latency_over_uniform"]), number(beside), number(mine["bytes_over_nncf"]),
+        ])  # fmt: skip
+    head = ("network, promise", "of float32's time", "NNCF's `quantize`", "our uniform w8a8", "time over NNCF's", "bytes over NNCF's")
+    return f"{table(head, rows)}\n\n{prose(results.origin('targets.json'))}"
+
+
+def openvino_amx(results: Results) -> str:
+    """ResNet44 in OpenVINO where the processor has bfloat16."""
+    found = {key.removeprefix("openvino.resnet44."): value for key, value in results.figures("targets-vnni.json").items()}
+    time = found["latency_over_float32"]
+    nncf, uniform, bf16 = (number(time / found[f"latency_over_{key}"]) for key in ("nncf", "uniform", "bf16"))
+    return prose(
+        "On a processor with AMX (`--networks resnet44`, cores shared with other jobs) ResNet44 takes",
+        f"{number(time)} of float32's time and loses {number(found['drop'])} points; NNCF's file takes {nncf} and loses",
+        f"{number(found['drop_nncf'])}; our uniform plan takes {uniform}, bfloat16 {bf16}. The plan's file has",
+        f"{number(found['bytes_over_float32'])} of float32's bytes. The other two networks were not measured there.",
+        results.origin("targets-vnni.json"),
+    )
+
+
+def stored_narrow(results: Results) -> str:
+    """README: what narrow weights save."""
+    found = results.figures("targets.json")
+    slowest = max(found[f"{width}.latency_over_w8"] for width in ("w4", "w2"))
+    four, two = (number(found[f"{width}.payload_over_w8"]) for width in ("w4", "w2"))
+    return prose(
+        f"On ResNet44 4-bit codes and scales take {four} of the bytes of 8-bit ones, 2-bit ones {two}, at most {number(slowest)} of the",
+        "time ([figures](docs/results/index.md#stored-narrow)).",
+    )
+
+
+def claim(results: Results) -> str:
+    """The claim of the founding paper, network by network."""
+    found, rows = results.figures("sensitivity.json"), []
+    for name in ("squeezenet1_1", "mobilenet_v2", "resnet20", "resnet44", "minilm_sst2"):
+        key = f"{name}.hypervolume.augmented_over_hessian"
+        rows.append([name, interval(found, f"{key}.pareto"), interval(found, f"{key}.bisection"), sense(found, f"{key}.pareto")])
+    return table(("network", "optimum of the table", "way down of the ordering", "so"), rows)
+
+
+def interval(found: Mapping[str, float], key: str) -> str:
+    return f"{number(found[key], 3)} ({number(found[f'{key}.low'], 3)} to {number(found[f'{key}.high'], 3)})"
+
+
+def sense(found: Mapping[str, float], key: str) -> str:
+    """What the interval of a ratio says."""
+    if found[f"{key}.low"] > 1:
+        return "better"
+    return "worse" if found[f"{key}.high"] < 1 else "no difference shown"
+
+
+def default(results: Results) -> str:
+    """How the default does on networks that did not choose it."""
+    found = results.figures("sensitivity.json")
+    shares = {key.split(".")[0]: value for key, value in found.items() if key.endswith("hypervolume.default_over_best_single")}
+    listed = [f"{number(value, 3)} ({name})" for name, value in sorted(shares.items(), key=lambda item: -item[1])]
+    return prose(
+        f"On the gate split of the network left out it reached {', '.join(listed[:-1])} and {listed[-1]} of that network's best method."
+    )
+
+
+def costs(results: Results) -> str:
+    """What estimators and solvers cost."""
+    seconds = results.figures("sensitivity.json")
+    twenty, fortyfour = (f"{seconds[f'{name}.seconds.pairs_over_interactions']:.0f}" for name in ("resnet20", "resnet44"))
+    found = {key.split(".")[-1]: value for key, value in results.figures("costs.json").items()}
+    return "\n\n".join([
+        prose("In the runs of the experiment, by processor seconds: all pairs of interactions by the Gram matrix cost",
+              f"{interval(seconds, 'mobilenet_v2.seconds.interactions_over_isolated')} of `kl`'s isolated scores on MobileNetV2; measured",
+              f"pairs cost {twenty} times the Gram matrix on ResNet20 and {fortyfour} times on ResNet44 (one seed), and grow with the",
+              "square of the groups."),
+        prose("`python tools/bench_costs.py` ([figures](index.md#what-estimators-and-solvers-cost)): on ResNet44, one batch of 16,",
+              f"PyHessian's total trace costs {number(found['pyhessian_over_hessian'])} times ours at equal standard error (1.2 was the",
+              "goal), ours yielding every layer's as well, and",
+              f"{number(found['pyhessian_over_gauss_newton'])} times `gauss_newton`'s (3 was the goal); the order of layers by",
+              f"`gauss_newton` has a rank correlation of {number(found['gauss_newton_rank_correlation'])} with PyHessian's own traces,",
+              "layer by layer. A plan of 500 groups × 5 schemes under",
+              f"interactions took at most {number(found['seconds'])} seconds (2 was the goal), with a gap",
+              f"of at most {number(found['gap'])} to the proven bound. The Gram matrix of MobileNetV2 takes",
+              f"{number(found['gram_256_minutes'], 1)} minutes for 256 images, scaled from {found['gram_items']:.0f}, and",
+              f"{number(found['gram_peak_gb'], 1)} GB.", results.origin("costs.json")),
+    ])  # fmt: skip
+
+
+CERTIFIED = {name: name for name in ("squeezenet1_1", "mobilenet_v2", "minilm_sst2", "resnet44")} | {
+    "resnet44.augmented": "resnet44, `augmented`"
+}
+
+
+def certificates(results: Results) -> str:
+    """What the certificates of four networks say."""
+    found, rows = results.figures("certificates.json"), []
+    for name, label in CERTIFIED.items():
+        rows.append([label, *(number(found[f"{name}.certificate.{key}"]) for key in ("fitted_spearman", "fitted_r2", "band"))])
+    return "\n\n".join([
+        "With `kl` and `--minimize bytes` ([figures](results/index.md#what-predictions-are-worth)):",
+        table(("network", "rank correlation", "R²", "band"), rows),
+        prose(results.origin("certificates.json")),
+    ])  # fmt: skip
+
+
+def gates(results: Results) -> str:
+    """How often a simulated gate is wrong."""
+    found = results.figures("gate.json")
+    kept, broken = (number(100 * found[f"false_{answer}_rate"], 1) for answer in ("kept", "broken"))
+    return prose(
+        f"Simulated with known truth, {found['gates_each']:,} gates of {found['items']} items each: at a true drop of exactly the budget",
+        f"at most {kept} % of gates answer *kept* and at most {broken} % *broken*, whichever the budget (0.5, 1 or 2 points) and",
+        "however many items flip both ways ([figures](results/index.md#the-gate)).",
+    )
+
+
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "promises": promises, "stored-narrow": stored_narrow, "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,
+    "default": default, "costs": costs, "certificates": certificates, "gates": gates,
+}  # fmt: skip
+
+
+def pages() -> list[Path]:
+    """Every page with a mark."""
+    every = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [path for path in every if MARK.search(path.read_text())]
+
+
+def filled(text: str, results: Results) -> str:
+    """The text with what is written between its marks. Raises KeyError for a mark or a figure that there is not."""
+
+    def write(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- figures: {name} -->\n{BLOCKS[name](results)}\n<!-- end of figures: {name} -->"
+
+    return MARK.sub(write, text)
+
+
+def differing(results: Results) -> dict[Path, str]:
+    """The pages that are not what would be written, with what would be."""
+    written = {path: filled(path.read_text(), results) for path in pages()}
+    return {path: text for path, text in written.items() if path.read_text() != text}
+
+
+def main() -> int:
+    """Write or check the pages."""
+    wrong = differing(Results(RESULTS))
+    if "--check" in sys.argv[1:]:
+        for path in wrong:
+            print(f"{path.relative_to(ROOT)} is not what its figures say: run python tools/page_figures.py")
+        return int(bool(wrong))
+    for path, text in wrong.items():
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
