@@ -627,7 +627,7 @@ def test_a_search_that_was_cut_off_goes_on_where_it_stopped(tmp_path: Path, monk
     allocate(tmp_path / "run")
     keys = [json.loads(line)["key"] for line in (tmp_path / "run" / "measured.jsonl").read_text().splitlines()]
 
-    assert len(kept) == 7 and kept < stages(tmp_path / "run")
+    assert len(kept) == 8 and kept < stages(tmp_path / "run")
     assert keys[:3] == records and len(set(keys)) == len(keys) > 3
     assert spy.evaluated.count("candidate.onnx") == len(keys) - 3
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
