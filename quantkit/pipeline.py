@@ -2,7 +2,7 @@
 
 Each stage takes frozen data and returns frozen data; what it returns is kept in the run directory under the fingerprint of all that it
 depends on, so that a second call repeats nothing. The search sees the calibration and search splits; the gate split is opened once,
-at the end, by `verify_plan`.
+at the end, by `verify_plan`; before all work its items are only read, with the others', to refuse what cannot be used.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from quantkit.sensitivity import Scores
 from quantkit.settings.options import Options
 from quantkit.stages.candidates import Candidates, Judge
 from quantkit.stages.choice import choose, explain, measure_anchors, open_judge, search
+from quantkit.stages.items import check_items
 from quantkit.stages.kept import keep_result
 from quantkit.stages.network import (
     Network,
@@ -85,6 +86,7 @@ def _begun(request: Request, progress: Progress, command: str, job: str) -> Iter
     folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
     with Run(folder) as store, scratch_folder(store) as scratch:
         bench = Workbench(store, progress, request.options.time_limit_s)
+        check_items(bench, request)
         network = capture_network(bench, request)
         bench.begin(command, request_inputs(request, network), network.files)
         yield bench, network, scratch

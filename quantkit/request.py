@@ -71,7 +71,7 @@ def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> R
     model = _load(network, said)
     splits = _open(given, preprocessing, said, options.split_seed)
     _check_labels_exist(metric, splits)
-    check_budget(budget.points(100.0), len(splits.gate), metric.unit)
+    check_budget(budget.points(100.0), min(len(splits.search), len(splits.gate)), metric.unit)
     model, example = _example(model, said, splits)
     return Request(model, example, splits, metric, budget, options, preprocessing)
 
@@ -206,7 +206,8 @@ def _check_writable(folder: Path) -> None:
             file.write(b"\0")
     except OSError as error:
         got = f"cannot write into {folder}: {error.strerror}"
-        raise OutputError(got, "a folder that can be written", "make it, or name another") from None
+        do = "allow writing into it, or name another" if folder.exists() else "make it, or name another"
+        raise OutputError(got, "a folder that can be written", do) from None
 
 
 def _preprocessing(said: Arguments) -> Preprocessing:

@@ -379,7 +379,7 @@ def test_inputs_that_match_neither_by_name_nor_by_count_are_refused(names: list[
 
 def test_labels_out_of_range_are_counted_and_the_first_named() -> None:
     check_labels(np.array([0, 9]), 10)
-    with pytest.raises(DataError, match=r"item 1 has label 10 \(2 items are out of range\); wanted 0..9"):
+    with pytest.raises(DataError, match=r"item 1 has label 10 \(2 labels are out of range\); wanted 0..9"):
         check_labels(np.array([0, 10, -1]), 10)
     with pytest.raises(DataError, match="labels of type float32"):
         check_labels(np.zeros(3, dtype=np.float32), 10)

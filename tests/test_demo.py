@@ -29,8 +29,6 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch: pytest.Monk
     with pytest.raises(ModelError, match=r"quantkit\[demo\]"):
         demo.digits()
 
-    if find_spec("quantkit.pipeline") is None:
-        pytest.skip("quantkit.pipeline is not built yet")
     assert main(["demo"]) == 2
     assert "quantkit[demo]" in capfd.readouterr().err
 
@@ -104,7 +102,6 @@ def test_the_network_is_good_on_digits_that_it_never_saw() -> None:
 
 @has_digits
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("quantkit.pipeline") is None, reason="quantkit.pipeline is not built yet")
 def test_the_demo_keeps_its_promise_with_two_schemes_in_a_third_of_the_bytes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = main(["demo", "--run", str(tmp_path / "run"), "--output", str(tmp_path / "digits.onnx"), "--json"])
     result = json.loads(capfd.readouterr().out)

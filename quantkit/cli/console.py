@@ -16,6 +16,7 @@ from rich.progress import Progress as Bars
 from quantkit.cli.exits import results_only
 
 T = TypeVar("T")
+WIDE = 400  # columns where no terminal reads, so that no name in a table is cut
 
 
 class ConsoleProgress:
@@ -69,7 +70,7 @@ class Printed(Console):
     """Standard output, for people. That nobody reads it any more is told as such, not as rich's exit code 1, which is «not kept» here."""
 
     def __init__(self, width: int | None = None) -> None:
-        super().__init__(file=sys.stdout, highlight=False, width=width)
+        super().__init__(file=sys.stdout, highlight=False, width=width or (None if sys.stdout.isatty() else WIDE))
 
     def on_broken_pipe(self) -> None:
         """Left to `exits.exit_code`."""

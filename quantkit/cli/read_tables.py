@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from quantkit.report.words import named, number, signed
 from quantkit.settings.bounds import show_amount
 
 COSTS = ("latency", "bytes", "bops", "average_bits")
-WIDE = 140  # columns of what no terminal reads, so that nothing is cut
 
 
 def show_explanation(found: Mapping[str, Any]) -> None:
@@ -137,4 +135,4 @@ def _show_flow(found: Mapping[str, Any], say: Any) -> None:
 
 
 def _console() -> Printed:
-    return Printed(None if sys.stdout.isatty() else WIDE)
+    return Printed()

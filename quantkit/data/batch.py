@@ -86,13 +86,17 @@ def bind(inputs: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor
     )
 
 
-def check_labels(labels: NDArray[Any], classes: int) -> None:
-    """Raises DataError where a class label is no whole number or lies outside 0..classes-1, naming the first such item."""
+def check_labels(labels: NDArray[Any], classes: int, of: str = "") -> None:
+    """Raises DataError where a class label is no whole number or lies outside 0..classes-1, naming the first such item.
+
+    `labels` has shape [items, …]; `of` says behind the item's number where it is counted.
+    """
     if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"labels of type {labels.dtype}", f"whole class numbers 0..{classes - 1}", "store class labels as integers")
+        raise DataError(f"labels{of} of type {labels.dtype}", f"whole class numbers 0..{classes - 1}", "store class labels as integers")
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
-        got = f"item {wrong[0]} has label {labels.flat[wrong[0]]}" + (f" ({wrong.size} items are out of range)" if wrong.size > 1 else "")
+        item = np.unravel_index(wrong[0], labels.shape)[0]
+        got = f"item {item}{of} has label {labels.flat[wrong[0]]}" + (f" ({wrong.size} labels are out of range)" if wrong.size > 1 else "")
         raise DataError(got, f"0..{classes - 1}, as the model has {classes} outputs", "mend the labels, or pass the model they belong to")
 
 

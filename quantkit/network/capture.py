@@ -11,7 +11,7 @@ import inspect
 import io
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -77,10 +77,15 @@ def quiet() -> Iterator[None]:
 
 def _export(model: nn.Module, example: Mapping[str, Tensor] | Sequence[Tensor]) -> ExportedProgram:
     inputs = _enlarged(example)
-    takes = inspect.signature(model.forward).parameters
-    by_name = any(name in takes for name in inputs) or any(kind.kind is kind.VAR_KEYWORD for kind in takes.values())
+    by_name = takes_names(model, inputs)
     batch = Dim("batch")
     return _run_export(model, () if by_name else tuple(inputs.values()), inputs if by_name else {}, [{0: batch}] * len(inputs))
+
+
+def takes_names(model: nn.Module, inputs: Iterable[str]) -> bool:
+    """Whether `forward` is called with the inputs by name, and not in order."""
+    takes = inspect.signature(model.forward).parameters
+    return any(name in takes for name in inputs) or any(kind.kind is kind.VAR_KEYWORD for kind in takes.values())
 
 
 def _export_again(module: fx.GraphModule, program: ExportedProgram, example: Mapping[str, Tensor] | Sequence[Tensor]) -> ExportedProgram:
@@ -161,7 +166,12 @@ def _trains(node: fx.Node) -> bool:
 
 def check_inputs(captured: Captured, inputs: Mapping[str, Tensor]) -> None:
     """Raises DataError where a batch's dtype, or a side other than the batch's, is not what the network was captured with."""
-    for node in _inputs(captured.program):
+    check_program_inputs(captured.program, inputs)
+
+
+def check_program_inputs(program: ExportedProgram, inputs: Mapping[str, Tensor]) -> None:
+    """As `check_inputs`, for a program as torch.export made it."""
+    for node in inputs_of(program):
         wanted, got = node.meta["val"], inputs[node.name]
         sides = [side if isinstance(side, int) else "*" for side in wanted.shape[1:]]
         fits = len(sides) == got.dim() - 1 and all(side in ("*", have) for side, have in zip(sides, got.shape[1:], strict=True))
@@ -174,7 +184,8 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _inputs(program: ExportedProgram) -> list[fx.Node]:
+def inputs_of(program: ExportedProgram) -> list[fx.Node]:
+    """The nodes of the tensors that the program takes, in their order."""
     names = set(program.graph_signature.user_inputs)
     found = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     return [node for node in found if isinstance(node.meta.get("val"), Tensor)]
@@ -184,7 +195,7 @@ def _symbols(program: ExportedProgram) -> dict[str, dict[int, str]]:
     """The symbolic axes of each input: the batch is `batch`, others `axis_1`, …; equal symbols have equal names."""
     names: dict[str, str] = {}
     found: dict[str, dict[int, str]] = {}
-    for node in _inputs(program):
+    for node in inputs_of(program):
         sides = {axis: str(side) for axis, side in enumerate(node.meta["val"].shape) if not isinstance(side, int)}
         for axis, symbol in sides.items():
             names.setdefault(symbol, "batch" if axis == 0 else f"axis_{sum(name != 'batch' for name in names.values()) + 1}")
@@ -222,7 +233,7 @@ def _describe(program: ExportedProgram, module: fx.GraphModule) -> Graph:
         for node in nodes
         if node.op != "get_attr" and node.meta["val"].is_floating_point()
     )
-    inputs = _inputs(program)
+    inputs = inputs_of(program)
     first = inputs[0].meta["val"].shape[0] if inputs else 1
     fixed = first if isinstance(first, int) else None
     names = tuple(node.name for node in inputs)

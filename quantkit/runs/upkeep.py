@@ -23,7 +23,7 @@ from quantkit.store import JOURNAL, Run, fingerprint, stage_name
 
 # What an allocation keeps, in its order; `finalists` only where latency is made small.
 STAGES = (
-    "ranges", "weights", "scores", "latency", "file_bytes", "front", "float_on_search", "finalists", "accuracy", "file_latency",
+    "items", "ranges", "weights", "scores", "latency", "file_bytes", "front", "float_on_search", "finalists", "accuracy", "file_latency",
     "simulation", "result",
 )  # fmt: skip
 RESULT, LATENCY_ONLY = "result", "finalists"

@@ -190,7 +190,7 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, unsup
     if not kept:
         notes.append("The plan passed on the search split and misses on the gate split: more search items, or a larger --max-drop.")
     if all(scheme == FLOAT.name for scheme in verified.allocation.values()):
-        notes.append("Nothing that keeps the promise is faster than the float network on this machine, so it stays as it is.")
+        notes.append(_why_float(request, verified))
     if verified.verdict.items_to_decide:
         notes.append(f"About {verified.verdict.items_to_decide} gate items would decide.")
     if verified.latency is None:
@@ -208,6 +208,20 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, unsup
     if unsupported:
         notes.append(f"{unsupported} operations have no 8-bit form here and stay float: `quantkit inspect` lists them.")
     return tuple(notes)
+
+
+def _why_float(request: Request, verified: Verified) -> str:
+    """Why the float network ships; where a file of the table is faster at a drop within the budget, that is said instead of "nothing"."""
+    faster = [row for row in verified.baselines if row.latency_ratio is not None and row.latency_ratio < 1 and row.drop <= verified.budget]
+    if not faster or request.options.minimize != "latency":
+        return "No plan passed the search with a gain over the float network, so it stays as it is."
+    row = min(faster, key=lambda row: row.latency_ratio or 1.0)
+    sure = f"{100 * request.options.confidence:g} %"
+    return (
+        f"The float network ships, although {row.name} takes {row.latency_ratio:.2f} of its time and lost {row.drop:.2f} on these "
+        f"{verified.verdict.n} items: of the plans of which the search was {sure} sure, none was faster. "
+        "More search and gate items would make it surer; a smaller --confidence (0.5 at least) accepts more risk."
+    )
 
 
 def _write_rivals(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> list[Rival]:
