@@ -11,6 +11,7 @@ import pytest
 from quantkit.allocation import Resource, Seen, blend, draw
 from quantkit.graph import Group
 from quantkit.prediction.certificate import Agreement, Certificate, band, beyond_additive, is_within
+from quantkit.report.words import certificate_line
 from quantkit.table import Interactions, Table
 
 SCHEMES = ("fp32", "w8a8", "w4a8")
@@ -171,7 +172,33 @@ def test_the_share_beyond_sums_is_what_a_fit_of_sums_leaves_over_all_plans() -> 
     y = np.array([small.predicted(plan) for plan in every])
     left = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
     assert beyond_additive(table, small, every) == pytest.approx(float(left.var() / y.var()))
-    assert beyond_additive(table, None, every) == 0
+
+
+def line_of(loss: Table, interactions: Interactions | None) -> str:
+    """What the certificate of a prediction with these interactions says."""
+    share, agreement = beyond_additive(loss, interactions, plans(60)), Agreement(0.9, 0.8)
+    found = Certificate(40, 24, 128, agreement, agreement, agreement, share, 1.5, 0.01, 0.02, 0, 0.3, 0.2)
+    assert Certificate.from_json(found.to_json()) == found
+    return certificate_line(found.to_json(), "points")
+
+
+def test_planted_interactions_are_seen_and_none_are_made_up() -> None:
+    loss, _ = prior()
+    moved = np.outer((-1.0) ** np.arange(len(NAMES)), [0.0, 0.5, 1.0]).ravel()  # neighbours undo each other
+    planted = Interactions(NAMES, SCHEMES, np.outer(moved, moved))
+    alone = replace(planted, matrix=np.diag(np.diag(planted.matrix)))
+    seen, additive = (beyond_additive(loss, interactions, plans(60)) for interactions in (planted, alone))
+
+    assert seen is not None and seen > 0.5
+    assert f"; {100 * seen:.0f} % of the predicted variance is no sum over layers" in line_of(loss, planted)
+    assert additive == pytest.approx(0) and "; 0 % of the predicted variance is no sum over layers" in line_of(loss, alone)
+
+
+def test_interactions_that_were_not_measured_are_not_reported() -> None:
+    loss, _ = prior()
+
+    assert beyond_additive(loss, None, plans(60)) is None
+    assert "sum over layers" not in line_of(loss, None) and "without interactions" not in line_of(loss, None)
 
 
 def test_agreement_is_of_ranks_and_of_values() -> None:

@@ -44,6 +44,13 @@ def test_every_plan_comes_with_what_predictions_are_worth(tmp_path: Path) -> Non
     assert found.fitted.spearman is not None and found.items == 120  # all of the search split
     assert json.loads((tmp_path / "run" / "result.json").read_text())["certificate"] == found.to_json()
     assert f"on {found.plans} plans" in certificate_line(found.to_json(), "points")
+    assert found.beyond_additive is None  # `kl` measures no interactions
+
+
+def test_interactions_are_reported_where_the_sensitivity_measures_them(tmp_path: Path) -> None:
+    found = certificate_of(allocate(tmp_path / "run", sensitivity="displacement"))
+    assert found.beyond_additive is not None and 0 <= found.beyond_additive <= 1
+    assert "no sum over layers" in certificate_line(found.to_json(), "points")
 
 
 def test_asked_again_nothing_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

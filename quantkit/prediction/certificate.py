@@ -36,7 +36,8 @@ class Certificate:
     """`fitted` is the predictor that plans were solved with, `additive` one fitted to the same plans without interactions, `prior` the
     sensitivity as it was estimated; all on the same `plans` unseen plans, measured on `items` items, after `trained` others.
 
-    `beyond_additive` is the share of the predicted variance that no sum over groups explains. `band` is the factor within which the
+    `beyond_additive` is the share of the predicted variance that no sum over groups explains; None where the sensitivity measures no
+    interactions, so that nothing is known of them (`additive` equals `fitted` then). `band` is the factor within which the
     measured divergence of most tested plans lies of the predicted one; `predicted` and `measured` are those of the plan that ships, on
     the same items. `predicted_drop` is what the search expected of it, `measured_drop` what the gate split showed. `refits` counts how
     often a prediction outside the band made the plan be solved again.
@@ -48,7 +49,7 @@ class Certificate:
     fitted: Agreement
     additive: Agreement
     prior: Agreement
-    beyond_additive: float
+    beyond_additive: float | None
     band: float
     predicted: float
     measured: float
@@ -84,14 +85,14 @@ def is_within(predicted: float, measured: float, factor: float) -> bool:
     return bool(abs(_log_ratios([predicted], [measured])[0]) <= math.log(factor) * (1 + 1e-9))
 
 
-def beyond_additive(loss: Table, interactions: Interactions | None, plans: Sequence[Mapping[str, str]]) -> float:
+def beyond_additive(loss: Table, interactions: Interactions | None, plans: Sequence[Mapping[str, str]]) -> float | None:
     """Of the variance of ½ x'Mx the share that no sum over groups explains, were each group drawn by itself as often as in `plans`.
 
     The second-order part of the functional analysis of variance (Hoeffding 1948), in closed form: a pair's block of M, both of its
-    means taken off.
+    means taken off. None where no interactions were measured, or there are no plans.
     """
     if interactions is None or not plans:
-        return 0.0
+        return None
     groups, schemes = len(loss.groups), len(loss.schemes)
     chances = np.zeros((groups, schemes))
     for plan in plans:

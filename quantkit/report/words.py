@@ -89,10 +89,11 @@ def certificate_line(certificate: Mapping[str, Any], unit: str) -> str:
     if fitted["spearman"] is None:
         return f"Predictions: {tested} do not differ, so nothing can be said of them."
     ranks = f"rank correlation {fitted['spearman']:.2f}, R² {fitted['r2']:.2f}"
-    rows = (("fitted without interactions", additive), ("as estimated", prior))
+    share = certificate["beyond_additive"]  # None: the sensitivity measures no interactions
+    rows = ([] if share is None else [("fitted without interactions", additive)]) + [("as estimated", prior)]
     others = [f"{name} {row['spearman']:.2f}" for name, row in rows if row["spearman"] is not None]
-    beyond = f"{100 * certificate['beyond_additive']:.0f} % of the predicted variance is no sum over layers"
+    beyond = "" if share is None else f"; {100 * share:.0f} % of the predicted variance is no sum over layers"
     away = "" if certificate["is_within_band"] else f", outside the band of a factor {certificate['band']:.2f}"
     own = f"this plan's divergence {certificate['predicted']:.3g} predicted, {certificate['measured']:.3g} measured{away}"
     drops = f"its drop {certificate['predicted_drop']:.2f} {unit} predicted, {certificate['measured_drop']:.2f} measured"
-    return f"Predictions: {ranks} on {tested} ({', '.join(others)}); {beyond}. {own[0].upper()}{own[1:]}; {drops}."
+    return f"Predictions: {ranks} on {tested} ({', '.join(others)}){beyond}. {own[0].upper()}{own[1:]}; {drops}."
