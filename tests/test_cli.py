@@ -17,9 +17,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.table import Table
 
 import quantkit
 from quantkit.cli import main, recipe_main, tables
+from quantkit.cli.console import Printed
 from quantkit.errors import ContractError, DataError
 from quantkit.graph import Graph, Group, Layer, Unsupported
 from quantkit.settings.options import Arguments, Options
@@ -275,6 +277,16 @@ def test_inspect_shows_groups_and_what_stays_float(work: SimpleNamespace, capfd:
     assert work.arguments == Arguments(input_shape="1x3x8x8")
     for word in ("stem", "conv", "8×3×3×3", "216", "3,456", "body", "w4a8", "aten.erf", "no integer kernel"):
         assert word in out
+
+
+def test_a_table_that_no_terminal_reads_cuts_no_name(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    name = f"bert.encoder.layer.0.attention.{'self.' * 20}query"
+    monkeypatch.setenv("COLUMNS", "80")
+    table = Table("group", "scheme")
+    table.add_row(name, "w8a8")
+    Printed().print(table)
+
+    assert name in capfd.readouterr().out
 
 
 def test_inspect_gives_the_same_as_json(work: SimpleNamespace, capfd: pytest.CaptureFixture[str]) -> None:

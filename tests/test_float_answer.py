@@ -33,3 +33,10 @@ def test_a_faster_row_within_the_budget_is_named_with_what_it_lost_and_what_woul
 )
 def test_no_row_is_named_that_gains_nothing_or_loses_too_much(row: Baseline) -> None:
     assert why((FLOAT, row)).startswith("No plan passed")
+
+
+def test_where_bytes_are_minimised_the_smallest_row_is_named_and_its_time_is_no_gain() -> None:
+    rows = (FLOAT, Baseline("faster", 0.0, 0.5, 1.0), Baseline("smaller", 0.1, 1.2, 0.28))
+
+    assert "smaller takes 0.28 of its bytes" in why(rows, "bytes")
+    assert why(rows, "drop").startswith("No plan passed")

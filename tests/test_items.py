@@ -146,6 +146,16 @@ def test_answers_that_are_not_finite_are_refused_before_any_stage(tmp_path: Path
     assert stages_of(tmp_path / "run") == []
 
 
+class Refuses(nn.Module):
+    """Raises an error of its own making, as users' networks do."""
+
+    class Error(Exception):
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise Refuses.Error("not these items")
+
+
 def test_the_trial_leaves_the_network_as_it_was_and_takes_programs_of_a_fixed_batch() -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:
@@ -163,6 +173,7 @@ def test_the_trial_leaves_the_network_as_it_was_and_takes_programs_of_a_fixed_ba
     program = torch.export.export(toys.trained().eval(), (torch.zeros(5, 3, 8, 8),))
     assert try_network(LoadedModel("program", "memory", "0", None, program), part)[0].shape == (5, toys.CLASSES)
     assert try_network(from_module(nn.Linear(7, 2)), part) == ()  # the capture says why
+    assert try_network(from_module(Refuses()), part) == ()
 
 
 def test_good_items_are_read_once_for_a_run_folder(tmp_path: Path) -> None:

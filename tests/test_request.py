@@ -131,8 +131,11 @@ def test_a_full_disk_is_found_before_the_work(place: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left") as refused:
         resolve(module(), said(output="x.onnx"))
+    assert not refused.value.next_step.startswith("make it"), "the folder is there"
+    with pytest.raises(OutputError, match="make it, or name another"):
+        resolve(module(), said(output="missing/x.onnx"))
 
 
 def test_cuda_that_is_not_there_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -132,10 +131,6 @@ def test_readme_numbers_typed_by_hand_are_found() -> None:
     typed = text.replace("3 of 5", "5 of 5")
     assert typed != text
     assert page_figures.filled(typed, page_figures.Results(page_figures.RESULTS)) == text
-
-
-def test_the_promises_are_those_that_the_bench_asks() -> None:
-    assert importlib.import_module("tools.bench").BUDGETS == page_figures.BUDGETS
 
 
 def test_a_part_measured_alone_keeps_the_older_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

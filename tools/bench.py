@@ -23,7 +23,7 @@ from typing import Any
 from known import run_folder, write_figures
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGETS = {"resnet20": 0.5, "resnet44": 0.5, "squeezenet1_1": 1.0, "mobilenet_v2": 1.0}
+BUDGETS = {"mobilenet_v2": 1.0, "squeezenet1_1": 1.0, "resnet20": 0.5, "resnet44": 0.5}
 SMALLEST = ("squeezenet1_1", "resnet44")  # also with --minimize bytes, at one point, over the same seeds
 SEEDS = (0, 1, 2, 3, 4)
 

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import BUDGETS
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 ADMITTED = "admitted.json"
 MARK = re.compile(r"<!-- figures: ([\w-]+) -->\n.*?<!-- end of figures: \1 -->", re.DOTALL)
-BUDGETS = {"mobilenet_v2": 1.0, "squeezenet1_1": 1.0, "resnet20": 0.5, "resnet44": 0.5}  # as tools/bench.py has them
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 

@@ -1,6 +1,6 @@
 """Measure again every file of figures in docs/results that is older than the code, then write the pages that show them: `make results`.
 
-    python tools/results.py                        # all: hours on a quiet machine; stop it at any time and start it again
+    python tools/results.py                        # all: hours on a quiet machine; asked again, it goes on (costs.json starts over)
     python tools/results.py --only spine.json      # some files
     python tools/results.py --list                 # what is up to date and what would be measured, and nothing more
     python tools/results.py --pages                # only the pages, from the files that there are
@@ -27,6 +27,7 @@ from fingerprints import FIGURES, RESULTS, ROOT, Code, code_here
 from known import run_folder
 
 from quantkit.environment import VNNI, isa
+from quantkit.store import write_atomically
 
 PAGES = ("tools/page_figures.py", "tools/results_page.py")
 
@@ -65,8 +66,8 @@ def measured(step: Step, run: Callable[[Sequence[str]], int], folder: Path = RES
     step.output.parent.mkdir(parents=True, exist_ok=True)
     if run(step.command) != 0 or not step.output.exists():
         return False
-    shutil.copyfile(step.output, folder / f".{step.file}.tmp")
-    (folder / f".{step.file}.tmp").replace(folder / step.file)
+    with write_atomically(folder / step.file) as temporary:
+        shutil.copyfile(step.output, temporary)
     return True
 
 

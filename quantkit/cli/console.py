@@ -69,8 +69,8 @@ def print_json(value: Mapping[str, Any]) -> None:
 class Printed(Console):
     """Standard output, for people. That nobody reads it any more is told as such, not as rich's exit code 1, which is «not kept» here."""
 
-    def __init__(self, width: int | None = None) -> None:
-        super().__init__(file=sys.stdout, highlight=False, width=width or (None if sys.stdout.isatty() else WIDE))
+    def __init__(self) -> None:
+        super().__init__(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
     def on_broken_pipe(self) -> None:
         """Left to `exits.exit_code`."""

@@ -16,7 +16,7 @@ COSTS = ("latency", "bytes", "bops", "average_bits")
 
 def show_explanation(found: Mapping[str, Any]) -> None:
     """One layer: its scheme and group, each scheme's scores and what it would change, what was tried, and whom its error meets."""
-    console = _console()
+    console = Printed()
 
     def say(line: str, style: str = "") -> None:
         console.print(line, style=style, markup=False, soft_wrap=True)
@@ -63,7 +63,7 @@ def show_explanation(found: Mapping[str, Any]) -> None:
 
 def show_comparison(found: Mapping[str, Any]) -> None:
     """Two plans: what can be compared, which groups changed and what each change does, what was measured, what was asked otherwise."""
-    console = _console()
+    console = Printed()
     told = f"{len(found['groups'])} groups changed, {found['same']} are the same"
     console.print(f"{found['one']} → {found['other']}: {told}", style="bold", markup=False, soft_wrap=True)
     for caution in found["cautions"]:
@@ -132,7 +132,3 @@ def _show_flow(found: Mapping[str, Any], say: Any) -> None:
     if found["joins"]:
         say(f"  and joins other branches in {', '.join(found['joins'])}")
     say(f"  {found['layers_behind']} layers lie behind it")
-
-
-def _console() -> Printed:
-    return Printed()

@@ -13,16 +13,15 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from quantkit.data import Item, Subset, bind, check_labels
-from quantkit.errors import DataError
+from quantkit.errors import DataError, ModelError
 from quantkit.loading import LoadedModel
+from quantkit.loading.boundary import foreign
 from quantkit.metric import METRICS, Metric
 from quantkit.network.capture import check_program_inputs, inputs_of, takes_names
 from quantkit.request import Request
 from quantkit.runs.workbench import Plain, Workbench
 
 TRIAL_ITEMS = 2
-# What a network's own forward raises where an input does not fit; the capture, which comes next, words it better.
-REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def check_items(bench: Workbench, request: Request) -> None:
@@ -65,8 +64,9 @@ def try_network(model: LoadedModel, items: Subset) -> tuple[NDArray[Any], ...]:
         inputs = bind(batch.inputs, [node.name for node in inputs_of(model.program)])
         check_program_inputs(model.program, inputs)
     try:
-        found = _forward(model, {name: _filled(value, fixed or batch.size) for name, value in batch.inputs.items()})
-    except REFUSALS:
+        with foreign("the network refuses the first items"):
+            found = _forward(model, {name: _filled(value, fixed or batch.size) for name, value in batch.inputs.items()})
+    except ModelError:  # the capture, which comes next, words it better
         return ()
     outputs = tuple(leaf.detach().cpu().float().numpy() for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor))
     if not all(np.isfinite(output).all() for output in outputs):

@@ -211,17 +211,24 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, unsup
 
 
 def _why_float(request: Request, verified: Verified) -> str:
-    """Why the float network ships; where a file of the table is faster at a drop within the budget, that is said instead of "nothing"."""
-    faster = [row for row in verified.baselines if row.latency_ratio is not None and row.latency_ratio < 1 and row.drop <= verified.budget]
-    if not faster or request.options.minimize != "latency":
+    """Why the float network ships. A file of the table that gains and lost no more than the budget is named, so that no row contradicts."""
+    words = {"latency": ("time", "faster"), "bytes": ("bytes", "smaller")}
+    shares = [(_share(row, request.options.minimize), row) for row in verified.baselines if row.drop <= verified.budget]
+    gaining = [(share, row) for share, row in shares if share is not None and share < 1]
+    if not gaining:
         return "No plan passed the search with a gain over the float network, so it stays as it is."
-    row = min(faster, key=lambda row: row.latency_ratio or 1.0)
+    (share, row), (unit, better) = min(gaining, key=lambda pair: pair[0]), words[request.options.minimize]
     sure = f"{100 * request.options.confidence:g} %"
     return (
-        f"The float network ships, although {row.name} takes {row.latency_ratio:.2f} of its time and lost {row.drop:.2f} on these "
-        f"{verified.verdict.n} items: of the plans of which the search was {sure} sure, none was faster. "
+        f"The float network ships, although {row.name} takes {share:.2f} of its {unit} and lost {row.drop:.2f} on these "
+        f"{verified.verdict.n} items: of the plans of which the search was {sure} sure, none was {better}. "
         "More search and gate items would make it surer; a smaller --confidence (0.5 at least) accepts more risk."
     )
+
+
+def _share(row: Baseline, minimize: str) -> float | None:
+    """What a file takes of float's, of what is minimised; None where the table does not say."""
+    return {"latency": row.latency_ratio, "bytes": row.bytes_ratio}.get(minimize)
 
 
 def _write_rivals(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> list[Rival]:
