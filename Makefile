@@ -1,5 +1,5 @@
 # make demo: the main job on a small real default · make test: the fast tests · make test-all: the slow tier too
-# make check: lint, types, floors, sizes · make bench: the figures of docs/results · make bench-sensitivity: hours, resumable
+# make check: lint, types, layers, sizes · make bench: the figures of docs/results · make bench-sensitivity: hours, resumable
 # make results: all figures that are older than the code, then the pages that show them: hours, resumable; ONLY=spine.json for some
 # make docs: the documentation as a site in build/site
 # PYTHON=python3.12 picks the interpreter, VENV=path another environment.

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quantkit.core.errors import DataError, QuantkitError
 from quantkit.data import Images, Preprocessing, Subset, open_dataset, sample, write_shard
-from quantkit.errors import DataError, QuantkitError
 
 
 def size(text: str) -> int | tuple[int, ...]:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quantkit.core.errors import DataError, QuantkitError
 from quantkit.data import Concatenated, Dataset, Images, Subset, split
-from quantkit.errors import DataError, QuantkitError
 from quantkit.settings.recipe import Recipe, load_recipe
 
 

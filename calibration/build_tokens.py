@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from quantkit.core.errors import DataError, QuantkitError
 from quantkit.data import Batch, collect, write_shard
-from quantkit.errors import DataError, QuantkitError
 
 Encode = Callable[[str], list[int]]
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantkit.api import allocate, gate, inspect
     from quantkit.cli import recipe_main
+    from quantkit.core.errors import QuantkitError
     from quantkit.data import Batch, Preprocessing
-    from quantkit.errors import QuantkitError
-    from quantkit.metric import Metric
+    from quantkit.data.metric import Metric
     from quantkit.runs.result import Result
     from quantkit.settings.options import Options
     from quantkit.settings.recipe import Recipe
@@ -39,12 +39,12 @@ __all__ = [
     "recipe_main",
 ]
 
-_ROOMS = {
+_EXPORTS = {
     "Batch": "quantkit.data",
-    "Metric": "quantkit.metric",
+    "Metric": "quantkit.data.metric",
     "Options": "quantkit.settings.options",
     "Preprocessing": "quantkit.data",
-    "QuantkitError": "quantkit.errors",
+    "QuantkitError": "quantkit.core.errors",
     "Recipe": "quantkit.settings.recipe",
     "Result": "quantkit.runs.result",
     "allocate": "quantkit.api",
@@ -55,9 +55,9 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
-    return getattr(import_module(_ROOMS[name]), name)
+    return getattr(import_module(_EXPORTS[name]), name)
 
 
 def __dir__() -> list[str]:

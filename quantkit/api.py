@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import gating, pipeline
-from quantkit.progress import Progress, Silent
-from quantkit.request import Source, resolve, resolve_model
+from quantkit.core.progress import Progress, Silent
 from quantkit.runs.result import Result
 from quantkit.settings.options import Arguments
+from quantkit.settings.request import Source, resolve, resolve_model
 
 
 def allocate(

@@ -18,24 +18,24 @@ from typing import Any
 from torch import Tensor
 
 from quantkit.allocation import Plan, Seen
-from quantkit.errors import CaptureError
+from quantkit.allocation.prediction.predictor import Predictor, front_report, write_predictor
+from quantkit.allocation.search import SearchResult, Space, Trial
+from quantkit.core.errors import CaptureError
+from quantkit.core.graph import Graph, Group
+from quantkit.core.progress import Progress
+from quantkit.core.store import Run, write_atomically
 from quantkit.gating import lock_result
-from quantkit.graph import Graph, Group
 from quantkit.loading import LoadedModel
 from quantkit.network.capture import capture
-from quantkit.prediction.ledger import Ledger, front_report, write_ledger
-from quantkit.progress import Progress
-from quantkit.request import Request
 from quantkit.runs.result import Result
-from quantkit.runs.stored import forget_pick
+from quantkit.runs.stored_plan import forget_pick
 from quantkit.runs.workbench import Workbench, scratch_folder
-from quantkit.search import SearchResult, Space, Trial
 from quantkit.sensitivity import Scores
 from quantkit.settings.options import Options
+from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates, Judge
-from quantkit.stages.choice import choose, explain, measure_anchors, open_judge, search
+from quantkit.stages.certify import certify, learn, refit
 from quantkit.stages.items import check_items
-from quantkit.stages.kept import keep_result
 from quantkit.stages.network import (
     Network,
     calibrate_ranges,
@@ -49,10 +49,10 @@ from quantkit.stages.network import (
     write_plan,
     write_request,
 )
-from quantkit.stages.tables import Costs, cost_groups, find_front, score_groups
-from quantkit.stages.trust import certify, learn, refit
+from quantkit.stages.scores_and_costs import Costs, cost_groups, find_front, score_groups
+from quantkit.stages.search import choose, explain, measure_anchors, open_judge, search
+from quantkit.stages.stored_result import keep_result
 from quantkit.stages.verdict import check_bounds, report, verify_plan
-from quantkit.store import Run, write_atomically
 
 __all__ = ["Inspection", "Measurement", "Result", "inspect", "measure", "run"]
 
@@ -128,27 +128,27 @@ class _Tables:
     frame: Mapping[str, Any]
     scores: Scores
     costs: Costs
-    prior: Ledger
-    ledger: Ledger
+    prior: Predictor
+    predictor: Predictor
     space: Space
     judge: Judge
     seen: tuple[Seen, ...]
 
     def refitted(self, bench: Workbench, request: Request, seen: tuple[Seen, ...]) -> _Tables:
         """The same with `seen` among what predictions are fitted to."""
-        ledger = refit(self.prior, (*self.seen, *seen))
-        again = replace(self, ledger=ledger, space=find_front(bench, request, ledger, "refitted_front"), seen=(*self.seen, *seen))
+        predictor = refit(self.prior, (*self.seen, *seen))
+        again = replace(self, predictor=predictor, space=find_front(bench, request, predictor, "refitted_front"), seen=(*self.seen, *seen))
         again.write(bench, request)
         return again
 
     def write(self, bench: Workbench, request: Request) -> None:
         """tables.json."""
         told = {"judging": self.judge.told(), "latency_fit": self.costs.latency.fit()}
-        write_ledger(bench.store, self.ledger, {"minimize": request.options.minimize, "plan": self.frame, **told})
+        write_predictor(bench.store, self.predictor, {"minimize": request.options.minimize, "plan": self.frame, **told})
 
     def write_front(self, bench: Workbench) -> dict[str, Any]:
         """front.json, with all that was measured so far."""
-        report = front_report(self.ledger, self.space, self.judge.looks(), self.judge.near)
+        report = front_report(self.predictor, self.space, self.judge.looks(), self.judge.near)
         with write_atomically(bench.store.folder / "front.json") as temporary:
             temporary.write_text(json.dumps(report, indent=1, allow_nan=False))
         return report
@@ -168,14 +168,14 @@ def _measure(bench: Workbench, request: Request, network: Network, scratch: Path
     candidates = prepare_candidates(bench, request, network, groups, ranges, scratch)
     scores = score_groups(bench, request, network, candidates)
     costs = cost_groups(bench, request, network, candidates)
-    ledger = Ledger(groups, scores.table, scores.interactions, costs.resources, costs.floats, costs.sizes, request.options.seed)
-    space = find_front(bench, request, ledger)
+    predictor = Predictor(groups, scores.table, scores.interactions, costs.resources, costs.floats, costs.sizes, request.options.seed)
+    space = find_front(bench, request, predictor)
     judge = open_judge(bench, request, candidates)
     frame = plan_frame(request, network, candidates, ranges)
-    fitted, seen = learn(bench, request, judge, ledger, space)
+    fitted, seen = learn(bench, request, judge, predictor, space)
     if seen:
         space = find_front(bench, request, fitted, "fitted_front")
-    tables = _Tables(candidates, frame, scores, costs, ledger, fitted, space, judge, seen)
+    tables = _Tables(candidates, frame, scores, costs, predictor, fitted, space, judge, seen)
     tables.write(bench, request)
     return tables
 
@@ -184,15 +184,15 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     tables = _measure(bench, request, network, scratch)
     candidates = tables.candidates
     found, plan = _searched(bench, request, network, tables)
-    certificate, tested = certify(bench, request, tables.judge, tables.prior, tables.ledger, plan, tables.seen, 0)
+    certificate, tested = certify(bench, request, tables.judge, tables.prior, tables.predictor, plan, tables.seen, 0)
     if certificate is not None and not certificate.is_within_band:  # what was measured is learned from, and the plan solved again
         tables = tables.refitted(bench, request, tested)
         found, plan = _searched(bench, request, network, tables, found.measured)
-        certificate, _ = certify(bench, request, tables.judge, tables.prior, tables.ledger, plan, tables.seen, 1)
+        certificate, _ = certify(bench, request, tables.judge, tables.prior, tables.predictor, plan, tables.seen, 1)
     tables.write_front(bench)
     write_plan(bench, candidates, tables.frame, plan.allocation)
     verified = verify_plan(bench, request, network, candidates, plan.allocation)
-    bounds, explained = check_bounds(request, tables.ledger, verified), explain(request, tables.space, found)
+    bounds, explained = check_bounds(request, tables.predictor, verified), explain(request, tables.space, found)
     return report(bench, request, candidates, tables.scores, tables.costs, found, verified, bounds, explained, certificate, job)
 
 

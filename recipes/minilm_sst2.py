@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import quantkit
+from quantkit.core.errors import DataError
 from quantkit.data import Batch, collect
-from quantkit.errors import DataError
 
 TOKENS = 40  # nine sentences in ten are shorter
 HEAD_SENTENCES, CALIBRATION_SENTENCES = 2000, 512

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import quantkit
+from quantkit.core.errors import DataError
 from quantkit.data import Dataset, Preprocessing, concatenate, open_dataset
-from quantkit.errors import DataError
 
 # (expansion, channels, repeats, stride of the first) as in table 2 of the paper.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

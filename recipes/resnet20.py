@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quantkit
+from quantkit.core.errors import DataError
 from quantkit.data import Dataset, Preprocessing, open_dataset
-from quantkit.errors import DataError
 
 BLOCKS = 3  # in each of three stages: 6 · 3 + 2 layers
 WEIGHTS = "resnet20-12fca82f.th"

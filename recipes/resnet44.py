@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quantkit
+from quantkit.core.errors import DataError
 from quantkit.data import Dataset, Preprocessing, open_dataset
-from quantkit.errors import DataError
 
 BLOCKS = 7  # in each of three stages: 6 · 7 + 2 layers
 WEIGHTS = "resnet44-014dd654.th"

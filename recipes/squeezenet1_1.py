@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import quantkit
+from quantkit.core.errors import DataError
 from quantkit.data import Dataset, Preprocessing, concatenate, open_dataset
-from quantkit.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # (squeezed, expanded) channels of the eight fires; a pool stands before fires 0, 2 and 4.

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 import quantkit
+from quantkit.core.errors import DataError, ModelError
 from quantkit.data import Dataset, Preprocessing, open_dataset
-from quantkit.errors import DataError, ModelError
 
 
 def network() -> nn.Module:

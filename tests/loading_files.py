@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 from quantkit.loading import LoadedModel, load_model
 
 EXAMPLE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quantkit.evaluation import open_session
+from quantkit.runtimes.evaluation import open_session
 
 CHANNELS, FEATURES = 16, 32
 U8, S8, LOWEST = np.uint8(0), np.int8(0), np.int8(-128)

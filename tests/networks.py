@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantkit.calibration.ranges import calibrate
+from quantkit.core.spec import parse_scheme
 from quantkit.data import Batch, collect, whole
-from quantkit.evaluation import Session, open_session
-from quantkit.export.executed import Executed, read_executed
+from quantkit.export.executed_layers import Executed, read_executed
 from quantkit.export.float_onnx import export_float
 from quantkit.export.qdq import Emitted, emit
-from quantkit.judging.parity import Parity, compare_simulation
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
-from quantkit.quantization import WeightBank
-from quantkit.spec import parse_scheme
+from quantkit.quantization.weights import WeightBank
+from quantkit.runtimes.evaluation import Session, open_session
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
+from quantkit.verification.parity import Parity, compare_simulation
 
 ITEMS = 8
 

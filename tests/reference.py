@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.allocation import Edge
-from quantkit.graph import Group
-from quantkit.table import Interactions, Table
+from quantkit.core.graph import Group
+from quantkit.core.table import Interactions, Table
 
 
 def allocations(loss: Table, cost: Table, groups: Sequence[Group], fixed: Mapping[str, str] | None = None) -> Iterator[dict[str, str]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from quantkit.numerics.affine import (
+from quantkit.core.numerics.affine import (
     CLIP_RATIOS,
     COARSER_RATIOS,
     PAIR_LIMIT,
@@ -33,7 +33,7 @@ from quantkit.numerics.affine import (
     requantize,
     separate_pairs,
 )
-from quantkit.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec
+from quantkit.core.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec
 from reference import nearest_codes, quantize_loop
 
 U8 = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())

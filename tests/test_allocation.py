@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from quantkit.allocation import Edge, Plan, cheapest, front, order, pin, predict, solve
-from quantkit.errors import ContractError, SchemeError
-from quantkit.graph import Group
-from quantkit.table import Interactions, Table
+from quantkit.core.errors import ContractError, SchemeError
+from quantkit.core.graph import Group
+from quantkit.core.table import Interactions, Table
 from reference import allocation_cost, allocation_loss, every_allocation
 
 SCHEMES = ("fp32", "w8a8", "w4a8")
@@ -365,8 +365,8 @@ def test_a_solve_whose_solver_is_known_to_print_leaves_stdout_clean():
     done = run_with_stdout_piped("""
         import numpy as np
         from quantkit.allocation import front
-        from quantkit.graph import Group
-        from quantkit.table import Table
+        from quantkit.core.graph import Group
+        from quantkit.core.table import Table
         for seed in range(1, 3):
             random = np.random.default_rng(seed)
             names = tuple(str(place) for place in range(60))

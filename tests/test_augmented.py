@@ -7,16 +7,16 @@ import pytest
 import toys
 
 from quantkit.allocation import solve
-from quantkit.graph import Group
+from quantkit.core.graph import Group
+from quantkit.core.table import Interactions, Table
 from quantkit.sensitivity import SENSITIVITIES, Scores, augmented, displacement, gauss_newton
-from quantkit.table import Interactions, Table
 
 SCHEMES = ("fp32", "w8a8", "w4a8")
 
 
 @pytest.fixture(scope="module")
 def scores() -> Scores:
-    return augmented.estimate(toys.scene(toys.toybox()))
+    return augmented.estimate(toys.context(toys.toybox()))
 
 
 def drawn(seed: int) -> tuple[Table, Interactions, Table, tuple[Group, ...]]:
@@ -38,7 +38,7 @@ def drawn(seed: int) -> tuple[Table, Interactions, Table, tuple[Group, ...]]:
 def test_both_formulas_entry_by_entry(seed: int) -> None:
     traces, gram, isolated, groups = drawn(seed)
     share = 0.1 + 0.2 * seed
-    found = augmented.combine(traces, gram, isolated, toys.scene(toys.toybox(), groups=groups), share)
+    found = augmented.combine(traces, gram, isolated, toys.context(toys.toybox(), groups=groups), share)
     assert found.interactions is not None
 
     pairs = [(group, scheme) for group in groups for scheme in SCHEMES]
@@ -61,21 +61,21 @@ def test_both_formulas_entry_by_entry(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_no_direction_gains(seed: int) -> None:
     traces, gram, isolated, groups = drawn(seed)
-    found = augmented.combine(traces, gram, isolated, toys.scene(toys.toybox(), groups=groups)).interactions
+    found = augmented.combine(traces, gram, isolated, toys.context(toys.toybox(), groups=groups)).interactions
     assert found is not None
 
     assert np.linalg.eigvalsh(found.matrix).min() > -1e-9 * np.abs(found.matrix).max()
 
 
 def test_on_a_network_it_is_both_methods_together(scores: Scores) -> None:
-    scene = toys.scene(toys.toybox())
-    combined = augmented.combine(gauss_newton.estimate(scene).table, *displacement.measure_both(scene), scene)
+    context = toys.context(toys.toybox())
+    combined = augmented.combine(gauss_newton.estimate(context).table, *displacement.measure_both(context), context)
     assert scores.interactions is not None and combined.interactions is not None
 
     np.testing.assert_array_equal(scores.table.values, combined.table.values)
     np.testing.assert_array_equal(scores.interactions.matrix, combined.interactions.matrix)
     assert (scores.table.name, scores.table.unit) == ("augmented", "nats")
-    for group in scene.groups:
+    for group in context.groups:
         assert scores.table.at(group.name, "fp32") == 0 < scores.table.at(group.name, "w8a8")
 
 
@@ -105,9 +105,9 @@ def test_the_sign_of_one_pair_off_the_diagonal_changes_the_plan(scores: Scores) 
 
 
 def test_every_method_is_dispatched_by_name_and_survives_json() -> None:
-    scene = toys.scene(toys.toybox(), items=toys.toybox().items.first(4))
+    context = toys.context(toys.toybox(), items=toys.toybox().items.first(4))
     for name, estimate in SENSITIVITIES.items():
-        scores = estimate(scene)
+        scores = estimate(context)
         again = Scores.from_json(scores.to_json())
         assert scores.table.name == again.table.name == name
         np.testing.assert_array_equal(scores.table.values, again.table.values)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_stored import wide
+from test_stored_plan import wide
 
-from quantkit.environment import isa_label
-from quantkit.evaluation import convolve_in_runtime
-from quantkit.numerics import blocked
-from quantkit.numerics.blocked import convolve, find_block
+from quantkit.core.environment import isa_label
+from quantkit.core.numerics import blocked
+from quantkit.core.numerics.blocked import convolve, find_block
+from quantkit.runtimes.evaluation import convolve_in_runtime
 
 BLOCK = find_block(convolve_in_runtime)
 known = pytest.mark.skipif(BLOCK is None, reason="this runtime adds in an order that is not known")

@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from quantkit.costs.counted import bit_costs, bop_costs, byte_costs, float_bops
-from quantkit.errors import RequestError
-from quantkit.graph import Graph, Group, Layer
+from quantkit.allocation.costs.counted import bit_costs, bop_costs, byte_costs, float_bops
+from quantkit.core.errors import RequestError
+from quantkit.core.graph import Graph, Group, Layer
 from quantkit.settings.bounds import Bound, Bounds, parse_bound, parse_bounds, parse_seconds, show_amount
 from quantkit.settings.options import DEFAULT_SCHEMES, Options
 

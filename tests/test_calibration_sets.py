@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from calibration import build_digits, build_images, build_manifest, build_tokens
+from quantkit.core.errors import DataError, OutputError
 from quantkit.data import Preprocessing, collect, open_dataset, separate, write_shard
 from quantkit.data.splits import whole
-from quantkit.errors import DataError, OutputError
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--resize", "10x10", "--crop", "8", "--mean", "0.5,0.4,0.3", "--std", "0.2"]

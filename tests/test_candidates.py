@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import toys
 
+from quantkit.core.statistics import Expectation
+from quantkit.core.store import Run
 from quantkit.data import Subset
-from quantkit.evaluation import evaluate, open_session
-from quantkit.judging.verify import judge as verdict_of
-from quantkit.metric import METRICS
+from quantkit.data.metric import METRICS
+from quantkit.runtimes.evaluation import evaluate, open_session
 from quantkit.stages import candidates as room
 from quantkit.stages.candidates import Judge
-from quantkit.statistics import Expectation
-from quantkit.store import Run
+from quantkit.verification.verify import judge as verdict_of
 
 
 @pytest.fixture(scope="module")

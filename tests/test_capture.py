@@ -14,12 +14,12 @@ from networks import NETWORKS, Formed, Mlp, Residual, Several, build, captured, 
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from quantkit.errors import CaptureError
+from quantkit.core.errors import CaptureError
+from quantkit.core.graph import Graph
+from quantkit.core.spec import parse_scheme
 from quantkit.export.float_onnx import export_float
-from quantkit.graph import Graph
 from quantkit.loading import from_module, to_program
 from quantkit.network.capture import capture
-from quantkit.spec import parse_scheme
 from quantkit.targets import ort_cpu
 
 

@@ -209,7 +209,7 @@ def test_answer(assert_keeps):
 """
     )
     installed = entry_points(group="pytest11", name="quantkit")  # is loaded by itself; not so in an older installation of this folder
-    ran = pytester.runpytest_inprocess(*([] if installed else ["-p", "quantkit.pytest_plugin"]), "-p", "no:cacheprovider")
+    ran = pytester.runpytest_inprocess(*([] if installed else ["-p", "quantkit.cli.pytest_plugin"]), "-p", "no:cacheprovider")
 
     ran.assert_outcomes(passed=2, failed=1)
     ran.stdout.fnmatch_lines(["*does not keep what was promised of it*", "*max-bytes: broken: *at most 10 B allowed*"])
@@ -218,8 +218,8 @@ def test_answer(assert_keeps):
 
 def test_the_plugin_is_an_entry_point_and_loads_nothing_heavy() -> None:
     text = (ROOT / "pyproject.toml").read_text()
-    code = "import sys, quantkit.pytest_plugin; print('torch' in sys.modules)"
+    code = "import sys, quantkit.cli.pytest_plugin; print('torch' in sys.modules)"
     paths = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths, check=True)
 
-    assert '[project.entry-points.pytest11]\nquantkit = "quantkit.pytest_plugin"' in text and ran.stdout == "False\n"
+    assert '[project.entry-points.pytest11]\nquantkit = "quantkit.cli.pytest_plugin"' in text and ran.stdout == "False\n"

@@ -22,8 +22,8 @@ from rich.table import Table
 import quantkit
 from quantkit.cli import main, recipe_main, tables
 from quantkit.cli.console import Printed
-from quantkit.errors import ContractError, DataError
-from quantkit.graph import Graph, Group, Layer, Unsupported
+from quantkit.core.errors import ContractError, DataError
+from quantkit.core.graph import Graph, Group, Layer, Unsupported
 from quantkit.settings.options import Arguments, Options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -219,7 +219,7 @@ def test_every_option_reaches_the_request_and_says_only_itself(work: SimpleNames
     assert work.arguments == Arguments(**{name: value})
 
 
-def test_trust_is_given_only_by_its_flag(work: SimpleNamespace) -> None:
+def test_certify_is_given_only_by_its_flag(work: SimpleNamespace) -> None:
     main(["allocate", "net.pt2", "--trust-pickle", "--json"])
 
     assert work.arguments == Arguments(trust_pickle=True)
@@ -361,7 +361,7 @@ def test_ctrl_c_ends_a_real_process_with_130_and_one_line(tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} <= {"__pycache__", "slow.py", "started"}
 
 
-SHORT = "from quantkit.cli.exits import exit_code; raise SystemExit(exit_code(lambda: print('so short that it is held back') or 0))"
+SHORT = "from quantkit.cli.exit_codes import exit_code; raise SystemExit(exit_code(lambda: print('so short that it is held back') or 0))"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.errors import ConfigError
+from quantkit.core.errors import ConfigError
 from quantkit.settings.config import KEYS, Config, load_config
 
 FULL = """

@@ -11,7 +11,7 @@ import toys
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quantkit.costs.counted import byte_costs
+from quantkit.allocation.costs.counted import byte_costs
 from quantkit.targets import ort_cpu
 
 SCHEMES = ("fp32", "w8a8", "w4a8")

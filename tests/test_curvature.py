@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from pyhessian import hessian
 from torch import nn
 
-from quantkit.errors import ContractError, DataError, ModelError
-from quantkit.passes.curvature import differentiable, hutchinson
-from quantkit.passes.trace import Trace
+from quantkit.core.errors import ContractError, DataError, ModelError
+from quantkit.sensitivity.passes.curvature import differentiable, hutchinson
+from quantkit.sensitivity.passes.trace import Trace
 from reference import dense_hessian
 
 
@@ -110,7 +110,7 @@ def test_the_standard_error_is_that_of_the_theory(copies):
 def test_all_signs_together_give_the_exact_trace(monkeypatch):
     module, batch = Shared(), data(6, 3, classes=3)
     every = iter([2.0 * torch.tensor([number >> bit & 1 for bit in range(9)]).reshape(3, 3) - 1 for number in range(512)])
-    monkeypatch.setattr("quantkit.passes.curvature._signs", lambda *_: next(every))
+    monkeypatch.setattr("quantkit.sensitivity.passes.curvature._signs", lambda *_: next(every))
 
     found = hutchinson(module, cross_entropy(module), [batch], ["first.weight"], probes=512, tolerance=0, seed=0)["first.weight"]
 

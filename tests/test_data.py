@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
+from quantkit.core.errors import DataError
 from quantkit.data import Batch, Images, Preprocessing, bind, check_labels, collect, concatenate, open_dataset
 from quantkit.data.splits import whole
-from quantkit.errors import DataError
 
 PLAIN = Preprocessing()
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit import demo
-from quantkit.cli import main
-from quantkit.errors import ModelError
-from quantkit.progress import Silent
+from quantkit.cli import demo, main
+from quantkit.core.errors import ModelError
+from quantkit.core.progress import Silent
 
 has_digits = pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn is not installed: pip install 'quantkit[demo]'")
 

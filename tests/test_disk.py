@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from test_pipeline import allocate, hurry, remember
 
-from quantkit.costs.measured import LatencyModel
-from quantkit.errors import OutputError
+from quantkit.allocation.costs.measured import LatencyModel
+from quantkit.core.errors import OutputError
+from quantkit.core.table import Table
 from quantkit.runs.result import Result
-from quantkit.stages import tables
-from quantkit.table import Table
+from quantkit.stages import scores_and_costs
 
 ROOT = Path(__file__).resolve().parent.parent
 # Everything that a job writes for good, by what its name begins with.
@@ -43,7 +43,7 @@ def known(graph: Any, groups: Any, schemes: Any, *_: Any, **__: Any) -> LatencyM
 def prepare(patch: pytest.MonkeyPatch) -> None:
     hurry(patch)
     remember(patch)
-    patch.setattr(tables, "measure_latency", known)
+    patch.setattr(scores_and_costs, "measure_latency", known)
 
 
 @pytest.fixture(autouse=True)

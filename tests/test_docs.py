@@ -18,13 +18,13 @@ import pytest
 import typer
 from snippets import PAGES, ROOT, anchors, blocks, commands, fragments, links, name
 
+from quantkit.allocation.prediction.certificate import Certificate
 from quantkit.cli.app import app
-from quantkit.errors import QuantkitError
-from quantkit.judging.verify import Latency
-from quantkit.prediction.certificate import Certificate
+from quantkit.core.errors import QuantkitError
+from quantkit.core.statistics import Verdict
 from quantkit.runs.result import Result
 from quantkit.settings.config import load_config
-from quantkit.statistics import Verdict
+from quantkit.verification.verify import Latency
 
 GROUP: Any = typer.main.get_command(app)
 THEIRS = {"mynets", "openvino", "sklearn", "tensorrt"}  # imports of snippets that need not be installed here

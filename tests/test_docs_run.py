@@ -22,10 +22,9 @@ from PIL import Image
 from snippets import PAGES, Block, blocks, lines_of, name
 from test_pipeline import hurry
 
-from quantkit import demo
-from quantkit.cli import main
+from quantkit.cli import demo, main
 from quantkit.settings.options import Options
-from quantkit.stages import trust
+from quantkit.stages import certify
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +54,7 @@ ELSEWHERE = {"recipes/": "the recipes' own data and weights", "build_and_check.p
 def hasty() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
-        patch.setattr(trust, "TRAINED", 4)
+        patch.setattr(certify, "TRAINED", 4)
         patch.setattr(demo, "EPOCHS", 2)
         for room in ("request", "stages.choice"):
             patch.setattr(f"quantkit.{room}.check_budget", lambda *_: None)

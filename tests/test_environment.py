@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import environment
-from quantkit.progress import Silent
+from quantkit.core import environment
+from quantkit.core.progress import Silent
 
 LINUX = "model name\t: Some CPU @ 3GHz\nflags\t\t: fpu sse2 avx2 {flags}\n\nmodel name\t: Another\nflags\t\t: amx_int8\n"
 MACOS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from quantkit import errors
-from quantkit.errors import RequestError, unknown
+from quantkit.core import errors
+from quantkit.core.errors import RequestError, unknown
 
 SOURCES = sorted((Path(__file__).resolve().parent.parent / "quantkit").rglob("*.py"))
 REQUESTS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, RequestError)}

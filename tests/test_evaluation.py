@@ -10,12 +10,12 @@ import torch
 import toys
 from torch import Tensor, nn
 
+from quantkit.core.errors import DataError
 from quantkit.data import Batch, collect
 from quantkit.data.splits import whole
-from quantkit.errors import DataError
-from quantkit.evaluation import evaluate, feeds, open_session
 from quantkit.export.float_onnx import export_float
 from quantkit.network.capture import capture
+from quantkit.runtimes.evaluation import evaluate, feeds, open_session
 
 
 class FixedBatch(nn.Module):

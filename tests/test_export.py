@@ -17,17 +17,17 @@ from networks import NETWORKS, Bench, Formed, build, captured, formed, images, r
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
+from quantkit.core.errors import CaptureError, ContractError
+from quantkit.core.spec import PerGroup, QuantSpec, Scheme, parse_scheme
 from quantkit.data import Batch, Subset, collect
-from quantkit.errors import CaptureError, ContractError
-from quantkit.evaluation import open_session
-from quantkit.export.executed import find_owner, plain
+from quantkit.export.executed_layers import find_owner, plain
 from quantkit.export.float_onnx import export_float, read_parameters
-from quantkit.export.watch import expose
+from quantkit.export.intermediate_outputs import expose
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
-from quantkit.quantization import WeightBank
+from quantkit.quantization.weights import WeightBank
+from quantkit.runtimes.evaluation import open_session
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
-from quantkit.spec import PerGroup, QuantSpec, Scheme, parse_scheme
 from quantkit.targets import ort_cpu
 from quantkit.targets.common import weight_bytes_stored
 

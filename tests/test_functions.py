@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from quantkit.numerics.affine import QParams, average_codes, dequantize, quantize
-from quantkit.numerics.functions import average, logistic
-from quantkit.spec import PerTensor, QuantSpec
+from quantkit.core.numerics.affine import QParams, average_codes, dequantize, quantize
+from quantkit.core.numerics.functions import average, logistic
+from quantkit.core.spec import PerTensor, QuantSpec
 
 U8 = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
 CODES = torch.arange(256.0)

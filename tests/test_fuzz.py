@@ -13,7 +13,7 @@ import pytest
 from fuzz import draw
 from networks import Bench
 
-from quantkit.environment import isa_label
+from quantkit.core.environment import isa_label
 from quantkit.network.capture import capture
 from quantkit.settings.options import SCHEMES
 

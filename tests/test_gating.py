@@ -17,14 +17,14 @@ from test_pipeline import allocate, data, hurry, remember, share_of_first
 
 import quantkit
 from quantkit.cli import main
+from quantkit.core.errors import ConfigError, DataError, MetricError, ModelError, RequestError
 from quantkit.data import Batch
-from quantkit.errors import ConfigError, DataError, MetricError, ModelError, RequestError
-from quantkit.evaluation import open_session
-from quantkit.gating import LOCK, Conditions, Gated, judging, lock, parse_conditions, read_lock, to_junit, to_markdown, to_sarif
-from quantkit.lint.opening import file_bytes
-from quantkit.metric import Budget
+from quantkit.data.metric import Budget
+from quantkit.gating import LOCK, Conditions, Gated, check, lock, parse_conditions, read_lock, to_junit, to_markdown, to_sarif
 from quantkit.runs.result import Result
+from quantkit.runtimes.evaluation import open_session
 from quantkit.settings.bounds import Bound
+from quantkit.verification.lint.open_model import file_bytes
 
 OUTPUT = "toy.int8.onnx"
 
@@ -150,7 +150,7 @@ def test_conditions_that_mean_nothing_are_refused(said: dict[str, Any]) -> None:
 
 
 def test_each_condition_binds_where_it_is_tight_and_not_where_it_is_loose(made: Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "time_rounds", lambda sessions, example: np.array([[2.0, 2.1, 2.0, 2.2], [1.0, 1.05, 1.0, 1.1]]))
+    monkeypatch.setattr(check, "time_rounds", lambda sessions, example: np.array([[2.0, 2.1, 2.0, 2.2], [1.0, 1.05, 1.0, 1.1]]))
     file, float_file = made.files.onnx, made.files.float_onnx
     size, share = file.stat().st_size, 100 * made.executed.int8_macs
     pairs: list[tuple[str, Any, Any]] = [
@@ -242,7 +242,7 @@ def test_latency_is_timed_in_turn_on_the_threads_that_are_asked_for(made: Result
         seen.update(files=[session.path.name for session in sessions], threads={session.threads for session in sessions})
         return np.ones((2, 20))
 
-    monkeypatch.setattr(judging, "time_rounds", timed)
+    monkeypatch.setattr(check, "time_rounds", timed)
     gated = quantkit.gate(made.files.onnx, float_file=made.files.float_onnx, max_latency_ratio=1.0, threads=2)
 
     assert seen == {"files": [made.files.float_onnx.name, "model.onnx"], "threads": {2}}
@@ -421,7 +421,7 @@ def test_our_own_fault_never_reads_as_a_regression(home: Path, monkeypatch: pyte
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(judging, "file_bytes", broken)
+    monkeypatch.setattr(check, "file_bytes", broken)
 
     assert main(command(home, "--max-bytes", "10")) == 3
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantkit.data import Batch
-from quantkit.passes import gradients
-from quantkit.passes.gradients import squared_gradients
-from quantkit.passes.outputs import at_labels, drawn
-from quantkit.passes.recorded import Recorded
+from quantkit.sensitivity.passes import gradients
+from quantkit.sensitivity.passes.gradients import squared_gradients
+from quantkit.sensitivity.passes.outputs import at_labels, drawn
+from quantkit.sensitivity.passes.recorded import Recorded
 
 
 class Mixed(nn.Module):

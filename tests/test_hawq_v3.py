@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from quantkit.allocation import Limit, Resource, cheapest, solve
-from quantkit.graph import Group
-from quantkit.table import Table
+from quantkit.core.graph import Group
+from quantkit.core.table import Table
 
 FIGURES = json.loads((Path(__file__).parent / "hawq_v3.json").read_text())
 SCHEMES = ("w8a8", "w4a8")

@@ -9,13 +9,13 @@ import toys
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quantkit.core.errors import DataError
+from quantkit.core.numerics.affine import dequantize
+from quantkit.core.spec import parse_scheme
 from quantkit.data import Batch, collect
 from quantkit.data.splits import whole
-from quantkit.errors import DataError
 from quantkit.network.captured import Captured
-from quantkit.numerics.affine import dequantize
 from quantkit.sensitivity import hessian
-from quantkit.spec import parse_scheme
 
 SIDE = 8
 
@@ -90,7 +90,7 @@ def wanted(box: toys.Toybox, layer_name: str, scheme: str, trace: float) -> floa
 def test_omega_is_half_the_mean_diagonal_of_the_dense_block_times_the_squared_change(box: toys.Toybox, layer: str, scheme: str) -> None:
     x, labels = inputs_and_labels(box)
     trace = dense_trace(box.captured, f"{layer}.weight", labels, x)
-    found, exact = hessian.estimate(toys.scene(box)).table.at(layer, scheme), wanted(box, layer, scheme, trace)
+    found, exact = hessian.estimate(toys.context(box)).table.at(layer, scheme), wanted(box, layer, scheme, trace)
 
     if layer == "convolution":  # whose trace is negative here: what is left is its standard error
         assert exact < 0 < found < 0.1 * abs(exact)
@@ -102,14 +102,14 @@ def test_omega_is_half_the_mean_diagonal_of_the_dense_block_times_the_squared_ch
 def test_without_labels_the_networks_own_answers_stand_in(box: toys.Toybox) -> None:
     x, labels = inputs_and_labels(box)
     own = box.captured.module(x).argmax(1)
-    unlabelled = toys.scene(box, items=toys.subset(len(box.items), seed=2, labelled=False))
-    ignored = toys.scene(box, labelled=False)
+    unlabelled = toys.context(box, items=toys.subset(len(box.items), seed=2, labelled=False))
+    ignored = toys.context(box, labelled=False)
     trace = dense_trace(box.captured, "head.weight", own, x)
 
     assert not torch.equal(own, labels)
     assert hessian.estimate(unlabelled).table.at("head", "w4a8") == pytest.approx(wanted(box, "head", "w4a8", trace), rel=0.08)
     assert hessian.estimate(unlabelled).table.at("head", "w4a8") == hessian.estimate(ignored).table.at("head", "w4a8")
-    assert hessian.estimate(unlabelled).table.at("head", "w4a8") != hessian.estimate(toys.scene(box)).table.at("head", "w4a8")
+    assert hessian.estimate(unlabelled).table.at("head", "w4a8") != hessian.estimate(toys.context(box)).table.at("head", "w4a8")
 
 
 @pytest.mark.usefixtures("patient")
@@ -117,17 +117,17 @@ def test_plain_values_are_judged_by_their_squared_distance(box: toys.Toybox) -> 
     x, _ = inputs_and_labels(box)
     trace = dense_trace(box.captured, "head.weight", None, x)
 
-    assert hessian.estimate(toys.scene(box, "identity")).table.at("head", "w4a8") == pytest.approx(
+    assert hessian.estimate(toys.context(box, "identity")).table.at("head", "w4a8") == pytest.approx(
         wanted(box, "head", "w4a8", trace), rel=0.08
     )
 
 
 def test_float_and_groups_without_weights_score_nothing_and_the_impossible_is_nan() -> None:
     box = toys.toybox()
-    table = hessian.estimate(toys.scene(box)).table
+    table = hessian.estimate(toys.context(box)).table
     weightless = [group for group in box.groups if box.captured.graph.layer(group.layers[0]).weight is None]
 
-    assert weightless and hessian.estimate(toys.scene(box)).interactions is None
+    assert weightless and hessian.estimate(toys.context(box)).interactions is None
     for group in box.groups:
         assert table.at(group.name, "fp32") == 0
         assert np.isnan(table.at(group.name, "w4a8")) == ("w4a8" not in group.schemes)
@@ -138,7 +138,7 @@ def test_float_and_groups_without_weights_score_nothing_and_the_impossible_is_na
 def test_every_way_to_store_a_weight_scores_by_its_own_error() -> None:
     schemes = ("fp32", "w4a8", "c4a8", "w4g16a8", "w8a32", "w16a32")
     box = toys.unpack(toys.trained(), schemes)
-    table = hessian.estimate(toys.scene(box, schemes=schemes)).table
+    table = hessian.estimate(toys.context(box, schemes=schemes)).table
     layer = box.captured.graph.layer("down")
     errors = [box.bank.squared_error(layer, parse_scheme(scheme)) for scheme in schemes]
     scores = [table.at("down", scheme) for scheme in schemes]
@@ -146,14 +146,14 @@ def test_every_way_to_store_a_weight_scores_by_its_own_error() -> None:
 
 
 def test_items_past_the_limit_are_not_looked_at(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = hessian.estimate(toys.scene(box, items=box.items.first(5))).table.values
+    few = hessian.estimate(toys.context(box, items=box.items.first(5))).table.values
     monkeypatch.setattr(hessian, "ITEMS", 5)
 
-    np.testing.assert_array_equal(hessian.estimate(toys.scene(box)).table.values, few)
+    np.testing.assert_array_equal(hessian.estimate(toys.context(box)).table.values, few)
 
 
 def test_the_seed_draws_the_probes(box: toys.Toybox) -> None:
-    first, again, other = (hessian.estimate(toys.scene(box, seed=seed)).table.values for seed in (0, 0, 1))
+    first, again, other = (hessian.estimate(toys.context(box, seed=seed)).table.values for seed in (0, 0, 1))
 
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -164,7 +164,7 @@ def test_labels_that_are_no_class_of_the_network_are_the_requests_fault(box: toy
     wrong = whole(collect([Batch({"x": x}, labels + 1)]))
 
     with pytest.raises(DataError, match=r"label 4.*0\.\.3"):
-        hessian.estimate(toys.scene(box, items=wrong))
+        hessian.estimate(toys.context(box, items=wrong))
 
 
 @pytest.mark.usefixtures("patient")
@@ -178,7 +178,7 @@ def test_the_trace_is_pyhessians() -> None:
         parameter.requires_grad_(name == "down.weight")  # behind all batch norms, which capture folds
     torch.manual_seed(0)
     theirs = np.array(pyhessian.hessian(model, nn.CrossEntropyLoss(), data=(inputs, labels), cuda=False).trace(maxIter=200, tol=0))
-    omega = hessian.estimate(toys.scene(box, items=items)).table.at("down", "w4a8")
+    omega = hessian.estimate(toys.context(box, items=items)).table.at("down", "w4a8")
     ours = 2 * omega / perturbation(box, "down", "w4a8") * box.bank.parameter("down.weight").numel()
 
     assert len(theirs) == 200, "it stops at the first negative estimate"

@@ -9,14 +9,14 @@ import toys
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quantkit.graph import Layer
+from quantkit.core.graph import Layer
+from quantkit.core.numerics.affine import dequantize
+from quantkit.core.spec import parse_scheme
 from quantkit.network.captured import Captured
-from quantkit.numerics.affine import dequantize
-from quantkit.passes.interior import Interior, Operation
-from quantkit.passes.perturbed import FLOAT_PLACEMENT
+from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity import aumann_shapley, displacement, fisher_output, kl, noise, pairs, weight_error
-from quantkit.simulation.program import Simulation
-from quantkit.spec import parse_scheme
+from quantkit.sensitivity.passes.float_forward import Interior, Operation
+from quantkit.sensitivity.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
 
@@ -50,17 +50,17 @@ def divergence(box: toys.Toybox, *chosen: tuple[str, str]) -> float:
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
 def test_kl_is_that_of_two_plain_forward_passes(box: toys.Toybox, pair: tuple[str, str]) -> None:
-    assert kl.estimate(toys.scene(box)).table.at(*pair) == pytest.approx(divergence(box, pair), rel=2e-3)
+    assert kl.estimate(toys.context(box)).table.at(*pair) == pytest.approx(divergence(box, pair), rel=2e-3)
 
 
 def test_kl_of_plain_values_is_half_their_squared_distance(box: toys.Toybox) -> None:
     wanted = 0.5 * float((outputs(box, PAIRS[0]) - outputs(box)).square().sum()) / 24
 
-    assert kl.estimate(toys.scene(box, "identity")).table.at(*PAIRS[0]) == pytest.approx(wanted, rel=1e-4)
+    assert kl.estimate(toys.context(box, "identity")).table.at(*PAIRS[0]) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_measured_pairs_are_differences_of_divergences(box: toys.Toybox) -> None:
-    scores = pairs.estimate(toys.scene(box))
+    scores = pairs.estimate(toys.context(box))
     assert scores.interactions is not None
     for one in PAIRS:
         assert scores.table.at(*one) == pytest.approx(divergence(box, one), rel=2e-3)
@@ -74,7 +74,7 @@ def test_measured_pairs_are_differences_of_divergences(box: toys.Toybox) -> None
 
 
 def test_pairs_predict_any_two_groups_exactly(box: toys.Toybox) -> None:
-    interactions = pairs.estimate(toys.scene(box)).interactions
+    interactions = pairs.estimate(toys.context(box)).interactions
     assert interactions is not None
 
     assert interactions.predicted({"stem": "w4a8", "down": "w8a8", "classifier": "fp32"}) == pytest.approx(
@@ -95,8 +95,8 @@ class Branches(nn.Module):
 
 def test_where_outputs_are_linear_in_the_errors_the_gram_is_what_pairs_measure() -> None:
     torch.manual_seed(2)
-    scene = toys.scene(toys.unpack(Branches().eval()), "identity")
-    gram, measured = displacement.measure_gram(scene), pairs.estimate(scene).interactions
+    context = toys.context(toys.unpack(Branches().eval()), "identity")
+    gram, measured = displacement.measure_gram(context), pairs.estimate(context).interactions
     assert measured is not None
     crossed = [(one, other) for one in ("w8a8", "w4a8") for other in ("w8a8", "w4a8")]
     size = gram.matrix[gram.index("left", "w8a8"), gram.index("left", "w8a8")]
@@ -111,7 +111,7 @@ def test_where_outputs_are_linear_in_the_errors_the_gram_is_what_pairs_measure()
 
 
 def test_weight_error_is_the_relative_root_mean_square(box: toys.Toybox) -> None:
-    table = weight_error.estimate(toys.scene(box)).table
+    table = weight_error.estimate(toys.context(box)).table
     for name in ("stem", "depthwise", "classifier"):
         layer, spec = box.captured.graph.layer(name), parse_scheme("w4a8").weights
         assert spec is not None
@@ -122,7 +122,7 @@ def test_weight_error_is_the_relative_root_mean_square(box: toys.Toybox) -> None
 
 def test_noise_hurts_a_last_layer_as_much_as_its_rounding_does(box: toys.Toybox) -> None:
     """No direction is worse than another on average, and there is nothing behind it to make one so."""
-    found, wanted = (method.estimate(toys.scene(box)).table.at("classifier", "w4a8") for method in (noise, kl))
+    found, wanted = (method.estimate(toys.context(box)).table.at("classifier", "w4a8") for method in (noise, kl))
 
     assert wanted / 4 < found < wanted * 4
 
@@ -130,7 +130,7 @@ def test_noise_hurts_a_last_layer_as_much_as_its_rounding_does(box: toys.Toybox)
 def test_repeats_are_averaged(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch) -> None:
     def estimates(repeats: int) -> np.ndarray:
         monkeypatch.setattr(noise, "REPEATS", repeats)
-        return np.array([noise.estimate(toys.scene(box, seed=seed)).table.at("stem", "w4a8") for seed in range(8)])
+        return np.array([noise.estimate(toys.context(box, seed=seed)).table.at("stem", "w4a8") for seed in range(8)])
 
     once, often = estimates(1), estimates(6)
 
@@ -162,7 +162,7 @@ def test_fisher_of_outputs_is_a_loop_over_items_of_gradient_times_change(box: to
         (gradient,) = torch.autograd.grad(loss, move)
         total += float((gradient[0].double() * change[item].double()).square().sum())
 
-    assert fisher_output.estimate(toys.scene(box)).table.at(*pair) == pytest.approx(0.5 * total / 24, rel=1e-3)
+    assert fisher_output.estimate(toys.context(box)).table.at(*pair) == pytest.approx(0.5 * total / 24, rel=1e-3)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
@@ -172,7 +172,7 @@ def test_the_share_of_a_group_that_is_alone_is_its_divergence(
     """Nothing else moves, so the path is straight and its integral is the difference of its ends."""
     monkeypatch.setattr(aumann_shapley, "STEPS", 16)
     groups = [group for group in box.groups if group.name == pair[0]]
-    found = aumann_shapley.estimate(toys.scene(box, groups=tuple(groups), schemes=("fp32", pair[1]))).table.at(*pair)
+    found = aumann_shapley.estimate(toys.context(box, groups=tuple(groups), schemes=("fp32", pair[1]))).table.at(*pair)
 
     assert found == pytest.approx(divergence(box, pair), rel=0.01)
 
@@ -181,9 +181,9 @@ def test_the_share_of_a_group_that_is_alone_is_its_divergence(
 def test_shares_add_up_to_the_damage_of_all_groups_together(box: toys.Toybox, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = [(group.name, scheme) for group in box.groups if scheme in group.schemes]
     together, isolated = divergence(box, *chosen), sum(divergence(box, pair) for pair in chosen)
-    found = [np.nansum(aumann_shapley.estimate(toys.scene(box)).table.values[:, toys.SCHEMES.index(scheme)])]
+    found = [np.nansum(aumann_shapley.estimate(toys.context(box)).table.values[:, toys.SCHEMES.index(scheme)])]
     monkeypatch.setattr(aumann_shapley, "STEPS", 8)
-    found += [np.nansum(aumann_shapley.estimate(toys.scene(box)).table.values[:, toys.SCHEMES.index(scheme)])]
+    found += [np.nansum(aumann_shapley.estimate(toys.context(box)).table.values[:, toys.SCHEMES.index(scheme)])]
 
     assert found == pytest.approx([together, together], rel=0.2)
     assert abs(found[1] - together) < abs(isolated - together)

@@ -13,17 +13,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 import quantkit
+from quantkit.core.errors import DataError, MetricError, RequestError
+from quantkit.core.progress import Silent
+from quantkit.core.store import Run
 from quantkit.data import Batch, Item
-from quantkit.errors import DataError, MetricError, RequestError
 from quantkit.loading import LoadedModel, from_module
 from quantkit.pipeline import measure
-from quantkit.progress import Silent
-from quantkit.request import resolve
 from quantkit.runs.history import read_sessions
 from quantkit.settings.options import Arguments
+from quantkit.settings.request import resolve
 from quantkit.stages import network
 from quantkit.stages.items import try_network
-from quantkit.store import Run
 
 ITEMS = 300
 

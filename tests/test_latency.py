@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import toys
 
-from quantkit.costs import measured, timing
-from quantkit.costs.measured import Boundary, LatencyModel, measure_latency, steps
-from quantkit.evaluation import Session
-from quantkit.graph import Group
+from quantkit.allocation.costs import measured, timing
+from quantkit.allocation.costs.measured import Boundary, LatencyModel, measure_latency, steps
+from quantkit.core.graph import Group
+from quantkit.core.table import Table
 from quantkit.runtimes import ort_cpu
-from quantkit.table import Table
+from quantkit.runtimes.evaluation import Session
 
 SCHEMES = ("fp32", "w8a8", "w4a8")
 OPTIONS = {"key": "value"}

@@ -22,7 +22,7 @@ import torch
 from loading_files import EXAMPLE, Payload, export, outputs, refused, small_network
 from torch import nn
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 from quantkit.loading import check_finite, from_module, load_model, parse_input_shape, to_program
 from quantkit.loading.pickled import admitted
 
@@ -132,7 +132,7 @@ def test_allow_list_admits_module_classes(name: str, found: type) -> None:
     assert admitted(name) is found
 
 
-def test_trusted_module_of_a_user_class_loads_from_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certifyed_module_of_a_user_class_loads_from_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_net.py").write_text(
         "import torch\nclass TheirNet(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(4, 2)\n"
     )
@@ -145,7 +145,7 @@ def test_trusted_module_of_a_user_class_loads_from_the_current_directory(tmp_pat
     assert type(loaded.module).__name__ == "TheirNet"
 
 
-def test_trust_reports_a_class_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certify_reports_a_class_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone_net.py").write_text("import torch\nclass Gone(torch.nn.Linear):\n    pass\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

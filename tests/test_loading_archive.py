@@ -18,7 +18,7 @@ import torch
 from loading_files import EXAMPLE, Payload, export, outputs, refused, saved, silenced, small_network
 from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 from quantkit.loading import load_model
 from quantkit.loading.program_text import check_program_text
 
@@ -295,7 +295,7 @@ def test_program_text_that_torch_writes_passes(key: str, value: Any) -> None:
     check_program_text(json.dumps({"graph": [{key: value}]}).encode(), "models/model.json")
 
 
-def test_trusted_archive_is_not_checked(tmp_path: Path, clean: dict[str, bytes]) -> None:
+def test_certifyed_archive_is_not_checked(tmp_path: Path, clean: dict[str, bytes]) -> None:
     path = write_archive(tmp_path / "net.pt2", {**clean, "data/constants/custom_obj_0": b"never read"})
     assert load_model(str(path), trust_pickle=True).program is not None
 

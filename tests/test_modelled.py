@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from test_stored import wide
+from test_stored_plan import wide
 
-from quantkit.costs.measured import LatencyModel
-from quantkit.costs.modelled import MACS_PER_BYTE, UNIT, model_latency
-from quantkit.spec import is_float
+from quantkit.allocation.costs.measured import LatencyModel
+from quantkit.allocation.costs.modelled import MACS_PER_BYTE, UNIT, model_latency
+from quantkit.core.spec import is_float
 from quantkit.targets import tensorrt
 
 SCHEMES = ("fp16", "w8a8", "fp8", "w4a16", "fp32")

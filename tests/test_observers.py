@@ -10,8 +10,8 @@ from torch import Tensor
 
 from quantkit.calibration.observers import ACTIVATION, BINS, OBSERVERS, PERCENTILE, Observed, observe, read_range
 from quantkit.calibration.ranges import Ranges
-from quantkit.errors import SchemeError
-from quantkit.numerics.affine import choose_qparams, fake_quantize
+from quantkit.core.errors import SchemeError
+from quantkit.core.numerics.affine import choose_qparams, fake_quantize
 
 
 def values(seed: int = 0, count: int = 50_000) -> Tensor:

@@ -11,17 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import NETWORKS, Bench, Formed, bench, formed, images
-from test_stored import stored, wide
+from test_stored_plan import stored, wide
 from torch import Tensor
 
-from quantkit.costs.timing import interleave
-from quantkit.errors import DataError, ModelError
-from quantkit.evaluation import open_session
-from quantkit.examination import examine
-from quantkit.export.executed import Executed
-from quantkit.runs.stored import export_plan
+from quantkit.allocation.costs.timing import interleave
+from quantkit.core.errors import DataError, ModelError
+from quantkit.core.spec import FLOAT, parse_scheme
+from quantkit.export.executed_layers import Executed
+from quantkit.gating.examine import examine
+from quantkit.runs.stored_plan import export_plan
+from quantkit.runtimes.evaluation import open_session
 from quantkit.runtimes.openvino import OpenVinoSession, layer_ms, open_file, read_executed
-from quantkit.spec import FLOAT, parse_scheme
 from quantkit.targets import find_target, ort_cpu, tensorrt
 from quantkit.targets import openvino as target
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantkit.errors import DataError
-from quantkit.passes import outputs
-from quantkit.passes.outputs import Curvature, at_labels, divergence, drawn, pull_back, task_loss, whitened
+from quantkit.core.errors import DataError
+from quantkit.sensitivity.passes import outputs
+from quantkit.sensitivity.passes.outputs import Curvature, at_labels, divergence, drawn, pull_back, task_loss, whitened
 
 KINDS: list[Curvature] = ["softmax", "identity"]
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.numerics.paired import lost_in_convolution, lost_in_products, pairs_at_risk
+from quantkit.core.numerics.saturation import lost_in_convolution, lost_in_products, pairs_at_risk
 
 
 def saturated(codes: list[int], weights: list[int]) -> int:

@@ -18,15 +18,19 @@ from onnx import numpy_helper
 from test_evaluation import FixedBatch
 from torch import nn
 
-from quantkit.errors import ModelError
-from quantkit.evaluation import open_session
-from quantkit.export.executed import owners
+from quantkit.core.errors import ModelError
+from quantkit.core.numerics.affine import QParams
+from quantkit.export.executed_layers import owners
 from quantkit.export.integer_weights import layers_at_risk
+from quantkit.export.intermediate_outputs import expose
 from quantkit.export.qdq import Emitted
-from quantkit.export.watch import expose
-from quantkit.judging import parity as rooms
-from quantkit.judging import probe
-from quantkit.judging.parity import (
+from quantkit.network.capture import capture
+from quantkit.quantization.weights import WeightBank
+from quantkit.runtimes.evaluation import open_session
+from quantkit.targets import ort_cpu
+from quantkit.verification import parity as rooms
+from quantkit.verification import probe
+from quantkit.verification.parity import (
     FLOAT,
     RANDOM_ITEMS,
     SATURATES,
@@ -37,10 +41,6 @@ from quantkit.judging.parity import (
     compare_simulation,
     random_items,
 )
-from quantkit.network.capture import capture
-from quantkit.numerics.affine import QParams
-from quantkit.quantization import WeightBank
-from quantkit.targets import ort_cpu
 
 ITEMS = 22
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 import toys
 
-from quantkit.graph import Group
-from quantkit.numerics.affine import dequantize, fake_quantize
-from quantkit.passes import perturbed
-from quantkit.passes.outputs import whitened
-from quantkit.passes.perturbed import FLOAT_PLACEMENT, Perturbed, alone, in_pairs, noisy
-from quantkit.simulation.program import Simulation
-from quantkit.spec import parse_scheme
+from quantkit.core.graph import Group
+from quantkit.core.numerics.affine import dequantize, fake_quantize
+from quantkit.core.spec import parse_scheme
+from quantkit.quantization.simulation.program import Simulation
+from quantkit.sensitivity.passes import perturbed
+from quantkit.sensitivity.passes.outputs import whitened
+from quantkit.sensitivity.passes.perturbed import FLOAT_PLACEMENT, Perturbed, alone, in_pairs, noisy
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
 
@@ -141,7 +141,7 @@ def test_the_share_behind_a_group_is_counted_in_multiply_accumulates(box: toys.T
     for name, layers in behind.items():
         assert graph.share_behind(by_name[name]) == pytest.approx(sum(macs[layer] for layer in layers) / sum(macs.values()))
     some = (by_name["stem"], by_name["add"])
-    assert toys.scene(box, groups=some).reruns == pytest.approx(2 + graph.share_behind(some[1]))  # an Add has one scheme to run
+    assert toys.context(box, groups=some).reruns == pytest.approx(2 + graph.share_behind(some[1]))  # an Add has one scheme to run
 
 
 def test_without_quantizers_the_simulation_is_the_callers_network(box: toys.Toybox) -> None:

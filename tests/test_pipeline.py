@@ -23,22 +23,22 @@ import toys
 from torch import Tensor, nn
 
 import quantkit
-from quantkit import evaluation
-from quantkit.costs import measured as latency
+from quantkit.allocation.costs import measured as latency
+from quantkit.core.errors import CaptureError, DataError, MetricError, OutputError, SchemeError
+from quantkit.core.store import JOURNAL, Run, fingerprint
+from quantkit.core.table import Table
 from quantkit.data import Batch, collect, cut
-from quantkit.errors import CaptureError, DataError, MetricError, OutputError, SchemeError
 from quantkit.export.float_onnx import export_float
-from quantkit.judging.parity import Parity, Parting
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
+from quantkit.runs.maintenance import STAGES
 from quantkit.runs.result import Result
-from quantkit.runs.stored import read_plan, simulate
-from quantkit.runs.upkeep import STAGES
+from quantkit.runs.stored_plan import read_plan, simulate
 from quantkit.runs.workbench import Workbench
+from quantkit.runtimes import evaluation
 from quantkit.sensitivity import hessian
-from quantkit.stages import candidates, choice, network, tables, verdict
-from quantkit.store import JOURNAL, Run, fingerprint
-from quantkit.table import Table
+from quantkit.stages import candidates, network, scores_and_costs, search, verdict
+from quantkit.verification.parity import Parity, Parting
 
 ITEMS = 300
 
@@ -48,8 +48,8 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(latency, "PROFILE_RUNS", 3)
     patch.setattr(latency, "FIT_PLANS", 3)
     patch.setattr(latency, "TEST_PLANS", 3)
-    patch.setattr(choice, "ROUNDS", 3)
-    patch.setattr("quantkit.judging.verify.LATENCY_SECONDS", 0.1)
+    patch.setattr(search, "ROUNDS", 3)
+    patch.setattr("quantkit.verification.verify.LATENCY_SECONDS", 0.1)
     patch.setattr(hessian, "MOST_PROBES", 3)
 
 
@@ -132,7 +132,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
         found.batch_sizes.add(batch_size)
         return evaluate(session, subset, batch_size)
 
-    for room in (candidates, choice, verdict):
+    for room in (candidates, search, verdict):
         monkeypatch.setattr(room, "evaluate", spied)
     return found
 
@@ -431,8 +431,8 @@ def test_the_fastest_plan_is_found_on_a_machine_of_known_speed(
         table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), np.array(rows))
         return latency.LatencyModel(table, (), 0.5, 1.0, ((1.0, 1.0),))
 
-    monkeypatch.setattr(tables, "measure_latency", known)
-    monkeypatch.setattr(choice, "interleave", lambda sessions, *_, **__: np.ones((len(sessions), 1)))
+    monkeypatch.setattr(scores_and_costs, "measure_latency", known)
+    monkeypatch.setattr(search, "interleave", lambda sessions, *_, **__: np.ones((len(sessions), 1)))
     result = allocate(tmp_path / "run", minimize="latency", max_drop=20.0)
 
     assert {row.scheme for row in result.allocation} == {scheme}
@@ -454,8 +454,8 @@ def test_of_plans_predicted_alike_the_one_that_runs_fastest_is_chosen(tmp_path: 
         timed.extend(str(session.path.stat().st_size) for session in sessions)
         return np.array([[session.path.stat().st_size] for session in sessions])
 
-    monkeypatch.setattr(tables, "measure_latency", known)
-    monkeypatch.setattr(choice, "interleave", interleaved)
+    monkeypatch.setattr(scores_and_costs, "measure_latency", known)
+    monkeypatch.setattr(search, "interleave", interleaved)
     result = allocate(tmp_path / "run", minimize="latency", max_drop=20.0)
 
     assert len(timed) > 1 and result.bytes["quantized"] == min(map(int, timed))
@@ -671,13 +671,13 @@ def test_threads_reach_every_timing_and_the_result(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("option", ["seed", "split_seed"])
 def test_seeds_change_what_is_drawn(tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    estimate = tables.SENSITIVITIES["kl"]
+    estimate = scores_and_costs.SENSITIVITIES["kl"]
 
-    def spied(scene: Any) -> Any:
-        seen[str(len(seen))] = (scene.seed, scene.items.digests())
-        return estimate(scene)
+    def spied(context: Any) -> Any:
+        seen[str(len(seen))] = (context.seed, context.items.digests())
+        return estimate(context)
 
-    monkeypatch.setitem(tables.SENSITIVITIES, "kl", spied)
+    monkeypatch.setitem(scores_and_costs.SENSITIVITIES, "kl", spied)
     results = [allocate(tmp_path / str(place), **{option: place}) for place in range(2)]
 
     assert results[0].fingerprint != results[1].fingerprint

@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from quantkit.cli import main
-from quantkit.environment import has_vnni, isa_label
-from quantkit.evaluation import open_session
-from quantkit.judging import probe
+from quantkit.core.environment import has_vnni, isa_label
+from quantkit.runtimes.evaluation import open_session
+from quantkit.verification import probe
 
 
 @pytest.mark.skipif(isa_label() not in {"avx2", "avx512_vnni", "avx_vnni", "amx_int8"}, reason="nothing is known of this processor")

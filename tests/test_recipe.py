@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.errors import ConfigError, DataError
+from quantkit.core.errors import ConfigError, DataError
 from quantkit.settings.recipe import load_recipe
 
 HEAD = "from __future__ import annotations\nfrom quantkit.settings.recipe import Recipe\n"
@@ -76,7 +76,7 @@ def test_a_missing_file_and_one_that_is_no_python_are_refused(tmp_path: Path) ->
 
 
 def test_our_own_errors_keep_their_kind(tmp_path: Path) -> None:
-    body = "from quantkit.errors import DataError\ndef recipe(): raise DataError('no folder x')"
+    body = "from quantkit.core.errors import DataError\ndef recipe(): raise DataError('no folder x')"
     with pytest.raises(DataError, match="no folder x"):
         load_recipe(written(tmp_path, body))
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from quantkit.core.errors import DataError, ModelError
 from quantkit.data import Concatenated, Dataset, Subset
-from quantkit.errors import DataError, ModelError
 from quantkit.settings.recipe import load_recipe
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

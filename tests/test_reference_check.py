@@ -8,14 +8,14 @@ import onnx
 import pytest
 from networks import bench
 from onnx import numpy_helper
-from test_stored import result as result
+from test_stored_plan import result as result
 from test_tensorrt import planned
 
-import quantkit.judging.reference_check
+import quantkit.verification.reference_check
 from quantkit.cli import main
-from quantkit.judging.reference_check import check_reference
 from quantkit.runs.result import Result
-from quantkit.runs.stored import export_plan
+from quantkit.runs.stored_plan import export_plan
+from quantkit.verification.reference_check import check_reference
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "w8a8", "fp8", "w4a16"])
@@ -31,7 +31,7 @@ def test_a_file_that_they_read_differently_is_seen(tmp_path: Path, monkeypatch: 
     work = bench("mlp", tmp_path)
     exported = export_plan(planned(work, "fp16"), "tensorrt", tmp_path / "trt.onnx", adapt=True)
     feeds = {name: value.numpy() for name, value in work.inputs.items()}
-    real = quantkit.judging.reference_check.ReferenceEvaluator
+    real = quantkit.verification.reference_check.ReferenceEvaluator
 
     def spoiled(path: str) -> object:
         model = onnx.load(path)
@@ -41,7 +41,7 @@ def test_a_file_that_they_read_differently_is_seen(tmp_path: Path, monkeypatch: 
         return real(model)
 
     assert max(check_reference(exported.file, feeds).differences.values()) < 1e-3
-    monkeypatch.setattr(quantkit.judging.reference_check, "ReferenceEvaluator", spoiled)
+    monkeypatch.setattr(quantkit.verification.reference_check, "ReferenceEvaluator", spoiled)
     checked = check_reference(exported.file, feeds)
     assert min(checked.differences.values()) > 0.5 and checked.same_top < 1
 

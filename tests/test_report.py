@@ -17,15 +17,15 @@ import pytest
 from test_pipeline import allocate, hurry, remember
 
 from quantkit.cli import main
-from quantkit.graph import Graph, Layer, Tensor
+from quantkit.core.graph import Graph, Layer, Tensor
+from quantkit.core.spec import is_float
 from quantkit.report import page
 from quantkit.report.charts import plan_rows, prediction_chart
-from quantkit.report.evidence import Evidence, read_evidence
+from quantkit.report.format import leaves, verdict_line
 from quantkit.report.layers import MOST, REST, interaction_chart, sensitivity_chart, time_chart
 from quantkit.report.markdown import to_markdown
 from quantkit.report.network import lay_out, network_chart
-from quantkit.report.words import leaves, verdict_line
-from quantkit.spec import is_float
+from quantkit.report.run_data import Evidence, read_evidence
 
 vl_convert = pytest.importorskip("vl_convert")
 
@@ -233,7 +233,7 @@ def test_without_a_profile_the_table_tells_the_time_and_says_so(run: Path) -> No
     chart = time_chart(evidence)
 
     assert "table of latencies" in chart.reading
-    table = evidence.ledger.resources["latency"].table
+    table = evidence.predictor.resources["latency"].table
     assert {row["layer"]: row["ms"] for row in chart.rows if row["file"] == "this plan"} == pytest.approx(
         {group: table.at(group, scheme) for group, scheme in evidence.allocation.items()}, rel=1e-5
     )
@@ -241,7 +241,7 @@ def test_without_a_profile_the_table_tells_the_time_and_says_so(run: Path) -> No
 
 def test_interactions_are_correlations_of_errors_in_the_order_of_the_network(allocated: Path) -> None:
     evidence = read_evidence(allocated)
-    pairs = evidence.ledger.interactions
+    pairs = evidence.predictor.interactions
     usual = evidence.usual
     values = interaction_chart(evidence).spec["data"]["values"]
 

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from quantkit.cli import main
+from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, QuantkitError, RequestError, SchemeError
 from quantkit.data import Batch, Preprocessing, Splits, collect, cut
-from quantkit.errors import DataError, MetricError, ModelError, OutputError, QuantkitError, RequestError, SchemeError
-from quantkit.request import resolve, resolve_model
 from quantkit.settings import options
 from quantkit.settings.bounds import Bound, Bounds
 from quantkit.settings.options import Arguments, Options
 from quantkit.settings.recipe import Recipe
+from quantkit.settings.request import resolve, resolve_model
 
 ITEMS = 300
 

@@ -84,10 +84,10 @@ def test_older_than_is_admitted_is_stale() -> None:
     assert stale_figures.ages({"spine.json": None}, {"spine.json": code()}, {})[0].is_stale
 
 
-def test_the_ledger_keeps_what_others_wrote(tmp_path: Path) -> None:
+def test_the_counts_keep_what_others_wrote(tmp_path: Path) -> None:
     path = tmp_path / "first-hour.json"
     path.write_text(json.dumps({"figures": {"matrix.failures": 0}, "note": "theirs"}))
-    stale_figures.write_ledger([age({}), age({}, SOURCES["quantkit/one.py"])], path)
+    stale_figures.write_counts([age({}), age({}, SOURCES["quantkit/one.py"])], path)
     assert json.loads(path.read_text()) == {
         "figures": {"matrix.failures": 0, "stale_figures": 1, "admitted_figures": 0}, "note": "theirs",
     }  # fmt: skip
@@ -95,7 +95,8 @@ def test_the_ledger_keeps_what_others_wrote(tmp_path: Path) -> None:
 
 def test_every_file_of_figures_names_its_code() -> None:
     assert [file for file, found in stale_figures.stored().items() if found is None] == []
-    there = {path.name for path in fingerprints.RESULTS.glob("*.json")} - {"admitted.json", "house.json", "first-hour.json", "claims.json"}
+    uncounted = {"admitted.json", "structure.json", "first-hour.json", "claims.json"}
+    there = {path.name for path in fingerprints.RESULTS.glob("*.json")} - uncounted
     assert there <= set(fingerprints.FIGURES)
 
 

@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantkit.calibration.ranges import calibrate
+from quantkit.core.numerics.affine import PAIR_LIMIT, QParams, choose_weight_qparams, dequantize, nearest, quantize, separate_pairs
+from quantkit.core.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec, parse_scheme
 from quantkit.data import Batch
 from quantkit.network.capture import capture
-from quantkit.numerics.affine import PAIR_LIMIT, QParams, choose_weight_qparams, dequantize, nearest, quantize, separate_pairs
-from quantkit.passes.moments import MOST_PRODUCTS, second_moments
-from quantkit.quantization import WeightBank
-from quantkit.rounding import BLIND, ROUNDINGS, Grid, fit_codebook, fit_two_level
-from quantkit.rounding.gptq import DAMPING, round_gptq
-from quantkit.rounding.grid import MOST
-from quantkit.rounding.two_level import multiplier_limit
+from quantkit.quantization.rounding import BLIND, ROUNDINGS, Grid, fit_codebook, fit_two_level
+from quantkit.quantization.rounding.gptq import DAMPING, round_gptq
+from quantkit.quantization.rounding.grid import MOST
+from quantkit.quantization.rounding.two_level import multiplier_limit
+from quantkit.quantization.weights import WeightBank
+from quantkit.sensitivity.passes.moments import MOST_PRODUCTS, second_moments
 from quantkit.settings.options import CHOICES
-from quantkit.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec, parse_scheme
 from quantkit.targets import ort_cpu
 
 
@@ -79,7 +79,7 @@ def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     rows, moments = problem(6, 40, 0)
     qparams = choose_weight_qparams(rows, spec(4), paired=False)
     whole = round_gptq(rows, Grid(qparams), moments, False)
-    monkeypatch.setattr("quantkit.rounding.gptq.BLOCK", 7)
+    monkeypatch.setattr("quantkit.quantization.rounding.gptq.BLOCK", 7)
     assert torch.equal(round_gptq(rows, Grid(qparams), moments, False), whole)
 
 

@@ -13,15 +13,15 @@ import pytest
 import toys
 from test_pipeline import allocate, hurry, remember
 
+from quantkit.allocation.costs.timing import interleave
 from quantkit.cli import tables
-from quantkit.costs.timing import interleave
-from quantkit.errors import SchemeError
-from quantkit.evaluation import evaluate, open_session
-from quantkit.lint import lint_file
+from quantkit.core.errors import SchemeError
 from quantkit.runs.result import Result
 from quantkit.runtimes import RUNTIMES, find_runtime, openvino
+from quantkit.runtimes.evaluation import evaluate, open_session
 from quantkit.runtimes.nncf_quantizer import quantize_with_nncf
 from quantkit.targets import TARGETS
+from quantkit.verification.lint import lint_file
 
 with_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="quantkit[openvino] is not installed")
 with_nncf = pytest.mark.skipif(find_spec("nncf") is None, reason="quantkit[nncf] is not installed")

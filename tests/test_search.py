@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from quantkit.allocation import Edge, Limit, Plan, Resource, front, predict, shortage
-from quantkit.graph import Group
-from quantkit.search import SEARCHES, Measured, SearchResult, Space, TimeIsUp, Trial
-from quantkit.table import Interactions, Table
+from quantkit.allocation.search import SEARCHES, Measured, SearchResult, Space, TimeIsUp, Trial
+from quantkit.core.graph import Group
+from quantkit.core.table import Interactions, Table
 
 SCHEMES = ("w4a8", "fp32", "w8a8")  # in no order of precision, as tables may be
 
@@ -21,7 +21,7 @@ NAMES = [pytest.param(name, marks=EXTRA) if name == "refine" else name for name 
 @pytest.fixture(autouse=True)
 def few_rounds(request, monkeypatch):
     if "slow" not in request.keywords:  # what the model asks for takes it seconds a plan
-        monkeypatch.setattr("quantkit.search.refine.ROUNDS", 5)
+        monkeypatch.setattr("quantkit.allocation.search.refine.ROUNDS", 5)
 
 
 def make(loss, cost, *, menus=None, fixed=None, edges=(), interactions=None, points=12):

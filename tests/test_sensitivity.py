@@ -15,11 +15,11 @@ import torch
 import toys
 from torch import nn
 
-from quantkit.errors import RequestError
-from quantkit.passes.perturbed import FLOAT_PLACEMENT
+from quantkit.core.errors import RequestError
+from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity import COSTS, METHODS, SENSITIVITIES, Cost, Scores, pyhessian
-from quantkit.sensitivity import scene as scenes
-from quantkit.simulation.program import Simulation
+from quantkit.sensitivity import context as contexts
+from quantkit.sensitivity.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.targets import ort_cpu, tensorrt
 
 WEIGHTS_ONLY = {"gauss_newton", "hessian", "hessian_cross", "pyhessian", "weight_error"}
@@ -40,7 +40,7 @@ def box() -> toys.Toybox:
 
 @pytest.fixture(scope="module")
 def scores(box: toys.Toybox) -> dict[str, Scores]:
-    return {name: estimate(toys.scene(box)) for name, estimate in SENSITIVITIES.items()}
+    return {name: estimate(toys.context(box)) for name, estimate in SENSITIVITIES.items()}
 
 
 @pytest.mark.parametrize("name", SENSITIVITIES)
@@ -83,7 +83,7 @@ def test_interactions_are_symmetric_zero_where_impossible_and_agree_with_the_tab
 
 @pytest.mark.parametrize("name", SENSITIVITIES)
 def test_plain_values_have_their_own_unit(box: toys.Toybox, name: str) -> None:
-    table = SENSITIVITIES[name](toys.scene(box, "identity", items=box.items.first(3))).table
+    table = SENSITIVITIES[name](toys.context(box, "identity", items=box.items.first(3))).table
 
     assert table.unit == ("share of the largest weight" if name == "weight_error" else "half squared distance")
     assert table.at("classifier", "w4a8") != 0, "a distance has no gradient at the float network, and yet it is curved"
@@ -91,7 +91,7 @@ def test_plain_values_have_their_own_unit(box: toys.Toybox, name: str) -> None:
 
 @pytest.mark.parametrize("name", SENSITIVITIES)
 def test_the_order_of_the_groups_changes_nothing(box: toys.Toybox, scores: dict[str, Scores], name: str) -> None:
-    turned = SENSITIVITIES[name](toys.scene(box, groups=box.groups[::-1]))
+    turned = SENSITIVITIES[name](toys.context(box, groups=box.groups[::-1]))
 
     np.testing.assert_allclose(turned.table.values[::-1], scores[name].table.values, rtol=1e-6)
     if turned.interactions is not None and scores[name].interactions is not None:
@@ -104,17 +104,17 @@ def test_the_order_of_the_groups_changes_nothing(box: toys.Toybox, scores: dict[
 def test_the_size_of_the_batches_changes_nothing_beyond_rounding(
     box: toys.Toybox, scores: dict[str, Scores], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scenes.Scene, "batch_size", lambda *_: 4)
+    monkeypatch.setattr(contexts.Context, "batch_size", lambda *_: 4)
     values = scores[name].table.values
 
-    np.testing.assert_allclose(SENSITIVITIES[name](toys.scene(box)).table.values, values, rtol=1e-2, atol=1e-3 * np.nanmax(values))
+    np.testing.assert_allclose(SENSITIVITIES[name](toys.context(box)).table.values, values, rtol=1e-2, atol=1e-3 * np.nanmax(values))
 
 
 @pytest.mark.parametrize("name", SENSITIVITIES)
 def test_the_seed_matters_where_something_is_drawn_and_only_there(box: toys.Toybox, scores: dict[str, Scores], name: str) -> None:
     torch.manual_seed(17)  # torch's own source of randomness has no part in it
     before = torch.get_rng_state()
-    again, other = (SENSITIVITIES[name](toys.scene(box, seed=seed)).table.values for seed in (0, 1))
+    again, other = (SENSITIVITIES[name](toys.context(box, seed=seed)).table.values for seed in (0, 1))
 
     np.testing.assert_array_equal(again, scores[name].table.values)
     if name != "augmented":  # where the seed matters only if a trace is larger than the displacement
@@ -124,7 +124,7 @@ def test_the_seed_matters_where_something_is_drawn_and_only_there(box: toys.Toyb
 
 @pytest.mark.parametrize("name", SENSITIVITIES)
 def test_the_items_matter_where_there_are_passes(box: toys.Toybox, scores: dict[str, Scores], name: str) -> None:
-    few = SENSITIVITIES[name](toys.scene(box, items=box.items.first(3))).table.values
+    few = SENSITIVITIES[name](toys.context(box, items=box.items.first(3))).table.values
 
     assert np.array_equal(few, scores[name].table.values, equal_nan=True) == (name == "weight_error")
 
@@ -141,8 +141,8 @@ def test_labels_matter_unless_they_mean_nothing_here(box: toys.Toybox, scores: d
     def numbers(found: Scores) -> np.ndarray:
         return found.table.values if found.interactions is None else found.interactions.matrix
 
-    ignored = numbers(SENSITIVITIES[name](toys.scene(box, labelled=False)))
-    unlabelled = numbers(SENSITIVITIES[name](toys.scene(box, items=toys.subset(11, seed=4, labelled=False))))
+    ignored = numbers(SENSITIVITIES[name](toys.context(box, labelled=False)))
+    unlabelled = numbers(SENSITIVITIES[name](toys.context(box, items=toys.subset(11, seed=4, labelled=False))))
 
     np.testing.assert_array_equal(ignored, unlabelled)
     assert not np.allclose(ignored, numbers(scores[name]), rtol=1e-2, atol=0, equal_nan=True)
@@ -152,7 +152,7 @@ def test_labels_matter_unless_they_mean_nothing_here(box: toys.Toybox, scores: d
 def test_the_callers_network_is_as_it_was(box: toys.Toybox, name: str) -> None:
     module = box.captured.module
     state = {key: value.clone() for key, value in module.state_dict().items()}
-    SENSITIVITIES[name](toys.scene(box, items=box.items.first(2)))
+    SENSITIVITIES[name](toys.context(box, items=box.items.first(2)))
 
     for key, value in module.state_dict().items():
         assert torch.equal(value, state[key])
@@ -181,7 +181,7 @@ class Told:
 @pytest.mark.parametrize("schemes", [("fp32",), toys.SCHEMES], ids=["no other scheme", "all pinned"])
 def test_where_nothing_can_be_quantized_nothing_is_hurt(box: toys.Toybox, name: str, schemes: tuple[str, ...]) -> None:
     pinned = tuple(replace(group, schemes=("fp32",)) for group in box.groups)
-    found = SENSITIVITIES[name](toys.scene(box, groups=pinned, schemes=schemes, items=box.items.first(2)))
+    found = SENSITIVITIES[name](toys.context(box, groups=pinned, schemes=schemes, items=box.items.first(2)))
 
     assert not np.nan_to_num(found.table.values).any()
     assert found.interactions is None or not found.interactions.matrix.any()
@@ -205,7 +205,7 @@ def test_formats_of_other_targets_are_scored_too(name: str) -> None:
     found = {}
     for target, schemes in menus.items():
         groups = target.groups(box.captured.graph, target.check_schemes(schemes))
-        table = SENSITIVITIES[name](toys.scene(box, groups=groups, schemes=schemes, target=target, items=box.items.first(6))).table
+        table = SENSITIVITIES[name](toys.context(box, groups=groups, schemes=schemes, target=target, items=box.items.first(6))).table
         found |= {scheme: abs(table.at("head", scheme)) for scheme in schemes}
         for group in groups:
             for scheme in schemes:
@@ -217,17 +217,17 @@ def test_formats_of_other_targets_are_scored_too(name: str) -> None:
 @pytest.mark.parametrize("name", SENSITIVITIES)
 def test_its_cost_is_told_before_it_starts(box: toys.Toybox, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
-    monkeypatch.setattr(METHODS[name], "estimate", lambda scene: told.notes.append(f"after {told.steps}"))
-    scene = toys.scene(box, progress=told)
-    SENSITIVITIES[name](scene)
+    monkeypatch.setattr(METHODS[name], "estimate", lambda context: told.notes.append(f"after {told.steps}"))
+    context = toys.context(box, progress=told)
+    SENSITIVITIES[name](context)
 
     assert told.notes == [told.notes[0], "after 0"]
-    assert told.notes[0].startswith(f"sensitivity {name}: at most {COSTS[name](scene).passes:,.0f} passes of one item")
+    assert told.notes[0].startswith(f"sensitivity {name}: at most {COSTS[name](context).passes:,.0f} passes of one item")
 
 
 def test_costs_are_what_the_formulas_say(box: toys.Toybox) -> None:
-    scene = toys.scene(box)
-    costs = {name: cost(scene) for name, cost in COSTS.items()}
+    context = toys.context(box)
+    costs = {name: cost(context) for name, cost in COSTS.items()}
     macs = {layer.name: layer.macs for layer in box.captured.graph.layers}
     total = sum(macs.values())
     shares = {
@@ -251,10 +251,10 @@ def test_costs_are_what_the_formulas_say(box: toys.Toybox) -> None:
 
 
 def test_more_items_than_a_method_looks_at_cost_nothing(box: toys.Toybox) -> None:
-    many = toys.scene(box, items=toys.subset(300, seed=4))
+    many = toys.context(box, items=toys.subset(300, seed=4))
 
     assert COSTS["fisher"](many) == Cost(128, 128)
-    assert COSTS["kl"](many).forward == pytest.approx(256 / 11 * COSTS["kl"](toys.scene(box)).forward)
+    assert COSTS["kl"](many).forward == pytest.approx(256 / 11 * COSTS["kl"](toys.context(box)).forward)
 
 
 def test_memory_bounds_the_batch_down_to_one_item(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,16 +263,16 @@ def test_memory_bounds_the_batch_down_to_one_item(box: toys.Toybox, monkeypatch:
     flowing = [value for name, value in values.items() if name != "output" and not any(value is one for one in parameters.values())]
     counted = sum(value.numel() for value in flowing)
     sizes: list[int] = []
-    original = scenes.network_batches
+    original = contexts.network_batches
 
     def spied(graph: Any, items: Any, size: int, device: Any) -> Any:
         sizes.append(size)
         return original(graph, items, size, device)
 
-    monkeypatch.setattr(scenes, "network_batches", spied)
-    monkeypatch.setattr(scenes, "BATCH", 10**6)
-    monkeypatch.setattr(scenes, "RERUN_BATCH", 10**6)
-    bounded = toys.scene(box, memory_mb=1)
+    monkeypatch.setattr(contexts, "network_batches", spied)
+    monkeypatch.setattr(contexts, "BATCH", 10**6)
+    monkeypatch.setattr(contexts, "RERUN_BATCH", 10**6)
+    bounded = toys.context(box, memory_mb=1)
 
     assert bounded.batch_size(2) == 1_000_000 // (2 * 4 * counted)
     assert bounded.batch_size(2, rows=100) == 1_000_000 // (2 * 4 * counted + 100 * 12 * toys.CLASSES)
@@ -280,7 +280,7 @@ def test_memory_bounds_the_batch_down_to_one_item(box: toys.Toybox, monkeypatch:
     for estimate in SENSITIVITIES.values():
         estimate(bounded)
     assert sizes and max(sizes) <= bounded.batch_size(2) < 50
-    assert toys.scene(box).batch_size(2) == pytest.approx(2048 * bounded.batch_size(2), abs=2048)
+    assert toys.context(box).batch_size(2) == pytest.approx(2048 * bounded.batch_size(2), abs=2048)
 
 
 def test_without_the_package_one_line_says_what_to_install(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,4 +295,4 @@ def test_without_the_package_one_line_says_what_to_install(box: toys.Toybox, mon
     monkeypatch.setattr(builtins, "__import__", missing)
 
     with pytest.raises(RequestError, match=r"pyhessian is not installed; next: pip install 'quantkit\[pyhessian\]'"):
-        pyhessian.estimate(toys.scene(box))
+        pyhessian.estimate(toys.context(box))

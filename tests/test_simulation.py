@@ -17,11 +17,11 @@ from networks import NETWORKS, Bench, Formed, build, formed, images, run
 from torch import Tensor, nn
 from torch.export import export
 
-from quantkit.evaluation import open_session
+from quantkit.core.numerics.affine import dequantize, fake_quantize
+from quantkit.core.spec import QuantSpec, parse_scheme
 from quantkit.network.capture import capture
-from quantkit.numerics.affine import dequantize, fake_quantize
-from quantkit.simulation.program import Simulation
-from quantkit.spec import QuantSpec, parse_scheme
+from quantkit.quantization.simulation.program import Simulation
+from quantkit.runtimes.evaluation import open_session
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
 

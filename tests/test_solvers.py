@@ -24,9 +24,9 @@ from quantkit.allocation.pareto import whole_front
 from quantkit.allocation.program import Program
 from quantkit.allocation.relaxation import relax
 from quantkit.allocation.translation import build
-from quantkit.errors import RequestError
-from quantkit.graph import Group
-from quantkit.table import Interactions, Table
+from quantkit.core.errors import RequestError
+from quantkit.core.graph import Group
+from quantkit.core.table import Interactions, Table
 from reference import allocation_cost, allocation_loss, allocations
 
 SCHEMES = ("fp32", "w8a8", "w4a8")

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantkit.core.errors import DataError
 from quantkit.data import Item, Splits, Subset, collect, concatenate, cut, sample, separate, split
 from quantkit.data.splits import whole
-from quantkit.errors import DataError
 
 
 class Words:

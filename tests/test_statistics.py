@@ -8,9 +8,9 @@ from math import comb, erf, sqrt
 import numpy as np
 import pytest
 
-from quantkit import statistics
-from quantkit.errors import MetricError
-from quantkit.statistics import UNKNOWING, Expectation, Verdict, decide, decide_ratio, ratio_interval, stands
+from quantkit.core import statistics
+from quantkit.core.errors import MetricError
+from quantkit.core.statistics import UNKNOWING, Expectation, Verdict, decide, decide_ratio, ratio_interval, stands
 
 N = 400
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.errors import ContractError, OutputError
-from quantkit.spec import parse_scheme
-from quantkit.store import Run, fingerprint, write_atomically
+from quantkit.core.errors import ContractError, OutputError
+from quantkit.core.spec import parse_scheme
+from quantkit.core.store import Run, fingerprint, write_atomically
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +49,7 @@ def files(folder):
 
 
 def test_a_fingerprint_is_the_same_in_every_process():
-    code = "from quantkit.store import fingerprint; print(fingerprint({'b': [1, 2.5, None], 'a': 'é'}, True))"
+    code = "from quantkit.core.store import fingerprint; print(fingerprint({'b': [1, 2.5, None], 'a': 'é'}, True))"
 
     seen = {
         subprocess.run(
@@ -279,7 +279,7 @@ def holder(folder):
     code = f"""
         import sys
         from pathlib import Path
-        from quantkit.store import Run
+        from quantkit.core.store import Run
         with Run(Path({str(folder)!r})):
             print("held", flush=True)
             sys.stdin.read()

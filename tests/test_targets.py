@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from networks import Formed, captured, formed
 
-from quantkit.errors import SchemeError
-from quantkit.graph import Graph, Group, Layer, Mover, Tensor, Unsupported
+from quantkit.core.errors import SchemeError
+from quantkit.core.graph import Graph, Group, Layer, Mover, Tensor, Unsupported
+from quantkit.core.spec import FLOAT, HALF, PerChannel, PerGroup, QuantSpec, parse_scheme
 from quantkit.settings.options import SCHEMES
-from quantkit.spec import FLOAT, HALF, PerChannel, PerGroup, QuantSpec, parse_scheme
 from quantkit.targets import TARGETS, find_target, ort_cpu, tensorrt
 from quantkit.targets.common import uniform
 from quantkit.targets.placement import Placement

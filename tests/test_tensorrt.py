@@ -16,22 +16,22 @@ import torch
 from networks import NETWORKS, Bench, run
 from onnx import TensorProto, numpy_helper
 from stepwise import constants, run_stepwise, types
-from test_stored import stored, wide
+from test_stored_plan import stored, wide
 from torch import Tensor, nn
 
 from quantkit.calibration.ranges import choose_grids
-from quantkit.evaluation import open_session
+from quantkit.core.spec import FLOAT, HALF, parse_scheme
 from quantkit.export.float_onnx import read_parameters
-from quantkit.lint import lint_file
 from quantkit.network.capture import capture
-from quantkit.passes.perturbed import FLOAT_PLACEMENT
-from quantkit.quantization import WeightBank
-from quantkit.runs.stored import Exported, StoredPlan, export_plan
+from quantkit.quantization.simulation.program import Simulation
+from quantkit.quantization.weights import WeightBank
+from quantkit.runs.stored_plan import Exported, StoredPlan, export_plan
+from quantkit.runtimes.evaluation import open_session
 from quantkit.runtimes.openvino import read_executed
+from quantkit.sensitivity.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.settings.options import SCHEMES
-from quantkit.simulation.program import Simulation
-from quantkit.spec import FLOAT, HALF, parse_scheme
 from quantkit.targets import tensorrt
+from quantkit.verification.lint import lint_file
 
 FP16, W8A8, FP8, W4A16 = (parse_scheme(name) for name in ("fp16", "w8a8", "fp8", "w4a16"))
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_stored import wide
+from test_stored_plan import wide
 from test_tensorrt import planned
 
 from quantkit.export import tensorrt_build as script
-from quantkit.export.beside import SCRIPT, write_beside
-from quantkit.runs.stored import export_plan
+from quantkit.export.companions import SCRIPT, write_beside
+from quantkit.runs.stored_plan import export_plan
 
 
 def test_the_command_names_the_file_and_no_precision(tmp_path: Path) -> None:

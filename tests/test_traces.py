@@ -12,12 +12,12 @@ import toys
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quantkit.numerics.affine import dequantize, fake_quantize
-from quantkit.passes.changes import InputErrors
-from quantkit.quantization import WeightBank
+from quantkit.core.numerics.affine import dequantize, fake_quantize
+from quantkit.core.spec import parse_scheme
+from quantkit.core.table import Table
+from quantkit.quantization.weights import WeightBank
 from quantkit.sensitivity import fisher, gauss_newton, hessian, hessian_activation, hessian_cross, pyhessian
-from quantkit.spec import parse_scheme
-from quantkit.table import Table
+from quantkit.sensitivity.passes.changes import InputErrors
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using backward:UserWarning")  # PyHessian's way
 
@@ -137,14 +137,14 @@ def read_by(box: toys.Toybox, layer: str, x: Tensor) -> tuple[Tensor, nn.Module]
 @pytest.mark.parametrize("layer", ["convolution", "head"])
 @pytest.mark.parametrize("curvature", ["softmax", "identity"])
 def test_gauss_newton_is_the_trace_of_the_jacobians_written_out(box: toys.Toybox, layer: str, curvature: str) -> None:
-    found = gauss_newton.estimate(toys.scene(box, curvature)).table.at(layer, "w4a8")  # type: ignore[arg-type]
+    found = gauss_newton.estimate(toys.context(box, curvature)).table.at(layer, "w4a8")  # type: ignore[arg-type]
     trace = gauss_newton_trace(box, f"{layer}.weight", curvature)
 
     assert found == pytest.approx(weight_term(box, layer, "w4a8", trace), rel=0.05)
 
 
 def test_gauss_newton_needs_no_labels(box: toys.Toybox) -> None:
-    one, other = (gauss_newton.estimate(toys.scene(box, labelled=labelled)).table.values for labelled in (True, False))
+    one, other = (gauss_newton.estimate(toys.context(box, labelled=labelled)).table.values for labelled in (True, False))
 
     np.testing.assert_array_equal(one, other)
 
@@ -153,7 +153,7 @@ def test_a_weight_used_twice_is_one(tied: toys.Toybox) -> None:
     trace = gauss_newton_trace(tied, "twice.weight", "softmax")
 
     assert [group.layers for group in tied.groups if len(group.layers) > 1] == [("twice", "twice.2")]
-    assert gauss_newton.estimate(toys.scene(tied)).table.at("twice", "w4a8") == pytest.approx(
+    assert gauss_newton.estimate(toys.context(tied)).table.at("twice", "w4a8") == pytest.approx(
         weight_term(tied, "twice", "w4a8", trace), rel=0.05
     )
 
@@ -172,7 +172,7 @@ def test_fisher_is_the_items_own_squared_gradients_of_weights_and_inputs(box: to
     read, _ = read_by(box, layer, x)
     wanted = weight_term(box, layer, "w4a8", weights) + 0.5 * inputs / read[0].numel() * mean_error(box, layer, read)
 
-    assert fisher.estimate(toys.scene(box)).table.at(layer, "w4a8") == pytest.approx(wanted, rel=1e-3)
+    assert fisher.estimate(toys.context(box)).table.at(layer, "w4a8") == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize(("layer", "curvature"), [("convolution", "identity"), ("head", "identity"), ("head", "softmax")])
@@ -191,7 +191,7 @@ def test_the_activation_part_is_the_dense_hessian_of_each_items_own_loss(box: to
     name = f"{layer}.weight"
     dense_trace = float(dense(box, [name]).trace()) if curvature == "softmax" else gauss_newton_trace(box, name, curvature)
     weights = weight_term(box, layer, "w8a8", dense_trace)
-    found = hessian_activation.estimate(toys.scene(box, curvature)).table.at(layer, "w8a8")  # type: ignore[arg-type]
+    found = hessian_activation.estimate(toys.context(box, curvature)).table.at(layer, "w8a8")  # type: ignore[arg-type]
 
     assert found == pytest.approx(weights + activations, rel=0.1)
     assert abs(found - weights) > 0.5 * abs(activations) > 0.05 * abs(weights)
@@ -200,7 +200,7 @@ def test_the_activation_part_is_the_dense_hessian_of_each_items_own_loss(box: to
 def test_cross_terms_are_quadratic_forms_of_the_dense_hessian(box: toys.Toybox) -> None:
     names = ["convolution.weight", "head.weight"]
     whole, sizes = dense(box, names).double(), [box.bank.parameter(name).numel() for name in names]
-    scores = hessian_cross.estimate(toys.scene(box))
+    scores = hessian_cross.estimate(toys.context(box))
     assert scores.interactions is not None
 
     def direction(layer: str, scheme: str) -> Tensor:
@@ -220,13 +220,13 @@ def test_a_direction_along_a_shared_weight_moves_both_uses(tied: toys.Toybox) ->
     moved = change(tied, "twice", "w4a8").flatten().double()
     wanted = float(moved @ dense(tied, ["twice.weight"]).double() @ moved)
 
-    assert hessian_cross.estimate(toys.scene(tied)).table.at("twice", "w4a8") == pytest.approx(wanted / 2, rel=1e-3)
+    assert hessian_cross.estimate(toys.context(tied)).table.at("twice", "w4a8") == pytest.approx(wanted / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("layer", ["convolution", "head"])
 def test_pyhessian_finds_the_dense_traces_too(box: toys.Toybox, layer: str) -> None:
     """Of squared distances, whose Hessian is J'J: it stops at the first negative estimate."""
-    found = pyhessian.estimate(toys.scene(box, "identity")).table.at(layer, "w4a8")
+    found = pyhessian.estimate(toys.context(box, "identity")).table.at(layer, "w4a8")
 
     assert found == pytest.approx(weight_term(box, layer, "w4a8", gauss_newton_trace(box, f"{layer}.weight", "identity")), rel=0.1)
 
@@ -235,7 +235,7 @@ def test_traces_of_weights_agree_between_all_who_estimate_them(box: toys.Toybox,
     monkeypatch.setattr(hessian, "ITEMS", 24)
     monkeypatch.setattr(hessian, "MOST_PROBES", 400)
     monkeypatch.setattr(hessian, "TOLERANCE", 0.0)
-    ours, theirs = (method.estimate(toys.scene(box, "identity")).table for method in (hessian, pyhessian))
+    ours, theirs = (method.estimate(toys.context(box, "identity")).table for method in (hessian, pyhessian))
 
     def column(table: Table) -> list[float]:
         return [table.at("convolution", "w4a8"), table.at("head", "w4a8")]
@@ -248,7 +248,7 @@ def test_an_error_that_meets_the_inputs_less_counts_less(box: toys.Toybox, metho
     """A rounding that knows the inputs says how far its error lies where they are: its alignment."""
     monkeypatch.setattr(pyhessian, "MOST_PROBES", 10)
     monkeypatch.setattr(InputErrors, "mean", lambda *_: 0.0)
-    plain, weight = method.estimate(toys.scene(box)).table.values, WeightBank.weight
+    plain, weight = method.estimate(toys.context(box)).table.values, WeightBank.weight
     monkeypatch.setattr(WeightBank, "weight", lambda *asked, **how: replace(weight(*asked, **how), alignment=0.25))
 
-    np.testing.assert_allclose(method.estimate(toys.scene(box)).table.values, 0.25 * plain)
+    np.testing.assert_allclose(method.estimate(toys.context(box)).table.values, 0.25 * plain)

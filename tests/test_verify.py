@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import toys
 
-from quantkit.evaluation import Session
-from quantkit.export.executed import Executed
-from quantkit.judging import verify
-from quantkit.judging.verify import int8_share, time_sessions
+from quantkit.export.executed_layers import Executed
 from quantkit.runtimes import ort_cpu as runtime
+from quantkit.runtimes.evaluation import Session
+from quantkit.verification import verify
+from quantkit.verification.verify import int8_share, time_sessions
 
 
 def test_the_runtime_runs_what_was_planned_and_says_otherwise_by_name(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from quantkit.progress import Silent
+from quantkit.core.progress import Silent
+from quantkit.core.store import Run
 from quantkit.runs.workbench import Workbench
-from quantkit.store import Run
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,17 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 from quantkit.calibration.ranges import calibrate
+from quantkit.core.graph import Group
+from quantkit.core.progress import Silent
 from quantkit.data import Batch, Subset, collect
 from quantkit.data.splits import whole
 from quantkit.export.float_onnx import export_float
-from quantkit.graph import Group
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
-from quantkit.passes.batches import network_batches
-from quantkit.passes.bound import Passes
-from quantkit.progress import Silent
-from quantkit.quantization import WeightBank
-from quantkit.sensitivity import Scene
+from quantkit.quantization.weights import WeightBank
+from quantkit.sensitivity import Context
+from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.sensitivity.passes.bound import Passes
 from quantkit.settings.options import Options
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.network import find_groups
@@ -125,9 +125,9 @@ def toybox() -> Toybox:
     return unpack(trained())
 
 
-def scene(box: Toybox, curvature: Literal["softmax", "identity"] = "softmax", **changes: Any) -> Scene:
+def context(box: Toybox, curvature: Literal["softmax", "identity"] = "softmax", **changes: Any) -> Context:
     """What an estimator gets."""
-    plain = Scene(
+    plain = Context(
         Passes(box.captured, changes.pop("target", ort_cpu), box.bank),
         box.groups,
         SCHEMES,

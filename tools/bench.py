@@ -107,7 +107,7 @@ def probe_over_pyhessian() -> float:
 
     from quantkit.data import Batch
     from quantkit.network.capture import capture
-    from quantkit.passes.curvature import hutchinson
+    from quantkit.sensitivity.passes.curvature import hutchinson
     from quantkit.settings.recipe import load_recipe
 
     model = load_recipe(ROOT / "recipes" / "resnet20.py").model.eval()

@@ -30,16 +30,16 @@ from known import known_figures, write_figures
 from pyhessian import hessian as package
 from scipy.stats import spearmanr
 
+from quantkit.core.progress import Silent
+from quantkit.core.store import Run
 from quantkit.data import Batch
-from quantkit.passes.batches import network_batches
-from quantkit.passes.curvature import differentiable, hutchinson
-from quantkit.passes.gradients import squared_gradients
-from quantkit.passes.outputs import drawn
-from quantkit.progress import Silent
 from quantkit.runs.workbench import Workbench
 from quantkit.sensitivity import COSTS, SENSITIVITIES, pyhessian
+from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.sensitivity.passes.curvature import differentiable, hutchinson
+from quantkit.sensitivity.passes.gradients import squared_gradients
+from quantkit.sensitivity.passes.outputs import drawn
 from quantkit.settings.recipe import load_recipe
-from quantkit.store import Run
 
 ITEMS, PROBES, BATCH = 32, 24, 16
 SINGLE = 40  # probes of each layer's own trace
@@ -61,11 +61,11 @@ def interactions() -> dict[str, float]:
     """MobileNetV2, three schemes: all pairs of interactions, isolated scores, measured pairs, traces."""
     with bed("mobilenet_v2") as found:
         calibration = found.request.splits.calibration
-        scene = replace(found.scene, items=calibration.first(16))
-        isolated, gram = (min(seconds(lambda m=m: SENSITIVITIES[m](scene)) for _ in range(2)) for m in ("kl", "displacement"))
-        few = replace(scene, items=calibration.first(2))
+        context = replace(found.context, items=calibration.first(16))
+        isolated, gram = (min(seconds(lambda m=m: SENSITIVITIES[m](context)) for _ in range(2)) for m in ("kl", "displacement"))
+        few = replace(context, items=calibration.first(2))
         pairs = seconds(lambda: SENSITIVITIES["pairs"](few)) / 2 * 16
-        whole = replace(scene, items=calibration)
+        whole = replace(context, items=calibration)
         steps = network_batches(found.network.captured.graph, calibration.first(ITEMS), BATCH)
 
         def to_five_percent() -> None:
@@ -77,7 +77,7 @@ def interactions() -> dict[str, float]:
     return {
         "mobilenet_v2.cost.interactions_over_isolated": gram / isolated,
         "mobilenet_v2.cost.pairs_over_interactions": pairs / gram,
-        "mobilenet_v2.cost.pairs_over_interactions_in_passes": COSTS["pairs"](scene).passes / COSTS["displacement"](scene).passes,
+        "mobilenet_v2.cost.pairs_over_interactions_in_passes": COSTS["pairs"](context).passes / COSTS["displacement"](context).passes,
         "mobilenet_v2.cost.traces_minutes": traced / 60,
     }
 
@@ -96,18 +96,18 @@ def gram() -> dict[str, float]:
 def _gram() -> tuple[float, int, float]:
     torch.set_num_threads(2)
     with bed("mobilenet_v2") as found:
-        scene = replace(found.scene, items=found.request.splits.calibration)
+        context = replace(found.context, items=found.request.splits.calibration)
         start = time.perf_counter()
-        SENSITIVITIES["displacement"](scene)
+        SENSITIVITIES["displacement"](context)
         minutes = (time.perf_counter() - start) / 60
-    return minutes, len(scene.affordable(scene.reruns)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return minutes, len(context.affordable(context.reruns)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def traces() -> dict[str, float]:
     """ResNet44, one batch: seconds and variance a probe, of each way to the total trace; the order of layers."""
     with bed("resnet44") as found:
-        scene = replace(found.scene, items=found.request.splits.calibration.first(BATCH))
-        batch = next(network_batches(found.network.captured.graph, scene.items, BATCH))
+        context = replace(found.context, items=found.request.splits.calibration.first(BATCH))
+        batch = next(network_batches(found.network.captured.graph, context.items, BATCH))
         model = load_recipe(ROOT / "recipes" / "resnet44.py").model.eval()
         x = batch.inputs[found.network.captured.graph.inputs[0]]
         theirs = [_theirs(model, x, batch, seed) for seed in range(3)]
@@ -115,11 +115,11 @@ def traces() -> dict[str, float]:
         gauss = [_gauss_newton(found, batch, seed) for seed in range(3)]
         (t_s, t_v), (h_s, _), (g_s, g_v) = (np.median(rows, axis=0) for rows in (theirs, mine, gauss))
         # A joint probe of all weights has the same variance whoever computes it: the package's own, measured over many more.
-        long = replace(scene, seed=1)
+        long = replace(context, seed=1)
         pyhessian.MOST_PROBES, pyhessian.TOLERANCE = SINGLE, 1e-4
         single = SENSITIVITIES["pyhessian"](long).table.values
-        squared = SENSITIVITIES["gauss_newton"](scene).table.values
-        column = list(found.scene.schemes).index("w4a8")
+        squared = SENSITIVITIES["gauss_newton"](context).table.values
+        column = list(found.context.schemes).index("w4a8")
         weighted = np.isfinite(single[:, column]) & (single[:, column] != 0)
         rank = float(spearmanr(single[weighted, column], squared[weighted, column]).statistic)
     return {
@@ -143,11 +143,11 @@ def _theirs(model: torch.nn.Module, x: torch.Tensor, batch: Batch, seed: int) ->
 
 
 def _ours(found: Bed, batch: Batch, seed: int) -> tuple[float, float]:
-    module, scene = found.network.captured.module, found.scene
+    module, context = found.network.captured.module, found.context
     weights = [name for name, _ in module.named_parameters()]
 
     def trace(probes: int) -> None:
-        hutchinson(module, scene.loss, [batch], weights, probes=probes, tolerance=0.0, seed=seed)
+        hutchinson(module, context.loss, [batch], weights, probes=probes, tolerance=0.0, seed=seed)
 
     return (seconds(lambda: trace(PROBES)) - seconds(lambda: trace(2))) / (PROBES - 2), 0.0
 

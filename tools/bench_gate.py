@@ -42,9 +42,9 @@ def decisions(_: Path) -> dict[str, Any]:
 
     import numpy as np
 
+    from quantkit.core.statistics import decide
+    from quantkit.data.metric import METRICS
     from quantkit.gating.findings import judge_drop
-    from quantkit.metric import METRICS
-    from quantkit.statistics import decide
 
     def judged(losses: int, gains: int, budget: float) -> str:
         one, other = np.full(ITEMS, IN_POINTS), np.full(ITEMS, IN_POINTS)
@@ -80,8 +80,8 @@ def make_network(folder: Path) -> None:
     """The demo's trained network and its items, once, in a process of its own: what trains must not fork."""
     import torch
 
-    from quantkit import demo
-    from quantkit.progress import Silent
+    from quantkit.cli import demo
+    from quantkit.core.progress import Silent
 
     recipe = demo.build(Silent())
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,9 +145,9 @@ def allocator(folder: Path) -> Callable[[Path], Any]:
     import torch
 
     import quantkit
+    from quantkit.cli.demo import DigitNet
     from quantkit.data import Batch, collect, separate
-    from quantkit.demo import DigitNet
-    from quantkit.judging import verify
+    from quantkit.verification import verify
 
     torch.set_num_threads(1)
     verify.LATENCY_SECONDS = 0.3

@@ -29,24 +29,24 @@ from known import run_folder, write_figures
 from sensitivity_figures import Row, ratios_of_times, summarise
 
 from quantkit.allocation import order, solve
-from quantkit.costs.counted import byte_costs
+from quantkit.allocation.costs.counted import byte_costs
+from quantkit.core.graph import Group
+from quantkit.core.progress import Silent
+from quantkit.core.spec import parse_scheme
+from quantkit.core.store import Run, fingerprint, write_atomically
+from quantkit.core.table import Interactions, Table
 from quantkit.data import Subset
-from quantkit.evaluation import evaluate
-from quantkit.graph import Group
-from quantkit.metric import Outputs, divergence
-from quantkit.passes.bound import Passes
-from quantkit.progress import Silent
-from quantkit.request import Request, resolve
+from quantkit.data.metric import Outputs, divergence
 from quantkit.runs.workbench import Workbench, scratch_folder
-from quantkit.sensitivity import SENSITIVITIES, Scene, Scores, augmented
+from quantkit.runtimes.evaluation import evaluate
+from quantkit.sensitivity import SENSITIVITIES, Context, Scores, augmented
+from quantkit.sensitivity.passes.bound import Passes
 from quantkit.settings.bounds import Bounds
 from quantkit.settings.options import Arguments
-from quantkit.spec import parse_scheme
+from quantkit.settings.request import Request, resolve
 from quantkit.stages.candidates import Candidates
-from quantkit.stages.choice import labels_for
 from quantkit.stages.network import Network, calibrate_ranges, capture_network, find_groups, prepare_candidates
-from quantkit.store import Run, fingerprint, write_atomically
-from quantkit.table import Interactions, Table
+from quantkit.stages.search import labels_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMES = ("w8a8", "w4a8", "w3a8")  # and fp32
@@ -88,7 +88,7 @@ class Bed:
     request: Request
     network: Network
     candidates: Candidates
-    scene: Scene
+    context: Context
     costs: Mapping[str, Table]
 
 
@@ -157,12 +157,12 @@ def prepare(bench: Workbench, name: str, seed: int, scratch: Path) -> Bed:
     ranges = calibrate_ranges(bench, request, network)
     candidates = prepare_candidates(bench, request, network, groups, ranges, scratch)
     items = request.splits.calibration.first(SIZES[name].seen)
-    scene = Scene(
+    context = Context(
         Passes(network.on_device, network.target, candidates.bank), groups, ("fp32", *SCHEMES), items, "softmax", True, seed,
         torch.device("cpu"), Silent(),
     )  # fmt: skip
-    bytes_ = byte_costs(network.captured.graph, groups, scene.schemes, network.target)
-    return Bed(request, network, candidates, scene, {"bytes": bytes_, "latency": unit_times(bytes_, shares_of_macs(network, groups))})
+    bytes_ = byte_costs(network.captured.graph, groups, context.schemes, network.target)
+    return Bed(request, network, candidates, context, {"bytes": bytes_, "latency": unit_times(bytes_, shares_of_macs(network, groups))})
 
 
 def shares_of_macs(network: Network, groups: Sequence[Group]) -> dict[str, float]:
@@ -187,13 +187,13 @@ def plans(bench: Workbench, bed: Bed, name: str, seed: int) -> Iterator[tuple[st
     gram = gram_of(found["displacement"])
     isolated, traces = found["kl"].table, found["gauss_newton"].table
     if name in BLENDED:
-        found["augmented_hessian"] = augmented.combine(found["hessian"].table, gram, isolated, bed.scene)
-        found["augmented_whole"] = augmented.combine(traces, gram, isolated, bed.scene, share=1.0)
+        found["augmented_hessian"] = augmented.combine(found["hessian"].table, gram, isolated, bed.context)
+        found["augmented_whole"] = augmented.combine(traces, gram, isolated, bed.context, share=1.0)
         found |= {f"gram_kl_{share}": mixed(gram, isolated, share) for share in (1.0, 0.5, 0.25)}
     for method, scores in found.items():
         for cost, table in bed.costs.items():
             for place, budget in enumerate(budgets(table, uniform)):
-                plan = solve(scores.table, table, budget, groups=bed.scene.groups, interactions=scores.interactions, seed=seed)
+                plan = solve(scores.table, table, budget, groups=bed.context.groups, interactions=scores.interactions, seed=seed)
                 assert plan is not None
                 yield method, "pareto", cost, place, dict(plan.allocation)
     random = np.random.default_rng(seed)
@@ -223,12 +223,12 @@ def scored(bench: Workbench, bed: Bed, method: str, seed: int) -> Scores:
 
     def compute() -> Scores:
         start = time.process_time()
-        scores = SENSITIVITIES[method](bed.scene)
+        scores = SENSITIVITIES[method](bed.context)
         with (bench.store.folder / "timings.jsonl").open("a") as file:
-            file.write(json.dumps({"method": method, "items": len(bed.scene.items), "seconds": time.process_time() - start}) + "\n")
+            file.write(json.dumps({"method": method, "items": len(bed.context.items), "seconds": time.process_time() - start}) + "\n")
         return scores
 
-    on = {"weights": bed.candidates.key, "seed": seed, "items": len(bed.scene.items)}
+    on = {"weights": bed.candidates.key, "seed": seed, "items": len(bed.context.items)}
     return bench.keep(f"scores-{method}", on, compute, Scores.from_json)
 
 
@@ -240,10 +240,10 @@ def budgets(table: Table, uniform: Mapping[str, Mapping[str, str]]) -> list[floa
 
 def way_down(scores: Scores, bed: Bed) -> Iterator[dict[str, str]]:
     """Every allocation on the way of a bisection from all float: scheme after scheme, the least sensitive group first."""
-    standing = {group.name: max(group.schemes, key=lambda scheme: parse_scheme(scheme).precision) for group in bed.scene.groups}
+    standing = {group.name: max(group.schemes, key=lambda scheme: parse_scheme(scheme).precision) for group in bed.context.groups}
     yield standing
     for scheme in SCHEMES:
-        able = [group.name for group in bed.scene.groups if scheme in group.schemes]
+        able = [group.name for group in bed.context.groups if scheme in group.schemes]
         for group in order(scores.table, able, scheme, interactions=scores.interactions, start=standing):
             standing = standing | {group: scheme}
             yield standing

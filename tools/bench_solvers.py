@@ -14,8 +14,8 @@ from statistics import median
 import numpy as np
 
 from quantkit.allocation import Edge, solve
-from quantkit.graph import Group
-from quantkit.table import Interactions, Table
+from quantkit.core.graph import Group
+from quantkit.core.table import Interactions, Table
 
 SCHEMES = ("fp32", "w8a8", "w6a8", "w4a8", "w2a8")
 GROUPS = 500

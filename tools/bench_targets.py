@@ -94,11 +94,11 @@ def zoo(_: Path, _networks: Sequence[str]) -> dict[str, float]:
 
 def narrow(runs: Path, _networks: Sequence[str]) -> dict[str, float]:
     """Each network uniform under each scheme, against the one that does the same work from wider weights: w8a8, or float32."""
-    from quantkit.costs.timing import interleave
-    from quantkit.evaluation import open_session
-    from quantkit.examination import random_feeds
-    from quantkit.runs.stored import export_plan, read_plan
-    from quantkit.spec import is_float, parse_scheme
+    from quantkit.allocation.costs.timing import interleave
+    from quantkit.core.spec import is_float, parse_scheme
+    from quantkit.gating.examine import random_feeds
+    from quantkit.runs.stored_plan import export_plan, read_plan
+    from quantkit.runtimes.evaluation import open_session
 
     found = dict[str, float]()
     for name in ("resnet44", "mobilenet_v2"):
@@ -164,9 +164,9 @@ def openvino(runs: Path, networks: Sequence[str]) -> dict[str, float]:
 
 def tensorrt(runs: Path, networks: Sequence[str]) -> dict[str, float]:
     """Plans made for ONNX Runtime, adapted: the share of their int8 layers that OpenVINO runs in int8, and whether NVIDIA's rules hold."""
-    from quantkit.lint import lint_file
-    from quantkit.runs.stored import export_plan, read_plan
+    from quantkit.runs.stored_plan import export_plan, read_plan
     from quantkit.runtimes import find_runtime
+    from quantkit.verification.lint import lint_file
 
     found = dict[str, float]()
     for name in networks:
@@ -197,8 +197,8 @@ def forms(runs: Path, networks: Sequence[str]) -> dict[str, float]:
 
 
 def emit(runs: Path, _networks: Sequence[str]) -> dict[str, float]:
-    from quantkit.examination import examine
-    from quantkit.runs.stored import export_plan, read_plan
+    from quantkit.gating.examine import examine
+    from quantkit.runs.stored_plan import export_plan, read_plan
 
     folder = stored("mobilenet_v2", runs)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Everything that must hold before a change is merged, in one command: lint, types, floors, ceilings, figures.
+"""Everything that must hold before a change is merged, in one command: lint, types, layers, ceilings, figures.
 
 Run it before every commit (`make check`). It prints what each check found and exits 1 if any failed.
 """
@@ -15,11 +15,11 @@ BIN = Path(sys.executable).parent
 CHECKS: dict[str, list[str]] = {
     "lint": [sys.executable, "-m", "ruff", "check", "."],
     "types": [sys.executable, "-m", "mypy"],
-    "floors": [str(BIN / "lint-imports"), "--no-cache"],
+    "layers": [str(BIN / "lint-imports"), "--no-cache"],
     "ceilings": [sys.executable, "tools/sizes.py", "--ceilings"],
     "figures": [sys.executable, "tools/stale_figures.py"],
     "pages": [sys.executable, "tools/page_figures.py", "--check"],
-    "house rules": [sys.executable, "-m", "pytest", "-q", "tests/test_house.py"],
+    "structure": [sys.executable, "-m", "pytest", "-q", "tests/test_structure.py"],
 }
 
 

@@ -54,7 +54,7 @@ FIGURES: dict[str, Figures] = {
         "tools/bench_certificates.py", (JOB, *recipes("squeezenet1_1", "mobilenet_v2", "resnet44", "minilm_sst2"))
     ),
     "costs.json": Figures("tools/bench_costs.py", recipes("mobilenet_v2", "resnet44")),  # tools/bench_solvers.py is a part of it
-    "gate.json": Figures("tools/bench_gate.py", (JOB, "quantkit/gating", "quantkit/examination.py", "quantkit/demo.py")),
+    "gate.json": Figures("tools/bench_gate.py", (JOB, "quantkit/gating", "quantkit/cli/demo.py")),
     "report.json": Figures("tools/bench_report.py", (JOB, "quantkit/report", *recipes("mobilenet_v2"))),
     "sensitivity.json": Figures(
         "tools/bench_sensitivity.py", recipes("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2", "minilm_sst2")

@@ -9,8 +9,8 @@ from typing import Any
 
 from fingerprints import ROOT, Code, code_here
 
-from quantkit.environment import describe
-from quantkit.store import write_atomically
+from quantkit.core.environment import describe
+from quantkit.core.store import write_atomically
 
 
 def known_figures(path: Path) -> dict[str, Any]:

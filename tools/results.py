@@ -26,8 +26,8 @@ import stale_figures
 from fingerprints import FIGURES, RESULTS, ROOT, Code, code_here
 from known import run_folder
 
-from quantkit.environment import VNNI, isa
-from quantkit.store import write_atomically
+from quantkit.core.environment import VNNI, isa
+from quantkit.core.store import write_atomically
 
 PAGES = ("tools/page_figures.py", "tools/results_page.py")
 
@@ -77,10 +77,10 @@ def call(command: Sequence[str]) -> int:
 
 
 def write_pages() -> bool:
-    """The ledgers, README's and the docs' numbers, and the page of results. Whether all were written."""
+    """The counts, README's and the docs' numbers, and the page of results. Whether all were written."""
     ended = call((sys.executable, "tools/sizes.py", "--figures"))
     stale_figures.admit([], "")  # files that were measured are not old any more
-    stale_figures.write_ledger(stale_figures.ages_here())
+    stale_figures.write_counts(stale_figures.ages_here())
     return not ended and all(call((sys.executable, page)) == 0 for page in PAGES)
 
 

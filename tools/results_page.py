@@ -121,11 +121,11 @@ SECTIONS = (
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
     Section("report.json", "The report", r"(\w+)\.report\.(\w+)", "python tools/bench_report.py", "The page in a real headless Chromium."),
     Section(
-        "house.json", "The house", r"([\w.]+)", "python tools/sizes.py --figures",
+        "structure.json", "The layout of the package", r"([\w.]+)", "python tools/sizes.py --figures",
         "Lines of the source; `reach` is how many of its own a file needs, with all it imports; parameters and returns that are typed.",
     ),
     Section(
-        "first-hour.json", "What a new user meets", r"(.+)", "make results; python tools/stale_figures.py --ledger",
+        "first-hour.json", "What a new user meets", r"(.+)", "make results; python tools/stale_figures.py --counts",
         "Counts that different commands write, each its own. `stale_figures`: files older than the code that they describe by more than is "
         "admitted; `admitted_figures`: those that are old and say so.",
     ),

@@ -1,7 +1,7 @@
-"""The ledger of the house: lines, functions, floor and reach of every module, against the ceilings.
+"""The size of every module: lines, functions, layer and reach, against the ceilings.
 
 Run `python tools/sizes.py` before a change and after it; `--ceilings` prints only what breaks one, and exits 1 then; `--figures` writes
-docs/results/house.json.
+docs/results/structure.json.
 Reach is the number of the package's own lines that a module needs in order to be understood: its own and those of all it imports.
 """
 
@@ -23,7 +23,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ROOT / "docs" / "results" / "house.json"
+FIGURES = ROOT / "docs" / "results" / "structure.json"
 SENSITIVITIES = tuple(
     f"sensitivity.{path.stem}" for path in sorted((ROOT / "quantkit" / "sensitivity").glob("*.py")) if path.stem != "__init__"
 )
@@ -42,14 +42,14 @@ class Function:
 
 @dataclass(frozen=True)
 class Module:
-    """One file of the package. `floor` counts from the ground, in the order of the import contract."""
+    """One file of the package. `layer` is its package's, counted from the lowest in the import contract."""
 
     name: str
     path: Path
     lines: int
     functions: tuple[Function, ...]
     imports: frozenset[str]
-    floor: int
+    layer: int
 
 
 def functions(tree: ast.Module) -> Iterator[Function]:
@@ -70,34 +70,34 @@ def own_imports(tree: ast.Module, known: set[str]) -> frozenset[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             parts = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= parts if parts <= known else {node.module, *parts}  # `from room import file` is about the files
+            found |= parts if parts <= known else {node.module, *parts}  # `from package import module` is about the modules
     return frozenset(found & known)
 
 
-def floors() -> dict[str, int]:
-    """The floor of each room, read from the import contract, so that there is one list of them."""
+def layers() -> dict[str, int]:
+    """The layer of each package, read from the import contract, so that there is one list of them."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    rooms = {}
-    for floor, layer in enumerate(reversed(layers)):
-        for room in layer.replace(":", "|").split("|"):
-            rooms[room.strip(" ()")] = floor
-    return rooms
+    rows = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    found = {}
+    for layer, row in enumerate(reversed(rows)):
+        for package in row.replace(":", "|").split("|"):
+            found[package.strip(" ()")] = layer
+    return found
 
 
 def modules() -> list[Module]:
     """The package, file by file."""
     files = sorted((ROOT / "quantkit").rglob("*.py"))
     paths = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
-    rooms = floors()
+    known = layers()
     found = []
     for name, path in paths.items():
         text = path.read_text()
         tree = ast.parse(text)
-        room = name.split(".")[1] if "." in name else ""
-        floor = rooms.get(room, max(rooms.values()) + 1)
+        package = name.split(".")[1] if "." in name else ""
+        layer = known.get(package, max(known.values()) + 1)
         imports = own_imports(tree, set(paths) - {name, "quantkit"})
-        found.append(Module(name, path, text.count("\n"), tuple(functions(tree)), imports, floor))
+        found.append(Module(name, path, text.count("\n"), tuple(functions(tree)), imports, layer))
     return found
 
 
@@ -132,7 +132,7 @@ def typed_share(found: list[Module]) -> float:
 
 
 def figures(found: list[Module]) -> dict[str, float]:
-    """What the house is measured by. A cycle counts every import, wherever it stands; 0 if there is none."""
+    """What the layout of the package is measured by. A cycle counts every import, wherever it stands; 0 if there is none."""
     by_name = {module.name: module for module in found}
     imports = networkx.DiGraph((module.name, other) for module in found for other in module.imports)
     circles = [len(knot) for knot in networkx.strongly_connected_components(imports) if len(knot) > 1]
@@ -141,28 +141,28 @@ def figures(found: list[Module]) -> dict[str, float]:
         "lines": sum(module.lines for module in found),
         "longest_file": max(module.lines for module in found),
         "longest_function": max(function.lines for module in found for function in module.functions),
-        "top_level_rooms": len({module.name.split(".")[1] for module in found if "." in module.name}),
+        "top_level_entries": len({module.name.split(".")[1] for module in found if "." in module.name}),
         "largest_cycle": max(circles, default=0),
         "typed_percent": 100 * typed_share(found),
     }
-    rooms = {"sensitivity": SENSITIVITIES, "solver": SOLVERS}
-    reached = {kind: {name: reach(by_name[f"quantkit.{name}"], by_name) for name in names} for kind, names in rooms.items()}
+    kinds = {"sensitivity": SENSITIVITIES, "solver": SOLVERS}
+    reached = {kind: {name: reach(by_name[f"quantkit.{name}"], by_name) for name in names} for kind, names in kinds.items()}
     measured |= {f"reach.{name.split('.')[1]}": lines for names in reached.values() for name, lines in names.items()}
     return measured | {"reach.any_sensitivity": max(reached["sensitivity"].values()), "reach.solver": max(reached["solver"].values())}
 
 
 def main() -> int:
-    """Print the ledger, highest floor first, then what breaks a ceiling."""
+    """Print every module, highest layer first, then what breaks a ceiling."""
     found = modules()
     by_name = {module.name: module for module in found}
     if "--figures" in sys.argv:
         FIGURES.write_text(json.dumps({"figures": figures(found)}, indent=1) + "\n")
         return 0
     if "--ceilings" not in sys.argv:
-        print(f"{'floor':>5}  {'module':<36}{'lines':>6}{'functions':>11}{'longest':>9}{'reach':>7}")
-        for m in sorted(found, key=lambda m: (-m.floor, m.name)):
+        print(f"{'layer':>5}  {'module':<36}{'lines':>6}{'functions':>11}{'longest':>9}{'reach':>7}")
+        for m in sorted(found, key=lambda m: (-m.layer, m.name)):
             longest = max((f.lines for f in m.functions), default=0)
-            print(f"{m.floor:>5}  {m.name:<36}{m.lines:>6}{len(m.functions):>11}{longest:>9}{reach(m, by_name):>7}")
+            print(f"{m.layer:>5}  {m.name:<36}{m.lines:>6}{len(m.functions):>11}{longest:>9}{reach(m, by_name):>7}")
         lines = [module.lines for module in found]
         print(f"{len(found)} files, {sum(lines)} lines, median {median(lines):g}, longest {max(lines)}")
     broken = breaches(found)

@@ -3,10 +3,10 @@
     python tools/stale_figures.py                                  # the check: exit 1 where a file is older than is admitted
     python tools/stale_figures.py --admit spine.json --reason "…"  # admit that it is as old as it is; all stale files where none is named
     python tools/stale_figures.py --backfill                       # for files without a fingerprint: that of the commit that wrote them
-    python tools/stale_figures.py --ledger                         # both counts into docs/results/first-hour.json
+    python tools/stale_figures.py --counts                            # both counts into docs/results/first-hour.json
 
 Age is the share of today's sources that a file's figures did not see (tools/fingerprints.py). What is admitted is an age, a reason and a
-date; code that changes further makes the file stale again. docs/results/house.json describes the sources themselves and must be exact.
+date; code that changes further makes the file stale again. docs/results/structure.json describes the sources themselves and must be exact.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any
 import sizes
 from fingerprints import FIGURES, RESULTS, Code, code_here, code_of, commit_of, sources_at
 
-from quantkit.store import write_atomically
+from quantkit.core.store import write_atomically
 
 ADMITTED = RESULTS / "admitted.json"
-LEDGER = RESULTS / "first-hour.json"
+COUNTS = RESULTS / "first-hour.json"
 REASON = "Measured before the code changed; not measured again yet, because it takes hours."
 
 
@@ -80,8 +80,8 @@ def ages_here() -> list[Age]:
     files = stored()
     found = ages(files, {file: code_here(file) for file in files}, admissions())
     exact = not sizes.FIGURES.exists() or json.loads(sizes.FIGURES.read_text())["figures"] == sizes.figures(sizes.modules())
-    house = Age(sizes.FIGURES.name, int(not exact), 0, "" if exact else "not what the sources are: run python tools/sizes.py --figures")
-    return [*found, house]
+    structure = Age(sizes.FIGURES.name, int(not exact), 0, "" if exact else "not what the sources are: run python tools/sizes.py --figures")
+    return [*found, structure]
 
 
 def admissions() -> dict[str, dict[str, Any]]:
@@ -123,7 +123,7 @@ def write(path: Path, data: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_ledger(found: Iterable[Age], path: Path = LEDGER) -> None:
+def write_counts(found: Iterable[Age], path: Path = COUNTS) -> None:
     """The counts beside what others wrote there."""
     rows = list(found)
     known = json.loads(path.read_text()) if path.exists() else {}
@@ -139,15 +139,15 @@ def main() -> int:
     parser.add_argument("--admit", nargs="*", metavar="FILE", help="admit that these are old; all stale ones where none is named")
     parser.add_argument("--reason", default="", help="why an old file is not measured again")
     parser.add_argument("--backfill", action="store_true", help="fingerprints of files that have none, from the commit that wrote them")
-    parser.add_argument("--ledger", action="store_true", help="write the counts into docs/results/first-hour.json")
+    parser.add_argument("--counts", action="store_true", help="write the counts into docs/results/first-hour.json")
     arguments = parser.parse_args()
     if arguments.backfill:
         backfill()
     if arguments.admit is not None:
         admit(arguments.admit or [age.file for age in ages_here() if age.is_stale and age.file in FIGURES], arguments.reason)
     found = ages_here()
-    if arguments.ledger:
-        write_ledger(found)
+    if arguments.counts:
+        write_counts(found)
     for age in found:
         if age.is_stale:
             print(f"stale: {age.line}")

@@ -3,7 +3,7 @@
 plan.py       Plan, Edge, Resource, Limit, Shortage
 front.py      solve, cheapest, front, shortage: least predicted loss within a cost budget and other limits
 quality.py    hypervolume, and each plan's distance to the front
-blend.py      the predictor fitted to measured plans  drawing.py   random plans of one cost
+fitting.py    predicted losses fitted to measured plans  drawing.py   random plans of one cost
 ordering.py   order: the sequence that a guided bisection walks
 neighbours.py the plans one or two changes away
 problem.py    the tables as options; predict: any allocation's loss and cost
@@ -13,8 +13,8 @@ milp.py       any mix of limits, proven optimal  quadratic.py   the same under i
 relaxation.py the bound behind its gap           program.py     the rows of both, for highs.py, the solver's one door
 """
 
-from quantkit.allocation.blend import Seen, blend, predicted_loss
 from quantkit.allocation.drawing import draw
+from quantkit.allocation.fitting import Seen, fit_losses, predicted_loss
 from quantkit.allocation.front import SOLVERS, cheapest, front, shortage, solve, undominated
 from quantkit.allocation.neighbours import neighbours
 from quantkit.allocation.ordering import order
@@ -31,10 +31,10 @@ __all__ = [
     "Resource",
     "Seen",
     "Shortage",
-    "blend",
     "cheapest",
     "distances",
     "draw",
+    "fit_losses",
     "front",
     "hypervolume",
     "neighbours",

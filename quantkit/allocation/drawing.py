@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from quantkit.allocation.plan import Resource
-from quantkit.graph import Group
-from quantkit.spec import parse_scheme
-from quantkit.table import Floats
+from quantkit.core.graph import Group
+from quantkit.core.spec import parse_scheme
+from quantkit.core.table import Floats
 
 TRIES = 60  # for each plan that is wanted
 

@@ -20,9 +20,9 @@ from quantkit.allocation.program import Program
 from quantkit.allocation.quadratic import RESTARTS, least_quadratic
 from quantkit.allocation.relaxation import relax
 from quantkit.allocation.translation import build, plan_of
-from quantkit.errors import RequestError, unknown
-from quantkit.graph import Group
-from quantkit.table import Interactions, Table
+from quantkit.core.errors import RequestError, unknown
+from quantkit.core.graph import Group
+from quantkit.core.table import Interactions, Table
 
 Answer = tuple[Chosen, float]  # and the relative gap to the proven bound
 

@@ -15,7 +15,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
 
 from quantkit.allocation.problem import Floats
-from quantkit.errors import ContractError
+from quantkit.core.errors import ContractError
 
 # HiGHS stops at an absolute gap of 1e-6 and takes rows as kept within 1e-6, and scipy exposes neither; so coefficients are
 # brought to this size, where both tolerances are below one part in 1e9 of the largest.

@@ -14,7 +14,7 @@ import numpy as np
 from quantkit.allocation.highs import Entry, Rows, minimise
 from quantkit.allocation.problem import Chosen, Form, Problem, Within
 from quantkit.allocation.program import Program, least_of
-from quantkit.errors import ContractError
+from quantkit.core.errors import ContractError
 
 
 def least(problem: Problem, form: Form, limits: Sequence[Within], gap: float = 0.0) -> tuple[Chosen, float] | None:

@@ -9,8 +9,8 @@ import numpy as np
 from quantkit.allocation.plan import Edge, Limit, Plan
 from quantkit.allocation.quadratic import short_list, swaps
 from quantkit.allocation.translation import build, plan_of
-from quantkit.graph import Group
-from quantkit.table import Interactions, Table
+from quantkit.core.graph import Group
+from quantkit.core.table import Interactions, Table
 
 
 def neighbours(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from quantkit.table import Floats, Interactions, Table
+from quantkit.core.table import Floats, Interactions, Table
 
 
 def order(

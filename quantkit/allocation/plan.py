@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.allocation.problem import SLACK
-from quantkit.spec import is_float
-from quantkit.table import Table
+from quantkit.core.spec import is_float
+from quantkit.core.table import Table
 
 
 @dataclass(frozen=True, slots=True)

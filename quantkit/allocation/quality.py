@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quantkit.table import Floats
+from quantkit.core.table import Floats
 
 Point = tuple[float, float]
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from quantkit.allocation.plan import Edge, Limit, Plan, Resource
 from quantkit.allocation.problem import Chosen, Crossings, Form, Problem, Within
-from quantkit.errors import ContractError, SchemeError, unknown
-from quantkit.graph import Group
-from quantkit.spec import is_float
-from quantkit.table import Floats, Interactions, Table
+from quantkit.core.errors import ContractError, SchemeError, unknown
+from quantkit.core.graph import Group
+from quantkit.core.spec import is_float
+from quantkit.core.table import Floats, Interactions, Table
 
 
 def build(

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.errors import DataError, SchemeError, unknown
-from quantkit.numerics.affine import choose_qparams, fake_quantize
-from quantkit.spec import PerTensor, QuantSpec
+from quantkit.core.errors import DataError, SchemeError, unknown
+from quantkit.core.numerics.affine import choose_qparams, fake_quantize
+from quantkit.core.spec import PerTensor, QuantSpec
 
 BINS = 4096
 PERCENTILE = 99.99  # 99.9 clips too much on every network tried

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from quantkit.calibration.observers import ACTIVATION, Observed, observe, read_range
-from quantkit.graph import Graph
+from quantkit.core.graph import Graph
+from quantkit.core.numerics.affine import QParams, choose_qparams
+from quantkit.core.spec import QuantSpec
 from quantkit.network.captured import Captured
-from quantkit.numerics.affine import QParams, choose_qparams
-from quantkit.spec import QuantSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,11 +19,8 @@ from typer import Argument, Option
 from quantkit import __version__
 from quantkit.cli import tables
 from quantkit.cli.console import ConsoleProgress, print_json, worked
-from quantkit.cli.exits import KEPT, NOT_KEPT, exit_code, results_only
-from quantkit.cli.gating import gate
-from quantkit.cli.measuring import measure, pick
-from quantkit.cli.reading import diff, explain, report
-from quantkit.cli.said import (
+from quantkit.cli.exit_codes import KEPT, NOT_KEPT, exit_code, results_only
+from quantkit.cli.flags import (
     Arch,
     AverageBits,
     BatchSize,
@@ -67,9 +64,12 @@ from quantkit.cli.said import (
     TrustPickle,
     Undecided,
 )  # fmt: skip
-from quantkit.cli.upkeep import clean, status
-from quantkit.environment import describe, has_vnni, usable_targets
-from quantkit.errors import ConfigError
+from quantkit.cli.gate_command import gate
+from quantkit.cli.measure_commands import measure, pick
+from quantkit.cli.report_commands import diff, explain, report
+from quantkit.cli.run_commands import clean, status
+from quantkit.core.environment import describe, has_vnni, usable_targets
+from quantkit.core.errors import ConfigError
 from quantkit.settings.options import Arguments, Options, numbers
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def allocate(
     )  # fmt: skip
 
     def job(progress: ConsoleProgress) -> Result:
-        from quantkit import pipeline, request
+        from quantkit import pipeline
+        from quantkit.settings import request
 
         return pipeline.run(request.resolve(model, arguments), progress)
 
@@ -151,7 +152,8 @@ def inspect(
     )  # fmt: skip
 
     def job(_: ConsoleProgress) -> Inspection:
-        from quantkit import pipeline, request
+        from quantkit import pipeline
+        from quantkit.settings import request
 
         return pipeline.inspect(*request.resolve_model(model, arguments))
 
@@ -188,19 +190,21 @@ def export(
     def show() -> int:
         options = Options() if threads is None else Options(threads=threads)
         with results_only():
-            from quantkit import examination, lint, request
-            from quantkit.judging.reference_check import check_reference
-            from quantkit.runs.stored import export_plan, read_plan
+            from quantkit.gating import examine
+            from quantkit.runs.stored_plan import export_plan, read_plan
+            from quantkit.settings import request
+            from quantkit.verification import lint
+            from quantkit.verification.reference_check import check_reference
 
             plan = read_plan(run)
             asked = request.resolve_check(arguments)
             exported = export_plan(plan, target, output, adapt=adapt)
             linted = lint.lint_file(output, target)
-            found = examination.examine_file(
+            found = examine.examine_file(
                 output, target=target, planned=(plan.graph, exported.placement), float_file=plan.float_file, check=asked,
                 threads=options.threads, batch_size=options.batch_size, seed=options.seed,
             )  # fmt: skip
-            checked = check_reference(output, examination.random_feeds(output)).to_json() if check else None
+            checked = check_reference(output, examine.random_feeds(output)).to_json() if check else None
         failures = found.failures(as_planned=True, int8_share=None)
         told = {"notes": list(exported.notes), "beside": [str(path) for path in exported.beside], "reference_check": checked}
         if as_json:
@@ -240,9 +244,10 @@ def verify(
         options = Options(**{name: value for name, value in given.items() if value is not None})
         share = None if require_int8 is None else numbers("require-int8", require_int8.removesuffix("%"))[0] / 100
         with results_only():
-            from quantkit import examination, request
+            from quantkit.gating import examine
+            from quantkit.settings import request
 
-            found = examination.examine(
+            found = examine.examine(
                 file, target=target, float_file=float_file, check=request.resolve_check(arguments),
                 threads=options.threads, batch_size=options.batch_size, seed=options.seed, parity=parity,
             )  # fmt: skip
@@ -271,8 +276,8 @@ def lint(
     """
 
     def show() -> int:
-        from quantkit import lint
-        from quantkit.store import write_atomically
+        from quantkit.core.store import write_atomically
+        from quantkit.verification import lint
 
         linted = lint.lint_file(file, target)
         mended: list[str] = []
@@ -303,7 +308,7 @@ def doctor(
     def show() -> int:
         told = {**describe(), **{f"target {name}": found for name, found in usable_targets().items()}}
         if measure:
-            from quantkit.judging import probe
+            from quantkit.verification import probe
 
             ratios = {f"int8 over float, {layer}": round(ratio, 2) for layer, ratio in probe.gains().items()}
             told |= {"int8 sums saturate": probe.saturates(), **ratios}
@@ -327,7 +332,9 @@ def demo(output: Output = None, run: RunFolder = None, as_json: Json = False) ->
     """
 
     def job(progress: ConsoleProgress) -> Result:
-        from quantkit import demo, pipeline, request
+        from quantkit import pipeline
+        from quantkit.cli import demo
+        from quantkit.settings import request
 
         return pipeline.run(request.resolve(demo.build(progress), Arguments(output=output, run=run)), progress)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from quantkit.cli.exits import results_only
+from quantkit.cli.exit_codes import results_only
 
 T = TypeVar("T")
 WIDE = 400  # columns where no terminal reads, so that no name in a table is cut

@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from quantkit.cli.console import Printed
-from quantkit.graph import Graph, Group
-from quantkit.report.words import certificate_line, comparison_rows, counted, named, verdict_line
+from quantkit.core.graph import Graph, Group
+from quantkit.report.format import certificate_line, comparison_rows, counted, named, verdict_line
 from quantkit.settings.bounds import show_amount
 
 

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quantkit.core.errors import DataError, OutputError
 from quantkit.data.batch import Batch, Dataset, Item, stack
 from quantkit.data.preprocessing import Preprocessing, normalise
-from quantkit.errors import DataError, OutputError
 
 LABEL_NAMES = ("labels", "label")
 # A shard keeps its items' content hashes, so that an item is the same one there and in the files it was made from.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.errors import DataError
+from quantkit.core.errors import DataError
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from quantkit.core.errors import DataError
 from quantkit.data.batch import Item
 from quantkit.data.preprocessing import Preprocessing, decode, normalise
-from quantkit.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 LABEL_COLUMNS = ("class_index", "label", "class")

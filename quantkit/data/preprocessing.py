@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from quantkit.errors import DataError, unknown
+from quantkit.core.errors import DataError, unknown
 
 Size = int | tuple[int, int]
 Numbers = float | tuple[float, ...]

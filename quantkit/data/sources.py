@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from quantkit.core.errors import DataError
 from quantkit.data.arrays import npz, safetensors
 from quantkit.data.batch import Dataset
 from quantkit.data.images import image_archive, image_folder
 from quantkit.data.preprocessing import Preprocessing
-from quantkit.errors import DataError
 
 CACHE_BYTES = 2 << 30
 

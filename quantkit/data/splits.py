@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.core.errors import DataError, unknown
 from quantkit.data.batch import Batch, Dataset, Item, stack
-from quantkit.errors import DataError, unknown
 
 CALIBRATION_SHARE = 0.2
 CALIBRATION_LIMIT = 512

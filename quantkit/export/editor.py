@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quantkit.errors import ContractError
-from quantkit.numerics.affine import QParams
-from quantkit.spec import FloatFormat, Format
+from quantkit.core.errors import ContractError
+from quantkit.core.numerics.affine import QParams
+from quantkit.core.spec import FloatFormat, Format
 
 
 class Editor:

@@ -8,8 +8,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from quantkit.errors import CaptureError, ContractError
-from quantkit.graph import Graph
+from quantkit.core.errors import CaptureError, ContractError
+from quantkit.core.graph import Graph
 from quantkit.network.capture import quiet
 from quantkit.network.captured import Captured
 

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from quantkit.export.executed import plain
-from quantkit.graph import Layer
-from quantkit.numerics.paired import pairs_at_risk
+from quantkit.core.graph import Layer
+from quantkit.core.numerics.saturation import pairs_at_risk
+from quantkit.export.executed_layers import plain
 from quantkit.targets.ort_cpu import product_rows
 
 # Where each kernel reads the weight, and the zero point whose type is the activation's (0: always unsigned).

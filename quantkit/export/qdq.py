@@ -14,15 +14,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.errors import ContractError
+from quantkit.core.errors import ContractError
+from quantkit.core.graph import Graph, Layer
+from quantkit.core.numerics.affine import QParams, bias_codes
+from quantkit.core.spec import FloatFormat, PerBlock, QuantSpec
 from quantkit.export.editor import Editor, array_of, code_type, read
+from quantkit.export.float16 import compute_in_half
 from quantkit.export.float_onnx import product_name
-from quantkit.export.half import compute_in_half
 from quantkit.export.storage import from_half, make_codes, make_float
-from quantkit.graph import Graph, Layer
-from quantkit.numerics.affine import QParams, bias_codes
-from quantkit.quantization import WeightBank
-from quantkit.spec import FloatFormat, PerBlock, QuantSpec
+from quantkit.quantization.weights import WeightBank
 from quantkit.targets.placement import Barrier, Placement, Slot
 
 LOWEST = np.array(-3e38, np.float32)  # max(x, this) is x, and no pattern of the runtime sees through it

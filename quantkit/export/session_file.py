@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quantkit.errors import ConfigError
-from quantkit.store import write_atomically
+from quantkit.core.errors import ConfigError
+from quantkit.core.store import write_atomically
 from quantkit.targets import TARGETS
 
 SESSION_FILE = "session.json"

@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quantkit.errors import ContractError
+from quantkit.core.errors import ContractError
+from quantkit.core.spec import PerGroup, QuantSpec
 from quantkit.export.editor import Editor
-from quantkit.rounding.two_level import multiplier_limit
-from quantkit.spec import PerGroup, QuantSpec
+from quantkit.quantization.rounding.two_level import multiplier_limit
 from quantkit.targets.placement import Placement, Storage
 
 INT8, INT32, FLOAT = ir.DataType.INT8, ir.DataType.INT32, ir.DataType.FLOAT

@@ -3,15 +3,15 @@
 conditions.py   what is asked of a file
 findings.py     each condition judged: kept, broken, or undecided with so many items
 lock.py         quantkit.lock.json: a deployment as it was when it was allocated
-judging.py      the gate itself
+check.py        the gate itself
 junit.py · sarif.py · markdown.py   one report each
 """
 
 from __future__ import annotations
 
+from quantkit.gating.check import Asked, Gated, gate
 from quantkit.gating.conditions import Conditions, parse_conditions
 from quantkit.gating.findings import Finding
-from quantkit.gating.judging import Asked, Gated, gate
 from quantkit.gating.junit import to_junit
 from quantkit.gating.lock import LOCK, lock_result, read_lock
 from quantkit.gating.markdown import to_markdown

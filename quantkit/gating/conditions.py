@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.errors import RequestError
-from quantkit.metric import Budget, parse_budget
+from quantkit.core.errors import RequestError
+from quantkit.data.metric import Budget, parse_budget
 from quantkit.settings.bounds import Bound, parse_bound
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantkit.metric import Metric
+from quantkit.core.statistics import Decision, RatioVerdict, Verdict, stands
+from quantkit.data.metric import Metric
 from quantkit.settings.bounds import show_amount
-from quantkit.statistics import Decision, RatioVerdict, Verdict, stands
 
 EXPLAINED = {
     "max-drop": "What is lost against the reference on the same items",

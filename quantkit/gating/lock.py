@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.core.environment import PACKAGES, describe
+from quantkit.core.errors import ConfigError, QuantkitError, unknown
+from quantkit.core.store import write_atomically
 from quantkit.data import Preprocessing, Subset
-from quantkit.environment import PACKAGES, describe
-from quantkit.errors import ConfigError, QuantkitError, unknown
-from quantkit.examination import share_of_file
 from quantkit.gating.conditions import Conditions, parse_conditions
-from quantkit.request import Request
+from quantkit.gating.examine import share_of_file
 from quantkit.runs.result import Result
 from quantkit.settings.bounds import Bound
 from quantkit.settings.options import CHOICES
-from quantkit.store import write_atomically
+from quantkit.settings.request import Request
 from quantkit.targets import find_target
 
 LOCK = "quantkit.lock.json"

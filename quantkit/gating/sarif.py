@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.gating.findings import EXPLAINED
-from quantkit.lint.sarif import SCHEMA
+from quantkit.verification.lint.sarif import SCHEMA
 
 
 def to_sarif(gated: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 from quantkit.loading import kinds
 from quantkit.loading.archive import read_archive
 from quantkit.loading.callables import is_reference, load_callable

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.export.pt2_archive import PT2ArchiveReader
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 from quantkit.loading.boundary import foreign, refused_global
 from quantkit.loading.program_text import check_program_text
 

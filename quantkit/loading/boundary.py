@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from quantkit.errors import ModelError, QuantkitError
+from quantkit.core.errors import ModelError, QuantkitError
 
 _LONGEST_REASON = 200
 

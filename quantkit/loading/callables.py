@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from quantkit.errors import ModelError, unknown
+from quantkit.core.errors import ModelError, unknown
 from quantkit.loading.boundary import foreign
 from quantkit.loading.model import LoadedModel, from_module
 

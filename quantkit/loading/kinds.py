@@ -7,7 +7,7 @@ import zipfile
 from difflib import get_close_matches
 from pathlib import Path
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 
 ARCHIVE, TORCHSCRIPT, PICKLED, SAFETENSORS = "torch.export archive", "TorchScript", "pickled", "safetensors"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 from quantkit.loading.boundary import foreign
 
 IN_MEMORY = "memory"

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 from quantkit.loading.boundary import foreign, refused_global
 from quantkit.loading.callables import importable_from_here
 from quantkit.loading.state import few, fill, find_state

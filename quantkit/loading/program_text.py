@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 
 # No quote, bracket, comma, = or line break: whatever of this lands in generated code can call nothing.
 _PLAIN = re.compile(r"[\w.@+\-/: ]*")

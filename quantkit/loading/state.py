@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 from quantkit.loading.callables import build_module
 
 _NESTED_UNDER = ("state_dict", "model_state_dict", "model")

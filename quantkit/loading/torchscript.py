@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.export import Dim, export
 
-from quantkit.errors import ModelError
+from quantkit.core.errors import ModelError
 from quantkit.loading.archive import refuse_training
 from quantkit.loading.boundary import foreign
 from quantkit.loading.model import LoadedModel

@@ -21,13 +21,13 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
-from quantkit.errors import CaptureError, DataError
-from quantkit.graph import Graph, Layer, Mover, Unsupported
-from quantkit.graph import Tensor as GraphTensor
+from quantkit.core.errors import CaptureError, DataError
+from quantkit.core.graph import Graph, Layer, Mover, Unsupported
+from quantkit.core.graph import Tensor as GraphTensor
 from quantkit.network.captured import Captured
 from quantkit.network.folding import ATEN, CLIPS, bounds, fold_batch_norm, operand
+from quantkit.network.normalize import simplify, spell_weighted
 from quantkit.network.operations import LAYERS, MOVERS, WEIGHTED, has_values, operation_name, read_tensors, refusal
-from quantkit.network.spelling import simplify, spell_weighted
 
 # Written out before planning: the exporter loses their names.
 DECOMPOSED = (ATEN.adaptive_avg_pool2d.default, ATEN.adaptive_avg_pool1d.default)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 from torch.export import ExportedProgram
 
-from quantkit.graph import Graph
+from quantkit.core.graph import Graph
 
 
 @dataclass(frozen=True, slots=True, eq=False)

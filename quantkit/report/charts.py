@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quantkit.report.evidence import MEASURED_ONLY, OLD, Evidence
+from quantkit.report.format import comparison_rows, counted
+from quantkit.report.run_data import MEASURED_ONLY, OLD, Evidence
 from quantkit.report.vega import ALERT, SHORT, TINY, UNITS, Chart, Row, Spec, decades, document, loss_axis, quantity, rounded, tips
-from quantkit.report.words import comparison_rows, counted
 
 WIDTH, HEIGHT = 430, 300
 PLAN_TIPS = {
@@ -108,7 +108,7 @@ def prediction_chart(evidence: Evidence, plans: list[Row]) -> Chart:
     ]
     times += _own_time(evidence)
     panels = []
-    for rows, unit, log in ((losses, evidence.ledger.loss.unit if evidence.ledger else "", True), (times, "ms", False)):
+    for rows, unit, log in ((losses, evidence.predictor.loss.unit if evidence.predictor else "", True), (times, "ms", False)):
         if rows:
             panels.append(_against(rows, unit, log=log))
     if not panels:
@@ -170,9 +170,9 @@ def marks_of(plans: list[Row]) -> list[Row]:
 def _own_time(evidence: Evidence) -> list[Row]:
     """This plan's predicted and measured milliseconds, where its latency is in them."""
     latency = (evidence.result or {}).get("latency")
-    if not latency or evidence.ledger is None or evidence.picked or evidence.ledger.resources["latency"].table.unit != "ms":
+    if not latency or evidence.predictor is None or evidence.picked or evidence.predictor.resources["latency"].table.unit != "ms":
         return []
-    predicted = evidence.ledger.used(evidence.allocation)["latency"]
+    predicted = evidence.predictor.used(evidence.allocation)["latency"]
     return [{"label": "this plan", "predicted": rounded(predicted), "measured": rounded(latency["quantized_ms"]), "kind": "this plan"}]
 
 

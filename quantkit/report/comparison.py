@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantkit.errors import OutputError
-from quantkit.prediction.ledger import Ledger
-from quantkit.report.evidence import MEASURED_ONLY, Evidence
-from quantkit.report.words import leaves
+from quantkit.allocation.prediction.predictor import Predictor
+from quantkit.core.errors import OutputError
+from quantkit.report.format import leaves
+from quantkit.report.run_data import MEASURED_ONLY, Evidence
 
 HOST = ("cpu", "isa", "cores")
 # Options that say where things lie and not what they are.
@@ -79,53 +79,53 @@ def compare(one: Evidence, other: Evidence) -> Comparison:
             raise OutputError(f"{evidence.folder} holds no plan", "two runs with a plan each", MEASURED_ONLY)
     shared = [group for group in one.allocation if group in other.allocation]
     changed = [group for group in shared if one.allocation[group] != other.allocation[group]]
-    ledger = next((each.ledger for each in (other, one) if each.ledger and _covers(each.ledger, one, other)), None)
+    predictor = next((each.predictor for each in (other, one) if each.predictor and _covers(each.predictor, one, other)), None)
     return Comparison(
         str(one.folder),
         str(other.folder),
-        tuple(GroupChange(name, one.allocation[name], other.allocation[name], _effect(ledger, one, other, name)) for name in changed),
+        tuple(GroupChange(name, one.allocation[name], other.allocation[name], _effect(predictor, one, other, name)) for name in changed),
         tuple(name for name in one.allocation if name not in other.allocation),
         tuple(name for name in other.allocation if name not in one.allocation),
         len(shared) - len(changed),
-        _predicted(ledger, one, other),
+        _predicted(predictor, one, other),
         _measured(one, other),
         _asked(one, other),
-        _cautions(one, other, ledger),
+        _cautions(one, other, predictor),
     )
 
 
-def _covers(ledger: Ledger, one: Evidence, other: Evidence) -> bool:
+def _covers(predictor: Predictor, one: Evidence, other: Evidence) -> bool:
     """Whether the tables know both plans."""
     for evidence in (one, other):
         for group, scheme in evidence.allocation.items():
             if (
-                group not in ledger.loss.groups
-                or scheme not in ledger.loss.schemes
-                or ledger.loss.at(group, scheme) != ledger.loss.at(group, scheme)
+                group not in predictor.loss.groups
+                or scheme not in predictor.loss.schemes
+                or predictor.loss.at(group, scheme) != predictor.loss.at(group, scheme)
             ):
                 return False
     return one.allocation.keys() == other.allocation.keys()
 
 
-def _foretold(ledger: Ledger, allocation: Mapping[str, str]) -> dict[str, float]:
+def _foretold(predictor: Predictor, allocation: Mapping[str, str]) -> dict[str, float]:
     """The predicted loss and costs of a plan."""
-    loss = ledger.loss.total(allocation) if ledger.interactions is None else ledger.interactions.predicted(allocation)
-    return {"loss": loss, **ledger.used(allocation)}
+    loss = predictor.loss.total(allocation) if predictor.interactions is None else predictor.interactions.predicted(allocation)
+    return {"loss": loss, **predictor.used(allocation)}
 
 
-def _effect(ledger: Ledger | None, one: Evidence, other: Evidence, group: str) -> dict[str, float] | None:
+def _effect(predictor: Predictor | None, one: Evidence, other: Evidence, group: str) -> dict[str, float] | None:
     """What the first plan gains and loses by this one change."""
-    if ledger is None:
+    if predictor is None:
         return None
-    before = _foretold(ledger, one.allocation)
-    after = _foretold(ledger, {**one.allocation, group: other.allocation[group]})
+    before = _foretold(predictor, one.allocation)
+    after = _foretold(predictor, {**one.allocation, group: other.allocation[group]})
     return {name: after[name] - before[name] for name in before}
 
 
-def _predicted(ledger: Ledger | None, one: Evidence, other: Evidence) -> tuple[Moved, ...]:
-    if ledger is None:
+def _predicted(predictor: Predictor | None, one: Evidence, other: Evidence) -> tuple[Moved, ...]:
+    if predictor is None:
         return ()
-    before, after = _foretold(ledger, one.allocation), _foretold(ledger, other.allocation)
+    before, after = _foretold(predictor, one.allocation), _foretold(predictor, other.allocation)
     return tuple(Moved(name, before[name], after[name]) for name in before)
 
 
@@ -168,7 +168,7 @@ def _described(evidence: Evidence) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cautions(one: Evidence, other: Evidence, ledger: Ledger | None) -> tuple[str, ...]:
+def _cautions(one: Evidence, other: Evidence, predictor: Predictor | None) -> tuple[str, ...]:
     found = []
     if one.request["model"]["digest"] != other.request["model"]["digest"]:
         found.append("The networks are not the same one.")
@@ -182,6 +182,6 @@ def _cautions(one: Evidence, other: Evidence, ledger: Ledger | None) -> tuple[st
     found += [
         f"{each.folder} holds a picked plan, which nobody measured yet: `quantkit verify` does." for each in (one, other) if each.picked
     ]
-    if ledger is None:
+    if predictor is None:
         found.append("Neither run's tables know both plans, so the effect of each change is not predicted.")
     return tuple(found)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.report.evidence import MEASURED_ONLY, OLD, Evidence
+from quantkit.core.spec import parse_scheme
+from quantkit.core.table import Interactions
+from quantkit.report.run_data import MEASURED_ONLY, OLD, Evidence
 from quantkit.report.vega import Chart, Row, Spec, colour, document, loss_axis, quantity, rounded, shape, tips
-from quantkit.spec import parse_scheme
-from quantkit.table import Interactions
 
 MOST = 64  # groups in the heat map: beyond that no cell can be seen, and the page grows with the square
 LEAST = 0.25  # correlation at the ends of the colours, so that noise does not look like structure
@@ -21,15 +21,15 @@ def sensitivity_chart(evidence: Evidence) -> Chart:
         "colour and shape of the scheme that the plan gave it. High and left: dear to quantize and small, so best kept precise; low and "
         "right: where quantizing pays."
     )
-    ledger = evidence.ledger
-    if ledger is None:
+    predictor = evidence.predictor
+    if predictor is None:
         return Chart("sensitivity", "Sensitivity against cost", reading, None, f"This run holds no tables. {OLD}")
-    tables = {name: resource.table for name, resource in ledger.resources.items()}
+    tables = {name: resource.table for name, resource in predictor.resources.items()}
     rows: list[Row] = []
     for group in evidence.groups:
         for scheme in group.schemes:
             costs = {name: rounded(table.at(group.name, scheme)) for name, table in tables.items()}
-            loss = rounded(ledger.loss.at(group.name, scheme))
+            loss = rounded(predictor.loss.at(group.name, scheme))
             rows.append(
                 {"group": group.name, "under": scheme, "loss": loss, **costs, "scheme": evidence.allocation.get(group.name, scheme)}
             )
@@ -49,7 +49,7 @@ def sensitivity_chart(evidence: Evidence) -> Chart:
         "mark": {"type": "point", "filled": True, "size": 90, "opacity": 0.9},
         "encoding": {
             "x": {**quantity("cost", "cost, as chosen below"), "scale": {"type": "sqrt"}},
-            "y": loss_axis("loss", f"score by {ledger.loss.name} ({ledger.loss.unit})", [row["loss"] for row in rows]),
+            "y": loss_axis("loss", f"score by {predictor.loss.name} ({predictor.loss.unit})", [row["loss"] for row in rows]),
             "color": colour(evidence.schemes),
             "shape": shape(evidence.schemes),
             "tooltip": tips(
@@ -70,14 +70,14 @@ def time_chart(evidence: Evidence) -> Chart:
             f"quantizers, conversions of layout, operations that stay float.{_sums(evidence)}"
         )
         rows = _profiled(evidence)
-    elif evidence.ledger is not None and evidence.ledger.resources["latency"].table.unit == "ms":
+    elif evidence.predictor is not None and evidence.predictor.resources["latency"].table.unit == "ms":
         reading = (
             "Each pair of bars is a group, from the network's input down: its time in float and in this plan by the table of latencies "
             "that plans are chosen by, which is fitted to whole files. Nothing was profiled of this very file: allocate again to store it."
         )
         rows = _predicted(evidence)
     else:
-        why = "Latency was modelled, not measured: the target does not run here." if evidence.ledger else f"No layer was timed. {OLD}"
+        why = "Latency was modelled, not measured: the target does not run here." if evidence.predictor else f"No layer was timed. {OLD}"
         return Chart("time", title, "", None, why)
     if not rows:
         return Chart("time", title, reading, None, MEASURED_ONLY)
@@ -101,10 +101,10 @@ def time_chart(evidence: Evidence) -> Chart:
 def interaction_chart(evidence: Evidence) -> Chart:
     """How the errors of two groups add up, as a correlation, for every pair under one scheme."""
     reading, title = "", "Interactions"
-    ledger = evidence.ledger
-    if ledger is None:
+    predictor = evidence.predictor
+    if predictor is None:
         return Chart("interactions", title, reading, None, f"This run holds no tables. {OLD}")
-    if ledger.interactions is None:
+    if predictor.interactions is None:
         method = evidence.request["options"]["sensitivity"]
         why = (
             f"Sensitivity {method} scores each group alone and knows no interactions: "
@@ -112,7 +112,7 @@ def interaction_chart(evidence: Evidence) -> Chart:
         )
         return Chart("interactions", title, reading, None, why)
     scheme = evidence.usual
-    names, together, share = _strongest(ledger.interactions, evidence, scheme)
+    names, together, share = _strongest(predictor.interactions, evidence, scheme)
     if scheme is None or len(names) < 2:
         return Chart("interactions", title, reading, None, "Fewer than two groups can be quantized, so nothing interacts.")
     beyond = f" Shown are the {MOST} groups that interact most, of {len(evidence.groups)}." if len(evidence.groups) > MOST else ""
@@ -137,7 +137,7 @@ def interaction_chart(evidence: Evidence) -> Chart:
                 "field": "correlation", "type": "quantitative", "title": "correlation of their errors",
                 "scale": {"scheme": "blueorange", "domain": [-most, most]},
             },
-            "tooltip": tips({"one": "group", "other": "with", "correlation": "correlation", "nats": f"together ({ledger.loss.unit})"}),
+            "tooltip": tips({"one": "group", "other": "with", "correlation": "correlation", "nats": f"together ({predictor.loss.unit})"}),
         },
     }  # fmt: skip
     return Chart("interactions", title, reading, document(spec, rows))
@@ -171,7 +171,7 @@ def _sums(evidence: Evidence) -> str:
 
 
 def _predicted(evidence: Evidence) -> list[Row]:
-    table = evidence.ledger.resources["latency"].table if evidence.ledger else None
+    table = evidence.predictor.resources["latency"].table if evidence.predictor else None
     if table is None or not evidence.allocation:
         return []
     rows: list[Row] = []

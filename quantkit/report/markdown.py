@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from quantkit.report.charts import plan_rows
-from quantkit.report.evidence import MEASURED_ONLY, Evidence
-from quantkit.report.words import bound_words, comparison_rows, counted, named, number, verdict_line
+from quantkit.report.format import bound_words, comparison_rows, counted, named, number, verdict_line
+from quantkit.report.run_data import MEASURED_ONLY, Evidence
 from quantkit.settings.bounds import show_amount
 
 

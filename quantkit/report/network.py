@@ -13,10 +13,10 @@ from typing import Any
 
 import networkx as nx
 
-from quantkit.graph import Graph
-from quantkit.report.evidence import Evidence
+from quantkit.core.graph import Graph
+from quantkit.core.spec import parse_scheme
+from quantkit.report.run_data import Evidence
 from quantkit.report.vega import ALERT, Chart, Row, Spec, document, scheme_colours, tips
-from quantkit.spec import parse_scheme
 
 COLUMN, LANE, LEVEL = 210.0, 14.0, 27  # pixels
 TOLD = ("operation", "kind", "scheme", "group", "weights", "MACs", "why")
@@ -172,8 +172,8 @@ def _edge_rows(evidence: Evidence, layout: Layout) -> list[Row]:
     groups = {name: group.name for group in evidence.groups for name in group.layers}
     charged = (
         {}
-        if evidence.ledger is None
-        else {(edge.producer, edge.consumer): edge.cost for edge in evidence.ledger.resources["latency"].edges}
+        if evidence.predictor is None
+        else {(edge.producer, edge.consumer): edge.cost for edge in evidence.predictor.resources["latency"].edges}
     )
     rows: list[Row] = []
     for (one, other), points in layout.edges.items():

@@ -12,14 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import RequestError
+from quantkit.core.errors import RequestError
+from quantkit.core.store import write_atomically
 from quantkit.report.charts import baseline_chart, front_chart, plan_rows, prediction_chart
-from quantkit.report.evidence import MEASURED_ONLY, Evidence
+from quantkit.report.format import bound_words, leaves, named, number, verdict_line
 from quantkit.report.layers import interaction_chart, sensitivity_chart, time_chart
 from quantkit.report.network import network_chart
+from quantkit.report.run_data import MEASURED_ONLY, Evidence
 from quantkit.report.vega import Chart, Row
-from quantkit.report.words import bound_words, leaves, named, number, verdict_line
-from quantkit.store import write_atomically
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src data: blob:"
 BUNDLED = "window.vegaEmbed = vegaEmbed;"
@@ -158,7 +158,7 @@ def _plans(plans: Sequence[Row], evidence: Evidence) -> str:
 
 def _layers(evidence: Evidence) -> str:
     """A row for each group: its scheme, what it costs, and its score under every scheme."""
-    loss = evidence.ledger.loss if evidence.ledger else None
+    loss = evidence.predictor.loss if evidence.predictor else None
     schemes = evidence.schemes if loss else ()
     chosen = {row["group"]: row for row in (evidence.result or {}).get("allocation", ())}
     headings = ("group", "layers", "why one group", "scheme", "ms", "bytes", *(f"score in {scheme}" for scheme in schemes))

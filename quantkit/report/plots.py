@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from quantkit.core.store import write_atomically
 from quantkit.report.page import load_library
 from quantkit.report.vega import Chart
-from quantkit.store import write_atomically
 
 CONFIG = {"background": "white", "axis": {"labelColor": "#444444"}}
 SCALE = 2.0  # pixels of a PNG for one of the chart

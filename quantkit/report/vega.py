@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.spec import parse_scheme
+from quantkit.core.spec import parse_scheme
 
 Spec = dict[str, Any]
 Row = dict[str, Any]

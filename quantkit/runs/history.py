@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from quantkit.store import Run, fingerprint
+from quantkit.core.store import Run, fingerprint
 
 HISTORY = "history.jsonl"
 SHORT = 24  # characters of a value that is told as it is

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.judging.parity import Parity
-from quantkit.judging.verify import Latency
-from quantkit.prediction.certificate import Certificate
-from quantkit.statistics import Verdict
+from quantkit.allocation.prediction.certificate import Certificate
+from quantkit.core.statistics import Verdict
+from quantkit.verification.parity import Parity
+from quantkit.verification.verify import Latency
 
 SCHEMA = 1
 Number = float  # `Execution.float` would hide the type from the field behind it

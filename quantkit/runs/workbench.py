@@ -17,10 +17,10 @@ from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from quantkit.errors import OutputError
-from quantkit.progress import Progress
+from quantkit.core.errors import OutputError
+from quantkit.core.progress import Progress
+from quantkit.core.store import Run, fingerprint, stage_name
 from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, told
-from quantkit.store import Run, fingerprint, stage_name
 
 SCRATCH = ".scratch-"
 FILES = r"quantkit\.lock|model|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from quantkit.errors import SchemeError, unknown
-from quantkit.evaluation import Feeds, Session
+from quantkit.core.errors import SchemeError, unknown
 from quantkit.runtimes import openvino, ort_cpu, tensorrt
+from quantkit.runtimes.evaluation import Feeds, Session
 from quantkit.runtimes.runtime import Kernel, Rival, Runtime
 
 __all__ = ["RUNTIMES", "Feeds", "Kernel", "Rival", "Runtime", "Session", "find_runtime"]

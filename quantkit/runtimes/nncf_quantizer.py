@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantkit.evaluation import Feeds
+from quantkit.runtimes.evaluation import Feeds
 
 NAME = "nncf quantize"
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.errors import DataError, ModelError, RequestError
-from quantkit.evaluation import Feeds
-from quantkit.export.executed import Executed, Precision, owners, plain, taken_in
-from quantkit.graph import Graph
-from quantkit.metric import Outputs
+from quantkit.core.errors import DataError, ModelError, RequestError
+from quantkit.core.graph import Graph
+from quantkit.data.metric import Outputs
+from quantkit.export.executed_layers import Executed, Precision, owners, plain, taken_in
+from quantkit.runtimes.evaluation import Feeds
 from quantkit.runtimes.nncf_quantizer import NAME, quantize_with_nncf
 from quantkit.runtimes.runtime import Kernel, Rival
 from quantkit.targets.placement import Placement

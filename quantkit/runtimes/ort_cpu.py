@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 from onnxruntime.capi import onnxruntime_pybind11_state as binding
 
-from quantkit.environment import has_vnni
-from quantkit.errors import ModelError
-from quantkit.evaluation import Feeds, OnnxRuntimeSession, open_session
-from quantkit.export.executed import INTEGER, Executed, find_owner, plain
-from quantkit.export.executed import read_executed as read_graph
-from quantkit.graph import Graph
+from quantkit.core.environment import has_vnni
+from quantkit.core.errors import ModelError
+from quantkit.core.graph import Graph
+from quantkit.export.executed_layers import INTEGER, Executed, find_owner, plain
+from quantkit.export.executed_layers import read_executed as read_graph
+from quantkit.runtimes.evaluation import Feeds, OnnxRuntimeSession, open_session
 from quantkit.runtimes.runtime import Kernel, Rival
 from quantkit.runtimes.static_quantizer import NAME, quantize_with_onnxruntime
 from quantkit.targets.placement import Placement
@@ -42,7 +42,7 @@ def open_file(
     profile: Path | None = None,
     literal: bool = False,
 ) -> OnnxRuntimeSession:
-    """`evaluation.open_session`, with one line where the runtime refuses the file."""
+    """`open_session`, with one line where the runtime refuses the file."""
     try:
         return open_session(path, threads=threads, options=options, optimized=optimized, profile=profile, literal=literal)
     except REFUSALS as error:

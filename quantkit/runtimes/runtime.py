@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from quantkit.evaluation import Feeds, Session
-from quantkit.export.executed import Executed
-from quantkit.graph import Graph
+from quantkit.core.graph import Graph
+from quantkit.export.executed_layers import Executed
+from quantkit.runtimes.evaluation import Feeds, Session
 from quantkit.targets.placement import Placement
 
 

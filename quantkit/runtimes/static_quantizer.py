@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from quantkit.evaluation import Feeds
+from quantkit.runtimes.evaluation import Feeds
 
 NAME = "onnxruntime quantize_static"
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from quantkit.evaluation import Feeds, OnnxRuntimeSession
-from quantkit.export.executed import Executed
-from quantkit.graph import Graph
+from quantkit.core.graph import Graph
+from quantkit.export.executed_layers import Executed
 from quantkit.runtimes import openvino, ort_cpu
+from quantkit.runtimes.evaluation import Feeds, OnnxRuntimeSession
 from quantkit.runtimes.openvino import kernels, layer_ms
 from quantkit.runtimes.runtime import Rival
 from quantkit.targets.placement import Placement

@@ -1,7 +1,7 @@
 """Sensitivities: what quantizing a group does, estimated; one file a method. An estimator fills the whole table.
 
-Each method has `estimate(scene)` and `cost(scene)`, the passes that it takes at most, known before it starts. A scene (scene.py) is the
-groups, the items and an engine (engine.py): the contract of the passes, so that a method is read without the rooms that keep it.
+Each method has `estimate(context)` and `cost(context)`, the passes that it takes at most, known before it starts. A context (context.py)
+is the groups, the items and an engine (engine.py): the contract of the passes, so that a method is read without the files that implement it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from quantkit.sensitivity import (
     pyhessian,
     weight_error,
 )
-from quantkit.sensitivity.scene import Cost, Scene, Scores
+from quantkit.sensitivity.context import Context, Cost, Scores
 
-__all__ = ["COSTS", "SENSITIVITIES", "Cost", "Scene", "Scores"]
+__all__ = ["COSTS", "SENSITIVITIES", "Context", "Cost", "Scores"]
 
 
 class Method(Protocol):
     """What every file here has."""
 
-    def estimate(self, scene: Scene, /) -> Scores:
+    def estimate(self, context: Context, /) -> Scores:
         """The scores of every (group, scheme)."""
 
-    def cost(self, scene: Scene, /) -> Cost:
+    def cost(self, context: Context, /) -> Cost:
         """The passes that `estimate` takes at most."""
 
 
@@ -58,14 +58,14 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _announced(name: str) -> Callable[[Scene], Scores]:
-    def estimate(scene: Scene) -> Scores:
-        passes = METHODS[name].cost(scene).passes
-        scene.progress.note(f"sensitivity {name}: at most {passes:,.0f} passes of one item, {passes * scene.macs / 1e9:,.0f} GMAC")
-        return METHODS[name].estimate(scene)
+def _announced(name: str) -> Callable[[Context], Scores]:
+    def estimate(context: Context) -> Scores:
+        passes = METHODS[name].cost(context).passes
+        context.progress.note(f"sensitivity {name}: at most {passes:,.0f} passes of one item, {passes * context.macs / 1e9:,.0f} GMAC")
+        return METHODS[name].estimate(context)
 
     return estimate
 
 
-SENSITIVITIES: dict[str, Callable[[Scene], Scores]] = {name: _announced(name) for name in METHODS}
-COSTS: dict[str, Callable[[Scene], Cost]] = {name: method.cost for name, method in METHODS.items()}
+SENSITIVITIES: dict[str, Callable[[Context], Scores]] = {name: _announced(name) for name in METHODS}
+COSTS: dict[str, Callable[[Context], Cost]] = {name: method.cost for name, method in METHODS.items()}

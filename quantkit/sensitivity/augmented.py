@@ -19,20 +19,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from quantkit.core.table import Interactions, Table
 from quantkit.sensitivity import displacement, gauss_newton
-from quantkit.sensitivity.scene import Cost, Scene, Scores
-from quantkit.table import Interactions, Table
+from quantkit.sensitivity.context import Context, Cost, Scores
 
 SHARE = 0.25
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """s as the table, M as the interactions."""
-    gram, isolated = displacement.measure_both(scene)
-    return combine(gauss_newton.estimate(scene).table, gram, isolated, scene)
+    gram, isolated = displacement.measure_both(context)
+    return combine(gauss_newton.estimate(context).table, gram, isolated, context)
 
 
-def combine(traces: Table, gram: Interactions, isolated: Table, scene: Scene, share: float = SHARE) -> Scores:
+def combine(traces: Table, gram: Interactions, isolated: Table, context: Context, share: float = SHARE) -> Scores:
     """The two formulas above, from the tables of traces and of divergences and the Gram matrix of the same (group, scheme) pairs."""
     matrix = share * gram.matrix
     own = [np.diag(matrix), *(2 * np.nan_to_num(table.values).ravel() for table in (traces, isolated))]
@@ -42,10 +42,10 @@ def combine(traces: Table, gram: Interactions, isolated: Table, scene: Scene, sh
     pairs = np.maximum(matrix.reshape(groups, schemes, groups, schemes), 0.0)
     same_scheme = np.einsum("isjs->ijs", pairs)
     same_scheme[np.arange(groups), np.arange(groups)] = 0.0
-    values = displacement.score(interactions, scene).values + 0.5 * same_scheme.sum(axis=1)
-    return Scores(Table("augmented", scene.unit, gram.groups, gram.schemes, values), interactions)
+    values = displacement.score(interactions, context).values + 0.5 * same_scheme.sum(axis=1)
+    return Scores(Table("augmented", context.unit, gram.groups, gram.schemes, values), interactions)
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes of both methods."""
-    return gauss_newton.cost(scene) + displacement.cost(scene)
+    return gauss_newton.cost(context) + displacement.cost(context)

@@ -18,43 +18,43 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from quantkit.graph import Layer
-from quantkit.passes.outputs import pull_back
-from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
-from quantkit.spec import FLOAT
+from quantkit.core.graph import Layer
+from quantkit.core.spec import FLOAT
+from quantkit.sensitivity.context import FIRST_ORDER, Context, Cost, Scores
+from quantkit.sensitivity.passes.outputs import pull_back
 
 ITEMS = 64
 STEPS = 2
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """φ of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme."""
-    changes = scene.engine.output_changes(scene.groups)
-    owners = {name: group.name for group in scene.groups for name in group.layers}
-    sums, items = dict.fromkeys(scene.pairs, 0.0), 0
+    changes = context.engine.output_changes(context.groups)
+    owners = {name: group.name for group in context.groups for name in group.layers}
+    sums, items = dict.fromkeys(context.pairs, 0.0), 0
 
     def shift(share: float, scheme: str, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         moved = changes.of(layer, scheme, inputs, output)
         return None if moved is None else share * moved
 
-    with scene.engine.differentiable([]):
-        for batch in scene.batches("Aumann–Shapley", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER)):
+    with context.engine.differentiable([]):
+        for batch in context.batches("Aumann–Shapley", context.items.first(ITEMS), context.batch_size(FIRST_ORDER)):
             with torch.no_grad():
-                unmoved = scene.engine.outputs(batch.inputs)
-            for scheme in (name for name in scene.schemes if name != FLOAT.name):
+                unmoved = context.engine.outputs(batch.inputs)
+            for scheme in (name for name in context.schemes if name != FLOAT.name):
                 for step in range(STEPS):
                     share = (step + 0.5) / STEPS
-                    recorded = scene.engine.record(batch.inputs, partial(shift, share, scheme))
+                    recorded = context.engine.record(batch.inputs, partial(shift, share, scheme))
                     sites = [site for site in recorded.sites if site.shift is not None]
-                    pulled = pull_back(scene.curvature, unmoved, tuple(output.detach() for output in recorded.outputs))
+                    pulled = pull_back(context.curvature, unmoved, tuple(output.detach() for output in recorded.outputs))
                     for site, gradient in zip(sites, recorded.gradients(pulled, [site.output for site in sites]), strict=True):
                         assert site.shift is not None
                         sums[owners[site.layer.name], scheme] += float((gradient * site.shift).double().sum()) / share / STEPS
             items += batch.size
-    return Scores(scene.table("aumann_shapley", lambda group, scheme: sums[group.name, scheme] / items))
+    return Scores(context.table("aumann_shapley", lambda group, scheme: sums[group.name, scheme] / items))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    items, runs = len(scene.items.first(ITEMS)), STEPS * sum(name != FLOAT.name for name in scene.schemes)
+    items, runs = len(context.items.first(ITEMS)), STEPS * sum(name != FLOAT.name for name in context.schemes)
     return Cost(items * (1 + 2 * runs), items * runs)

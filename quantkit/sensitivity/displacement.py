@@ -8,7 +8,7 @@ space (outputs.py):
 G is a Gram matrix, so positive semi-definite; its diagonal / 2 is the damage of a group alone, its off-diagonal what groups add
 together. Covers weights and activations, needs no labels and no gradients. (The quadratic form of CLADO, arXiv 2307.05657,
 without its measured pairs; the Gram form is ours.) Wide outputs are sketched, which keeps all this in expectation.
-Takes, for each item (as many as `Scene.affordable`), one forward pass and for each (group, scheme) what lies behind the group.
+Takes, for each item (as many as `Context.affordable`), one forward pass and for each (group, scheme) what lies behind the group.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.passes.outputs import beside, divergence, whitened
-from quantkit.sensitivity.scene import RERUN, Cost, Scene, Scores
-from quantkit.table import Floats, Interactions, Table
+from quantkit.core.table import Floats, Interactions, Table
+from quantkit.sensitivity.context import RERUN, Context, Cost, Scores
+from quantkit.sensitivity.passes.outputs import beside, divergence, whitened
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """Half the Gram diagonal as the table, and the whole Gram matrix as interactions."""
-    interactions = measure_gram(scene)
-    return Scores(score(interactions, scene), interactions)
+    interactions = measure_gram(context)
+    return Scores(score(interactions, context), interactions)
 
 
-def measure_gram(scene: Scene) -> Interactions:
+def measure_gram(context: Context) -> Interactions:
     """G over all (group, scheme), fp32 and impossible pairs zero, from one perturbed pass for each."""
-    return measure_both(scene)[0]
+    return measure_both(context)[0]
 
 
-def measure_both(scene: Scene) -> tuple[Interactions, Table]:
+def measure_both(context: Context) -> tuple[Interactions, Table]:
     """G, and from the same passes the isolated divergences (kl.py), of which half its diagonal is the quadratic form."""
-    perturbed = scene.engine.alone(scene.groups)
-    batches = scene.batches("displacements", scene.affordable(scene.reruns), scene.batch_size(RERUN, len(perturbed.rows)))
-    measure = beside(divergence(scene.curvature), whitened(scene.curvature, scene.seed))
+    perturbed = context.engine.alone(context.groups)
+    batches = context.batches("displacements", context.affordable(context.reruns), context.batch_size(RERUN, len(perturbed.rows)))
+    measure = beside(divergence(context.curvature), whitened(context.curvature, context.seed))
     found, isolated = gram(perturbed.displace(batches, measure))
-    places = [scene.place(*pair) for (pair,) in perturbed.rows]
+    places = [context.place(*pair) for (pair,) in perturbed.rows]
     entries = {(row, column): float(found[a, b]) for a, row in enumerate(places) for b, column in enumerate(places)}
     alone_ = {pair: float(value) for (pair,), value in zip(perturbed.rows, isolated, strict=True)}
-    return scene.interactions(entries), scene.table("kl", lambda group, scheme: alone_[group.name, scheme])
+    return context.interactions(entries), context.table("kl", lambda group, scheme: alone_[group.name, scheme])
 
 
 def gram(displaced: Iterable[NDArray[np.floating]]) -> tuple[Floats, Floats]:
@@ -57,12 +57,12 @@ def gram(displaced: Iterable[NDArray[np.floating]]) -> tuple[Floats, Floats]:
     return np.asarray(total / max(items, 1), np.float64), np.asarray(first / max(items, 1), np.float64)
 
 
-def score(interactions: Interactions, scene: Scene) -> Table:
+def score(interactions: Interactions, context: Context) -> Table:
     """Half the diagonal: the predicted damage of each group alone; nan where a group cannot take the scheme."""
     own = 0.5 * np.diag(interactions.matrix)
-    return scene.table("displacement", lambda group, scheme: float(own[scene.place(group.name, scheme)]))
+    return context.table("displacement", lambda group, scheme: float(own[context.place(group.name, scheme)]))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    return Cost(len(scene.affordable(scene.reruns)) * (1 + scene.reruns))
+    return Cost(len(context.affordable(context.reruns)) * (1 + context.reruns))

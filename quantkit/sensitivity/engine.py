@@ -1,4 +1,4 @@
-"""What estimators ask of the passes that they share: all of the network that a method needs to know. `quantkit.passes` has them."""
+"""What estimators ask of the passes that they share: all of the network that a method needs to know. `sensitivity/passes` has them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantkit.core.graph import Graph, Group, Layer, Pair
+from quantkit.core.spec import Scheme
+from quantkit.core.table import Floats
 from quantkit.data.batch import Batch
-from quantkit.graph import Graph, Group, Layer, Pair
-from quantkit.passes.outputs import Measure, Outputs
-from quantkit.passes.recorded import Recorded, Shift, Site
-from quantkit.passes.trace import SquaredGradients, Trace, Trial
-from quantkit.spec import Scheme
-from quantkit.table import Floats
+from quantkit.sensitivity.passes.outputs import Measure, Outputs
+from quantkit.sensitivity.passes.recorded import Recorded, Shift, Site
+from quantkit.sensitivity.passes.trace import SquaredGradients, Trace, Trial
 
 Loss = Callable[[Batch], Tensor]  # the mean over a batch's items
 

@@ -15,27 +15,27 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from quantkit.data.batch import Batch
-from quantkit.passes.outputs import at_labels
-from quantkit.passes.recorded import Recorded
-from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
+from quantkit.sensitivity.context import FIRST_ORDER, Context, Cost, Scores
+from quantkit.sensitivity.passes.outputs import at_labels
+from quantkit.sensitivity.passes.recorded import Recorded
 from quantkit.sensitivity.taylor import second_order
 
 ITEMS = 128
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """FIT of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme. Raises DataError for labels that are no class."""
-    generator, errors = scene.generator, scene.engine.input_errors(scene.groups)
+    generator, errors = context.generator, context.engine.input_errors(context.groups)
 
     def answers(recorded: Recorded, batch: Batch) -> Sequence[Sequence[Tensor]]:
-        return [at_labels(scene.curvature, recorded.outputs, scene.labels(batch), generator)]
+        return [at_labels(context.curvature, recorded.outputs, context.labels(batch), generator)]
 
-    batches = scene.batches("Fisher traces", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER))
-    found = scene.engine.squared_gradients(batches, answers, errors.add)
-    return Scores(second_order(scene, "fisher", found.traces, errors, found.sizes))
+    batches = context.batches("Fisher traces", context.items.first(ITEMS), context.batch_size(FIRST_ORDER))
+    found = context.engine.squared_gradients(batches, answers, errors.add)
+    return Scores(second_order(context, "fisher", found.traces, errors, found.sizes))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    items = len(scene.items.first(ITEMS))
+    items = len(context.items.first(ITEMS))
     return Cost(items, items)

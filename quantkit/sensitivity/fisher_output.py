@@ -10,21 +10,21 @@ Takes, for each of ITEMS items, one forward and one backward pass, and about one
 
 from __future__ import annotations
 
-from quantkit.passes.outputs import at_labels
-from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
+from quantkit.sensitivity.context import FIRST_ORDER, Context, Cost, Scores
+from quantkit.sensitivity.passes.outputs import at_labels
 
 ITEMS = 128
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """S of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme. Raises DataError for labels that are no class."""
-    changes = scene.engine.output_changes(scene.groups)
-    generator, items, sums = scene.generator, 0, dict.fromkeys(scene.pairs, 0.0)
-    owners = {name: group for group in scene.groups for name in group.layers}
-    with scene.engine.differentiable([]):
-        for batch in scene.batches("Fisher of outputs", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER)):
-            recorded = scene.engine.record(batch.inputs)
-            cotangents = at_labels(scene.curvature, recorded.outputs, scene.labels(batch), generator)
+    changes = context.engine.output_changes(context.groups)
+    generator, items, sums = context.generator, 0, dict.fromkeys(context.pairs, 0.0)
+    owners = {name: group for group in context.groups for name in group.layers}
+    with context.engine.differentiable([]):
+        for batch in context.batches("Fisher of outputs", context.items.first(ITEMS), context.batch_size(FIRST_ORDER)):
+            recorded = context.engine.record(batch.inputs)
+            cotangents = at_labels(context.curvature, recorded.outputs, context.labels(batch), generator)
             gradients = recorded.gradients(cotangents, [site.output for site in recorded.sites])
             for site, gradient in zip(recorded.sites, gradients, strict=True):
                 for scheme in owners[site.layer.name].schemes:
@@ -32,10 +32,10 @@ def estimate(scene: Scene) -> Scores:
                     if moved is not None:
                         sums[owners[site.layer.name].name, scheme] += float((gradient * moved).double().square().sum())
             items += batch.size
-    return Scores(scene.table("fisher_output", lambda group, scheme: 0.5 * sums[group.name, scheme] / items))
+    return Scores(context.table("fisher_output", lambda group, scheme: 0.5 * sums[group.name, scheme] / items))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    items = len(scene.items.first(ITEMS))
-    return Cost(items * len(scene.schemes), items)
+    items = len(context.items.first(ITEMS))
+    return Cost(items * len(context.schemes), items)

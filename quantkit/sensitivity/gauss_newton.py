@@ -17,27 +17,27 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from quantkit.data.batch import Batch
-from quantkit.passes.outputs import drawn
-from quantkit.passes.recorded import Recorded
-from quantkit.sensitivity.scene import FIRST_ORDER, Cost, Scene, Scores
+from quantkit.sensitivity.context import FIRST_ORDER, Context, Cost, Scores
+from quantkit.sensitivity.passes.outputs import drawn
+from quantkit.sensitivity.passes.recorded import Recorded
 from quantkit.sensitivity.taylor import second_order
 
 ITEMS = 32
 DRAWS = 2
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """Ω of every (group, scheme); 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
-    generator = scene.generator
+    generator = context.generator
 
     def answers(recorded: Recorded, batch: Batch) -> Sequence[Sequence[Tensor]]:  # noqa: ARG001 - labels are not asked
-        return drawn(scene.curvature, recorded.outputs, DRAWS, generator)
+        return drawn(context.curvature, recorded.outputs, DRAWS, generator)
 
-    batches = scene.batches("Gauss–Newton traces", scene.items.first(ITEMS), scene.batch_size(FIRST_ORDER))
-    return Scores(second_order(scene, "gauss_newton", scene.engine.squared_gradients(batches, answers).traces))
+    batches = context.batches("Gauss–Newton traces", context.items.first(ITEMS), context.batch_size(FIRST_ORDER))
+    return Scores(second_order(context, "gauss_newton", context.engine.squared_gradients(batches, answers).traces))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    items = len(scene.items.first(ITEMS))
+    items = len(context.items.first(ITEMS))
     return Cost(items, items * DRAWS)

@@ -11,7 +11,7 @@ Takes, for each of ITEMS items, one forward and one backward pass and at most MO
 
 from __future__ import annotations
 
-from quantkit.sensitivity.scene import SECOND_ORDER, Cost, Scene, Scores
+from quantkit.sensitivity.context import SECOND_ORDER, Context, Cost, Scores
 from quantkit.sensitivity.taylor import second_order
 
 ITEMS = 16
@@ -19,14 +19,14 @@ MOST_PROBES = 20  # arXiv 2605.25674 recommends 5 to 10, a layer at a time
 TOLERANCE = 0.01  # relative change of the mean trace at which probing stops
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """Ω of every (group, scheme); 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
-    batches = scene.batches("Hessian traces", scene.items.first(ITEMS), scene.batch_size(SECOND_ORDER))
-    traces = scene.engine.hutchinson(scene.loss, batches, scene.weights, probes=MOST_PROBES, tolerance=TOLERANCE, seed=scene.seed)
-    return Scores(second_order(scene, "hessian", traces))
+    batches = context.batches("Hessian traces", context.items.first(ITEMS), context.batch_size(SECOND_ORDER))
+    traces = context.engine.hutchinson(context.loss, batches, context.weights, probes=MOST_PROBES, tolerance=TOLERANCE, seed=context.seed)
+    return Scores(second_order(context, "hessian", traces))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    items = len(scene.items.first(ITEMS))
+    items = len(context.items.first(ITEMS))
     return Cost(items, items, items * MOST_PROBES)

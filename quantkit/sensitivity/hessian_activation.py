@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quantkit.passes.outputs import task_loss
-from quantkit.passes.recorded import edge_names
-from quantkit.passes.trace import Trial
-from quantkit.sensitivity.scene import SECOND_ORDER, Cost, Scene, Scores
+from quantkit.sensitivity.context import SECOND_ORDER, Context, Cost, Scores
+from quantkit.sensitivity.passes.outputs import task_loss
+from quantkit.sensitivity.passes.recorded import edge_names
+from quantkit.sensitivity.passes.trace import Trial
 from quantkit.sensitivity.taylor import second_order
 
 ITEMS = 8
@@ -23,25 +23,25 @@ MOST_PROBES = 10
 TOLERANCE = 0.05  # relative change of the mean traces at which probing stops
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """Ω of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme."""
-    errors = scene.engine.input_errors(scene.groups)
+    errors = context.engine.input_errors(context.groups)
     sizes: dict[str, int] = {}
-    with scene.engine.differentiable(scene.weights, twice=True) as named:
+    with context.engine.differentiable(context.weights, twice=True) as named:
 
         def trials() -> Iterator[Trial]:
-            for batch in scene.batches("Hessian traces", scene.items.first(ITEMS), scene.batch_size(SECOND_ORDER)):
-                recorded = scene.engine.record(batch.inputs)
+            for batch in context.batches("Hessian traces", context.items.first(ITEMS), context.batch_size(SECOND_ORDER)):
+                recorded = context.engine.record(batch.inputs)
                 errors.add(recorded.sites)
                 edges = {name: x for site in recorded.sites for name, x in zip(edge_names(site.layer), site.inputs, strict=True)}
                 sizes.update({name: x[0].numel() for name, x in edges.items()})
-                yield Trial(batch.size, task_loss(scene.curvature, recorded.outputs, scene.labels(batch)), {**named, **edges})
+                yield Trial(batch.size, task_loss(context.curvature, recorded.outputs, context.labels(batch)), {**named, **edges})
 
-        found = scene.engine.traces(trials(), probes=MOST_PROBES, tolerance=TOLERANCE, seed=scene.seed)
-    return Scores(second_order(scene, "hessian_activation", found, errors, sizes))
+        found = context.engine.traces(trials(), probes=MOST_PROBES, tolerance=TOLERANCE, seed=context.seed)
+    return Scores(second_order(context, "hessian_activation", found, errors, sizes))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    items = len(scene.items.first(ITEMS))
+    items = len(context.items.first(ITEMS))
     return Cost(items, items, items * MOST_PROBES)

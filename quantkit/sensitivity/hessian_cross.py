@@ -10,27 +10,27 @@ Takes, for each of ITEMS items, one forward and one backward pass and one produc
 
 from __future__ import annotations
 
-from quantkit.sensitivity.scene import SECOND_ORDER, Cost, Scene, Scores
+from quantkit.sensitivity.context import SECOND_ORDER, Context, Cost, Scores
 
 ITEMS = 8
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """Half the diagonal as the table, and M; 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
-    by_name = {group.name: group for group in scene.groups}
-    changes = {pair: scene.engine.weight_changes(by_name[pair[0]], pair[1]) for pair in scene.pairs}
+    by_name = {group.name: group for group in context.groups}
+    changes = {pair: context.engine.weight_changes(by_name[pair[0]], pair[1]) for pair in context.pairs}
     directions = {pair: change for pair, change in changes.items() if change}
-    batches = scene.batches("Hessian cross terms", scene.items.first(ITEMS), scene.batch_size(SECOND_ORDER))
-    forms = scene.engine.quadratic_forms(scene.loss, batches, list(directions.values()))
-    places = [scene.place(*pair) for pair in directions]
+    batches = context.batches("Hessian cross terms", context.items.first(ITEMS), context.batch_size(SECOND_ORDER))
+    forms = context.engine.quadratic_forms(context.loss, batches, list(directions.values()))
+    places = [context.place(*pair) for pair in directions]
     entries = {(row, column): float(forms[a, b]) for a, row in enumerate(places) for b, column in enumerate(places)}
     own = {pair: 0.5 * float(forms[row, row]) for row, pair in enumerate(directions)}
-    table = scene.table("hessian_cross", lambda group, scheme: own.get((group.name, scheme), 0.0))
-    return Scores(table, scene.interactions(entries))
+    table = context.table("hessian_cross", lambda group, scheme: own.get((group.name, scheme), 0.0))
+    return Scores(table, context.interactions(entries))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    items = len(scene.items.first(ITEMS))
-    weighted = {group.name for group in scene.groups if scene.graph.weights(group)}
-    return Cost(items, items, items * sum(group in weighted for group, _ in scene.pairs))
+    items = len(context.items.first(ITEMS))
+    weighted = {group.name for group in context.groups if context.graph.weights(group)}
+    return Cost(items, items, items * sum(group in weighted for group, _ in context.pairs))

@@ -4,22 +4,22 @@
 
 M_i,b has the weights and the inputs of group i under scheme b, all else in float. Half the squared distance where outputs are no class
 scores. Nothing is approximated but that errors of different groups add up.
-Takes, for each item (as many as `Scene.affordable`), one forward pass and for each (group, scheme) what lies behind the group.
+Takes, for each item (as many as `Context.affordable`), one forward pass and for each (group, scheme) what lies behind the group.
 """
 
 from __future__ import annotations
 
-from quantkit.passes.outputs import divergence
-from quantkit.sensitivity.scene import RERUN, Cost, Scene, Scores
+from quantkit.sensitivity.context import RERUN, Context, Cost, Scores
+from quantkit.sensitivity.passes.outputs import divergence
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """Ω of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme."""
-    batches = scene.batches("isolated divergences", scene.affordable(scene.reruns), scene.batch_size(RERUN))
-    means = scene.engine.alone(scene.groups).means(batches, divergence(scene.curvature))
-    return Scores(scene.table("kl", lambda group, scheme: means[((group.name, scheme),)]))
+    batches = context.batches("isolated divergences", context.affordable(context.reruns), context.batch_size(RERUN))
+    means = context.engine.alone(context.groups).means(batches, divergence(context.curvature))
+    return Scores(context.table("kl", lambda group, scheme: means[((group.name, scheme),)]))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    return Cost(len(scene.affordable(scene.reruns)) * (1 + scene.reruns))
+    return Cost(len(context.affordable(context.reruns)) * (1 + context.reruns))

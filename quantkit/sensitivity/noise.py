@@ -5,25 +5,25 @@
 The noise is as large as the rounding errors of scheme b: each output channel of a weight has the standard deviation of ΔW there, each
 item of an input that of Δx. So it differs from `kl` in the errors' direction alone, which here knows nothing of the data. The paper's
 noise is on weights, of a size it may choose, and judged by the metric; half the squared distance stands in where outputs are no scores.
-Takes, for each item (as many as `Scene.affordable`), one forward pass and for each (group, scheme) REPEATS times what lies behind the
+Takes, for each item (as many as `Context.affordable`), one forward pass and for each (group, scheme) REPEATS times what lies behind the
 group.
 """
 
 from __future__ import annotations
 
-from quantkit.passes.outputs import divergence
-from quantkit.sensitivity.scene import RERUN, Cost, Scene, Scores
+from quantkit.sensitivity.context import RERUN, Context, Cost, Scores
+from quantkit.sensitivity.passes.outputs import divergence
 
 REPEATS = 2
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """E of every (group, scheme); 0 for fp32; nan where a group cannot take the scheme."""
-    batches = scene.batches("noise", scene.affordable(REPEATS * scene.reruns), scene.batch_size(RERUN))
-    means = scene.engine.noisy(scene.groups, REPEATS, scene.seed).means(batches, divergence(scene.curvature))
-    return Scores(scene.table("noise", lambda group, scheme: means[((group.name, scheme),)]))
+    batches = context.batches("noise", context.affordable(REPEATS * context.reruns), context.batch_size(RERUN))
+    means = context.engine.noisy(context.groups, REPEATS, context.seed).means(batches, divergence(context.curvature))
+    return Scores(context.table("noise", lambda group, scheme: means[((group.name, scheme),)]))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    return Cost(len(scene.affordable(REPEATS * scene.reruns)) * (1 + REPEATS * scene.reruns))
+    return Cost(len(context.affordable(REPEATS * context.reruns)) * (1 + REPEATS * context.reruns))

@@ -11,30 +11,30 @@ lies behind the later one.
 
 from __future__ import annotations
 
-from quantkit.passes.outputs import divergence
-from quantkit.sensitivity.scene import RERUN_PAIRS, Cost, Scene, Scores
+from quantkit.sensitivity.context import RERUN_PAIRS, Context, Cost, Scores
+from quantkit.sensitivity.passes.outputs import divergence
 
 ITEMS = 32
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """Isolated divergences as the table, and C; 0 for fp32; nan where a group cannot take the scheme."""
-    ordered = sorted(scene.groups, key=lambda group: -scene.graph.share_behind(group))  # the later of two is the one run again
-    batches = scene.batches("measured pairs", scene.items.first(ITEMS), scene.batch_size(RERUN_PAIRS))
-    loss = scene.engine.in_pairs(ordered).means(batches, divergence(scene.curvature))
+    ordered = sorted(context.groups, key=lambda group: -context.graph.share_behind(group))  # the later of two is the one run again
+    batches = context.batches("measured pairs", context.items.first(ITEMS), context.batch_size(RERUN_PAIRS))
+    loss = context.engine.in_pairs(ordered).means(batches, divergence(context.curvature))
     entries = {}
     for row, value in loss.items():
-        places = scene.place(*row[0]), scene.place(*row[-1])
+        places = context.place(*row[0]), context.place(*row[-1])
         entries[places] = 2 * value if len(row) == 1 else value - loss[row[:1]] - loss[row[1:]]
-    table = scene.table("pairs", lambda group, scheme: loss[((group.name, scheme),)])
-    return Scores(table, scene.interactions(entries))
+    table = context.table("pairs", lambda group, scheme: loss[((group.name, scheme),)])
+    return Scores(table, context.interactions(entries))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    share, passes, before = scene.graph.share_behind, 1.0, 0
-    menus = {group.name: sum(pair[0] == group.name for pair in scene.pairs) for group in scene.groups}
-    for group in sorted(scene.groups, key=lambda group: -share(group)):
+    share, passes, before = context.graph.share_behind, 1.0, 0
+    menus = {group.name: sum(pair[0] == group.name for pair in context.pairs) for group in context.groups}
+    for group in sorted(context.groups, key=lambda group: -share(group)):
         passes += share(group) * menus[group.name] * (1 + before)
         before += menus[group.name]
-    return Cost(len(scene.items.first(ITEMS)) * passes)
+    return Cost(len(context.items.first(ITEMS)) * passes)

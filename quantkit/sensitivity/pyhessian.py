@@ -17,55 +17,55 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantkit.core.errors import RequestError
 from quantkit.data.batch import Batch
-from quantkit.errors import RequestError
-from quantkit.passes.trace import Trace
-from quantkit.sensitivity.scene import SECOND_ORDER, Cost, Scene, Scores
+from quantkit.sensitivity.context import SECOND_ORDER, Context, Cost, Scores
+from quantkit.sensitivity.passes.trace import Trace
 from quantkit.sensitivity.taylor import second_order
 
 ITEMS = 8
 MOST_PROBES, TOLERANCE = 100, 1e-3
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """Ω of every (group, scheme); 0 for fp32 and for groups without weights; nan where a group cannot take the scheme.
 
     Raises RequestError where the package is not installed.
     """
-    package, sums, items = _package(), dict.fromkeys(scene.weights, 0.0), 0
-    for batch in scene.batches("PyHessian", scene.items.first(ITEMS), scene.batch_size(SECOND_ORDER)):
-        for number, weight in enumerate(scene.weights):
-            with scene.engine.differentiable([weight], twice=True) as named, _own_source(scene.device):
-                torch.manual_seed(_seed(scene.seed, items, number))  # it draws from torch's global source
-                sums[weight] += batch.size * _trace(package, scene, batch, named[weight])
+    package, sums, items = _package(), dict.fromkeys(context.weights, 0.0), 0
+    for batch in context.batches("PyHessian", context.items.first(ITEMS), context.batch_size(SECOND_ORDER)):
+        for number, weight in enumerate(context.weights):
+            with context.engine.differentiable([weight], twice=True) as named, _own_source(context.device):
+                torch.manual_seed(_seed(context.seed, items, number))  # it draws from torch's global source
+                sums[weight] += batch.size * _trace(package, context, batch, named[weight])
         items += batch.size
-    return Scores(second_order(scene, "pyhessian", {weight: Trace(total / items, float("nan")) for weight, total in sums.items()}))
+    return Scores(second_order(context, "pyhessian", {weight: Trace(total / items, float("nan")) for weight, total in sums.items()}))
 
 
-def cost(scene: Scene) -> Cost:
+def cost(context: Context) -> Cost:
     """The passes above."""
-    runs = len(scene.items.first(ITEMS)) * len(scene.weights)
+    runs = len(context.items.first(ITEMS)) * len(context.weights)
     return Cost(runs, runs, runs * MOST_PROBES)
 
 
 class _Network(nn.Module):
     """The loss of one batch as a network of one weight: the package asks for modes and gradients that an exported module refuses."""
 
-    def __init__(self, scene: Scene, batch: Batch, weight: Tensor) -> None:
+    def __init__(self, context: Context, batch: Batch, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
-        self._scene, self._batch = scene, batch
+        self._scene, self._batch = context, batch
 
     def forward(self, _: Tensor) -> Tensor:
         return self._scene.loss(self._batch)
 
 
-def _trace(package: Any, scene: Scene, batch: Batch, weight: Tensor) -> float:
+def _trace(package: Any, context: Context, batch: Batch, weight: Tensor) -> float:
     kept, weight.grad = weight.grad, None
     try:
-        nothing = torch.zeros(1, device=scene.device)
+        nothing = torch.zeros(1, device=context.device)
         asked = package.hessian(
-            _Network(scene, batch, weight), lambda loss, _: loss, data=(nothing, nothing), cuda=scene.device.type == "cuda"
+            _Network(context, batch, weight), lambda loss, _: loss, data=(nothing, nothing), cuda=context.device.type == "cuda"
         )
         found = asked.trace(maxIter=MOST_PROBES, tol=TOLERANCE)
     finally:

@@ -13,31 +13,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from quantkit.graph import Group
-from quantkit.passes.recorded import edge_names
-from quantkit.passes.trace import Trace
+from quantkit.core.graph import Group
+from quantkit.core.spec import parse_scheme
+from quantkit.core.table import Table
+from quantkit.sensitivity.context import Context
 from quantkit.sensitivity.engine import InputErrors
-from quantkit.sensitivity.scene import Scene
-from quantkit.spec import parse_scheme
-from quantkit.table import Table
+from quantkit.sensitivity.passes.recorded import edge_names
+from quantkit.sensitivity.passes.trace import Trace
 
 
 def second_order(
-    scene: Scene, name: str, traces: Mapping[str, Trace], errors: InputErrors | None = None, sizes: Mapping[str, int] | None = None
+    context: Context, name: str, traces: Mapping[str, Trace], errors: InputErrors | None = None, sizes: Mapping[str, int] | None = None
 ) -> Table:
     """Ω of every (group, scheme): traces by the names of weights and, with `errors` and `sizes` of one item, of edges."""
 
     def score(group: Group, scheme: str) -> float:
         total = 0.0
-        for weight, layer in scene.graph.weights(group).items():
-            total += _trace(traces[weight]) / layer.weight_count * scene.engine.squared_error(layer, parse_scheme(scheme))
-        for layer in map(scene.graph.layer, group.layers if errors and sizes else ()):
+        for weight, layer in context.graph.weights(group).items():
+            total += _trace(traces[weight]) / layer.weight_count * context.engine.squared_error(layer, parse_scheme(scheme))
+        for layer in map(context.graph.layer, group.layers if errors and sizes else ()):
             for slot, edge in enumerate(edge_names(layer)):
                 assert errors is not None and sizes is not None
                 total += _trace(traces[edge]) / sizes[edge] * errors.mean(layer, slot, scheme)
         return 0.5 * total
 
-    return scene.table(name, score)
+    return context.table(name, score)
 
 
 def _trace(found: Trace) -> float:

@@ -8,23 +8,23 @@ Activations score nothing.
 
 from __future__ import annotations
 
-from quantkit.graph import Group
-from quantkit.sensitivity.scene import Cost, Scene, Scores
+from quantkit.core.graph import Group
+from quantkit.sensitivity.context import Context, Cost, Scores
 
 
-def estimate(scene: Scene) -> Scores:
+def estimate(context: Context) -> Scores:
     """E of every (group, scheme); 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
 
     def score(group: Group, scheme: str) -> float:
-        changes = scene.engine.weight_changes(group, scheme)
+        changes = context.engine.weight_changes(group, scheme)
         squares = sum(float(change.double().square().sum()) for change in changes.values())
         count = sum(change.numel() for change in changes.values())
-        largest = max((float(scene.engine.parameter(name).abs().max()) for name in changes), default=0.0)
+        largest = max((float(context.engine.parameter(name).abs().max()) for name in changes), default=0.0)
         return (squares / count) ** 0.5 / largest if largest else 0.0
 
-    return Scores(scene.table("weight_error", score, unit="share of the largest weight"))
+    return Scores(context.table("weight_error", score, unit="share of the largest weight"))
 
 
-def cost(scene: Scene) -> Cost:  # noqa: ARG001 - whatever the scene
+def cost(context: Context) -> Cost:  # noqa: ARG001 - whatever the context
     """Nothing is run."""
     return Cost()

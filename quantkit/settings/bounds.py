@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from quantkit.errors import RequestError
+from quantkit.core.errors import RequestError
 
 BYTES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 MILLISECONDS = {"": 1, "ms": 1, "s": 1e3, "us": 1e-3, "µs": 1e-3}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import ConfigError, unknown
+from quantkit.core.errors import ConfigError, unknown
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import DataError, RequestError, SchemeError, unknown
+from quantkit.core.errors import DataError, RequestError, SchemeError, unknown
 from quantkit.settings.bounds import Bounds
 
-# The rooms that dispatch on these names hold the functions; a test compares the lists.
+# The packages that dispatch on these names hold the functions; a test compares the lists.
 CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("ort-cpu", "openvino", "tensorrt"),
     "minimize": ("latency", "bytes", "bops", "drop"),

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import ConfigError, QuantkitError, unknown
+from quantkit.core.errors import ConfigError, QuantkitError, unknown
 
 COUNTS = ("calibration", "search", "gate", "batch_size", "threads")
 TEXTS = ("name", "keep", "target", "minimize", "sensitivity", "search_method", "observer", "rounding")

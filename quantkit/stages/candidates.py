@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.allocation.search import Measured
+from quantkit.core.graph import Graph, Group
+from quantkit.core.spec import FLOAT, parse_scheme
+from quantkit.core.statistics import UNKNOWING, Expectation, Verdict, noise
+from quantkit.core.store import Run, fingerprint
 from quantkit.data import Subset
-from quantkit.evaluation import evaluate
-from quantkit.export.promise import promised_bytes
+from quantkit.data.metric import Metric, Outputs, divergence
+from quantkit.export.file_size import promised_bytes
 from quantkit.export.qdq import Emitted, emit
-from quantkit.graph import Graph, Group
-from quantkit.judging.verify import judge
-from quantkit.metric import Metric, Outputs, divergence
-from quantkit.quantization import WeightBank
+from quantkit.quantization.weights import WeightBank
 from quantkit.runtimes import Feeds, Runtime, Session, find_runtime
-from quantkit.search import Measured
-from quantkit.spec import FLOAT, parse_scheme
-from quantkit.statistics import UNKNOWING, Expectation, Verdict, noise
-from quantkit.store import Run, fingerprint
+from quantkit.runtimes.evaluation import evaluate
 from quantkit.targets.common import uniform
 from quantkit.targets.placement import Placement
+from quantkit.verification.verify import judge
 
 # Beyond 0.2 nats a network is broken, and says nothing about small losses. A squared distance is what a loss is made of, however large.
 NEAR = {"softmax": 0.2, "identity": math.inf}

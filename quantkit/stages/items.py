@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from quantkit.core.errors import DataError, ModelError
 from quantkit.data import Item, Subset, bind, check_labels
-from quantkit.errors import DataError, ModelError
+from quantkit.data.metric import METRICS, Metric
 from quantkit.loading import LoadedModel
 from quantkit.loading.boundary import foreign
-from quantkit.metric import METRICS, Metric
 from quantkit.network.capture import check_program_inputs, inputs_of, takes_names
-from quantkit.request import Request
 from quantkit.runs.workbench import Plain, Workbench
+from quantkit.settings.request import Request
 
 TRIAL_ITEMS = 2
 

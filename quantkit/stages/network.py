@@ -20,28 +20,28 @@ from torch.export import ExportedProgram
 
 import quantkit
 from quantkit import __version__
+from quantkit.allocation.prediction.predictor import PLAN
 from quantkit.calibration.ranges import Ranges, calibrate
-from quantkit.environment import describe
-from quantkit.errors import ContractError, SchemeError, unknown
-from quantkit.evaluation import Feeds, feeds
+from quantkit.core.environment import describe
+from quantkit.core.errors import ContractError, SchemeError, unknown
+from quantkit.core.graph import Graph, Group
+from quantkit.core.spec import FLOAT, is_float, parse_scheme
+from quantkit.core.store import fingerprint, write_atomically
 from quantkit.export.float_onnx import export_float
-from quantkit.graph import Graph, Group
 from quantkit.loading import LoadedModel
 from quantkit.network.capture import capture, check_inputs
 from quantkit.network.captured import Captured
-from quantkit.passes.batches import network_batches
-from quantkit.passes.moments import second_moments
-from quantkit.prediction.ledger import PLAN
-from quantkit.quantization import WeightBank
-from quantkit.request import Request
-from quantkit.rounding import BLIND, ROUNDINGS
+from quantkit.quantization.rounding import BLIND, ROUNDINGS
+from quantkit.quantization.weights import WeightBank
 from quantkit.runs.history import told
-from quantkit.runs.stored import WEIGHTS
+from quantkit.runs.stored_plan import WEIGHTS
 from quantkit.runs.workbench import Workbench, stage_key
+from quantkit.runtimes.evaluation import Feeds, feeds
+from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.sensitivity.passes.moments import second_moments
 from quantkit.settings.options import Options
-from quantkit.spec import FLOAT, is_float, parse_scheme
+from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
-from quantkit.store import fingerprint, write_atomically
 from quantkit.targets import find_target
 
 T = TypeVar("T")

@@ -10,31 +10,31 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantkit.costs.measured import PROFILE_RUNS
-from quantkit.environment import describe
-from quantkit.evaluation import evaluate, feeds
-from quantkit.export.beside import write_beside
-from quantkit.export.executed import Executed
+from quantkit.allocation.costs.measured import PROFILE_RUNS
+from quantkit.allocation.prediction.certificate import Certificate
+from quantkit.allocation.prediction.predictor import Predictor
+from quantkit.allocation.search import SearchResult
+from quantkit.core.environment import describe
+from quantkit.core.spec import FLOAT
+from quantkit.core.statistics import Verdict, stands
+from quantkit.core.store import write_atomically
+from quantkit.data.metric import Outputs
+from quantkit.export.companions import write_beside
+from quantkit.export.executed_layers import Executed
 from quantkit.export.session_file import write_session
-from quantkit.judging.parity import Parity, compare_outputs, compare_simulation
-from quantkit.judging.verify import Latency, int8_share, judge, time_sessions
-from quantkit.metric import Outputs
-from quantkit.passes.batches import network_batches
-from quantkit.prediction.certificate import Certificate
-from quantkit.prediction.ledger import Ledger
-from quantkit.request import Request
 from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
 from quantkit.runs.workbench import Plain, Workbench
 from quantkit.runtimes import Rival
-from quantkit.search import SearchResult
+from quantkit.runtimes.evaluation import evaluate, feeds
 from quantkit.sensitivity import Scores
-from quantkit.spec import FLOAT
+from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
-from quantkit.stages.choice import budget_for, float_outputs, labels_for
 from quantkit.stages.network import UNIFORM, Network, example_feeds
-from quantkit.stages.tables import Costs
-from quantkit.statistics import Verdict, stands
-from quantkit.store import write_atomically
+from quantkit.stages.scores_and_costs import Costs
+from quantkit.stages.search import budget_for, float_outputs, labels_for
+from quantkit.verification.parity import Parity, compare_outputs, compare_simulation
+from quantkit.verification.verify import Latency, int8_share, judge, time_sessions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,10 +172,10 @@ def report(
     )
 
 
-def check_bounds(request: Request, ledger: Ledger, verified: Verified) -> tuple[BoundRow, ...]:
+def check_bounds(request: Request, predictor: Predictor, verified: Verified) -> tuple[BoundRow, ...]:
     """What the file takes, and its time where it was measured; what operations and bits the plan counts."""
-    used = ledger.used(verified.allocation) | {"bytes": float(verified.files.onnx.stat().st_size)}
-    floats = dict(ledger.floats)
+    used = predictor.used(verified.allocation) | {"bytes": float(verified.files.onnx.stat().st_size)}
+    floats = dict(predictor.floats)
     if verified.latency is not None:
         floats["latency"], used["latency"] = verified.latency.float_ms, verified.latency.ratio * verified.latency.float_ms
     rows = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from quantkit.errors import SchemeError, unknown
+from quantkit.core.errors import SchemeError, unknown
 from quantkit.targets import openvino, ort_cpu, tensorrt
 from quantkit.targets.placement import Placement
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from quantkit.graph import Graph, Group, Layer
-from quantkit.spec import FLOAT, PerGroup, QuantSpec, Scheme, is_float, parse_scheme
+from quantkit.core.graph import Graph, Group, Layer
+from quantkit.core.spec import FLOAT, PerGroup, QuantSpec, Scheme, is_float, parse_scheme
 from quantkit.targets.placement import Adapted, Placement, Storage
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from quantkit.graph import Graph, Group, Layer
-from quantkit.spec import FLOAT, QuantSpec, Scheme, parse_scheme
+from quantkit.core.graph import Graph, Group, Layer
+from quantkit.core.spec import FLOAT, QuantSpec, Scheme, parse_scheme
 from quantkit.targets import common, ort_cpu
 from quantkit.targets.common import adapt_to_integers, check_schemes, weight_bytes_stored
 from quantkit.targets.ort_cpu import ACTIVATIONS, OPSET, isolate, product_rows

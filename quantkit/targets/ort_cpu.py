@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from quantkit.graph import Graph, Layer, Unsupported
-from quantkit.spec import PerTensor, QuantSpec, Scheme
+from quantkit.core.graph import Graph, Layer, Unsupported
+from quantkit.core.spec import PerTensor, QuantSpec, Scheme
 from quantkit.targets.common import adapt_to_integers, check_schemes, groups, isolate_layers, stored_narrow, weight_bytes_stored
 from quantkit.targets.placement import Adapted, Barrier, Placement, Slot, Storage
 

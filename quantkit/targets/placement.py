@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from quantkit.spec import QuantSpec, Scheme
+from quantkit.core.spec import QuantSpec, Scheme
 
 Slot = tuple[str, int]
 Barrier = Literal["vector", "max"]

@@ -6,8 +6,8 @@ quantized and their outputs not: the next layer's quantizer is fused into them. 
 only, which lets the int8 convolution, the addition and its ReLU be one kernel. Biases stay float. 4-bit weights are for matrix products
 of half activations, in blocks along the input features.
 Sources: docs.nvidia.com/deeplearning/tensorrt, "Working with Quantized Types" and "Q/DQ Layer-Placement Recommendations"; onnx-tensorrt
-docs/operators.md; TensorRT-Model-Optimizer graph_utils.py; the linter's table (quantkit/lint/tensorrt.py) has them rule by rule. No
-engine was built here.
+docs/operators.md; TensorRT-Model-Optimizer graph_utils.py; the linter's table (quantkit/verification/lint/tensorrt.py) has them rule by
+rule. No engine was built here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from math import prod
 
 from torch import Tensor
 
-from quantkit.graph import Graph, Group, Layer
-from quantkit.spec import FLOAT, FLOATING, PerBlock, PerTensor, QuantSpec, Scheme, parse_scheme
+from quantkit.core.graph import Graph, Group, Layer
+from quantkit.core.spec import FLOAT, FLOATING, PerBlock, PerTensor, QuantSpec, Scheme, parse_scheme
 from quantkit.targets import common
 from quantkit.targets.common import isolate_layers
 from quantkit.targets.placement import Adapted, Placement, Slot, Storage

@@ -1,0 +1,166 @@
+"""Measured latency of each (group, scheme), boundaries included, and the affine fit to whole-network runs.
+
+Layers are timed where they run: the runtime's profile of the uniform files gives each layer's time, in its own layout and among its
+neighbours. What is not a layer's own (Q/DQ, layout changes) is fitted over mixed plans as a price for each crossing of a change of
+precision and one for each element that crosses. Sums of layers misstate whole networks, so predictions are
+T = offset + slope · Σ layers + Σ boundaries, fitted on measured plans, most of which are nearly all int8, as the answers will be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
+
+from quantkit.allocation.costs.timing import interleave
+from quantkit.core.graph import Graph, Group
+from quantkit.core.spec import is_float
+from quantkit.core.table import Table
+from quantkit.runtimes import Feeds, Runtime
+from quantkit.targets.common import uniform
+
+PROFILE_RUNS = 30
+FIT_PLANS, TEST_PLANS = 10, 12
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """A tensor between two groups: `latency_ms` is charged when exactly one of them is float."""
+
+    producer: str
+    consumer: str
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatencyModel:
+    """`table` and `boundaries` in milliseconds, already scaled by the fit; a plan takes `offset_ms` + their sum.
+
+    `rank_correlation` (Spearman) is over `tested` plans that the fit never saw, as (predicted, measured) milliseconds; nan where
+    all of them are predicted alike.
+    """
+
+    table: Table
+    boundaries: tuple[Boundary, ...]
+    offset_ms: float
+    rank_correlation: float
+    tested: tuple[tuple[float, float], ...]
+
+    def predicted_ms(self, allocation: Mapping[str, str]) -> float:
+        """Milliseconds of one inference under one scheme per group."""
+        return self.offset_ms + self.table.total(allocation) + sum(_charged(edge, allocation) for edge in self.boundaries)
+
+    def fit(self) -> dict[str, Any]:
+        """How well whole plans were predicted, in JSON; `nan` becomes null."""
+        correlation = None if math.isnan(self.rank_correlation) else self.rank_correlation
+        return {"rank_correlation": correlation, "tested": [list(pair) for pair in self.tested]}
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form; `nan` becomes null."""
+        edges = [[edge.producer, edge.consumer, edge.latency_ms] for edge in self.boundaries]
+        return {"table": self.table.to_json(), "boundaries": edges, "offset_ms": self.offset_ms, **self.fit()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LatencyModel:
+        """The inverse of `to_json`."""
+        edges = tuple(Boundary(*row) for row in data["boundaries"])
+        tested = tuple((row[0], row[1]) for row in data["tested"])
+        correlation = math.nan if data["rank_correlation"] is None else data["rank_correlation"]
+        return cls(Table.from_json(data["table"]), edges, data["offset_ms"], correlation, tested)
+
+
+def measure_latency(
+    graph: Graph,
+    groups: Sequence[Group],
+    schemes: Sequence[str],
+    emit: Callable[[Mapping[str, str]], Path],
+    feeds: Feeds,
+    *,
+    runtime: Runtime,
+    options: Mapping[str, str],
+    threads: int,
+    seed: int,
+    folder: Path,
+    advance: Callable[[int], None],
+) -> LatencyModel:
+    """Profile the uniform files, then fit and test on random plans. `emit(allocation)` writes a plan's file; `advance(1)` per file."""
+    profiles = {}
+    for scheme in schemes:
+        file = emit(uniform(groups, scheme))
+        profiles[scheme] = runtime.layer_ms(file, graph, feeds, threads=threads, options=options, runs=PROFILE_RUNS, folder=folder)
+        advance(1)
+    values = np.full((len(groups), len(schemes)), np.nan)
+    for row, group in enumerate(groups):
+        for column, scheme in enumerate(schemes):
+            if scheme in group.schemes:
+                values[row, column] = sum(profiles[scheme].get(name, 0.0) for name in group.layers)
+    table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), values)
+    edges = crossings(graph, groups)
+    plans = _random_plans(groups, seed, FIT_PLANS + TEST_PLANS)
+    plans = [{g.name: g.schemes[0] for g in groups}, {g.name: g.schemes[1] if len(g.schemes) > 1 else g.schemes[0] for g in groups}, *plans]
+    measured = []
+    for plan in plans:
+        session = runtime.open_file(emit(plan), threads=threads, options=options, example=feeds)
+        measured.append(float(np.median(interleave([session], feeds, rounds=PROFILE_RUNS))))
+        advance(1)
+    return _fitted(table, edges, plans, np.array(measured))
+
+
+def steps(schemes: Sequence[str]) -> int:
+    """How many files `measure_latency` times."""
+    return len(schemes) + 2 + FIT_PLANS + TEST_PLANS
+
+
+def crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int]]:
+    """(producer group, consumer group, elements) of each tensor between two groups."""
+    group_of = {name: group.name for group in groups for name in group.layers}
+    producers = {layer.output: layer for layer in graph.layers}
+    found = []
+    for layer in graph.layers:
+        for tensor in layer.inputs:
+            producer = producers.get(graph.source(tensor))
+            if producer is not None and group_of[producer.name] != group_of[layer.name]:
+                found.append((group_of[producer.name], group_of[layer.name], prod(producer.output_shape)))
+    return found
+
+
+def _random_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[str, str]]:
+    """Plans whose share of float layers varies from nearly none to nearly all, more of them near none."""
+    generator = np.random.default_rng(seed)
+
+    def drawn(group: Group, share: float) -> str:
+        floats, quantized = ([s for s in group.schemes if is_float(s) == wanted] for wanted in (True, False))
+        stays = floats and generator.random() < share
+        return floats[0] if stays or not quantized else str(generator.choice(quantized))
+
+    shares = generator.permutation(0.02 + 0.93 * np.linspace(0, 1, count) ** 2)
+    return [{group.name: drawn(group, share) for group in groups} for share in shares]
+
+
+def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence[Mapping[str, str]], measured: np.ndarray) -> LatencyModel:
+    """Least squares, no coefficient negative, relative to what was measured, on all plans but the last TEST_PLANS."""
+    crossed = [[size for a, b, size in edges if is_float(plan[a]) != is_float(plan[b])] for plan in plans]
+    features = np.array([[1.0, table.total(plan), len(sizes), sum(sizes)] for plan, sizes in zip(plans, crossed, strict=True)])
+    fit = slice(0, len(plans) - TEST_PLANS)
+    scale = np.maximum(features[fit].max(axis=0), 1e-9)
+    weights = 1 / measured[fit]
+    found, _ = nnls(features[fit] / scale * weights[:, None], np.ones(len(weights)))
+    offset, slope, each, element = found / scale
+    predicted = features @ (found / scale)
+    alike = np.ptp(predicted[-TEST_PLANS:]) == 0
+    correlation = math.nan if alike else float(spearmanr(predicted[-TEST_PLANS:], measured[-TEST_PLANS:]).statistic)
+    scaled = Table(table.name, table.unit, table.groups, table.schemes, table.values * slope)
+    boundaries = tuple(Boundary(a, b, float(each + element * size)) for a, b, size in edges)
+    tested = tuple((float(p), float(m)) for p, m in zip(predicted[-TEST_PLANS:], measured[-TEST_PLANS:], strict=True))
+    return LatencyModel(scaled, boundaries, float(offset), correlation, tested)
+
+
+def _charged(edge: Boundary, allocation: Mapping[str, str]) -> float:
+    return edge.latency_ms if is_float(allocation[edge.producer]) != is_float(allocation[edge.consumer]) else 0.0

@@ -1,0 +1,42 @@
+"""One greedy pass behind a search: what else can be made cheaper while the promise still holds?"""
+
+from __future__ import annotations
+
+from quantkit.allocation import Plan
+from quantkit.allocation.search.measured import Space, Trial, Trials
+
+
+def repair(trials: Trials, space: Space, count: int) -> None:
+    """Tries, at most `count` times, to lower one group of the best trial to a cheaper scheme; what passes is the new best.
+
+    The group that is predicted to lose least per cost saved goes first; what failed once is not tried again. Nothing is to do where the
+    least drop is wanted.
+    """
+    if space.least_drop:
+        return
+    refused: set[tuple[str, str]] = set()
+    for _ in range(count):
+        best = trials.result().best
+        step = best and _next(best, space, refused)
+        if not step:
+            return
+        group, scheme, plan = step
+        if not trials.of(plan).measured.passes:
+            refused.add((group, scheme))
+
+
+def _next(best: Trial, space: Space, refused: set[tuple[str, str]]) -> tuple[str, str, Plan] | None:
+    standing = best.plan
+    steps = [
+        (group.name, scheme, space.plan({**standing.allocation, group.name: scheme}))
+        for group in space.groups
+        for scheme in space.menu(group)
+        if scheme != standing.allocation[group.name] and (group.name, scheme) not in refused
+    ]
+    cheaper = [step for step in steps if step[2].predicted_cost < standing.predicted_cost and space.excess(step[2]) == 0]
+    return min(cheaper, key=lambda step: _price(standing, step[2]), default=None)
+
+
+def _price(before: Plan, after: Plan) -> float:
+    """Predicted loss added for each unit of cost saved."""
+    return (after.predicted_loss - before.predicted_loss) / (before.predicted_cost - after.predicted_cost)

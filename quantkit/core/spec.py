@@ -1,0 +1,197 @@
+"""How a number is quantized (`QuantSpec`) and how a group is (`Scheme`). Standard library only.
+
+A scheme is composed of two specs and written `w8a8`, `w4a8`, `fp32`, `fp16`, `fp8`, `w4a16`; a name is parsed once, at the edge, by
+`parse_scheme`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from quantkit.core.errors import SchemeError
+
+
+@dataclass(frozen=True, slots=True)
+class PerTensor:
+    """One scale for the whole tensor. Input shape [A, B] → scale shape []."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerChannel:
+    """One scale for each slice along `axis`. Input shape [A, B], axis 0 → scale shape [A]."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class PerBlock:
+    """One scale for each `size` neighbours along `axis`. Input shape [A, B], axis 1 → scale shape [A, B / size]."""
+
+    axis: int
+    size: int
+
+    def fitting(self, length: int) -> PerBlock | None:
+        """The largest of `size` and its halves, 16 the least, that divides an axis of that length; None if none does."""
+        sizes = [size for size in BLOCK_SIZES if size <= self.size and length % size == 0]
+        return PerBlock(self.axis, sizes[0]) if sizes else None
+
+
+@dataclass(frozen=True, slots=True)
+class PerGroup:
+    """Two levels: one scale for each slice along `axis`, and in it one small integer multiplier for every `size` input channels.
+
+    Input shape [A, B], axis 0 → scale shape [A], multipliers [A, B / width].
+    """
+
+    axis: int
+    size: int
+
+    def width(self, channels: int) -> int:
+        """How many of so many input channels share a multiplier: at most `size`, and all groups alike."""
+        return next(width for width in range(min(self.size, channels), 0, -1) if channels % width == 0)
+
+
+Granularity = PerTensor | PerChannel | PerBlock | PerGroup
+BLOCK_SIZES = (128, 64, 32, 16)  # for which TensorRT has weight-only kernels (quantized-types-explicit-quantization.html)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantSpec:
+    """An integer format: `bits` wide, signed or not, symmetric (zero_point 0) or not. Its scales are floats of `scale_bits`: 32 or 16.
+
+    With `codebook`, codes are places in a table of int8 levels that each tensor has of its own.
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    granularity: Granularity
+    scale_bits: int = 32
+    codebook: bool = False
+
+    @property
+    def label(self) -> str:
+        """What tells formats of weights apart in a name: `4`, `4b` (blocks), `4g16` (two levels), `4c` (codebook)."""
+        form = f"g{self.granularity.size}" if isinstance(self.granularity, PerGroup) else ""
+        return f"{self.bits}{form}{'b' * isinstance(self.granularity, PerBlock)}{'c' * self.codebook}"
+
+    @property
+    def code_min(self) -> int:
+        """Lowest code. Symmetric formats leave the lowest out, so that codes are balanced: [-127, 127]."""
+        if not self.signed:
+            return 0
+        return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
+
+    @property
+    def code_max(self) -> int:
+        """Highest code."""
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class FloatFormat:
+    """A narrow floating-point format: half, which has no scale and is computed with as it is, or E4M3 with scales in half."""
+
+    name: str
+    bits: int
+    granularity: Granularity | None = None
+    scale_bits: int = 16
+
+    @property
+    def label(self) -> str:
+        """What tells it from other formats of weights in a name."""
+        return "16" if self.granularity is None else self.name
+
+    @property
+    def code_max(self) -> float:
+        """The largest finite number."""
+        return 65504.0 if self.bits == 16 else 448.0
+
+    @property
+    def code_min(self) -> float:
+        """The lowest finite number."""
+        return -self.code_max
+
+    @property
+    def symmetric(self) -> bool:
+        """As there is no zero point."""
+        return True
+
+
+Format = QuantSpec | FloatFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How one group is quantized; `None` is float32. Weights alone may be narrow: they are then stored so, and computed with in float."""
+
+    name: str
+    weights: Format | None
+    activations: Format | None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its layers compute in floating point, in float32 or half: what they read has no quantizer (that of fp8 has one)."""
+        return self.activations is None or self.activations.granularity is None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether its layers compute in float32 with weights that lie narrower in the file."""
+        return self.activations is None and self.weights is not None
+
+    @property
+    def precision(self) -> tuple[int, int, int]:
+        """What sorts schemes by precision: bits of the activations, then of the weights, then a codebook before two levels before one."""
+        weights = self.weights
+        form = 0
+        if isinstance(weights, QuantSpec):
+            form = 2 if weights.codebook else int(isinstance(weights.granularity, PerGroup))
+        return (32 if self.activations is None else self.activations.bits, 32 if weights is None else weights.bits, form)
+
+
+FLOAT = Scheme("fp32", None, None)
+HALF = FloatFormat("half", 16)
+BYTE = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
+FLOATING: Mapping[str, Scheme] = {
+    "fp16": Scheme("fp16", HALF, HALF),
+    "fp8": Scheme("fp8", FloatFormat("e4m3", 8, PerChannel(0)), FloatFormat("e4m3", 8, PerTensor())),
+    "w4a16": Scheme("w4a16", QuantSpec(4, signed=True, symmetric=True, granularity=PerBlock(1, 128), scale_bits=16), HALF),
+    "w16a32": Scheme("w16a32", HALF, None),
+}
+_INT8 = re.compile(r"w([2-8])a8")
+_TWO_LEVEL = re.compile(r"w([2-6])g(16)a8")
+_CODEBOOK = re.compile(r"c([2-6])a8")
+_STORED = re.compile(r"w([2-8])a32")
+
+
+def parse_scheme(text: str) -> Scheme:
+    """`"w4a8"` → weights 4-bit signed symmetric per output channel, activations 8-bit unsigned per tensor.
+
+    `w4g16a8` has a multiplier for each 16 input channels, `c4a8` a table of 16 levels; `w8a32` and `w16a32` (half) are stored so, and
+    compute in float32. Raises SchemeError for anything else that is not `fp32` or of FLOATING.
+    """
+    if text == FLOAT.name:
+        return FLOAT
+    if text in FLOATING:
+        return FLOATING[text]
+    if found := _INT8.fullmatch(text):
+        return Scheme(text, _weights(found, PerChannel(0)), BYTE)
+    if found := _TWO_LEVEL.fullmatch(text):
+        return Scheme(text, _weights(found, PerGroup(0, int(found[2]))), BYTE)
+    if found := _CODEBOOK.fullmatch(text):
+        return Scheme(text, _weights(found, PerChannel(0), codebook=True), BYTE)
+    if found := _STORED.fullmatch(text):
+        return Scheme(text, _weights(found, PerChannel(0)), None)
+    wanted = f"fp32, {', '.join(FLOATING)}, or w<bits>a8 such as w8a8 or w4a8, w4g16a8, c4a8, w8a32"
+    raise SchemeError(f"unknown scheme {text!r}", wanted, "list schemes as --schemes w8a8,w4a8,fp32")
+
+
+def _weights(found: re.Match[str], granularity: Granularity, codebook: bool = False) -> QuantSpec:
+    return QuantSpec(int(found[1]), signed=True, symmetric=True, granularity=granularity, codebook=codebook)
+
+
+def is_float(scheme: str) -> bool:
+    """Whether layers under the scheme of that name compute in floating point."""
+    return parse_scheme(scheme).is_float

@@ -1,0 +1,39 @@
+"""Roundings: which code each weight gets, once its grid is chosen. One file each, dispatched from one literal.
+
+nearest.py   each weight by itself
+gptq.py      one after the other, each making up for the errors of those before it
+
+Which codes there are for it to take, a `Grid` says (grid.py): all of so many bits, or those of one of these.
+two_level.py   narrow codes times a small integer for each group of input channels
+codebook.py    a table of int8 levels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from quantkit.quantization.rounding.codebook import fit_codebook
+from quantkit.quantization.rounding.gptq import round_gptq
+from quantkit.quantization.rounding.grid import Grid
+from quantkit.quantization.rounding.nearest import round_nearest
+from quantkit.quantization.rounding.two_level import fit_two_level
+
+
+class Rounding(Protocol):
+    """How every rounding is called."""
+
+    def __call__(self, rows: Tensor, grid: Grid, moments: Tensor | None, paired: bool) -> Tensor:
+        """Codes, float32 integers, of `rows` (shape [channels, products in the kernel's order]).
+
+        `moments` are those of what the products are made with, in the same order: [groups, products, products], or None where they are
+        unknown. With `paired`, no two neighbours may saturate (`affine.separate_pairs`).
+        """
+
+
+ROUNDINGS: Mapping[str, Rounding] = {"gptq": round_gptq, "nearest": round_nearest}
+BLIND = frozenset({"nearest"})  # those that read no moments, so that none need be gathered
+
+__all__ = ["BLIND", "ROUNDINGS", "Grid", "Rounding", "fit_codebook", "fit_two_level"]

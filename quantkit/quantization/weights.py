@@ -1,0 +1,203 @@
+"""Weights on their grids: the codes that every stage shares, from the simulation to the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantkit.core.graph import Graph, Layer
+from quantkit.core.numerics.affine import (
+    QParams,
+    choose_weight_qparams,
+    dequantize,
+    floor_weight_scale,
+    half_scale,
+    nearest,
+    quantize,
+    refit,
+)
+from quantkit.core.spec import FloatFormat, Format, PerBlock, PerGroup, QuantSpec, Scheme
+from quantkit.quantization.rounding import ROUNDINGS, Grid, Rounding, fit_codebook, fit_two_level
+from quantkit.quantization.rounding.grid import BYTES
+
+ProductRows = Callable[[Layer, Tensor], tuple[Tensor, bool]]  # a target's: the weight as its kernel reads it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedWeight:
+    """`codes` (float32 integers, the weight's shape) as the kernel reads them, and their `qparams`.
+
+    `alignment`: how much of the error meets the inputs, over what an error of the same size in no direction would: for
+    moments M over K products, (tr(ΔW M ΔW') / ‖ΔW‖²) / (tr(M) / K); 1 where they are unknown.
+    """
+
+    codes: Tensor
+    qparams: QParams
+    alignment: float = 1.0
+
+
+class WeightBank:
+    """Weights by (layer, scheme), computed once; `activations` are the qparams of the tensors that feed them.
+
+    The scale depends on the input's scale only where the int32 bias would overflow. `rounding` is given the layer's `moments`, if there
+    are any (`sensitivity.passes.moments`). What another bank has `rounded` is taken as it is.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        parameters: Mapping[str, Tensor],
+        activations: Mapping[str, QParams],
+        product_rows: ProductRows,
+        *,
+        rounding: Rounding = ROUNDINGS["nearest"],
+        moments: Mapping[str, Tensor] | None = None,
+        rounded: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        self._graph, self._parameters, self.activations, self._product_rows = graph, parameters, activations, product_rows
+        self._rounding, self._moments, self._rounded = rounding, moments or {}, rounded or {}
+        self._done: dict[tuple[str, int], QuantizedWeight] = {}  # by label, and the bits of the scales
+
+    def to(self, device: torch.device) -> WeightBank:
+        """The same bank with its tensors on `device`; itself if they are there."""
+        if device.type == "cpu":
+            return self
+        parameters = {name: value.to(device) for name, value in self._parameters.items()}
+        activations = {name: QParams(q.spec, q.scale.to(device), q.zero_point.to(device)) for name, q in self.activations.items()}
+        moments = {name: value.to(device) for name, value in self._moments.items()}
+        return WeightBank(
+            self._graph, parameters, activations, self._product_rows, rounding=self._rounding, moments=moments, rounded=self._rounded
+        )
+
+    def parameter(self, name: str) -> Tensor:
+        """The float parameter of that name."""
+        return self._parameters[name]
+
+    def input_qparams(self, layer: Layer, slot: int, spec: Format | None = None) -> QParams:
+        """The qparams of the activation that `layer` reads at `slot`; another format than the bank's own gets the same range."""
+        found = self.activations[self._graph.source(layer.inputs[slot])]
+        return refit(found, spec) if isinstance(spec, FloatFormat) else found
+
+    def output_qparams(self, layer: Layer) -> QParams:
+        """The qparams of the activation that `layer` writes."""
+        return self.activations[layer.output]
+
+    def weight(self, layer: Layer, spec: Format, *, in_float: bool = False) -> QuantizedWeight:
+        """The layer's weight under `spec`, its blocks as large as fit; with `in_float` for a layer that computes in floating point.
+
+        There no product can saturate and no bias overflow.
+        """
+        label = _label(layer, spec, in_float)
+        key = (label, spec.scale_bits)
+        if key not in self._done:
+            with torch.no_grad():
+                fitted = _fitted(layer, spec)
+                self._done[key] = self._kept(layer, fitted, label) if label in self._rounded else self._round(layer, fitted, in_float)
+        return self._done[key]
+
+    def stored_weight(self, layer: Layer, scheme: Scheme) -> Tensor:
+        """The float32 weight that a file has of a layer which computes in float and is stored narrower."""
+        assert scheme.weights is not None
+        quantized = self.weight(layer, scheme.weights, in_float=True)
+        return dequantize(quantized.codes, quantized.qparams)
+
+    def squared_error(self, layer: Layer, scheme: Scheme) -> float:
+        """‖ΔW‖² of the layer's weight under `scheme`, times its alignment."""
+        if scheme.weights is None:
+            return 0.0
+        weight = self._parameters[str(layer.weight)].detach()
+        quantized = self.weight(layer, scheme.weights, in_float=scheme.is_float)
+        return float((dequantize(quantized.codes, quantized.qparams) - weight).double().square().sum()) * quantized.alignment
+
+    def rounded(self, wanted: Iterable[tuple[Layer, Scheme]]) -> dict[str, NDArray[Any]]:
+        """The codes of all these that have a scale, to be kept, and to be given to another bank; others are soon rounded again."""
+        found: dict[str, NDArray[Any]] = {}
+        for layer, scheme in wanted:
+            spec = scheme.weights
+            if spec is None or spec.granularity is None:
+                continue
+            weight, label = self.weight(layer, spec, in_float=scheme.is_float), _label(layer, spec, scheme.is_float)
+            found[label] = _packed(weight.codes.cpu(), spec)
+            found[f"{label} scale"] = weight.qparams.scale.cpu().numpy()
+            found[f"{label} alignment"] = np.array(weight.alignment)
+        return found
+
+    def _kept(self, layer: Layer, spec: Format, label: str) -> QuantizedWeight:
+        """What another bank has rounded; codes that it made for a scale in float32 are made again for one in half."""
+        weight = self._parameters[str(layer.weight)]
+        codes, scale = (torch.from_numpy(self._rounded[key]).to(weight.device) for key in (label, f"{label} scale"))
+        codes, qparams = _unpacked(codes, spec).reshape(weight.shape), QParams(_read_as(spec), scale, torch.zeros_like(scale))
+        if spec.scale_bits == 16:
+            halved = replace(qparams, scale=half_scale(scale))
+            codes, qparams = quantize(dequantize(codes, qparams), halved), halved
+        return QuantizedWeight(codes, qparams, float(self._rounded[f"{label} alignment"]))
+
+    def _round(self, layer: Layer, spec: Format, in_float: bool) -> QuantizedWeight:
+        weight = self._parameters[str(layer.weight)].detach()
+        if spec.granularity is None:
+            return QuantizedWeight(nearest(weight, spec), choose_weight_qparams(weight, spec, paired=False))
+        rows, paired = self._product_rows(layer, weight)
+        paired = paired and spec.bits == 8 and not in_float
+        order = self._product_rows(layer, torch.arange(rows.shape[1], device=rows.device).reshape(1, *weight.shape[1:]))[0].flatten()
+        grid = _fit(rows, spec, order // weight[0, 0].numel(), weight.shape[1], paired)
+        if not in_float and spec.scale_bits == 32:  # where scales are half, biases stay float
+            bias = self._parameters[layer.bias].detach() if layer.bias else None
+            grid = replace(grid, qparams=floor_weight_scale(grid.qparams, bias, self.input_qparams(layer, 0).scale))
+        moments = self._moments[layer.name][:, order][:, :, order] if layer.name in self._moments else None
+        codes = self._rounding(rows, grid, moments, paired)
+        alignment = 1.0 if moments is None else _alignment(dequantize(codes, grid.qparams) - rows, moments)
+        natural = torch.empty_like(codes)
+        natural[:, order] = codes
+        return QuantizedWeight(natural.reshape(weight.shape), grid.qparams, alignment)
+
+
+def _fit(rows: Tensor, spec: Format, channels: Tensor, count: int, paired: bool) -> Grid:
+    """The grid of least squared error for `rows`, whose products are with these of `count` input `channels`."""
+    if isinstance(spec, QuantSpec) and spec.codebook:
+        return fit_codebook(rows, spec.bits)
+    if isinstance(spec.granularity, PerGroup):
+        return fit_two_level(rows, channels // spec.granularity.width(count), spec.bits)
+    return Grid(choose_weight_qparams(rows, spec, paired))
+
+
+def _read_as(spec: Format) -> Format:
+    """The format of the codes that the kernel reads."""
+    made = isinstance(spec, QuantSpec) and (spec.codebook or isinstance(spec.granularity, PerGroup))
+    return BYTES if made else spec
+
+
+def _fitted(layer: Layer, spec: Format) -> Format:
+    """`spec` with blocks that divide the layer's products."""
+    if not isinstance(spec.granularity, PerBlock):
+        return spec
+    blocks = spec.granularity.fitting(layer.weight_shape[spec.granularity.axis])
+    assert blocks is not None, f"no block divides the weight of {layer.name}"
+    return replace(spec, granularity=blocks)
+
+
+def _label(layer: Layer, spec: Format, in_float: bool) -> str:
+    """What kept codes go by."""
+    return f"{layer.name} {spec.label}{' float' if in_float else ''}"
+
+
+def _packed(codes: Tensor, spec: Format) -> NDArray[Any]:
+    """One byte a code."""
+    return codes.to(torch.float8_e4m3fn).view(torch.int8).numpy() if isinstance(spec, FloatFormat) else codes.numpy().astype(np.int8)
+
+
+def _unpacked(codes: Tensor, spec: Format) -> Tensor:
+    return codes.view(torch.float8_e4m3fn).float() if isinstance(spec, FloatFormat) else codes.float()
+
+
+def _alignment(error: Tensor, moments: Tensor) -> float:
+    """Of `error`, shape [channels, products], as in `QuantizedWeight`; groups of channels share moments."""
+    parts = error.double().reshape(len(moments), -1, error.shape[1])
+    met = ((parts @ moments.double()) * parts).sum()
+    isotropic = (parts.square().sum(dim=(1, 2)) * moments.double().diagonal(dim1=1, dim2=2).mean(dim=1)).sum()
+    return float(met / isotropic) if isotropic > 0 else 1.0

@@ -1,0 +1,164 @@
+"""`quantkit pick`: another promise or other bounds for a network that was measured, without the network, the data, or torch.
+
+The drop of a plan that was measured is judged as the search judges it. Of others the predicted loss is translated: into a divergence by the
+ratio of both over what was measured, and into a drop by the rate that the search learns from the same plans, with room for either error.
+So what is picked rests on measurements or says that it is predicted; `quantkit verify RUN --data` closes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import hypot, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit.allocation import Plan, undominated
+from quantkit.allocation.prediction.predictor import PICKED, Look, Predictor, explain_shortage, front_report, read_predictor
+from quantkit.allocation.search import Measured, Space, Trial
+from quantkit.core.errors import RequestError
+from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWING, Expectation, Verdict, noise
+from quantkit.core.store import Run, fingerprint, write_atomically
+from quantkit.data.metric import Budget
+from quantkit.settings.bounds import Bounds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picked:
+    """The plan, its drop (`measured` or predicted, None where nothing told), whether it will probably keep the promise."""
+
+    run: Path
+    plan: Plan
+    drop: float | None
+    measured: bool
+    kept: bool
+    max_drop: float | None
+    unit: str
+    uses: Mapping[str, float]
+    front: Mapping[str, Any]
+    notes: tuple[str, ...]
+    goal: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        return {
+            "run": str(self.run), "kept": self.kept, "drop": self.drop, "drop_is": "measured" if self.measured else "predicted",
+            "budget": {"max_drop": self.max_drop, "unit": self.unit}, "plan": self.plan.to_json(), "uses": dict(self.uses),
+            "front": dict(self.front), "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | None = None) -> Picked:
+    """The plan that a stored run would answer with, written to picked.json, where export and verify look first.
+
+    Raises OutputError for a folder without tables, RequestError for a promise where no drop was ever measured.
+    """
+    predictor, kept = read_predictor(folder)
+    judging = kept["judging"]
+    goal = minimize or kept["minimize"]
+    looks = find_looks(folder, judging["key"])
+    if budget is not None and not looks:
+        got = f"a promise, and no drop that was measured in {folder}"
+        raise RequestError(got, "a run whose plans were looked at", "`quantkit measure` it again, or pick by --max-bytes")
+    space = _space(folder, predictor, goal, bounds)
+    foresight = Foresight.of(space, looks, judging)
+    points = None if budget is None else budget.points(looks[0][1]["float"])
+    trials, foreseen = _judged(space, looks, foresight, points)
+    found = space.judged(tuple(trials))
+    plan, seen = found.nearest.plan, found.nearest.plan.allocation not in foreseen
+    notes = [explain_shortage(space)] if space.shortage else []
+    if found.best is None and not space.shortage:
+        notes.append("No plan is likely to keep the promise; this is the nearest. A larger --max-drop relaxes it.")
+    if not seen:
+        notes.append("Its drop is predicted and was never measured: `quantkit verify RUN --data DATA` measures it.")
+    report = front_report(predictor, space, looks, judging["near"])
+    _write(folder, plan, predictor, kept)
+    drop = found.nearest.measured.drop if looks else None
+    uses, kept_it = predictor.used(plan.allocation), found.best is not None
+    return Picked(folder, plan, drop, seen, kept_it, points, judging["unit"], uses, report, tuple(notes), goal)
+
+
+def _space(folder: Path, predictor: Predictor, goal: str, bounds: Bounds) -> Space:
+    """A coarse front under these bounds, and what of the stored one is within them: both together in a second."""
+    space = predictor.space(goal, bounds, quick=True)
+    if space.shortage:
+        return space
+    try:
+        stored = [row["allocation"] for row in json.loads((folder / "front.json").read_text(encoding="utf-8"))["plans"]]
+    except (OSError, ValueError, KeyError):
+        stored = []
+    known = [plan for plan in map(space.plan, stored) if space.excess(plan) == 0]
+    return replace(space, front=undominated([*space.front, *known]))
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """What a predicted loss says about a drop: divergence = `ratio` · loss, and what the search expects of a divergence."""
+
+    ratio: float
+    expectation: Expectation
+    near: float
+    noise: float
+    search_items: int
+    gate_items: int
+    confidence: float
+
+    @classmethod
+    def of(cls, space: Space, looks: Sequence[Look], judging: Mapping[str, Any]) -> Foresight:
+        """Fitted on what was measured near the float network."""
+        near = judging["near"]
+        close = [(space.plan(allocation).predicted_loss, look) for allocation, look in looks if look["divergence"] <= near]
+        drops, divergences = (np.array([look[key] for _, look in close]) for key in ("drop", "divergence"))
+        noises = np.array([noise(_verdict(look, judging["search_items"])) for _, look in close])
+        losses = sum(loss for loss, _ in close)
+        ratio = float(divergences.sum()) / losses if losses > 0 else 1.0
+        told = Expectation.fit(drops, noises, divergences)
+        typical = float(noises.mean()) if len(noises) else 0.0
+        return cls(ratio, told, near, typical, judging["search_items"], judging["gate_items"], judging["confidence"])
+
+    def measured(self, look: Mapping[str, float], points: float | None) -> Measured:
+        """As the search judges it."""
+        told = self.expectation if look["divergence"] <= self.near else UNKNOWING
+        verdict = _verdict(look, self.search_items)
+        passes = points is None or told.likely_kept(verdict, look["divergence"], self.gate_items, points, self.confidence)
+        return Measured(look["drop"], passes, look)
+
+    def foreseen(self, loss: float, points: float | None) -> Measured:
+        """Of a plan that was not measured."""
+        divergence = max(self.ratio * loss, 0.0)
+        drop = self.expectation.rate * divergence
+        width = hypot(PRIOR_WIDTH * drop, self.expectation.error * divergence) if divergence else 0.0
+        spread = hypot(width, self.noise * sqrt(self.search_items / self.gate_items)) if divergence else 0.0
+        return Measured(drop, points is None or drop + NORMAL.inv_cdf(self.confidence) * spread <= points)
+
+
+def _judged(space: Space, looks: Sequence[Look], foresight: Foresight, points: float | None) -> tuple[list[Trial], list[Mapping[str, str]]]:
+    """Every measured plan and those of the front that were not, and which of them those are."""
+    trials = [Trial(space.plan(allocation), foresight.measured(look, points)) for allocation, look in looks]
+    known = [trial.plan.allocation for trial in trials]
+    floats = space.plan(space.highest_precision())
+    new = [plan for plan in (*space.front, floats) if plan.allocation not in known]
+    trials += [Trial(plan, foresight.foreseen(plan.predicted_loss, points)) for plan in new]
+    return trials, [plan.allocation for plan in new]
+
+
+def find_looks(folder: Path, key: str) -> list[Look]:
+    """What the journal holds under the key of these tables, each allocation once."""
+    found = {}
+    for record in Run(folder).records():
+        if record["key"] == fingerprint(key, record["allocation"]):
+            found[record["key"]] = (record["allocation"], record["look"])
+    return list(found.values())
+
+
+def _verdict(look: Mapping[str, float], items: int) -> Verdict:
+    return Verdict("undecided", items, look["float"], look["quantized"], look["drop"], look["low"], look["high"], None)
+
+
+def _write(folder: Path, plan: Plan, predictor: Predictor, kept: Mapping[str, Any]) -> None:
+    layers = {layer: plan.allocation[group.name] for group in predictor.groups for layer in group.layers}
+    with write_atomically(folder / PICKED) as temporary:
+        temporary.write_text(json.dumps({**kept["plan"], "layers": layers}, indent=1))

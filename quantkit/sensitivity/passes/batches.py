@@ -1,0 +1,29 @@
+"""Items as a network takes them: under the names of its inputs, on its device, as many at once as it wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from quantkit.core.graph import Graph
+from quantkit.data.batch import Batch, Items, bind
+
+
+def network_batches(graph: Graph, items: Items, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    """Batches of `size` items, the last one shorter; a network of fixed batch gets full ones, filled up with the batch's own items.
+
+    Raises DataError where the items' inputs are not the network's.
+    """
+    for batch in items.batches(graph.batch or size):
+        inputs = {name: tensor.to(device) for name, tensor in bind(batch.inputs, graph.inputs).items()}
+        labels = None if batch.labels is None else batch.labels.to(device)
+        if graph.batch and batch.size < graph.batch:
+            inputs = {name: _filled(tensor, graph.batch) for name, tensor in inputs.items()}
+            labels = None if labels is None else _filled(labels, graph.batch)
+        yield Batch(inputs, labels)
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    return rows[torch.arange(count, device=rows.device) % len(rows)]

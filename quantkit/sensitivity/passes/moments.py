@@ -1,0 +1,61 @@
+"""Second moments: E[x x'] of what each output of a weighted layer multiplies, from one float pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from quantkit.core.graph import Layer
+from quantkit.data.batch import Batch
+from quantkit.network.captured import Captured
+
+MOST_PRODUCTS = 4608  # of one output: 512 channels of 3×3; a matrix of more would take over 85 MB
+
+
+@torch.no_grad()
+def second_moments(captured: Captured, batches: Iterable[Batch], advance: Callable[[int], None]) -> dict[str, Tensor]:
+    """By layer name, shape [groups, products, products], products in the order of weight.flatten(1); uncentred, float32.
+
+    Layers of more than MOST_PRODUCTS products are left out. Sums over batches run in float64; `advance(items)` after each.
+    """
+    wanted = {layer.node: layer for layer in captured.graph.layers if layer.weight and _products(layer) <= MOST_PRODUCTS}
+    total: dict[str, Tensor] = {}
+    outputs: dict[str, int] = {}
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            if n.name in wanted:
+                layer, (arguments, _) = wanted[n.name], self.fetch_args_kwargs_from_env(n)
+                rows = columns(n, layer, cast("Tensor", arguments[0])).permute(1, 2, 0, 3).flatten(2)
+                moments = (rows @ rows.mT).double()
+                total[layer.name] = total[layer.name] + moments if layer.name in total else moments
+                outputs[layer.name] = outputs.get(layer.name, 0) + rows.shape[-1]
+            return super().run_node(n)
+
+    for batch in batches:
+        Watch(captured.module).run(*[batch.inputs[name] for name in captured.graph.inputs])
+        advance(batch.size)
+    return {name: (moments / outputs[name]).float() for name, moments in total.items()}
+
+
+def _products(layer: Layer) -> int:
+    return layer.weight_count // layer.weight_shape[layer.weight_axis]
+
+
+def columns(node: fx.Node, layer: Layer, x: Tensor) -> Tensor:
+    """What each output of the layer multiplies, shape [items, groups, products, positions]; products in the order of weight.flatten(1)."""
+    if layer.kind != "conv":
+        return x.reshape(len(x), 1, -1, _products(layer)).mT.float()
+    kernel = layer.weight_shape[2:]
+    given = [*node.args[3:6], *((1,), (0,), (1,))[len(node.args[3:6]) :]]  # stride, padding, dilation
+    stride, padding, dilation = (list(cast("Sequence[int]", sides)) * (len(kernel) // len(cast("Sequence[int]", sides))) for sides in given)
+    if len(kernel) == 1:
+        x, kernel, stride, padding, dilation = x.unsqueeze(2), (1, *kernel), [1, *stride], [0, *padding], [1, *dilation]
+    seen = F.pad(x.float(), (padding[1], padding[1], padding[0], padding[0]))
+    for axis, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
+        seen = seen.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]  # a view; F.unfold takes two to six times as long
+    return seen.permute(0, 1, 4, 5, 2, 3).reshape(len(x), layer.groups, _products(layer), -1)

@@ -1,0 +1,279 @@
+"""A request: what the user said, on the command line, in a call, a recipe or a configuration file, resolved once.
+
+The command line and calls win over the configuration file, which holds for networks that come from files. A recipe is complete
+in itself: only the command line and calls win over it. Past this line nothing is text, and nothing is checked again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit import loading
+from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, RequestError
+from quantkit.data import Batch, Dataset, Preprocessing, Splits, Subset, collect, open_dataset, split, whole
+from quantkit.data.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
+from quantkit.loading import LoadedModel
+from quantkit.runtimes import find_runtime
+from quantkit.settings.bounds import parse_bounds, parse_seconds
+from quantkit.settings.config import Config, load_config
+from quantkit.settings.options import Arguments, Options, numbers, pins, size, words
+from quantkit.settings.recipe import Recipe, load_recipe
+
+Source = str | Path | nn.Module | LoadedModel | Recipe
+
+SPLITS = ("calibration", "search", "gate")
+BOUNDS = {"latency": "max_latency", "bytes": "max_bytes", "bops": "max_bops", "average_bits": "average_bits"}
+SOURCES = {"data": "data", **{name: f"{name}_data" for name in SPLITS}}
+# What is said as one: a share to keep unsays another place's maximal drop, other data its counts.
+UNITS = (frozenset({"max_drop", "keep"}), frozenset({*SOURCES.values(), *(f"{name}_items" for name in SPLITS)}))
+EVERYTHING = Budget(100.0, "relative")
+EXAMPLE_ITEMS = 2  # a batch of one would be taken for a fixed size
+NO_DATA = (
+    "no data: neither said nor in a configuration file here",
+    "items to calibrate on, to search with and to judge by",
+    'pass --data PATH (data=… in a call); or allocate a recipe file, which brings its own; or write data = "PATH" into quantkit.toml',
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """The whole job, checked. `example` holds inputs of two items, and is None where only an archive's own are known."""
+
+    model: LoadedModel
+    example: Mapping[str, Tensor] | None
+    splits: Splits
+    metric: Metric
+    budget: Budget
+    options: Options
+    preprocessing: Preprocessing
+
+
+def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> Request:
+    """The request to allocate `source` under `arguments`. Raises RequestError for whatever of it is wrong, the cheap things first.
+
+    Where nothing need be `promised`, or the drop is what is made small, a budget that is not said is all there is to lose.
+    """
+    network, said = _gather(source, arguments)
+    options, preprocessing = _options(said), _preprocessing(said)
+    unsaid = said.max_drop is None and said.keep is None
+    free = unsaid and (options.minimize == "drop" or not promised)
+    budget, metric = EVERYTHING if free else parse_budget(said.max_drop, said.keep), resolve_metric(said.metric or "top1")
+    given = _given(said)
+    if not given:
+        raise DataError(*NO_DATA)
+    model = _load(network, said)
+    splits = _open(given, preprocessing, said, options.split_seed)
+    _check_labels_exist(metric, splits)
+    check_budget(budget.points(100.0), min(len(splits.search), len(splits.gate)), metric.unit)
+    model, example = _example(model, said, splits)
+    return Request(model, example, splits, metric, budget, options, preprocessing)
+
+
+def resolve_model(source: Source, arguments: Arguments) -> tuple[LoadedModel, Mapping[str, Tensor] | None, Options]:
+    """The network, an example of its inputs and the options: what is known without a promise. Raises RequestError."""
+    network, said = _gather(source, arguments)
+    options, given = _options(said), _given(said)
+    model = _load(network, said)
+    needed = given and model.program is None and said.input_shape is None
+    splits = _open(given, _preprocessing(said), said, options.split_seed) if needed else None
+    return (*_example(model, said, splits), options)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Check:
+    """What a file is judged on: all of the data, a metric, and a budget, if a drop was promised."""
+
+    items: Subset
+    metric: Metric
+    budget: Budget | None
+
+
+def resolve_check(arguments: Arguments) -> Check | None:
+    """What was said about judging a file that is there already; None without data. Raises RequestError."""
+    if arguments.data is None:
+        if arguments.max_drop is not None or arguments.keep is not None:
+            raise DataError("a promise without data", "labelled items to judge it on", "pass --data PATH")
+        return None
+    promised = arguments.max_drop is not None or arguments.keep is not None
+    budget = parse_budget(arguments.max_drop, arguments.keep) if promised else None
+    items, metric = whole(_dataset(arguments.data, _preprocessing(arguments))), resolve_metric(arguments.metric or "top1")
+    _check_label(metric, items)
+    return Check(items, metric, budget)
+
+
+def resolve_items(
+    arguments: Arguments, *, metric: str | None = None, preprocessing: Preprocessing | None = None
+) -> tuple[Subset, Metric] | None:
+    """The items and the metric that a file is to be gated by; None without data. Raises RequestError.
+
+    What is said wins over `metric` and `preprocessing`, those of a lock, and they over a recipe, which may be named as the data, or the
+    configuration file here. Of data that was given in splits it is the gate split.
+    """
+    recipe = isinstance(arguments.data, (str, Path)) and Path(arguments.data).suffix == ".py"
+    below = load_recipe(Path(arguments.data)) if recipe else load_config(Path.cwd())
+    said = _over(replace(arguments, data=None) if recipe else arguments, below)
+    source = said.data if said.gate_data is None else said.gate_data
+    if isinstance(source, Splits):
+        source = source.gate
+    elif isinstance(source, Mapping) and set(source) <= {*SPLITS, "data"}:
+        source = source.get("gate", source.get("data"))
+    if source is None:
+        return None
+    own = _preprocessing(arguments)
+    wanted = _preprocessing(said) if own != Preprocessing() or preprocessing is None else preprocessing
+    items, resolved = whole(_dataset(source, wanted)), resolve_metric(arguments.metric or metric or said.metric or "top1")
+    _check_label(resolved, items)
+    return items, resolved
+
+
+def _gather(source: Source, arguments: Arguments) -> tuple[Source, Arguments]:
+    """The network's source, and what was said in all places together."""
+    if isinstance(source, (str, Path)) and Path(source).suffix == ".py":
+        source = load_recipe(Path(source))
+    if isinstance(source, Recipe):
+        return source, _over(arguments, source)
+    if isinstance(source, (str, Path)):
+        return source, _over(arguments, load_config(Path.cwd()))
+    return source, arguments
+
+
+def _over(arguments: Arguments, below: Recipe | Config | None) -> Arguments:
+    """`arguments`, and where they are silent what the recipe or configuration `below` says."""
+    if below is None:
+        return arguments
+    mine, theirs = _said(arguments), _translated(below)
+    for unit in UNITS:
+        if unit & mine.keys():
+            theirs = {name: value for name, value in theirs.items() if name not in unit}
+    return replace(arguments, **{name: value for name, value in theirs.items() if name not in mine})
+
+
+def _said(place: Arguments | Recipe | Config) -> dict[str, Any]:
+    """What is neither None nor empty there."""
+    values = {field.name: getattr(place, field.name) for field in fields(place)}
+    empty = {name for name, value in values.items() if value is None or (isinstance(value, (str, tuple, Mapping)) and not value)}
+    return {name: value for name, value in values.items() if name not in empty}
+
+
+def _translated(place: Recipe | Config) -> dict[str, Any]:
+    """What is said there, under the names of `Arguments`: `search` is a split there, and the way to search has another name."""
+    values = _said(place)
+    splits = {name: values.pop(name) for name in SPLITS if name in values}
+    if "search_method" in values:
+        values["search"] = values.pop("search_method")
+    values |= {f"{name}_{'items' if isinstance(value, int) else 'data'}": value for name, value in splits.items()}
+    values |= values.pop("preprocessing", {})
+    return {name: value for name, value in values.items() if name in {field.name for field in fields(Arguments)}}
+
+
+def _given(said: Arguments) -> dict[str, Any]:
+    values = {name: getattr(said, field) for name, field in SOURCES.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _options(said: Arguments) -> Options:
+    parsers: dict[str, Callable[[Any], Any]] = {"schemes": words, "exclude": words, "fix": pins, "output": Path, "run": Path}
+    values = {name: value for name, value in _said(said).items() if name in {field.name for field in fields(Options)}}
+    bounds = parse_bounds({name: getattr(said, option) for name, option in BOUNDS.items()})
+    limit = None if said.time_limit is None else parse_seconds(said.time_limit)
+    given = {name: parsers[name](value) if name in parsers else value for name, value in values.items()}
+    options = Options(**given, bounds=bounds, time_limit_s=limit)
+    if bounds.latency and not find_runtime(options.target).TIMES:
+        got = f"--max-latency for {options.target}, which does not run here"
+        raise RequestError(got, "a bound that can be checked here", "pass --max-bytes or --max-bops")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise RequestError("--device cuda, and torch finds no CUDA device", "a device that is there", "pass --device cpu")
+    if options.output is not None:
+        if options.output.is_dir():
+            raise OutputError(f"--output {options.output} is a folder", "a file name", f"pass {options.output / 'model.onnx'}")
+        _check_writable(options.output.absolute().parent)
+    if options.run is not None:
+        _check_writable(next(folder for folder in (options.run.absolute(), *options.run.absolute().parents) if folder.exists()))
+    return options
+
+
+def _check_writable(folder: Path) -> None:
+    """Writes a byte: permissions alone do not tell of a full or read-only disk."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+    except OSError as error:
+        got = f"cannot write into {folder}: {error.strerror}"
+        do = "allow writing into it, or name another" if folder.exists() else "make it, or name another"
+        raise OutputError(got, "a folder that can be written", do) from None
+
+
+def _preprocessing(said: Arguments) -> Preprocessing:
+    resize, crop = (None if value is None else size(name, value) for name, value in (("resize", said.resize), ("crop", said.crop)))
+    mean, std = (None if value is None else numbers(name, value) for name, value in (("mean", said.mean), ("std", said.std)))
+    return Preprocessing(resize, crop, mean, std, None if said.scale is None else numbers("scale", said.scale)[0])
+
+
+def _load(network: Source, said: Arguments) -> LoadedModel:
+    if isinstance(network, Recipe):
+        model = _load(network.model, said)
+        return replace(model, name=network.name or model.name)
+    if isinstance(network, (str, Path)):
+        return loading.load_model(str(network), arch=said.arch, trust_pickle=bool(said.trust_pickle))
+    if said.arch is not None:
+        raise ModelError("--arch beside a network that is complete", "--arch only beside a state dict", "drop --arch")
+    return network if isinstance(network, LoadedModel) else loading.from_module(network)
+
+
+def _open(given: Mapping[str, Any], preprocessing: Preprocessing, said: Arguments, seed: int) -> Splits:
+    only = given["data"] if set(given) == {"data"} else None
+    if isinstance(only, Splits):
+        return only
+    if isinstance(only, Mapping) and set(only) <= {*SPLITS, "data"}:
+        given, only = only, None
+    paths = [value for value in given.values() if isinstance(value, (str, Path))]
+    if not paths and preprocessing != Preprocessing():
+        raise DataError("preprocessing options beside data in memory", "them beside files", "preprocess what the data yields")
+    source = {name: _dataset(value, preprocessing) for name, value in given.items()} if only is None else _dataset(only, preprocessing)
+    return split(source, seed=seed, calibration=said.calibration_items, search=said.search_items, gate=said.gate_items)
+
+
+def _dataset(value: Any, preprocessing: Preprocessing) -> Dataset:
+    if isinstance(value, (str, Path)):
+        return open_dataset(Path(value).expanduser(), preprocessing)
+    if all(hasattr(value, name) for name in ("item", "digest", "describe")):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, torch.utils.data.Dataset):
+        got = f"a {type(value).__name__}, which yields single items"
+        raise DataError(got, "batches", "pass torch.utils.data.DataLoader(dataset, batch_size=32)")
+    if isinstance(value, (Batch, Tensor, Mapping)) or (isinstance(value, tuple) and all(isinstance(part, Tensor) for part in value)):
+        return collect([value])
+    if not isinstance(value, Iterable):
+        got = f"data of type {type(value).__name__}"
+        raise DataError(got, "a path, batches, or a dataset", "pass a DataLoader, or a list of Batch(inputs, labels)")
+    return collect(value)
+
+
+def _check_labels_exist(metric: Metric, splits: Splits) -> None:
+    for subset in (splits.search, splits.gate):
+        _check_label(metric, subset)
+
+
+def _check_label(metric: Metric, items: Subset) -> None:
+    if metric.reference == "labels" and items.item(0).label is None:
+        raise MetricError(f"no labels for metric {metric.name}", "a label for every item", "pass labelled data, or --metric agreement")
+
+
+def _example(model: LoadedModel, said: Arguments, splits: Splits | None) -> tuple[LoadedModel, Mapping[str, Tensor] | None]:
+    """An example of the inputs, and the model, converted by it where that is needed."""
+    example: Mapping[str, Tensor] | None = None
+    if said.input_shape is not None:
+        text = said.input_shape if isinstance(said.input_shape, str) else "x".join(map(str, said.input_shape))
+        example = {"0": torch.zeros(EXAMPLE_ITEMS, *loading.parse_input_shape(text)[1:])}
+    elif splits is not None:
+        example = next(iter(splits.calibration.batches(EXAMPLE_ITEMS))).inputs
+    if example is None and model.program is None:
+        raise ModelError(f"{model.name} needs an example input", "its shape, or data", "pass --input-shape 1x3x224x224, or --data")
+    return (model, None) if example is None else (loading.to_program(model, example), example)

@@ -1,0 +1,123 @@
+"""The predictor fitted to measured plans near the budget, and tested on others: what predictions are worth, printed with every plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from quantkit.allocation import Plan, Seen, draw, fit_losses, predicted_loss
+from quantkit.allocation.prediction.certificate import Agreement, Certificate, band, beyond_additive
+from quantkit.allocation.prediction.predictor import Predictor
+from quantkit.allocation.search import Space
+from quantkit.core.store import fingerprint
+from quantkit.core.table import Interactions, Table
+from quantkit.runs.workbench import Workbench
+from quantkit.settings.request import EVERYTHING, Request
+from quantkit.stages.candidates import Judge
+from quantkit.stages.search import measure_anchors
+
+TRAINED = 24
+ITEMS = 128  # of the search split, for each of these plans: the same ones, so that their noise is shared and ranks stand
+WIDTH = 0.05  # how far from the budget's cost these plans may be
+
+
+def learn(bench: Workbench, request: Request, judge: Judge, predictor: Predictor, space: Space) -> tuple[Predictor, tuple[Seen, ...]]:
+    """The predictor, its losses fitted to measured plans near the budget and along the front, and these plans.
+
+    Unchanged where none are wanted or time is up.
+    """
+    if not request.options.certificate or bench.is_late():
+        return predictor, ()
+    with bench.timed("fit"), bench.progress.stage("fit the predictor", None, "plans") as advance:
+        judged, anchors = measure_anchors(bench, judge, space, advance)
+        base = _near_budget(request, space, lambda plan: judge.knows(plan.allocation) and judged(plan.allocation).passes)
+        near = _measured(bench, _small(judge), _drawn(request, predictor, base.allocation, TRAINED, ()), advance)
+        seen = (*near, *((plan.allocation, judge.look(plan.allocation)["divergence"]) for plan in anchors))
+    return refit(predictor, seen), seen
+
+
+def refit(predictor: Predictor, seen: Sequence[Seen]) -> Predictor:
+    """The predictor with its losses fitted to what was seen."""
+    fitted = fit_losses(predictor.loss, predictor.interactions, seen)
+    return replace(predictor, loss=fitted.loss, interactions=fitted.interactions)
+
+
+def certify(
+    bench: Workbench, request: Request, judge: Judge, prior: Predictor, fitted: Predictor, plan: Plan, seen: Sequence[Seen], refits: int
+) -> tuple[Certificate | None, tuple[Seen, ...]]:
+    """The certificate on plans about `plan` that were not `seen`, and what was measured of them; None where there are too few plans."""
+    if not request.options.certificate or bench.is_late():
+        return None, ()
+    small = _small(judge)
+    with bench.timed("certificate"), bench.progress.stage("test the predictor", request.options.certificate, "plans") as advance:
+        drawn = _drawn(request, fitted, plan.allocation, request.options.certificate, [allocation for allocation, _ in seen])
+        tested = _measured(bench, small, drawn, advance)
+        own = small.look(plan.allocation)["divergence"]
+        rate = judge.expectation([allocation for allocation, _ in judge.looks()]).rate
+    if len(tested) < 3:
+        return None, tested
+    plans, measured = [allocation for allocation, _ in tested], [value for _, value in tested]
+
+    def predict(loss: Table, interactions: Interactions | None) -> list[float]:
+        return [predicted_loss(loss, interactions, allocation) for allocation in plans]
+
+    predicted, mine = predict(fitted.loss, fitted.interactions), predicted_loss(fitted.loss, fitted.interactions, plan.allocation)
+    certificate = Certificate(
+        plans=len(tested),
+        trained=len(seen),
+        items=len(small.search),
+        fitted=Agreement.of(predicted, measured),
+        additive=Agreement.of(predict(fit_losses(_isolated(prior), None, seen).loss, None), measured),
+        prior=Agreement.of(predict(prior.loss, prior.interactions), measured),
+        beyond_additive=beyond_additive(fitted.loss, fitted.interactions, plans),
+        band=band(predicted, measured),
+        predicted=mine,
+        measured=own,
+        refits=refits,
+        predicted_drop=rate * mine,
+    )
+    return certificate, tested
+
+
+def _near_budget(request: Request, space: Space, passes: Callable[[Plan], bool]) -> Plan:
+    """The cheapest plan of the front that was measured and passes, else the dearest; without a promise the middle one."""
+    if request.budget == EVERYTHING:
+        return space.front[len(space.front) // 2]
+    return next((plan for plan in space.front if passes(plan)), space.front[-1])
+
+
+def _drawn(
+    request: Request, predictor: Predictor, base: Mapping[str, str], count: int, seen: Sequence[Mapping[str, str]]
+) -> list[dict[str, str]]:
+    cost = predictor.cost(request.options.minimize, request.options.bounds)
+    seed = request.options.seed + len(seen)  # others than those of the last draw
+    drawn = draw(base, predictor.groups, cost, count=count + len(seen), width=WIDTH, seed=seed)
+    return [plan for plan in drawn if plan not in seen][:count]
+
+
+def _measured(bench: Workbench, judge: Judge, plans: Sequence[Mapping[str, str]], advance: Callable[[int], None]) -> tuple[Seen, ...]:
+    """Each plan's divergence, as far as the time reaches."""
+    found: list[Seen] = []
+    for plan in plans:
+        if judge.knows(plan) or not bench.is_late():
+            found.append((plan, judge.look(plan)["divergence"]))
+        advance(1)
+    return tuple(found)
+
+
+def _small(judge: Judge) -> Judge:
+    """The judge on the first ITEMS items of the search split."""
+    items = judge.search.first(ITEMS)
+    count = len(items)
+    return replace(
+        judge, search=items, labels=None if judge.labels is None else judge.labels[:count],
+        reference=tuple(output[:count] for output in judge.reference), key=fingerprint(judge.key, "certificate", count),
+    )  # fmt: skip
+
+
+def _isolated(predictor: Predictor) -> Table:
+    """What each option is predicted to lose by itself."""
+    if predictor.interactions is None:
+        return predictor.loss
+    own = 0.5 * predictor.interactions.matrix.diagonal().reshape(predictor.loss.values.shape)
+    return replace(predictor.loss, values=own + 0 * predictor.loss.values)

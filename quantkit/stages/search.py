@@ -1,0 +1,197 @@
+"""The search on measured drops, and the choice among the plans that passed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from quantkit.allocation import Plan
+from quantkit.allocation.costs.timing import interleave
+from quantkit.allocation.prediction.predictor import explain_shortage
+from quantkit.allocation.search import SEARCHES, Measured, SearchResult, Space, TimeIsUp, Trial
+from quantkit.core.environment import describe
+from quantkit.core.spec import FLOAT
+from quantkit.core.store import fingerprint
+from quantkit.data import Subset, check_labels
+from quantkit.data.metric import Outputs, check_budget
+from quantkit.runs.workbench import Plain, Workbench
+from quantkit.runtimes.evaluation import evaluate
+from quantkit.settings.request import Request
+from quantkit.stages.candidates import Candidates, Judge
+from quantkit.stages.network import Network, example_feeds
+from quantkit.stages.scores_and_costs import Costs
+
+REPAIRS = 6
+FINALISTS = 4  # passing plans of nearly the least predicted latency, which are timed against each other
+NEARLY = 1.08
+ROUNDS = 60
+EXPECTED_CANDIDATES = 25
+FLOATS = "float_on_search"
+ANCHORS = 6  # plans of the front that are measured beside the uniform ones, to learn how drop follows divergence
+
+
+def search(bench: Workbench, request: Request, judge: Judge, space: Space) -> SearchResult:
+    """Every candidate measured on its own file over the search split; what the journal holds is not measured again.
+
+    The uniform plans are measured too, whatever is predicted of them, so that no answer is beaten by one of them unseen. When the time is
+    up, what was measured decides; the float network, which loses nothing, is then measured too if nothing else passed.
+    """
+    with bench.timed("search"), bench.progress.stage("search", EXPECTED_CANDIDATES, "candidates") as advance:
+        judged, anchors = measure_anchors(bench, judge, space, advance)
+
+        def look(allocation: Mapping[str, str]) -> Measured:
+            measured = judged(allocation)
+            advance(1)
+            return measured
+
+        def measure(allocation: Mapping[str, str]) -> Measured:
+            if bench.is_late() and not judge.knows(allocation):
+                raise TimeIsUp
+            return look(allocation)
+
+        try:
+            found = SEARCHES[request.options.search](measure, space, repairs=REPAIRS)
+        except TimeIsUp:  # before the search had begun
+            found = space.judged(tuple(Trial(plan, look(plan.allocation)) for plan in anchors), space.front[-1])
+        known = [trial.plan.allocation for trial in found.measured]
+        late = found.untried is not None
+        more = [plan for plan in (anchors if late else uniform_plans(judge, space)) if plan.allocation not in known]
+        found = found.extended(space, [Trial(plan, look(plan.allocation)) for plan in more])
+        if late and found.best is None:
+            floats = space.plan(space.highest_precision())
+            known += [plan.allocation for plan in more]
+            found = found.extended(space, [Trial(floats, look(floats.allocation))] if floats.allocation not in known else [])
+        return found
+
+
+def measure_anchors(
+    bench: Workbench, judge: Judge, space: Space, advance: Callable[[int], None]
+) -> tuple[Callable[[Mapping[str, str]], Measured], tuple[Plan, ...]]:
+    """The uniform plans and a few of the front, measured while there is time and one at least, and the judgement that they teach."""
+    wanted = {tuple(plan.allocation.items()): plan for plan in (*uniform_plans(judge, space), *space.front[:: _stride(space)])}
+    anchors: list[Plan] = []
+    for plan in wanted.values():
+        if not anchors or judge.knows(plan.allocation) or not bench.is_late():
+            judge.look(plan.allocation)
+            anchors.append(plan)
+            advance(1)
+    return judge.expect([plan.allocation for plan in anchors]), tuple(anchors)
+
+
+def uniform_plans(judge: Judge, space: Space) -> list[Plan]:
+    """The plan of each scheme but float."""
+    return [space.plan(judge.candidates.uniform(scheme)) for scheme in space.loss.schemes if scheme != FLOAT.name]
+
+
+def _stride(space: Space) -> int:
+    return max(1, len(space.front) // ANCHORS)
+
+
+def explain(request: Request, space: Space, found: SearchResult) -> tuple[str, ...]:
+    """What binds where nothing is good enough, what would relax it, and what more time would try."""
+    notes = []
+    if space.shortage:
+        notes.append(f"{explain_shortage(space)} The nearest plan is written; larger bounds, or narrower --schemes, would relax it.")
+    elif found.best is None:
+        within, relax = ("within the bounds ", ", larger bounds") if space.limits else ("", "")
+        notes.append(
+            f"No plan {within}kept the promise on the search split with room to spare; this is the nearest of {len(found.measured)}, "
+            f"which lost {found.nearest.measured.drop:.2f} there. The accuracy budget binds: a larger --max-drop{relax} or more search "
+            "items relax it."
+        )
+    if found.untried is not None:
+        cost = f"{found.untried.predicted_cost:.4g} {space.cost.unit}"
+        notes.append(
+            f"The time was up after {len(found.measured)} candidates. More time would measure next a plan of {cost} with a predicted loss "
+            f"of {found.untried.predicted_loss:.3g}, and go on with --search {request.options.search} from there."
+        )
+    return tuple(notes)
+
+
+def choose(
+    bench: Workbench, request: Request, network: Network, candidates: Candidates, space: Space, found: SearchResult, costs: Costs
+) -> Plan:
+    """The best plan; where latency is minimised, the fastest of those that are predicted nearly as fast, timed side by side.
+
+    The uniform plans that passed within the bounds are timed with them, whatever is predicted.
+    """
+    if found.best is None or request.options.minimize != "latency" or not candidates.runtime.TIMES:
+        return found.nearest.plan
+    limit = costs.latency.predicted_ms(found.best.plan.allocation) * NEARLY
+    passing = [trial.plan for trial in found.measured if trial.measured.passes and not space.excess(trial.plan, trial.measured.figures)]
+    close = [plan for plan in passing if costs.latency.predicted_ms(plan.allocation) <= limit]
+    finalists = sorted(close, key=lambda plan: plan.predicted_cost)[:FINALISTS]
+    uniform = [candidates.uniform(scheme) for scheme in costs.sizes.schemes]
+    finalists += [plan for plan in passing if plan.allocation in uniform and plan not in finalists]
+
+    def timed() -> Plain:
+        with bench.progress.stage("time the finalists"):
+            files = [candidates.emit(plan.allocation, candidates.folder / f"finalist-{place}.onnx") for place, plan in enumerate(finalists)]
+            example = example_feeds(request, network)
+            sessions = [candidates.open(path, threads=request.options.threads, example=example) for path in files]
+            return Plain([float(median) for median in np.median(interleave(sessions, example, rounds=ROUNDS), axis=1)])
+
+    host = describe()
+    depends_on = {
+        "weights": candidates.key, "plans": [dict(plan.allocation) for plan in finalists], "threads": request.options.threads,
+        "processor": host["cpu"], "integer instructions": host["isa"],
+    }  # fmt: skip
+    times: list[float] = bench.keep("finalists", depends_on, timed, Plain).value
+    return finalists[times.index(min(times))]
+
+
+def labels_for(request: Request, subset: Subset, reference: Outputs) -> Any:
+    """The subset's labels, checked against the number of classes; None where the metric compares with the float file."""
+    if request.metric.reference == "float":
+        return None
+    labels = subset.labels()
+    if labels is not None and np.issubdtype(labels.dtype, np.integer) and request.metric.curvature == "softmax":
+        check_labels(labels, reference[0].shape[-1])
+    return labels
+
+
+def budget_for(request: Request, reference: Outputs, labels: Any) -> float:
+    """The budget in the metric's unit, relative to the float file's score where it was said so."""
+    truth = reference if request.metric.reference == "float" else labels
+    return request.budget.points(request.metric.score(reference, truth))
+
+
+def float_outputs(request: Request, candidates: Candidates, subset: Subset) -> Outputs:
+    """The float file's answers."""
+    return evaluate(candidates.open(candidates.float_file, threads=0), subset, request.options.batch_size)
+
+
+def _kept_outputs(bench: Workbench, request: Request, candidates: Candidates, subset: Subset) -> Outputs:
+    """The float file's answers on the search split, kept in the run directory as arrays in their order."""
+
+    def compute() -> Mapping[str, Any]:
+        with bench.progress.stage("float file on the search split"):
+            outputs = float_outputs(request, candidates, subset)
+        return {f"output {place}": output for place, output in enumerate(outputs)}
+
+    depends_on = {
+        "float file": candidates.float_file.read_bytes(), "search data": subset.fingerprint(), "batch_size": request.options.batch_size,
+        "target": request.options.target, "processor": describe()["cpu"],
+    }  # fmt: skip
+    return tuple(bench.keep_arrays(FLOATS, depends_on, compute).values())
+
+
+def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Judge:
+    """What measures candidates on the search split. The journal's key leaves the promise out: what a plan loses does not hang on it."""
+    subset, gate, options = request.splits.search, request.splits.gate, request.options
+    reference = _kept_outputs(bench, request, candidates, subset)
+    labels = labels_for(request, subset, reference)
+    budget = budget_for(request, reference, labels)
+    check_budget(budget, min(len(subset), len(gate)), request.metric.unit)
+    key = fingerprint(candidates.key, subset.fingerprint(), request.metric.name, request.metric.source, describe()["isa"], options.seed)
+    megabytes = sum(array.nbytes for array in reference) / 1e6
+    told = f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items"
+    if FLOATS in bench.computed:  # else it was found, and says nothing of how long a candidate takes
+        told += f", {EXPECTED_CANDIDATES * (bench.seconds[FLOATS] + 0.5):.0f} s"
+    bench.progress.note(f"{told}, {megabytes:.0f} MB a candidate")
+    return Judge(
+        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), options.confidence,
+        options.batch_size, options.seed,
+    )  # fmt: skip

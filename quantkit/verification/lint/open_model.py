@@ -1,0 +1,92 @@
+"""Anyone's ONNX file, opened without trust: nothing outside its folder is read, nothing of unbounded size is built, no code runs.
+
+What is wrong with a file as a file is a ModelError, one line; what is wrong with its network is the linter's business.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import load_external_data_for_tensor
+
+from quantkit.core.errors import ModelError
+
+MOST_BYTES = 2 << 30  # protobuf's own limit for one message
+MOST_NODES = 200_000
+KNOWN_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
+
+
+def open_model(path: Path) -> onnx.ModelProto:
+    """The model with its external data loaded.
+
+    Raises ModelError for what is no ONNX file, is too large, holds functions or operators of unknown domains, or names data outside its
+    folder.
+    """
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= MOST_BYTES else b""
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}", "an ONNX file", "check the path and its permissions") from error
+    if size > MOST_BYTES:
+        raise ModelError(f"{path} has {size:,} bytes", f"at most {MOST_BYTES:,}", "store the weights as external data")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError as error:
+        raise ModelError(f"{path} is no ONNX file, or not all of one", "an ONNX model", "export it again") from error
+    nodes = list(model.graph.node)
+    if not nodes or not model.opset_import:
+        raise ModelError(f"{path} holds no network", "an ONNX model with nodes and an opset", "export it again")
+    if len(nodes) > MOST_NODES:
+        raise ModelError(f"{path} has {len(nodes):,} nodes", f"at most {MOST_NODES:,}", "examine a part of it")
+    if model.functions:
+        raise ModelError(f"{path} defines {len(model.functions)} functions of its own", "plain operators", "inline them when exporting")
+    foreign = sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in KNOWN_DOMAINS})
+    if foreign:
+        raise ModelError(
+            f"{path} needs operators of other domains: {', '.join(foreign[:5])}",
+            "operators of onnx and com.microsoft",
+            "export it again without custom operators",
+        )
+    _load_external(model, path)
+    return model
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of the file and of the files beside it that hold its weights. Raises ModelError for what `open_model` refuses."""
+    open_model(path)  # the names of its external data are then names below its folder
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    outside = [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    names = {str(entry.value) for tensor in outside for entry in tensor.external_data if entry.key == "location"}
+    return sum(each.stat().st_size for each in (path, *(path.resolve().parent / name for name in names)))
+
+
+def _load_external(model: onnx.ModelProto, path: Path) -> None:
+    folder = path.resolve().parent
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        fields = {entry.key: entry.value for entry in tensor.external_data}
+        location = fields.get("location", "")
+        try:
+            target = (folder / location).resolve()
+            inside = bool(location) and target.is_relative_to(folder) and target.is_file()
+            offset, length = int(fields.get("offset", 0)), int(fields.get("length", 0))
+            fits = inside and min(offset, length) >= 0 and offset + length <= target.stat().st_size
+        except (ValueError, OSError) as error:
+            raise ModelError(
+                f"{path}: {tensor.name!r} names data at {location!r}",
+                "a file beside the model",
+                "copy the data beside the model, or export it again",
+            ) from error
+        if not fits:
+            raise ModelError(
+                f"{path}: {tensor.name!r} names data at {location!r}",
+                "a part of a file beside the model, or below it",
+                "copy the data beside the model, whole, or export it again",
+            )
+        load_external_data_for_tensor(tensor, str(folder))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]

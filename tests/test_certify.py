@@ -1,0 +1,121 @@
+"""Predictions are fitted to measured plans and tested on others, in a whole job on a small network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import data, hurry, remember
+from toys import trained
+
+import quantkit
+from quantkit import pipeline
+from quantkit.allocation.prediction.certificate import Certificate
+from quantkit.allocation.search import SearchResult, Space
+from quantkit.report.format import certificate_line
+from quantkit.runs.result import Result
+from quantkit.stages import certify
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    remember(monkeypatch)
+    monkeypatch.setattr(certify, "TRAINED", 6)
+    monkeypatch.setattr(certify, "WIDTH", 0.4)  # so small a network has few plans of one cost
+
+
+def allocate(run: Path, **options: Any) -> Result:
+    said = {"max_drop": 20.0, "minimize": "bytes", "certificate": 8, "schemes": "fp32,w8a8,w6a8,w4a8"} | options
+    return quantkit.allocate(trained(), data=data(), run=run, **said)
+
+
+def certificate_of(result: Result) -> Certificate:
+    assert result.certificate is not None
+    return result.certificate
+
+
+def test_every_plan_comes_with_what_predictions_are_worth(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run")
+    found = certificate_of(result)
+    assert found.plans == 8 and found.trained >= 6 and found.measured_drop == result.verdict.drop
+    assert found.fitted.spearman is not None and found.items == 120  # all of the search split
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["certificate"] == found.to_json()
+    assert f"on {found.plans} plans" in certificate_line(found.to_json(), "points")
+    assert found.beyond_additive is None  # `kl` measures no interactions
+
+
+def test_interactions_are_reported_where_the_sensitivity_measures_them(tmp_path: Path) -> None:
+    found = certificate_of(allocate(tmp_path / "run", sensitivity="displacement"))
+    assert found.beyond_additive is not None and 0 <= found.beyond_additive <= 1
+    assert "no sum over layers" in certificate_line(found.to_json(), "points")
+
+
+def test_asked_again_nothing_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = allocate(tmp_path / "run")
+    journal = (tmp_path / "run" / "measured.jsonl").read_text()
+    again = allocate(tmp_path / "run", undecided="fail")  # another job, so that all is gone through once more
+    assert (tmp_path / "run" / "measured.jsonl").read_text() == journal
+    assert certificate_of(again) == certificate_of(first)
+
+
+def test_a_prediction_outside_the_band_is_learned_from_and_the_plan_solved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certify, "band", lambda predicted, measured: 1e9)
+    before = certificate_of(allocate(tmp_path / "run"))
+    monkeypatch.setattr(certify, "band", lambda predicted, measured: 1.0)
+    found = certificate_of(allocate(tmp_path / "again"))
+    assert (before.refits, found.refits) == (0, 1)
+    assert found.trained > before.trained > 6  # the plans that were tested first, and some of the front before
+
+
+def test_a_second_search_forgets_nothing_that_the_first_one_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certify, "band", lambda predicted, measured: 1.0)
+    searches, choices, chosen = pipeline.search, pipeline.choose, []
+
+    def narrower(bench: Any, request: Any, judge: Any, space: Space) -> SearchResult:
+        found = searches(bench, request, judge, space)
+        return space.judged(found.measured[:1]) if chosen else found
+
+    def spy(*arguments: Any) -> Any:
+        chosen.append(arguments[5])  # what was found
+        return choices(*arguments)
+
+    monkeypatch.setattr(pipeline, "search", narrower)
+    monkeypatch.setattr(pipeline, "choose", spy)
+    allocate(tmp_path / "run")
+    first, second = ([trial.plan.allocation for trial in found.measured] for found in chosen)
+    assert len(first) > 1 and all(allocation in second for allocation in first)
+    assert len(second) == len({tuple(row.items()) for row in second})
+    assert chosen[1].best is not None and chosen[1].best.measured.figures["bytes"] <= chosen[0].best.measured.figures["bytes"]
+
+
+def test_tested_plans_are_none_that_was_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[dict[str, str]], list[dict[str, str]]]] = []
+    real = certify._drawn
+
+    def spy(request: Any, predictor: Any, base: Any, count: int, seen: Any) -> list[dict[str, str]]:
+        drawn.append((real(request, predictor, base, count, seen), list(seen)))
+        return drawn[-1][0]
+
+    measured = certify.measure_anchors
+    anchors: list[dict[str, str]] = []
+
+    def watched(*arguments: Any) -> Any:
+        judged, plans = measured(*arguments)
+        anchors.extend(dict(plan.allocation) for plan in plans)
+        return judged, plans
+
+    monkeypatch.setattr(certify, "measure_anchors", watched)
+    monkeypatch.setattr(certify, "_drawn", spy)
+    allocate(tmp_path / "run")
+    (trained_on, _), (tested, seen) = drawn[:2]
+    assert seen[: len(trained_on)] == trained_on and len(trained_on) == 6
+    assert len(seen) > 6 and seen[6:] == anchors  # of the front, measured before
+    assert all(plan not in seen for plan in tested)
+
+
+def test_none_is_wanted_and_none_is_made(tmp_path: Path) -> None:
+    result = allocate(tmp_path / "run", certificate=0)
+    assert result.certificate is None and "certificate" not in result.seconds and "fit" not in result.seconds

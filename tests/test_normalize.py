@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_folding import IMAGE, unlifted, written
+from torch import Tensor, fx, nn
+
+from quantkit.network.folding import ATEN, bounds
+from quantkit.network.normalize import simplify
+
+
+def test_what_is_computed_twice_is_merged() -> None:
+    model = written(lambda m, x: F.relu(m.c(x)) + F.relu(m.c(x)) + m.c(x * 2), c=nn.Conv2d(3, 4, 3))()
+    module = unlifted(model, IMAGE)
+    wanted = module(IMAGE)
+    simplify(module)
+    assert len(module.graph.find_nodes(op="call_function", target=ATEN.conv2d.default)) == 2
+    assert torch.equal(module(IMAGE), wanted)
+
+
+def test_random_values_are_not_merged() -> None:
+    module = unlifted(written(lambda m, x: x + torch.rand_like(x) - torch.rand_like(x))(), IMAGE)
+    simplify(module)
+    assert not torch.equal(module(IMAGE), IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("form", "wanted"),
+    [
+        (lambda x: F.relu6(x), (0.0, 6.0)),
+        (lambda x: F.hardtanh(x), (-1.0, 1.0)),
+        (lambda x: F.hardtanh(x, 0.0, 2.0), (0.0, 2.0)),
+        (lambda x: x.clamp(-1, 2), (-1.0, 2.0)),
+        (lambda x: x.clamp(max=2), (None, 2.0)),
+        (lambda x: x.clamp(min=-0.5), (-0.5, None)),
+    ],
+    ids=["relu6", "hardtanh", "hardtanh 0 2", "clamp", "clamp max", "clamp min"],
+)
+def test_bounds_of_a_clip(form: Callable[[Tensor], Tensor], wanted: tuple[float | None, float | None]) -> None:
+    module = unlifted(written(lambda m, x: form(x))(), IMAGE)
+    simplify(module)
+    (clip,) = module.graph.find_nodes(op="call_function", target=next(n.target for n in module.graph.nodes if n.op == "call_function"))
+    assert bounds(clip) == wanted
+
+
+def test_a_clamp_at_zero_is_a_relu() -> None:
+    module = unlifted(written(lambda m, x: x.clamp(min=0))(), IMAGE)
+    simplify(module)
+    assert module.graph.find_nodes(op="call_function", target=ATEN.relu.default)
+
+
+@pytest.mark.parametrize("kernel", [3, (5, 1)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_same_padding_becomes_numbers(kernel: int | tuple[int, int], dilation: int) -> None:
+    model = written(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, kernel, padding="same", dilation=dilation))()
+    module = unlifted(model, IMAGE)
+    simplify(module)
+    assert module.graph.find_nodes(op="call_function", target=ATEN.conv2d.default)
+    assert torch.equal(module(IMAGE), model(IMAGE))
+
+
+def test_uneven_same_padding_is_left_alone() -> None:
+    model = written(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, 2, padding="same"))()
+    module = unlifted(model, IMAGE)
+    simplify(module)
+    assert not module.graph.find_nodes(op="call_function", target=ATEN.conv2d.default)
+    assert torch.equal(module(IMAGE), model(IMAGE))
+
+
+SPELT: dict[str, tuple[Callable[[Tensor], Tensor], list[object]]] = {
+    "silu": (F.silu, [ATEN.sigmoid.default, ATEN.mul.Tensor]),
+    "chunks": (lambda x: (lambda a, b: b - a)(*x.chunk(2, 2)), [ATEN.slice.Tensor, ATEN.slice.Tensor, ATEN.sub.Tensor]),
+    "uneven chunks from behind": (lambda x: x.chunk(3, -1)[2], [ATEN.slice.Tensor]),
+    "split by sizes, two parts unread": (lambda x: x.split([1, 4, 3], 3)[1], [ATEN.slice.Tensor]),
+    "pixel shuffle": (
+        lambda x: F.pixel_shuffle(x.repeat(1, 4, 1, 1), 2),
+        [ATEN.repeat.default, ATEN.reshape.default, ATEN.permute.default, ATEN.reshape.default],
+    ),
+    "smaller summand first": (lambda x: x.mean(1, keepdim=True) + x, [ATEN.mean.dim, ATEN.add.Tensor]),
+    "average by a divisor": (
+        lambda x: F.avg_pool2d(x, [3, 2], 2, divisor_override=5),
+        [ATEN.avg_pool2d.default, ATEN.mul.Tensor],
+    ),
+    "adaptive average over equal windows": (lambda x: torch._adaptive_avg_pool2d(x, [4, 2]), [ATEN.avg_pool2d.default]),
+    "adaptive average over others": (lambda x: torch._adaptive_avg_pool2d(x, [3, 2]), [ATEN._adaptive_avg_pool2d.default]),
+    "one joined": (lambda x: torch.cat([x], 1).relu(), [ATEN.relu.default]),
+}
+
+
+@pytest.mark.parametrize(("form", "wanted"), SPELT.values(), ids=SPELT)
+def test_one_spelling_computes_the_same(form: Callable[[Tensor], Tensor], wanted: list[object]) -> None:
+    module = unlifted(written(lambda m, x: form(x))(), IMAGE)
+    simplify(module)
+    assert [node.target for node in module.graph.nodes if node.op == "call_function"] == wanted
+    torch.testing.assert_close(module(IMAGE), form(IMAGE))
+
+
+def test_the_larger_summand_comes_first() -> None:
+    module = unlifted(written(lambda m, x: x.mean(1, keepdim=True) + x)(), IMAGE)
+    simplify(module)
+    (addition,) = module.graph.find_nodes(op="call_function", target=ATEN.add.Tensor)
+    assert [summand.meta["val"].shape[1] for summand in addition.args if isinstance(summand, fx.Node)] == [3, 1]
+
+
+def test_a_sigmoid_beside_a_silu_is_computed_once() -> None:
+    module = unlifted(written(lambda m, x: F.silu(x) + torch.sigmoid(x))(), IMAGE)
+    simplify(module)
+    assert len(module.graph.find_nodes(op="call_function", target=ATEN.sigmoid.default)) == 1
