@@ -1,7 +1,8 @@
 """Sensitivities: what quantizing a group does, estimated; one file a method. An estimator fills the whole table.
 
 Each method has `estimate(context)` and `cost(context)`, the passes that it takes at most, known before it starts. A context (context.py)
-is the groups, the items and an engine (engine.py): the contract of the passes, so that a method is read without the files that implement it.
+is the groups, the items and an engine (engine.py): the contract of the passes, so that a method is read without the files that implement
+it.
 """
 
 from __future__ import annotations
