@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from quantkit.api import allocate, gate, inspect
     from quantkit.cli import recipe_main
     from quantkit.core.errors import QuantkitError
+    from quantkit.core.metric import Metric
     from quantkit.data import Batch, Preprocessing
-    from quantkit.data.metric import Metric
     from quantkit.runs.result import Result
     from quantkit.settings.options import Options
     from quantkit.settings.recipe import Recipe
@@ -41,7 +41,7 @@ __all__ = [
 
 _EXPORTS = {
     "Batch": "quantkit.data",
-    "Metric": "quantkit.data.metric",
+    "Metric": "quantkit.core.metric",
     "Options": "quantkit.settings.options",
     "Preprocessing": "quantkit.data",
     "QuantkitError": "quantkit.core.errors",

@@ -49,6 +49,7 @@ from quantkit.stages.network import (
     write_plan,
     write_request,
 )
+from quantkit.stages.refused import find_alternative, search_chances
 from quantkit.stages.scores_and_costs import Costs, cost_groups, find_front, score_groups
 from quantkit.stages.search import choose, explain, measure_anchors, open_judge, search
 from quantkit.stages.stored_result import keep_result
@@ -191,9 +192,13 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
         certificate, _ = certify(bench, request, tables.judge, tables.prior, tables.predictor, plan, tables.seen, 1)
     tables.write_front(bench)
     write_plan(bench, candidates, tables.frame, plan.allocation)
-    verified = verify_plan(bench, request, network, candidates, plan.allocation)
-    bounds, explained = check_bounds(request, tables.predictor, verified), explain(request, tables.space, found)
-    return report(bench, request, candidates, tables.scores, tables.costs, found, verified, bounds, explained, certificate, job)
+    alternative = find_alternative(tables.space, found, plan)
+    verified = verify_plan(bench, request, network, candidates, plan.allocation, alternative)
+    bounds, explained = check_bounds(request, tables.predictor, verified), explain(request, tables.judge, tables.space, found)
+    chances, confidence = search_chances(candidates, found, alternative), tables.judge.confidence
+    return report(
+        bench, request, candidates, tables.scores, tables.costs, found, verified, bounds, explained, certificate, chances, confidence, job
+    )
 
 
 def _searched(

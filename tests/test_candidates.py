@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import toys
 
+from quantkit.core.metric import METRICS
 from quantkit.core.statistics import Expectation
 from quantkit.core.store import Run
 from quantkit.data import Subset
-from quantkit.data.metric import METRICS
 from quantkit.runtimes.evaluation import evaluate, open_session
 from quantkit.stages import candidates as room
 from quantkit.stages.candidates import Judge

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -80,7 +81,7 @@ class Result:
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stands in for the rooms behind the command line: keeps what they were given; `run` is what the job does."""
+    """Stands in for the modules behind the command line: keeps what they were given; `run` is what the job does."""
     seen = SimpleNamespace(source=None, arguments=None, run=lambda request, progress: Result())
 
     def resolve(source: Any, arguments: Arguments) -> str:
@@ -88,7 +89,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return "request"
 
     rooms = {
-        "request": {"resolve": resolve, "resolve_model": lambda source, arguments: (resolve(source, arguments), None, Options())},
+        "settings.request": {"resolve": resolve, "resolve_model": lambda source, arguments: (resolve(source, arguments), None, Options())},
         "pipeline": {
             "run": lambda request, progress: seen.run(request, progress),
             "inspect": lambda model, example, options: SimpleNamespace(graph=GRAPH, groups=GROUPS),
@@ -98,7 +99,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         room = ModuleType(f"quantkit.{name}")
         vars(room).update(functions)
         monkeypatch.setitem(sys.modules, room.__name__, room)
-        monkeypatch.setattr(quantkit, name, room, raising=False)
+        package, _, stem = room.__name__.rpartition(".")
+        monkeypatch.setattr(import_module(package), stem, room, raising=False)
     return seen
 
 

@@ -1,29 +1,43 @@
-"""What is said where the float network ships never contradicts the table beside it."""
+"""The first line of a result never contradicts the table below it: what was refused is named, with the reason and what would ship it."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import asdict
 
 import pytest
 
+from quantkit.allocation import Plan
+from quantkit.allocation.search import Measured, SearchResult, Trial
+from quantkit.report.format import verdict_line
 from quantkit.runs.result import Baseline
-from quantkit.stages.verdict import _why_float
-
-
-def why(rows: tuple[Baseline, ...], minimize: str = "latency") -> str:
-    request = SimpleNamespace(options=SimpleNamespace(minimize=minimize, confidence=0.85))
-    verified = SimpleNamespace(baselines=rows, budget=0.5, verdict=SimpleNamespace(n=359))
-    return _why_float(request, verified)  # type: ignore[arg-type]
-
+from quantkit.stages.refused import find_alternative, refusals
 
 FLOAT = Baseline("float", 0.0, 1.0, 1.0)
+UNIFORM = Baseline("uniform w8a8", 0.25, 0.89, 0.28)
 
 
-def test_a_faster_row_within_the_budget_is_named_with_what_it_lost_and_what_would_help() -> None:
-    line = why((FLOAT, Baseline("slower", 0.1, 0.95, 0.3), Baseline("uniform w8a8", 0.25, 0.89, 0.28)))
+def first_line(rows: dict[Baseline, int | None], minimize: str = "latency", chances: dict[str, float] | None = None) -> str:
+    refused = refusals(rows, 1.0, minimize, 0.5, chances or {}, 0.85)
+    return verdict_line({
+        "kept": True, "gained": None, "budget": {"unit": "points", "metric": "top1", "max_drop": 0.5},
+        "verdict": {"decision": "undecided", "drop": 0.0, "low": -1.0, "high": 1.0, "n": 359},
+        "refused": [asdict(row) for row in refused], "allocation": [{"scheme": "fp32"}], "files": {"alternative": None},
+    })  # fmt: skip
 
-    assert "uniform w8a8 takes 0.89 of its time and lost 0.25 on these 359 items" in line
-    assert "85 % sure" in line and "--confidence" in line and "No plan" not in line
+
+def test_a_faster_row_within_the_budget_is_named_with_why_it_was_refused_and_what_would_ship_it() -> None:
+    rows = {FLOAT: None, Baseline("static", 0.1, 0.95, 0.3): None, UNIFORM: 539}
+    line = first_line(rows, chances={"uniform w8a8": 0.718})
+
+    assert "nothing is gained: the float network ships, although uniform w8a8 takes 0.89 of float's time and lost 0.25" in line
+    assert "71 % sure" in line and "85 % was asked for" in line and "`--confidence 0.71`" in line and "539 gate items" in line
+    assert "Within the budget too: static (0.95, 0.10 lost)." in line
+
+
+def test_what_no_confidence_would_ship_is_not_said_to_ship() -> None:
+    line = first_line({FLOAT: None, UNIFORM: None}, chances={"uniform w8a8": 0.3})
+
+    assert "30 % sure" in line and "--confidence" not in line and "more search items" in line
 
 
 @pytest.mark.parametrize(
@@ -32,11 +46,31 @@ def test_a_faster_row_within_the_budget_is_named_with_what_it_lost_and_what_woul
     ids=lambda row: row.name,
 )
 def test_no_row_is_named_that_gains_nothing_or_loses_too_much(row: Baseline) -> None:
-    assert why((FLOAT, row)).startswith("No plan passed")
+    assert "no plan that keeps the promise takes less" in first_line({FLOAT: None, row: None})
 
 
 def test_where_bytes_are_minimised_the_smallest_row_is_named_and_its_time_is_no_gain() -> None:
-    rows = (FLOAT, Baseline("faster", 0.0, 0.5, 1.0), Baseline("smaller", 0.1, 1.2, 0.28))
+    rows: dict[Baseline, int | None] = dict.fromkeys((FLOAT, Baseline("faster", 0.0, 0.5, 1.0), Baseline("smaller", 0.1, 1.2, 0.28)))
 
-    assert "smaller takes 0.28 of its bytes" in why(rows, "bytes")
-    assert why(rows, "drop").startswith("No plan passed")
+    assert "smaller takes 0.28 of float's bytes" in first_line(rows, "bytes") and "faster" not in first_line(rows, "bytes")
+    assert "no plan" in first_line(rows, "drop")
+
+
+def test_the_alternative_is_the_cheapest_plan_that_more_likely_than_not_keeps_the_promise() -> None:
+    class Within:
+        """A space without limits."""
+
+        def excess(self, *_: object) -> float:
+            return 0.0
+
+    def trial(cost: float, chance: float, scheme: str) -> Trial:
+        plan = Plan({"a": scheme, "b": "fp32" if chance == 1 else scheme}, 0.0, cost)
+        return Trial(plan, Measured(0.0, chance >= 0.85, {"chance_kept": chance}))
+
+    floats, unsure, sure_and_dear, broken = (
+        trial(10, 1.0, "fp32"), trial(5, 0.6, "w8a8"), trial(11, 0.9, "w8a8"), trial(2, 0.1, "w8a8"),
+    )  # fmt: skip
+    found = SearchResult(floats, floats, (floats, unsure, sure_and_dear, broken))
+
+    assert find_alternative(Within(), found, floats.plan) is unsure  # type: ignore[arg-type]
+    assert find_alternative(Within(), found, unsure.plan) is None  # type: ignore[arg-type]

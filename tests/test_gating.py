@@ -18,13 +18,13 @@ from test_pipeline import allocate, data, hurry, remember, share_of_first
 import quantkit
 from quantkit.cli import main
 from quantkit.core.errors import ConfigError, DataError, MetricError, ModelError, RequestError
+from quantkit.core.metric import Budget
 from quantkit.data import Batch
-from quantkit.data.metric import Budget
 from quantkit.gating import LOCK, Conditions, Gated, check, lock, parse_conditions, read_lock, to_junit, to_markdown, to_sarif
 from quantkit.runs.result import Result
 from quantkit.runtimes.evaluation import open_session
 from quantkit.settings.bounds import Bound
-from quantkit.verification.lint.open_model import file_bytes
+from quantkit.verification.lint.loading import file_bytes
 
 OUTPUT = "toy.int8.onnx"
 

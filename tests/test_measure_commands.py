@@ -17,9 +17,9 @@ import quantkit
 from quantkit import pipeline
 from quantkit.allocation.prediction.predictor import read_predictor
 from quantkit.cli import main
+from quantkit.core.metric import Budget
 from quantkit.core.progress import Silent
 from quantkit.core.store import Run
-from quantkit.data.metric import Budget
 from quantkit.runs import workbench
 from quantkit.runs.pick import pick
 from quantkit.runs.result import Result

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantkit.core.errors import MetricError
-from quantkit.data.metric import METRICS, Budget, Metric, check_budget, parse_budget, resolve_metric
+from quantkit.core.metric import METRICS, Budget, Metric, check_budget, parse_budget, resolve_metric
 
 GENERATOR = np.random.default_rng(0)
 SCORES = GENERATOR.normal(size=(60, 10)).astype(np.float32)

@@ -81,7 +81,7 @@ def test_our_own_errors_keep_their_kind(tmp_path: Path) -> None:
         load_recipe(written(tmp_path, body))
 
 
-@pytest.mark.parametrize("module", ["settings.recipe", "settings.config", "statistics", "metric"])
+@pytest.mark.parametrize("module", ["settings.recipe", "settings.config", "core.statistics", "core.metric"])
 def test_this_floor_loads_without_torch(module: str) -> None:
     code = f"import sys, quantkit.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parent.parent).returncode == 0

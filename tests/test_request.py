@@ -389,7 +389,7 @@ def test_a_wrong_request_ends_in_2_with_one_line_and_nothing_written(
 
 DISPATCHES = {
     "sensitivity": "sensitivity:SENSITIVITIES",
-    "search": "search:SEARCHES",
+    "search": "allocation.search:SEARCHES",
     "target": "targets:TARGETS",
     "observer": "calibration.observers:OBSERVERS",
 }

@@ -10,7 +10,7 @@ import pytest
 
 from quantkit.core import statistics
 from quantkit.core.errors import MetricError
-from quantkit.core.statistics import UNKNOWING, Expectation, Verdict, decide, decide_ratio, ratio_interval, stands
+from quantkit.core.statistics import UNKNOWING, Expectation, Verdict, can_be_kept, decide, decide_ratio, ratio_interval, stands
 
 N = 400
 
@@ -241,14 +241,40 @@ def test_a_lucky_drop_is_not_believed_and_a_bad_one_is_not_forgotten(rate: float
     """0.01 nats at 30 points a nat are 0.3 points; one that gained half a point is still expected to lose."""
     told = Expectation(rate, 10.0)
 
-    assert not Expectation(300.0, 10.0).likely_kept(seen(-0.5, -2.5, 1.5), 0.01, 10_000, 0.5, 0.5)
-    assert not told.likely_kept(seen(10.0, 9.0, 11.0), 0.5, 10_000, 1.0, 0.5)
-    assert not UNKNOWING.likely_kept(seen(1.1, -1.0, 3.0), 0.5, 10_000, 1.0, 0.5)
-    assert UNKNOWING.likely_kept(seen(0.9, -1.0, 3.0), 0.5, 10_000, 1.0, 0.5)
+    assert Expectation(300.0, 10.0).chance_kept(seen(-0.5, -2.5, 1.5), 0.01, 10_000, 0.5) < 0.5
+    assert told.chance_kept(seen(10.0, 9.0, 11.0), 0.5, 10_000, 1.0) < 0.5
+    assert UNKNOWING.chance_kept(seen(1.1, -1.0, 3.0), 0.5, 10_000, 1.0) < 0.5
+    assert UNKNOWING.chance_kept(seen(0.9, -1.0, 3.0), 0.5, 10_000, 1.0) > 0.5
 
 
 def test_equal_outputs_keep_any_promise_however_few_the_items() -> None:
-    assert Expectation(30.0, 10.0).likely_kept(seen(0.0, -4.0, 4.0, n=20), 0.0, 20, 0.1, 0.99)
+    assert Expectation(30.0, 10.0).chance_kept(seen(0.0, -4.0, 4.0, n=20), 0.0, 20, 0.1) == 1
+    assert Expectation(30.0, 10.0).chance_kept(seen(0.2, -4.0, 4.0, n=20), 0.0, 20, 0.1) == 0
+
+
+@pytest.mark.parametrize(("share", "budget"), [(0.9, 0.5), (0.3, 0.5), (0.9, 2.0), (0.9, 0.0)])
+def test_whether_a_gate_can_prove_a_budget_is_what_the_verdict_says_of_equal_answers(share: float, budget: float) -> None:
+    """On the fewest items that can, equal answers are decided as kept; on one fewer they are undecided."""
+
+    def equal_answers(n: int) -> str:
+        values = 100.0 * (np.arange(n) < share * n)
+        score = lambda index: float(values[index].mean())  # noqa: E731
+        verdict = decide(
+            float_score=score, quantized_score=score, n=n, budget=budget, higher_is_better=True, per_item=(values, values), resamples=50
+        )
+        assert can_be_kept(values, n, budget) == (verdict.decision == "kept")
+        return verdict.decision
+
+    least = next((n for n in range(2, 1200) if can_be_kept(np.full(n, 100.0), n, budget)), None)
+    assert least == {0.5: 598, 2.0: 149, 0.0: None}[budget]
+    if least is None:
+        assert equal_answers(900) == "undecided"
+    else:
+        assert (equal_answers(least - 1), equal_answers(least)) == ("undecided", "kept")
+
+
+def test_values_that_are_not_right_or_wrong_can_always_be_proven() -> None:
+    assert can_be_kept(np.linspace(0, 1, 9), 9, 0.001)
 
 
 @pytest.mark.parametrize("confidence", [0.6, 0.85])
@@ -260,7 +286,7 @@ def test_plans_that_are_said_to_be_kept_are_kept_as_often_as_said(confidence: fl
         divergence = generator.uniform(0.01, 0.1)
         true = generator.normal(20 * divergence, np.hypot(10 * divergence, 5 * divergence))
         measured = generator.normal(true, 0.8)
-        if told.likely_kept(seen(measured, measured - 1.96 * 0.8, measured + 1.96 * 0.8, n=100), divergence, 400, 1.5, confidence):
+        if told.chance_kept(seen(measured, measured - 1.96 * 0.8, measured + 1.96 * 0.8, n=100), divergence, 400, 1.5) >= confidence:
             kept.append(generator.normal(true, 0.8 * 0.5) <= 1.5)
 
     assert confidence <= np.mean(kept) < 1

@@ -42,8 +42,8 @@ def decisions(_: Path) -> dict[str, Any]:
 
     import numpy as np
 
+    from quantkit.core.metric import METRICS
     from quantkit.core.statistics import decide
-    from quantkit.data.metric import METRICS
     from quantkit.gating.findings import judge_drop
 
     def judged(losses: int, gains: int, budget: float) -> str:

@@ -31,12 +31,12 @@ from sensitivity_figures import Row, ratios_of_times, summarise
 from quantkit.allocation import order, solve
 from quantkit.allocation.costs.counted import byte_costs
 from quantkit.core.graph import Group
+from quantkit.core.metric import Outputs, divergence
 from quantkit.core.progress import Silent
 from quantkit.core.spec import parse_scheme
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.core.table import Interactions, Table
 from quantkit.data import Subset
-from quantkit.data.metric import Outputs, divergence
 from quantkit.runs.workbench import Workbench, scratch_folder
 from quantkit.runtimes.evaluation import evaluate
 from quantkit.sensitivity import SENSITIVITIES, Context, Scores, augmented

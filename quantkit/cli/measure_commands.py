@@ -76,7 +76,7 @@ def pick(
     """
 
     def show() -> int:
-        from quantkit.data.metric import parse_budget
+        from quantkit.core.metric import parse_budget
         from quantkit.runs.pick import pick as choose
 
         texts = {"latency": max_latency, "bytes": max_bytes, "bops": max_bops, "average_bits": average_bits}

@@ -282,6 +282,16 @@ def _accelerated(drops: Floats, drop: float, pseudo: Floats, level: float) -> fl
     return float(np.quantile(drops, NORMAL.cdf(bias + z / max(1e-9, 1 - acceleration * z))))
 
 
+def can_be_kept(values: Floats, n: int, budget: float) -> bool:
+    """Whether `n` items could show that a drop is within `budget`, if not one of them changed.
+
+    `values` are the float network's, item by item. Where they are right or wrong, no change among n items has the chance (1 − budget)ⁿ
+    even if the true drop were the budget, and that must be at most 5 %. Other values have no such limit.
+    """
+    step = _step(values, values)
+    return not step or budget >= step or (1 - budget / step) ** n <= ERROR_RATE
+
+
 def noise(verdict: Verdict) -> float:
     """The standard deviation of the drop, from its 95 % interval."""
     return (verdict.high - verdict.low) / (2 * NORMAL.inv_cdf(INTERVAL[1]))
@@ -305,21 +315,21 @@ class Expectation:
         total = float(divergences.sum())
         return cls(max(float(drops.sum()) / total, 0.0), float(np.linalg.norm(noises)) / total) if total > 0 else UNKNOWING
 
-    def likely_kept(self, verdict: Verdict, divergence: float, gate_items: int, budget: float, confidence: float) -> bool:
-        """Whether a gate split of `gate_items` will keep `budget` with probability `confidence`.
+    def chance_kept(self, verdict: Verdict, divergence: float, gate_items: int, budget: float) -> float:
+        """The probability that the drop on a gate split of `gate_items` will be at most `budget`.
 
         A normal prior about rate · divergence, as wide as half of it and as the rate's error, meets the drop that was measured; what
         the gate will show scatters about the result as the measured drop did, scaled by the counts. Without this margin a search
         picks what was lucky. Outputs that are equal lose what they lose, and no chance is in it.
         """
         if divergence <= 0:
-            return verdict.drop <= budget
+            return float(verdict.drop <= budget)
         prior, deviation = self.rate * divergence, noise(verdict)
         width = max(hypot(prior * PRIOR_WIDTH, self.error * divergence), 1e-9)
         share = 1 / (1 + (deviation / width) ** 2)
         expected = prior + share * (verdict.drop - prior)
         spread = deviation * sqrt(share + verdict.n / gate_items)
-        return expected + NORMAL.inv_cdf(confidence) * spread <= budget
+        return NORMAL.cdf((budget - expected) / spread) if spread > 0 else float(expected <= budget)
 
 
 UNKNOWING = Expectation(0.0, inf)

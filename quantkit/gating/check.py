@@ -15,9 +15,9 @@ from typing import Any
 
 from quantkit.core.environment import describe
 from quantkit.core.errors import ConfigError, DataError, ModelError, RequestError
+from quantkit.core.metric import METRICS
 from quantkit.core.progress import Progress
 from quantkit.core.statistics import decide_ratio
-from quantkit.data.metric import METRICS
 from quantkit.export.session_file import read_session
 from quantkit.gating.conditions import Conditions
 from quantkit.gating.examine import check_items, judge_files, random_feeds, share_of_file
@@ -29,7 +29,7 @@ from quantkit.runtimes.evaluation import Feeds, feeds
 from quantkit.settings.options import Arguments, Options
 from quantkit.settings.request import Check, resolve_items
 from quantkit.targets import find_target
-from quantkit.verification.lint.open_model import file_bytes, open_model
+from quantkit.verification.lint.loading import file_bytes, open_model
 from quantkit.verification.verify import time_rounds
 
 SCHEMA = 1

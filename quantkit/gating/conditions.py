@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.core.errors import RequestError
-from quantkit.data.metric import Budget, parse_budget
+from quantkit.core.metric import Budget, parse_budget
 from quantkit.settings.bounds import Bound, parse_bound
 
 

@@ -31,7 +31,7 @@ from quantkit.settings.request import Check
 from quantkit.targets import Placement, find_target
 from quantkit.verification import probe
 from quantkit.verification.lint.graph_view import View, read, title
-from quantkit.verification.lint.open_model import open_model
+from quantkit.verification.lint.loading import open_model
 from quantkit.verification.parity import Parity, compare_simulation, random_items
 from quantkit.verification.verify import Latency, judge, time_sessions
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from quantkit.core.metric import Metric
 from quantkit.core.statistics import Decision, RatioVerdict, Verdict, stands
-from quantkit.data.metric import Metric
 from quantkit.settings.bounds import show_amount
 
 EXPLAINED = {

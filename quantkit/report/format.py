@@ -1,12 +1,16 @@
-"""Verdicts and numbers in words, for the terminal and the page alike. Standard library only."""
+"""Verdicts and numbers in words, for the terminal and the page alike."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from quantkit.core.spec import FLOAT
+from quantkit.runs.outcome import ALTERNATIVE, Refused
 from quantkit.settings.bounds import show_amount
 
+RESOURCES = {"latency": "time", "bops": "bit operations", "average_bits": "bits a weight"}
 NAMED = 8  # names told in full before "and N more"
 
 
@@ -25,7 +29,25 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     over = [f"{row['name'].replace('_', ' ')} {bound_words(row)}" for row in result.get("bounds", ()) if not row["kept"]]
     if over:
         return f"Not kept: {', '.join(over)}; {lost} ({interval})."
+    gained = result.get("gained", False)  # False: a result of an older version, which does not say
+    if gained:
+        told += f" at {gained['ratio']:.2f} of float's {RESOURCES.get(gained['resource'], gained['resource'])}"
+    elif gained is None and result["kept"]:
+        told += ", but nothing is gained: " + _nothing(result)
+        return f"{told} {lost} ({interval})."
     return f"{told}, {sure}: {lost} ({interval})."
+
+
+def _nothing(result: Mapping[str, Any]) -> str:
+    """What ships in place of a gain, and what was refused."""
+    if any(row["scheme"] != FLOAT.name for row in result["allocation"]):
+        return "the plan takes no less than the float network."
+    if not result["refused"]:
+        return "no plan that keeps the promise takes less than the float network, which ships."
+    first, *others = result["refused"]
+    also = ", ".join(f"{row['name']} ({row['ratio']:.2f}, {row['drop']:.2f} lost)" for row in others)
+    beside = f" It lies beside, {ALTERNATIVE}." if first["name"] == Path(ALTERNATIVE).stem else ""
+    return f"the float network ships, although {Refused(**first).words()}.{beside}{f' Within the budget too: {also}.' if also else ''}"
 
 
 def bound_words(row: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from quantkit.allocation.prediction.predictor import PICKED, TABLES, Look, Predi
 from quantkit.core.errors import OutputError
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import parse_scheme
-from quantkit.core.store import Run
 from quantkit.report.format import certificate_line
 from quantkit.runs.pick import find_looks
 
@@ -92,7 +91,7 @@ def read_evidence(folder: Path) -> Evidence:
     return Evidence(
         folder, request, Graph.from_json(graph), groups,
         {group.name: layers[group.layers[0]] for group in groups if group.layers[0] in layers}, picked,
-        result, _notes(folder, result) + _trust(result), front if whole else None, predictor, tables, tuple(looks),
+        result, (*(result or {}).get("notes", ()), *_trust(result)), front if whole else None, predictor, tables, tuple(looks),
         tables.get("latency_fit"), _json(folder / PROFILE),
     )  # fmt: skip
 
@@ -112,16 +111,6 @@ def _groups_of(folder: Path, result: Mapping[str, Any] | None) -> tuple[Group, .
     if result is None:
         raise OutputError(f"{folder} holds neither tables nor a result", "a run that was finished, or measured", "allocate again")
     return tuple(Group(row["group"], tuple(row["layers"]), (row["scheme"],), "") for row in result["allocation"])
-
-
-def _notes(folder: Path, result: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The sentences that came with the result, from the stage that keeps it."""
-    for path in (folder / "stages").glob("result-*.json"):
-        kept = _json(path)
-        found = None if kept is None else Run(folder).get("result", kept.get("key", ""))
-        if found and result and found["result"]["fingerprint"] == result["fingerprint"]:
-            return tuple(found["notes"])
-    return ()
 
 
 def _trust(result: Mapping[str, Any] | None) -> tuple[str, ...]:

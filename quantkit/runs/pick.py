@@ -20,9 +20,9 @@ from quantkit.allocation import Plan, undominated
 from quantkit.allocation.prediction.predictor import PICKED, Look, Predictor, explain_shortage, front_report, read_predictor
 from quantkit.allocation.search import Measured, Space, Trial
 from quantkit.core.errors import RequestError
+from quantkit.core.metric import Budget
 from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWING, Expectation, Verdict, noise
 from quantkit.core.store import Run, fingerprint, write_atomically
-from quantkit.data.metric import Budget
 from quantkit.settings.bounds import Bounds
 
 
@@ -123,7 +123,7 @@ class Foresight:
         """As the search judges it."""
         told = self.expectation if look["divergence"] <= self.near else UNKNOWING
         verdict = _verdict(look, self.search_items)
-        passes = points is None or told.likely_kept(verdict, look["divergence"], self.gate_items, points, self.confidence)
+        passes = points is None or told.chance_kept(verdict, look["divergence"], self.gate_items, points) >= self.confidence
         return Measured(look["drop"], passes, look)
 
     def foreseen(self, loss: float, points: float | None) -> Measured:

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantkit.allocation.prediction.certificate import Certificate
 from quantkit.core.statistics import Verdict
+from quantkit.runs.outcome import Gain, Refused
 from quantkit.verification.parity import Parity
 from quantkit.verification.verify import Latency
 
@@ -61,16 +62,17 @@ class BoundRow:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Absolute paths; `session` is None when the runtime needs no option."""
+    """Absolute paths; `session` is None when the runtime needs no option, `alternative` unless the float network is the answer."""
 
     onnx: Path
     float_onnx: Path
     session: Path | None
+    alternative: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """Everything that a job found. `kept` is what the exit code says; `notes` are sentences for people, not part of the JSON."""
+    """Everything that a job found. `kept` is what the exit code says, `gained` what it is worth: None where the float network ships."""
 
     run: Path
     kept: bool
@@ -91,6 +93,8 @@ class Result:
     notes: tuple[str, ...]
     bounds: tuple[BoundRow, ...] = ()
     certificate: Certificate | None = None
+    gained: Gain | None = None
+    refused: tuple[Refused, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields of `result.json`, exactly."""
@@ -99,6 +103,8 @@ class Result:
             "schema": SCHEMA,
             "run": str(self.run),
             "kept": self.kept,
+            "gained": self.gained and asdict(self.gained),
+            "refused": [asdict(row) for row in self.refused],
             "budget": {"max_drop": self.max_drop, "unit": self.unit, "metric": self.metric},
             "bounds": [asdict(row) for row in self.bounds],
             "verdict": verdict,
@@ -113,13 +119,14 @@ class Result:
             "seconds": dict(self.seconds),
             "environment": dict(self.environment),
             "fingerprint": self.fingerprint,
+            "notes": list(self.notes),
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], notes: tuple[str, ...], items_to_decide: int | None, run: Path) -> Result:
+    def from_json(cls, data: Mapping[str, Any], items_to_decide: int | None, run: Path) -> Result:
         """The inverse of `to_json`, with what that leaves out; the files are looked for in `run`, wherever the folder lay before."""
         onnx, float_onnx = (run / Path(data["files"][kind]).name for kind in ("onnx", "float_onnx"))
-        session = run / Path(data["files"]["session"]).name if data["files"]["session"] else None
+        session, alternative = (run / Path(name).name if (name := data["files"][kind]) else None for kind in ("session", "alternative"))
         rows = [{**row, "layers": tuple(row["layers"])} for row in data["allocation"]]
         return cls(
             run=run,
@@ -134,11 +141,13 @@ class Result:
             allocation=tuple(GroupRow(**row) for row in rows),
             executed=Execution(**{**data["executed"], "mismatches": tuple(data["executed"]["mismatches"])}),
             simulation=Parity(**data["simulation"]),
-            files=Files(onnx, float_onnx, session),
+            files=Files(onnx, float_onnx, session, alternative),
             seconds=data["seconds"],
             environment=data["environment"],
             fingerprint=data["fingerprint"],
-            notes=notes,
+            notes=tuple(data["notes"]),
             bounds=tuple(BoundRow(**row) for row in data["bounds"]),
             certificate=Certificate.from_json(data["certificate"]) if data["certificate"] else None,
+            gained=Gain(**data["gained"]) if data["gained"] else None,
+            refused=tuple(Refused(**row) for row in data["refused"]),
         )

@@ -19,8 +19,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import Tensor
 
 from quantkit.core.errors import DataError
+from quantkit.core.metric import Outputs
 from quantkit.data import Batch, Subset, bind
-from quantkit.data.metric import Outputs
 
 QUIET = 3  # errors only: the runtime's warnings about folding are noise here
 

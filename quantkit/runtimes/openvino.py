@@ -13,7 +13,7 @@ import numpy as np
 
 from quantkit.core.errors import DataError, ModelError, RequestError
 from quantkit.core.graph import Graph
-from quantkit.data.metric import Outputs
+from quantkit.core.metric import Outputs
 from quantkit.export.executed_layers import Executed, Precision, owners, plain, taken_in
 from quantkit.runtimes.evaluation import Feeds
 from quantkit.runtimes.nncf_quantizer import NAME, quantize_with_nncf

@@ -88,7 +88,8 @@ class Options:
     names; whether they exist is known after the capture.
     `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
     `certificate` is on how many unseen plans predictions are tested, 0 to fit and test nothing.
-    `confidence` is how sure the search must be that the gate will keep the promise. `bounds` are what a plan may use beside; after
+    `confidence` is how sure the search must be that the gate will keep the promise; None is 0.85, or 0.5 where the gate has too few items
+    to be sure of anything and the measured drop decides. `bounds` are what a plan may use beside; after
     `time_limit_s` the search ends with the best so far. `output` is the ONNX file; `run` the folder that keeps the stages' results.
     `memory_mb` bounds what the passes of a sensitivity hold of activations.
     """
@@ -111,7 +112,7 @@ class Options:
     output: Path | None = None
     run: Path | None = None
     undecided: str = "point"
-    confidence: float = 0.85
+    confidence: float | None = None
     certificate: int = 40
     bounds: Bounds = field(default_factory=Bounds)
     time_limit_s: float | None = None
@@ -132,7 +133,7 @@ class Options:
         if self.minimize == "drop" and self.search == "bisection":
             got = "--search bisection with --minimize drop, which stops at the promise"
             raise RequestError(got, "a search that goes on", "pass --search swaps or --search pareto")
-        if not 0.5 <= self.confidence < 1:
+        if self.confidence is not None and not 0.5 <= self.confidence < 1:
             raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
         for option, lowest in {"batch_size": 1, "memory_mb": 1, "threads": 1, "seed": 0, "split_seed": 0, "certificate": 0}.items():
             value = getattr(self, option)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from quantkit import loading
 from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, RequestError
+from quantkit.core.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
 from quantkit.data import Batch, Dataset, Preprocessing, Splits, Subset, collect, open_dataset, split, whole
-from quantkit.data.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
 from quantkit.loading import LoadedModel
 from quantkit.runtimes import find_runtime
 from quantkit.settings.bounds import parse_bounds, parse_seconds

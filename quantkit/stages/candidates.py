@@ -14,11 +14,11 @@ import numpy as np
 
 from quantkit.allocation.search import Measured
 from quantkit.core.graph import Graph, Group
+from quantkit.core.metric import Metric, Outputs, divergence
 from quantkit.core.spec import FLOAT, parse_scheme
 from quantkit.core.statistics import UNKNOWING, Expectation, Verdict, noise
 from quantkit.core.store import Run, fingerprint
 from quantkit.data import Subset
-from quantkit.data.metric import Metric, Outputs, divergence
 from quantkit.export.file_size import promised_bytes
 from quantkit.export.qdq import Emitted, emit
 from quantkit.quantization.weights import WeightBank
@@ -107,8 +107,8 @@ class Judge:
         def measure(allocation: Mapping[str, str]) -> Measured:
             look = self.look(allocation)
             expectation = told if look["divergence"] <= near else UNKNOWING
-            passes = expectation.likely_kept(self._verdict(look), look["divergence"], self.gate_items, self.budget, self.confidence)
-            return Measured(look["drop"], passes, look)
+            chance = expectation.chance_kept(self._verdict(look), look["divergence"], self.gate_items, self.budget)
+            return Measured(look["drop"], chance >= self.confidence, {**look, "chance_kept": chance})
 
         return measure
 

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from quantkit.core.errors import DataError, ModelError
+from quantkit.core.metric import METRICS, Metric
 from quantkit.data import Item, Subset, bind, check_labels
-from quantkit.data.metric import METRICS, Metric
 from quantkit.loading import LoadedModel
 from quantkit.loading.boundary import foreign
 from quantkit.network.capture import check_program_inputs, inputs_of, takes_names

@@ -12,10 +12,11 @@ from quantkit.allocation.costs.timing import interleave
 from quantkit.allocation.prediction.predictor import explain_shortage
 from quantkit.allocation.search import SEARCHES, Measured, SearchResult, Space, TimeIsUp, Trial
 from quantkit.core.environment import describe
+from quantkit.core.metric import Outputs, check_budget
 from quantkit.core.spec import FLOAT
+from quantkit.core.statistics import can_be_kept
 from quantkit.core.store import fingerprint
 from quantkit.data import Subset, check_labels
-from quantkit.data.metric import Outputs, check_budget
 from quantkit.runs.workbench import Plain, Workbench
 from quantkit.runtimes.evaluation import evaluate
 from quantkit.settings.request import Request
@@ -29,6 +30,8 @@ NEARLY = 1.08
 ROUNDS = 60
 EXPECTED_CANDIDATES = 25
 FLOATS = "float_on_search"
+# How sure a search must be of a promise that the gate can prove; and of one that it cannot, so that the measured drop decides.
+SURE, EVEN = 0.85, 0.5
 ANCHORS = 6  # plans of the front that are measured beside the uniform ones, to learn how drop follows divergence
 
 
@@ -89,9 +92,14 @@ def _stride(space: Space) -> int:
     return max(1, len(space.front) // ANCHORS)
 
 
-def explain(request: Request, space: Space, found: SearchResult) -> tuple[str, ...]:
+def explain(request: Request, judge: Judge, space: Space, found: SearchResult) -> tuple[str, ...]:
     """What binds where nothing is good enough, what would relax it, and what more time would try."""
     notes = []
+    if request.options.confidence is None and judge.confidence < SURE:
+        notes.append(
+            f"{judge.gate_items} gate items cannot prove a drop of at most {judge.budget:.2f}, even if no answer changed: the measured "
+            f"drop decides, and the search asked to be {100 * judge.confidence:.0f} % sure of it; `--confidence {SURE}` asks for more."
+        )
     if space.shortage:
         notes.append(f"{explain_shortage(space)} The nearest plan is written; larger bounds, or narrower --schemes, would relax it.")
     elif found.best is None:
@@ -185,6 +193,11 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
     labels = labels_for(request, subset, reference)
     budget = budget_for(request, reference, labels)
     check_budget(budget, min(len(subset), len(gate)), request.metric.unit)
+    confidence = options.confidence
+    if confidence is None:
+        truth = reference if request.metric.reference == "float" else labels
+        values = request.metric.per_item(reference, truth) if request.metric.per_item and options.undecided == "point" else None
+        confidence = SURE if values is None or can_be_kept(values, len(gate), budget) else EVEN
     key = fingerprint(candidates.key, subset.fingerprint(), request.metric.name, request.metric.source, describe()["isa"], options.seed)
     megabytes = sum(array.nbytes for array in reference) / 1e6
     told = f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items"
@@ -192,6 +205,6 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
         told += f", {EXPECTED_CANDIDATES * (bench.seconds[FLOATS] + 0.5):.0f} s"
     bench.progress.note(f"{told}, {megabytes:.0f} MB a candidate")
     return Judge(
-        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), options.confidence,
+        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), confidence,
         options.batch_size, options.seed,
     )  # fmt: skip

@@ -30,7 +30,7 @@ def keep_result(bench: Workbench, job: str, network: Network, allocate: Callable
     def compute() -> Plain:
         made.append(allocate())
         (result,) = made
-        more = {"notes": list(result.notes), "items_to_decide": result.verdict.items_to_decide, "sha256": _digests(result)}
+        more = {"items_to_decide": result.verdict.items_to_decide, "sha256": _digests(result)}
         return Plain({"result": result.to_json(), **more})
 
     found = bench.keep(STAGE, depends_on, compute, Plain)
@@ -38,9 +38,9 @@ def keep_result(bench: Workbench, job: str, network: Network, allocate: Callable
 
 
 def _read(kept: Mapping[str, Any], bench: Workbench) -> Result:
-    return Result.from_json(kept["result"], tuple(kept["notes"]), kept["items_to_decide"], bench.store.folder)
+    return Result.from_json(kept["result"], kept["items_to_decide"], bench.store.folder)
 
 
 def _digests(result: Result) -> list[str | None]:
-    paths = [result.files.onnx, result.files.float_onnx, result.files.session]
+    paths = [result.files.onnx, result.files.float_onnx, result.files.session, result.files.alternative]
     return [hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None for path in paths]

@@ -13,15 +13,15 @@ from typing import Any
 from quantkit.allocation.costs.measured import PROFILE_RUNS
 from quantkit.allocation.prediction.certificate import Certificate
 from quantkit.allocation.prediction.predictor import Predictor
-from quantkit.allocation.search import SearchResult
+from quantkit.allocation.search import SearchResult, Trial
 from quantkit.core.environment import describe
-from quantkit.core.spec import FLOAT
+from quantkit.core.metric import Outputs
 from quantkit.core.statistics import Verdict, stands
 from quantkit.core.store import write_atomically
-from quantkit.data.metric import Outputs
 from quantkit.export.companions import write_beside
 from quantkit.export.executed_layers import Executed
 from quantkit.export.session_file import write_session
+from quantkit.runs.outcome import Gain, Refused
 from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
 from quantkit.runs.workbench import Plain, Workbench
 from quantkit.runtimes import Rival
@@ -31,6 +31,7 @@ from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.network import UNIFORM, Network, example_feeds
+from quantkit.stages.refused import is_float, refusals, write_alternative
 from quantkit.stages.scores_and_costs import Costs
 from quantkit.stages.search import budget_for, float_outputs, labels_for
 from quantkit.verification.parity import Parity, compare_outputs, compare_simulation
@@ -39,14 +40,14 @@ from quantkit.verification.verify import Latency, int8_share, judge, time_sessio
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verified:
-    """All that was measured on the final file and on the baselines beside it."""
+    """All that was measured on the final file and on the baselines beside it, each with the items that would decide it."""
 
     allocation: Mapping[str, str]
     files: Files
     budget: float
     verdict: Verdict
     latency: Latency | None
-    baselines: tuple[Baseline, ...]
+    baselines: Mapping[Baseline, int | None]
     executed: Executed
     int8_macs: float
     parity: Parity
@@ -55,11 +56,11 @@ class Verified:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Accuracy:
-    """The plan's verdict on the gate split, the budget in the metric's unit, and of each rival its name, bytes and drop."""
+    """The plan's verdict on the gate split, the budget in the metric's unit; of rivals name, bytes, drop and items needed."""
 
     budget: float
     verdict: Verdict
-    rivals: tuple[tuple[str, int, float], ...]
+    rivals: tuple[tuple[str, int, float, int | None], ...]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
@@ -68,18 +69,25 @@ class Accuracy:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Accuracy:
         """The inverse of `to_json`."""
-        return cls(data["budget"], Verdict(**data["verdict"]), tuple((name, size, drop) for name, size, drop in data["rivals"]))
+        return cls(data["budget"], Verdict(**data["verdict"]), tuple((name, size, drop, items) for name, size, drop, items in data["rivals"]))
 
 
-def verify_plan(bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str]) -> Verified:
-    """Write the plan's file into the run directory; measure it, float and the uniform baselines on the gate split, in one run."""
+def verify_plan(
+    bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str], alternative: Trial | None
+) -> Verified:
+    """Write the plan's file into the run directory; measure it, float and the uniform baselines on the gate split, in one run.
+
+    With an `alternative`, that plan's file is written beside it, and is one of the baselines.
+    """
     final, scratch = bench.store.folder / "model.onnx", candidates.folder
     with write_atomically(final) as temporary:
         emitted = candidates.emitted(allocation, temporary)
     gate, options, host = request.splits.gate, network.target.SESSION_OPTIONS, describe()
-    rivals = cache(lambda: _write_rivals(bench, request, network, candidates))
+    beside = write_alternative(candidates, bench.store.folder, alternative)
+    rivals = cache(lambda: [*_write_rivals(bench, request, network, candidates), *beside])
     on = {
-        "weights": candidates.key, "plan": dict(allocation), "calibration data": request.splits.calibration.fingerprint(),
+        "weights": candidates.key, "plan": dict(allocation), "alternative": alternative and dict(alternative.plan.allocation),
+        "calibration data": request.splits.calibration.fingerprint(),
         "batch_size": request.options.batch_size, "processor": host["cpu"], "integer instructions": host["isa"],
     }  # fmt: skip
     judged = {
@@ -109,13 +117,13 @@ def verify_plan(bench: Workbench, request: Request, network: Network, candidates
     parity = bench.keep("simulation", {**on, "gate data": gate.fingerprint()}, simulate, Parity.from_json)
     ran = candidates.runtime.read_executed(final, candidates.graph, candidates.placement(allocation), options, scratch)
     size = network.float_file.stat().st_size
-    rows = [Baseline("float", 0.0, 1.0 if times else None, 1.0)]
-    for place, (name, bytes_, drop) in enumerate(accuracy.rivals):
-        rows.append(Baseline(name, drop, times[2 + place].ratio if times else None, bytes_ / size))
+    rows: dict[Baseline, int | None] = {Baseline("float", 0.0, 1.0 if times else None, 1.0): None}
+    for place, (name, bytes_, drop, items) in enumerate(accuracy.rivals):
+        rows[Baseline(name, drop, times[2 + place].ratio if times else None, bytes_ / size)] = items
     write_beside(final, candidates.graph, request.options.target)
-    located = Files(final, network.float_file, write_session(network.target, bench.store.folder))
+    located = Files(final, network.float_file, write_session(network.target, bench.store.folder), beside[0].path if beside else None)
     return Verified(
-        allocation, located, accuracy.budget, accuracy.verdict, times[1] if times else None, tuple(rows), ran,
+        allocation, located, accuracy.budget, accuracy.verdict, times[1] if times else None, rows, ran,
         int8_share(candidates.graph, ran), parity, candidates.promised_bytes(allocation),
     )  # fmt: skip
 
@@ -131,6 +139,8 @@ def report(
     bounds: tuple[BoundRow, ...],
     explained: tuple[str, ...],
     certificate: Certificate | None,
+    chances: Mapping[str, float],
+    confidence: float,
     key: str,
 ) -> Result:
     """The result object, and the sentences that belong to it, those that the search `explained` first."""
@@ -148,6 +158,10 @@ def report(
     counts = {kind: sum(precision == kind for precision in ran.precisions.values()) for kind in ("int8", "float")}
     execution = Execution(not ran.mismatches, counts["int8"], counts["float"], verified.int8_macs, ran.mismatches)
     before, after = (path.stat().st_size for path in (verified.files.float_onnx, verified.files.onnx))
+    own = 1.0 if is_float(allocation) else {"bytes": after / before, "latency": verified.latency.low if verified.latency else 0.0}.get(
+        request.options.minimize, 0.0
+    )
+    refused = refusals(verified.baselines, own, request.options.minimize, verified.budget, chances, confidence) if kept else ()
     bench.seconds["total"] = sum(seconds for stage, seconds in bench.seconds.items() if stage != "total")
     return Result(
         run=bench.store.folder,
@@ -158,7 +172,7 @@ def report(
         verdict=verified.verdict,
         latency=verified.latency,
         bytes={"float": before, "quantized": after, "ratio": after / before},
-        baselines=verified.baselines,
+        baselines=tuple(verified.baselines),
         allocation=rows,
         executed=execution,
         simulation=verified.parity,
@@ -166,10 +180,25 @@ def report(
         seconds={stage: round(seconds, 3) for stage, seconds in bench.seconds.items()},
         environment=describe(),
         fingerprint=key,
-        notes=(*explained, *_notes(request, costs, verified, accurate or found.best is None, len(graph.unsupported))),
+        notes=(*explained, *_notes(request, costs, verified, accurate or found.best is None, refused, len(graph.unsupported))),
         bounds=bounds,
         certificate=certificate and replace(certificate, measured_drop=verified.verdict.drop),
+        gained=_gain(request, costs, verified) if kept else None,
+        refused=refused,
     )
+
+
+def _gain(request: Request, costs: Costs, verified: Verified) -> Gain | None:
+    """What the file takes less of than the float network, of what was to be made small; None where that is not measurably less."""
+    goal, latency = request.options.minimize, verified.latency
+    name = next(iter(request.options.bounds.said())) if goal == "drop" else goal
+    ratio = most = costs.resources[name].total(verified.allocation) / costs.floats[name]
+    if name == "bytes":
+        ratio = most = verified.files.onnx.stat().st_size / verified.files.float_onnx.stat().st_size
+    elif name == "latency" and latency is not None:
+        ratio, most = latency.ratio, latency.high
+    measured = name != "latency" or latency is not None
+    return Gain(name, ratio, measured, verified.verdict.decision == "kept") if most < 1 and not is_float(verified.allocation) else None
 
 
 def check_bounds(request: Request, predictor: Predictor, verified: Verified) -> tuple[BoundRow, ...]:
@@ -185,12 +214,14 @@ def check_bounds(request: Request, predictor: Predictor, verified: Verified) -> 
     return tuple(rows)
 
 
-def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, unsupported: int) -> tuple[str, ...]:
+def _notes(
+    request: Request, costs: Costs, verified: Verified, kept: bool, refused: Sequence[Refused], unsupported: int
+) -> tuple[str, ...]:
     notes = []
     if not kept:
         notes.append("The plan passed on the search split and misses on the gate split: more search items, or a larger --max-drop.")
-    if all(scheme == FLOAT.name for scheme in verified.allocation.values()):
-        notes.append(_why_float(request, verified))
+    if not is_float(verified.allocation):
+        notes += [f"Not chosen, though it keeps the budget on these items: {row.words()}." for row in refused]
     if verified.verdict.items_to_decide:
         notes.append(f"About {verified.verdict.items_to_decide} gate items would decide.")
     if verified.latency is None:
@@ -208,27 +239,6 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, unsup
     if unsupported:
         notes.append(f"{unsupported} operations have no 8-bit form here and stay float: `quantkit inspect` lists them.")
     return tuple(notes)
-
-
-def _why_float(request: Request, verified: Verified) -> str:
-    """Why the float network ships. A file of the table that gains and lost no more than the budget is named, so that no row contradicts."""
-    words = {"latency": ("time", "faster"), "bytes": ("bytes", "smaller")}
-    shares = [(_share(row, request.options.minimize), row) for row in verified.baselines if row.drop <= verified.budget]
-    gaining = [(share, row) for share, row in shares if share is not None and share < 1]
-    if not gaining:
-        return "No plan passed the search with a gain over the float network, so it stays as it is."
-    (share, row), (unit, better) = min(gaining, key=lambda pair: pair[0]), words[request.options.minimize]
-    sure = f"{100 * request.options.confidence:g} %"
-    return (
-        f"The float network ships, although {row.name} takes {share:.2f} of its {unit} and lost {row.drop:.2f} on these "
-        f"{verified.verdict.n} items: of the plans of which the search was {sure} sure, none was {better}. "
-        "More search and gate items would make it surer; a smaller --confidence (0.5 at least) accepts more risk."
-    )
-
-
-def _share(row: Baseline, minimize: str) -> float | None:
-    """What a file takes of float's, of what is minimised; None where the table does not say."""
-    return {"latency": row.latency_ratio, "bytes": row.bytes_ratio}.get(minimize)
 
 
 def _write_rivals(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> list[Rival]:
@@ -256,7 +266,7 @@ def _judge(bench: Workbench, request: Request, network: Network, candidates: Can
             verdicts.append(judge(request.metric, reference, outputs, labels, budget, request.options.seed))
             advance(1)
     mine, *theirs = verdicts
-    rows = ((rival.name, rival.bytes, verdict.drop) for rival, verdict in zip(rivals, theirs, strict=True))
+    rows = ((rival.name, rival.bytes, verdict.drop, verdict.items_to_decide) for rival, verdict in zip(rivals, theirs, strict=True))
     return Accuracy(budget, mine, tuple(rows))
 
 

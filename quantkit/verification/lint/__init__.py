@@ -1,6 +1,6 @@
 """The linter: what a runtime will make of anyone's quantized ONNX file, before it is tried.
 
-open_model.py   a file opened without trust
+loading.py      a file opened without trust
 graph_view.py   its graph as the rules look at it
 rule.py         what a rule is
 common.py · ort_cpu.py · openvino.py · tensorrt.py   the rules, one table a target
@@ -22,7 +22,7 @@ from quantkit.core.store import write_atomically
 from quantkit.verification.lint import common, openvino, ort_cpu, tensorrt
 from quantkit.verification.lint.fixes import MENDS, mend
 from quantkit.verification.lint.graph_view import View
-from quantkit.verification.lint.open_model import open_model
+from quantkit.verification.lint.loading import open_model
 from quantkit.verification.lint.rule import Finding, Rule
 from quantkit.verification.lint.sarif import to_sarif
 

@@ -1,0 +1,69 @@
+"""What the table shows to be better than the answer, and why it was not chosen; where the float network ships, one such file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from quantkit.allocation import Plan
+from quantkit.allocation.search import SearchResult, Space, Trial
+from quantkit.core.spec import FLOAT
+from quantkit.core.store import write_atomically
+from quantkit.runs.outcome import ALTERNATIVE, Refused
+from quantkit.runs.result import Baseline
+from quantkit.runtimes import Rival
+from quantkit.stages.candidates import Candidates
+from quantkit.stages.network import UNIFORM
+from quantkit.stages.search import EVEN
+
+
+def find_alternative(space: Space, found: SearchResult, plan: Plan) -> Trial | None:
+    """Where the float network is the answer (`plan`): the cheapest measured plan that gains and more likely than not keeps the promise."""
+    if not is_float(plan.allocation):
+        return None
+    likely = [trial for trial in found.measured if chance_kept(trial) >= EVEN and not space.excess(trial.plan, trial.measured.figures)]
+    gaining = [trial for trial in likely if trial.plan.predicted_cost < plan.predicted_cost and not is_float(trial.plan.allocation)]
+    return min(gaining, key=lambda trial: trial.plan.predicted_cost, default=None)
+
+
+def write_alternative(candidates: Candidates, folder: Path, alternative: Trial | None) -> list[Rival]:
+    """alternative.onnx in the run directory, as a row of the table; an older one is removed where there is none."""
+    path = folder / ALTERNATIVE
+    if alternative is None:
+        path.unlink(missing_ok=True)
+        return []
+    with write_atomically(path) as temporary:
+        candidates.emit(alternative.plan.allocation, temporary)
+    return [Rival("alternative", path, path.stat().st_size)]
+
+
+def refusals(
+    rows: Mapping[Baseline, int | None], own: float, minimize: str, budget: float, chances: Mapping[str, float], confidence: float
+) -> tuple[Refused, ...]:
+    """Rows that lost no more than `budget` and take less than `own`, the answer's share of float's time or bytes; ours first, best first.
+
+    `rows` hold the items that would decide each; `chances`, by name, how sure the search was of those that it measured.
+    """
+    better = []
+    for row, items in rows.items():
+        share = {"latency": row.latency_ratio, "bytes": row.bytes_ratio}.get(minimize)
+        if share is not None and share < own and row.drop <= budget:
+            better.append(Refused(row.name, minimize, share, row.drop, chances.get(row.name), confidence, items))
+    return tuple(sorted(better, key=lambda row: (row.chance_kept is None, row.ratio)))
+
+
+def search_chances(candidates: Candidates, found: SearchResult, alternative: Trial | None) -> dict[str, float]:
+    """How sure the search was that the gate keeps the promise, of its own rows of the table."""
+    uniform = candidates.uniform(UNIFORM)
+    chances = {f"uniform {UNIFORM}": chance_kept(trial) for trial in found.measured if trial.plan.allocation == uniform}
+    return chances | ({} if alternative is None else {"alternative": chance_kept(alternative)})
+
+
+def chance_kept(trial: Trial) -> float:
+    """How sure the search is that the gate keeps the promise with this plan."""
+    return trial.measured.figures.get("chance_kept", 0.0)
+
+
+def is_float(allocation: Mapping[str, str]) -> bool:
+    """Whether nothing is quantized."""
+    return all(scheme == FLOAT.name for scheme in allocation.values())
