@@ -205,7 +205,7 @@ def _searched(
     bench: Workbench, request: Request, network: Network, tables: _Tables, before: Sequence[Trial] = ()
 ) -> tuple[SearchResult, Plan]:
     """What the search found and the plan that is chosen of it; trials `before` it count too, so that no answer is worse than the last."""
-    found = search(bench, request, tables.judge, tables.space)
+    found = search(bench, request, tables.judge, tables.predictor, tables.space)
     known = [trial.plan.allocation for trial in found.measured]
     older = [Trial(tables.space.plan(trial.plan.allocation), trial.measured) for trial in before if trial.plan.allocation not in known]
     found = found.extended(tables.space, older)

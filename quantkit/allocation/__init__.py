@@ -2,7 +2,7 @@
 
 plan.py       Plan, Edge, Resource, Limit, Shortage
 front.py      solve, cheapest, front, shortage: least predicted loss within a cost budget and other limits
-quality.py    hypervolume, and each plan's distance to the front
+quality.py    hypervolume, each plan's distance to the front, what is undominated on several axes
 fitting.py    predicted losses fitted to measured plans  drawing.py   random plans of one cost
 ordering.py   order: the sequence that a guided bisection walks
 neighbours.py the plans one or two changes away
@@ -19,7 +19,7 @@ from quantkit.allocation.front import SOLVERS, cheapest, front, shortage, solve,
 from quantkit.allocation.neighbours import neighbours
 from quantkit.allocation.ordering import order
 from quantkit.allocation.plan import Binding, Edge, Limit, Plan, Resource, Shortage
-from quantkit.allocation.quality import distances, hypervolume
+from quantkit.allocation.quality import distances, hypervolume, undominated_points
 from quantkit.allocation.translation import pin, predict
 
 __all__ = [
@@ -45,4 +45,5 @@ __all__ = [
     "shortage",
     "solve",
     "undominated",
+    "undominated_points",
 ]

@@ -45,6 +45,12 @@ def distances(points: Sequence[Point], front: Sequence[Point], ideal: Point, ref
     return tuple(found)
 
 
+def undominated_points(points: Sequence[Sequence[float]]) -> tuple[bool, ...]:
+    """Of points on any number of axes, all to be small: whether no other is at least as good on each axis and better on one."""
+    values = np.array(points, dtype=np.float64)
+    return tuple(not bool(np.any(np.all(values <= point, axis=1) & np.any(values < point, axis=1))) for point in values)
+
+
 def _scaled(points: Sequence[Point], ideal: Point, reference: Point) -> Floats:
     span = [(high - low) or 1.0 for low, high in zip(ideal, reference, strict=True)]
     return np.asarray((np.array(points, dtype=np.float64).reshape(-1, 2) - np.array(ideal)) / np.array(span))

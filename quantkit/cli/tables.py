@@ -29,14 +29,18 @@ def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
 
 
 def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> None:
-    """The plans of a front, cheapest first: what they use, what was measured of them; the picked one stands out."""
+    """The plans of a front, cheapest first: what they use, what was measured of them; the picked one stands out.
+
+    Measured plans that no other beats in divergence, bytes and latency at once are shown too.
+    """
     table = Table("", title="The front", box=None, title_justify="left")
     for heading in ("time", "size", "operations", "bits", "predicted loss", "measured drop", "divergence", "from the front"):
         table.add_column(heading, justify="right")
     table.add_column("groups by scheme")
     rows = list(front["plans"])
-    if picked is not None and all(row["allocation"] != picked for row in rows):
-        rows += [row for row in front["measured"] if row["allocation"] == picked]
+    there = [row["allocation"] for row in rows]
+    measured = [row for row in front["measured"] if row["allocation"] not in there]
+    rows += [row for row in measured if row["allocation"] == picked or row.get("undominated")]
     for row in sorted(rows, key=lambda row: float(row["predicted_cost"])):
         looked, mine = row["measured"], row["allocation"] == picked
         seen = (f"{looked['drop']:.2f}", f"{looked['divergence']:.3g}") if looked else ("", "")

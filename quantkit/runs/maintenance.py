@@ -21,12 +21,12 @@ from quantkit.core.store import JOURNAL, Run, fingerprint, stage_name
 from quantkit.runs.history import Session, changes, read_sessions
 from quantkit.runs.workbench import SCRATCH, TORN
 
-# What an allocation keeps, in its order; `finalists` only where latency is made small.
+# What an allocation keeps, in its order; `finalists` only where files are timed for the choice.
 STAGES = (
     "items", "ranges", "weights", "scores", "latency", "file_bytes", "front", "float_on_search", "finalists", "accuracy", "file_latency",
     "simulation", "result",
 )  # fmt: skip
-RESULT, LATENCY_ONLY = "result", "finalists"
+RESULT, FINALISTS, TIMED = "result", "finalists", ("latency", "bytes")
 # Dependencies that stand for others: behind them lie other stages, or inputs of the request.
 BEHIND: Mapping[str, Sequence[str]] = {"weights": ("weights",), "scores and costs": ("scores", "latency", "file_bytes")}
 NETWORK = ("weights of the network", "code of the network", "target", "code of quantkit", "quantkit", "torch", "onnxruntime", "openvino")
@@ -188,7 +188,7 @@ def _to_do(last: Session | None, kept: Sequence[Kept], candidates: int) -> tuple
     ready = {stage for stage, use in last.stages.items() if use.file in there}
     if RESULT in ready:
         return ALWAYS
-    stages = [stage for stage in STAGES if stage != LATENCY_ONLY or last.inputs.get("minimize") == "latency"]
+    stages = [stage for stage in STAGES if stage != FINALISTS or last.inputs.get("minimize") in TIMED]
     if last.command == "measure":
         stages = stages[: stages.index("float_on_search") + 1]
     missing = [stage for stage in stages if stage not in ready]

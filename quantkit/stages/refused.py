@@ -19,10 +19,10 @@ from quantkit.stages.search import EVEN
 
 def find_alternative(space: Space, found: SearchResult, plan: Plan) -> Trial | None:
     """Where the float network is the answer (`plan`): the cheapest measured plan that gains and more likely than not keeps the promise."""
-    if not is_float(plan.allocation):
+    if not is_all_float(plan.allocation):
         return None
     likely = [trial for trial in found.measured if chance_kept(trial) >= EVEN and not space.excess(trial.plan, trial.measured.figures)]
-    gaining = [trial for trial in likely if trial.plan.predicted_cost < plan.predicted_cost and not is_float(trial.plan.allocation)]
+    gaining = [trial for trial in likely if trial.plan.predicted_cost < plan.predicted_cost and not is_all_float(trial.plan.allocation)]
     return min(gaining, key=lambda trial: trial.plan.predicted_cost, default=None)
 
 
@@ -64,6 +64,6 @@ def chance_kept(trial: Trial) -> float:
     return trial.measured.figures.get("chance_kept", 0.0)
 
 
-def is_float(allocation: Mapping[str, str]) -> bool:
+def is_all_float(allocation: Mapping[str, str]) -> bool:
     """Whether nothing is quantized."""
     return all(scheme == FLOAT.name for scheme in allocation.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from quantkit.allocation import Plan
 from quantkit.allocation.costs.timing import interleave
-from quantkit.allocation.prediction.predictor import explain_shortage
-from quantkit.allocation.search import SEARCHES, Measured, SearchResult, Space, TimeIsUp, Trial
+from quantkit.allocation.prediction.predictor import Predictor, explain_shortage
+from quantkit.allocation.search import SEARCHES, Measure, Measured, SearchResult, Space, TimeIsUp, Trial
 from quantkit.core.environment import describe
 from quantkit.core.metric import Outputs, check_budget
 from quantkit.core.spec import FLOAT
@@ -25,6 +26,7 @@ from quantkit.stages.network import Network, example_feeds
 from quantkit.stages.scores_and_costs import Costs
 
 REPAIRS = 6
+TIMED = ("latency", "bytes")  # what is minimised where finalists are timed
 FINALISTS = 4  # passing plans of nearly the least predicted latency, which are timed against each other
 NEARLY = 1.08
 ROUNDS = 60
@@ -35,7 +37,7 @@ SURE, EVEN = 0.85, 0.5
 ANCHORS = 6  # plans of the front that are measured beside the uniform ones, to learn how drop follows divergence
 
 
-def search(bench: Workbench, request: Request, judge: Judge, space: Space) -> SearchResult:
+def search(bench: Workbench, request: Request, judge: Judge, predictor: Predictor, space: Space) -> SearchResult:
     """Every candidate measured on its own file over the search split; what the journal holds is not measured again.
 
     The uniform plans are measured too, whatever is predicted of them, so that no answer is beaten by one of them unseen. When the time is
@@ -58,6 +60,7 @@ def search(bench: Workbench, request: Request, judge: Judge, space: Space) -> Se
             found = SEARCHES[request.options.search](measure, space, repairs=REPAIRS)
         except TimeIsUp:  # before the search had begun
             found = space.judged(tuple(Trial(plan, look(plan.allocation)) for plan in anchors), space.front[-1])
+        found = _then_faster(request, measure, predictor, space, found)
         known = [trial.plan.allocation for trial in found.measured]
         late = found.untried is not None
         more = [plan for plan in (anchors if late else uniform_plans(judge, space)) if plan.allocation not in known]
@@ -67,6 +70,22 @@ def search(bench: Workbench, request: Request, judge: Judge, space: Space) -> Se
             known += [plan.allocation for plan in more]
             found = found.extended(space, [Trial(floats, look(floats.allocation))] if floats.allocation not in known else [])
         return found
+
+
+def _then_faster(request: Request, measure: Measure, predictor: Predictor, space: Space, found: SearchResult) -> SearchResult:
+    """Smallest first, then fastest: the search goes on among the faster of the plans that take nearly as few bytes as the best."""
+    if space.tie is None or found.best is None or found.untried is not None:
+        return found
+    smallest = min(found.measured, key=lambda trial: trial.measured.figures["bytes"] if trial.measured.passes else math.inf)
+    faster = predictor.faster_space(request.options.bounds, found.best.plan, smallest.measured.figures["bytes"], space.tie.share)
+    if faster is None:
+        return found
+    known = [trial.plan.allocation for trial in found.measured]
+    try:
+        more = SEARCHES["pareto"](measure, faster, repairs=REPAIRS).measured
+    except TimeIsUp:
+        return found
+    return found.extended(space, [Trial(space.plan(t.plan.allocation), t.measured) for t in more if t.plan.allocation not in known])
 
 
 def measure_anchors(
@@ -121,16 +140,17 @@ def explain(request: Request, judge: Judge, space: Space, found: SearchResult) -
 def choose(
     bench: Workbench, request: Request, network: Network, candidates: Candidates, space: Space, found: SearchResult, costs: Costs
 ) -> Plan:
-    """The best plan; where latency is minimised, the fastest of those that are predicted nearly as fast, timed side by side.
+    """The best plan; of those that are predicted nearly as fast, and where bytes are minimised take nearly as few, the fastest.
 
-    The uniform plans that passed within the bounds are timed with them, whatever is predicted.
+    They are timed side by side, and with them the uniform plans that passed within the bounds, whatever is predicted.
     """
-    if found.best is None or request.options.minimize != "latency" or not candidates.runtime.TIMES:
+    if found.best is None or request.options.minimize not in TIMED or not candidates.runtime.TIMES:
         return found.nearest.plan
     limit = costs.latency.predicted_ms(found.best.plan.allocation) * NEARLY
-    passing = [trial.plan for trial in found.measured if trial.measured.passes and not space.excess(trial.plan, trial.measured.figures)]
+    within = [trial for trial in found.measured if trial.measured.passes and not space.excess(trial.plan, trial.measured.figures)]
+    passing = [trial.plan for trial in (space.tie.near(within) if space.tie else within)]
     close = [plan for plan in passing if costs.latency.predicted_ms(plan.allocation) <= limit]
-    finalists = sorted(close, key=lambda plan: plan.predicted_cost)[:FINALISTS]
+    finalists = sorted(close, key=lambda plan: costs.latency.predicted_ms(plan.allocation))[:FINALISTS]
     uniform = [candidates.uniform(scheme) for scheme in costs.sizes.schemes]
     finalists += [plan for plan in passing if plan.allocation in uniform and plan not in finalists]
 

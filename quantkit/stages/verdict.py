@@ -31,7 +31,7 @@ from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.network import UNIFORM, Network, example_feeds
-from quantkit.stages.refused import is_float, refusals, write_alternative
+from quantkit.stages.refused import is_all_float, refusals, write_alternative
 from quantkit.stages.scores_and_costs import Costs
 from quantkit.stages.search import budget_for, float_outputs, labels_for
 from quantkit.verification.parity import Parity, compare_outputs, compare_simulation
@@ -69,7 +69,7 @@ class Accuracy:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Accuracy:
         """The inverse of `to_json`."""
-        return cls(data["budget"], Verdict(**data["verdict"]), tuple((name, size, drop, items) for name, size, drop, items in data["rivals"]))
+        return cls(data["budget"], Verdict(**data["verdict"]), tuple((name, size, drop, n) for name, size, drop, n in data["rivals"]))
 
 
 def verify_plan(
@@ -158,7 +158,7 @@ def report(
     counts = {kind: sum(precision == kind for precision in ran.precisions.values()) for kind in ("int8", "float")}
     execution = Execution(not ran.mismatches, counts["int8"], counts["float"], verified.int8_macs, ran.mismatches)
     before, after = (path.stat().st_size for path in (verified.files.float_onnx, verified.files.onnx))
-    own = 1.0 if is_float(allocation) else {"bytes": after / before, "latency": verified.latency.low if verified.latency else 0.0}.get(
+    own = 1.0 if is_all_float(allocation) else {"bytes": after / before, "latency": verified.latency.low if verified.latency else 0.0}.get(
         request.options.minimize, 0.0
     )
     refused = refusals(verified.baselines, own, request.options.minimize, verified.budget, chances, confidence) if kept else ()
@@ -198,7 +198,7 @@ def _gain(request: Request, costs: Costs, verified: Verified) -> Gain | None:
     elif name == "latency" and latency is not None:
         ratio, most = latency.ratio, latency.high
     measured = name != "latency" or latency is not None
-    return Gain(name, ratio, measured, verified.verdict.decision == "kept") if most < 1 and not is_float(verified.allocation) else None
+    return Gain(name, ratio, measured, verified.verdict.decision == "kept") if most < 1 and not is_all_float(verified.allocation) else None
 
 
 def check_bounds(request: Request, predictor: Predictor, verified: Verified) -> tuple[BoundRow, ...]:
@@ -220,7 +220,7 @@ def _notes(
     notes = []
     if not kept:
         notes.append("The plan passed on the search split and misses on the gate split: more search items, or a larger --max-drop.")
-    if not is_float(verified.allocation):
+    if not is_all_float(verified.allocation):
         notes += [f"Not chosen, though it keeps the budget on these items: {row.words()}." for row in refused]
     if verified.verdict.items_to_decide:
         notes.append(f"About {verified.verdict.items_to_decide} gate items would decide.")

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit.allocation import Limit, Plan, Resource, distances, front, hypervolume, shortage
-from quantkit.allocation.search import Space
+from quantkit.allocation import Limit, Plan, Resource, distances, front, hypervolume, shortage, undominated_points
+from quantkit.allocation.search import Space, Tie
 from quantkit.core.errors import OutputError
 from quantkit.core.graph import Group
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.core.table import Floats, Interactions, Table
-from quantkit.settings.bounds import Bounds, show_amount
+from quantkit.settings.bounds import Bound, Bounds, show_amount
 
 TIE_SHARE = 0.005
 # What was measured, what `quantkit allocate` chose, and what `quantkit pick` chose of the former.
@@ -82,7 +82,19 @@ class Predictor:
         return Space(
             self.groups, self.loss, cost.table, plans, self.interactions, cost.edges,
             limits=limits, least_drop=minimize == "drop", shortage=short,
+            tie=Tie(self.resources["bytes"], self.resources["latency"]) if minimize == "bytes" else None,
         )  # fmt: skip
+
+    def faster_space(self, bounds: Bounds, best: Plan, used_bytes: float, share: float) -> Space | None:
+        """Of plans that take at most that share more than `used_bytes`, those that are predicted faster than `best`, which ends the front.
+
+        None where there is none. `used_bytes` are of whole files, and the bounds hold too.
+        """
+        within = self.resources["bytes"].total(best.allocation) * (1 + share)
+        space = self.space("latency", replace(bounds, bytes=Bound(max(within, used_bytes * (1 + share)))))
+        last = space.plan(best.allocation)
+        faster = [plan for plan in space.front if plan.predicted_cost < last.predicted_cost]
+        return replace(space, front=(*faster, last)) if faster and not space.shortage else None
 
     def key(self) -> str:
         """Stands for all of it."""
@@ -153,7 +165,8 @@ def front_report(predictor: Predictor, space: Space, looks: Sequence[Look], near
 
     Measured points are (divergence from the float network, cost), those of at most `near` nats: their front is the reference where there is
     one, since no promise is in it and little chance; otherwise the predicted front is. Both axes run from the ideal to the reference point
-    that stand beside: no loss at the least cost, and the greatest loss of a point at the float network's cost.
+    that stand beside: no loss at the least cost, and the greatest loss of a point at the float network's cost. A measured plan is
+    `undominated` where none measured diverges less, takes fewer bytes and is predicted faster, all at least as well and one better.
     """
     floats = space.plan(space.highest_precision())
     predicted = [(plan.predicted_loss, plan.predicted_cost) for plan in space.front]
@@ -188,8 +201,17 @@ def front_report(predictor: Predictor, space: Space, looks: Sequence[Look], near
             "measured": hypervolume(kept, *ends["measured"]) if kept else None,
         },
         "plans": [plan_row(plan) for plan in space.front],
-        "measured": [row(plan, look, "measured", point) for (plan, look), point in zip(trials, points, strict=True)],
+        "measured": [
+            {**row(plan, look, "measured", point), "undominated": ahead}
+            for (plan, look), point, ahead in zip(trials, points, _undominated(predictor, trials), strict=True)
+        ],
     }  # fmt: skip
+
+
+def _undominated(predictor: Predictor, trials: Sequence[tuple[Plan, Mapping[str, float]]]) -> tuple[bool, ...]:
+    """On three axes: the measured divergence, the bytes of the file as measured, and the predicted latency."""
+    latency = predictor.resources["latency"]
+    return undominated_points([(look["divergence"], look["bytes"], latency.total(plan.allocation)) for plan, look in trials])
 
 
 def _sum(one: Table, other: Table, price: float) -> Floats:

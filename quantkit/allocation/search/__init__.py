@@ -13,7 +13,7 @@ from typing import Protocol
 
 from quantkit.allocation.search.bisection import bisect_precisions
 from quantkit.allocation.search.budget import search_front
-from quantkit.allocation.search.measured import Measure, Measured, SearchResult, Space, TimeIsUp, Trial
+from quantkit.allocation.search.measured import Measure, Measured, SearchResult, Space, Tie, TimeIsUp, Trial
 from quantkit.allocation.search.refine import search_refined
 from quantkit.allocation.search.swaps import search_swaps
 
@@ -36,4 +36,4 @@ SEARCHES: Mapping[str, Search] = {
     "refine": search_refined,
 }
 
-__all__ = ["SEARCHES", "Measure", "Measured", "Search", "SearchResult", "Space", "TimeIsUp", "Trial"]
+__all__ = ["SEARCHES", "Measure", "Measured", "Search", "SearchResult", "Space", "Tie", "TimeIsUp", "Trial"]

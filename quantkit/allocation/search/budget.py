@@ -2,22 +2,27 @@
 
 Along the front cost rises and predicted loss falls, so the cheapest plan that keeps the promise is found in ⌈log₂ n⌉ steps if the
 measured drop falls too. It is measured on a sample and need not fall everywhere; so a few plans just below the cut are measured as well.
-Where the least drop is wanted, only the dearest few are.
+Where the least drop is wanted, only the dearest few are. Where plans of nearly one cost are told apart, the step of the front between the
+last plan that failed and the first that passed is too long, and is bisected too.
 """
 
 from __future__ import annotations
 
+from quantkit.allocation import solve
 from quantkit.allocation.search.measured import Measure, SearchResult, Space, Trials
 from quantkit.allocation.search.repair import repair
 
 _NEIGHBOURS = 3
+_BETWEEN = 4  # plans between two of the front: a sixteenth of the step from one to the next
 
 
 def search_front(measure: Measure, space: Space, *, repairs: int) -> SearchResult:
     """The cheapest plan of the front that passes, made cheaper by at most `repairs` single-group trials."""
     trials = Trials(measure, space)
     with trials.while_there_is_time():
-        walk_front(trials, space)
+        cut = walk_front(trials, space)
+        if space.tie is not None and 0 < cut < len(space.front):
+            _walk_between(trials, space, space.front[cut - 1].predicted_cost, space.front[cut].predicted_cost)
         repair(trials, space, repairs)
     return trials.result()
 
@@ -40,3 +45,17 @@ def walk_front(trials: Trials, space: Space) -> int:
     if low == len(space.front):  # nothing passed: what is predicted to lose nothing need not be what is float
         trials.of(space.plan(space.highest_precision()))
     return low
+
+
+def _walk_between(trials: Trials, space: Space, low: float, high: float) -> None:
+    """Measures the plans of least predicted loss at budgets between one that failed and one that passed."""
+    for _ in range(_BETWEEN):
+        middle = (low + high) / 2
+        plan = solve(
+            space.loss, space.cost, middle, groups=space.groups, interactions=space.interactions, edges=space.edges, limits=space.limits,
+            fixed=space.fixed,
+        )  # fmt: skip
+        if plan is None or not trials.of(plan).measured.passes:
+            low = middle
+        else:
+            high = min(middle, plan.predicted_cost)

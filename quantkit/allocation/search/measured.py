@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantkit.allocation import Edge, Limit, Plan, Shortage, predict
+from quantkit.allocation import Edge, Limit, Plan, Resource, Shortage, predict
 from quantkit.core.graph import Group
 from quantkit.core.spec import parse_scheme
 from quantkit.core.table import Interactions, Table
@@ -75,12 +75,26 @@ def precision(scheme: str) -> tuple[int, int, int]:
     return parse_scheme(scheme).precision
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Tie:
+    """Of plans that use of `first`, as measured where it was, within `share` of the least, the best is predicted to use least of `then`."""
+
+    first: Resource
+    then: Resource
+    share: float = 0.01
+
+    def near(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those of the trials, of which there is at least one, that are as good in `first`."""
+        used = [trial.measured.figures.get(self.first.name, self.first.total(trial.plan.allocation)) for trial in trials]
+        return [trial for trial, value in zip(trials, used, strict=True) if value <= (1 + self.share) * min(used)]
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """What may be chosen, what is predicted of it, and the front of those predictions, cheapest first.
 
     `limits` hold beside the promise; with a `shortage` none can keep them all, and the front is the plan that is nearest. With `least_drop`
-    the cost is no object: of plans within the limits the least damaged is the best.
+    the cost is no object: of plans within the limits the least damaged is the best. `tie` says which is best of those of nearly one cost.
     """
 
     groups: Sequence[Group]
@@ -93,6 +107,7 @@ class Space:
     limits: Sequence[Limit] = ()
     least_drop: bool = False
     shortage: Shortage | None = None
+    tie: Tie | None = None
 
     def excess(self, plan: Plan, figures: Mapping[str, float] | None = None) -> float:
         """The sum of the shares by which the plan exceeds its limits, as measured where it was; 0 within all of them."""
@@ -106,6 +121,9 @@ class Space:
         passing = [trial for trial, excess in zip(trials, over, strict=True) if trial.measured.passes and excess == 0]
         worth = _damage_first if self.least_drop else _cost_first
         best = min(passing, key=worth, default=None)
+        if best is not None and self.tie is not None:
+            then = self.tie.then
+            best = min(self.tie.near(passing), key=lambda trial: (then.total(trial.plan.allocation), _drop(trial)))
         near = min(range(len(trials)), key=lambda place: (over[place], _drop(trials[place]), trials[place].plan.predicted_cost))
         return SearchResult(best, best or trials[near], trials, untried)
 
