@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import pytest
+from first_line import contradictions
 
 from quantkit.allocation import Plan
 from quantkit.allocation.search import Measured, SearchResult, Trial
@@ -74,3 +76,29 @@ def test_the_alternative_is_the_cheapest_plan_that_more_likely_than_not_keeps_th
 
     assert find_alternative(Within(), found, floats.plan) is unsure  # type: ignore[arg-type]
     assert find_alternative(Within(), found, unsure.plan) is None  # type: ignore[arg-type]
+
+
+def test_lines_that_contradict_the_table_are_found() -> None:
+    """The check behind docs/results/first-hour.json, on results that were made wrong one field at a time."""
+    result: dict[str, Any] = {
+        "kept": True, "minimize": "latency", "notes": [], "bounds": [], "refused": [],
+        "gained": {"resource": "latency", "ratio": 0.7, "measured": True, "proven": True},
+        "budget": {"unit": "points", "metric": "top1", "max_drop": 0.5},
+        "verdict": {"decision": "kept", "drop": 0.1, "low": -0.2, "high": 0.4, "n": 900},
+        "latency": {"ratio": 0.7, "low": 0.68, "high": 0.72, "float_ms": 1.0}, "bytes": {"float": 9, "quantized": 3, "ratio": 0.33},
+        "baselines": [{"name": "float", "drop": 0.0, "latency_ratio": 1.0, "bytes_ratio": 1.0}],
+        "allocation": [{"scheme": "w8a8"}], "files": {"alternative": None},
+    }  # fmt: skip
+    faster = {"name": "static", "drop": 0.4, "latency_ratio": 0.6, "bytes_ratio": 0.3}
+
+    def found(**changes: Any) -> list[str]:
+        return list(contradictions(result | changes))
+
+    assert found() == []
+    assert found(baselines=[*result["baselines"], faster]) == ["static takes 0.60 of float's, loses 0.40, and is not named"]
+    assert found(baselines=[*result["baselines"], faster], notes=["Not chosen: static takes 0.60 of float's time."]) == []
+    assert found(baselines=[*result["baselines"], faster | {"drop": 0.6}]) == []
+    assert found(latency=result["latency"] | {"ratio": 0.8}) == ["the time is 0.8 of float's"]
+    assert found(gained=None, allocation=[{"scheme": "fp32"}]) == []
+    assert found(gained=None, allocation=[{"scheme": "fp32"}], baselines=[*result["baselines"], faster])[0].startswith("static takes 0.60")
+    assert found(allocation=[{"scheme": "fp32"}]) == ["the float network ships: True"]

@@ -153,7 +153,7 @@ def test_allocate_goes_on_from_what_was_measured(run: Path) -> None:
     allocate(run)
 
     made = {path.name.split("-")[0] for path in (run / "stages").iterdir()} - {name.split("-")[0] for name in stages}
-    assert made == {"accuracy", "file_latency", "simulation", "result"}
+    assert made == {"finalists", "accuracy", "file_latency", "simulation", "result"}
     keys = [json.loads(line)["key"] for line in (run / "measured.jsonl").read_text().splitlines()]
     assert len(keys) == len(set(keys)) >= looked
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from quantkit.allocation import distances, hypervolume
+from quantkit.allocation import distances, hypervolume, undominated_points
 
 BOX = ((0.0, 1.0), (4.0, 5.0))
 
@@ -52,3 +52,13 @@ def test_the_front_itself_and_what_is_better_is_at_no_distance():
     assert distances([(2.0, 2.0)], [], *BOX) == (0,)
     assert distances([(3.0, 3.0)], front, *BOX) == (pytest.approx(0.0),)
     assert distances([(3.0, 4.0)], front, *BOX) == (pytest.approx(0.25),)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_undominated_on_three_axes_is_what_comparing_each_pair_gives(seed):
+    points = np.random.default_rng(seed).integers(0, 5, (20, 3)).tolist()
+
+    def beats(one, other):
+        return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
+
+    assert undominated_points(points) == tuple(not any(beats(other, point) for other in points) for point in points)

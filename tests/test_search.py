@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from quantkit.allocation import Edge, Limit, Plan, Resource, front, predict, shortage
-from quantkit.allocation.search import SEARCHES, Measured, SearchResult, Space, TimeIsUp, Trial
+from quantkit.allocation.prediction.predictor import Predictor
+from quantkit.allocation.search import SEARCHES, Measured, SearchResult, Space, Tie, TimeIsUp, Trial
 from quantkit.core.graph import Group
 from quantkit.core.table import Interactions, Table
+from quantkit.settings.bounds import Bounds
 
 SCHEMES = ("w4a8", "fp32", "w8a8")  # in no order of precision, as tables may be
 
@@ -461,3 +463,65 @@ def test_refinement_asks_for_plans_that_the_front_does_not_hold_and_is_never_wor
     known = [plan.allocation for plan in space.front]
     assert any(trial.plan.allocation not in known for trial in refined.measured)
     assert refined.best.plan.predicted_cost <= walked.best.plan.predicted_cost
+
+
+# Smallest first, then fastest.
+
+
+def test_of_plans_of_nearly_the_same_bytes_the_one_that_is_predicted_fastest_is_the_best():
+    space = random_space(2)
+    latency = Resource(replace(space.cost, values=10 - space.cost.values))  # what is dearer is faster
+    tied = replace(space, tie=Tie(Resource(space.cost), latency, share=0.2))
+    network = Network(space, 4.0, lambda allocation: hash_noise(allocation, 2))
+
+    result = SEARCHES["pareto"](network, tied, repairs=4)
+
+    passing = [trial.plan for trial in result.measured if trial.measured.passes]
+    near = [plan for plan in passing if plan.predicted_cost <= 1.2 * min(plan.predicted_cost for plan in passing)]
+    assert len(near) > 1 and result.best.plan.allocation == min(near, key=lambda plan: latency.total(plan.allocation)).allocation
+    assert result.best.plan.predicted_cost > min(plan.predicted_cost for plan in passing)
+
+
+def test_bytes_as_measured_tell_which_plans_are_near_and_not_those_predicted():
+    space = random_space(2)
+    tie = Tie(Resource(replace(space.cost, name="bytes")), Resource(space.cost))
+    trials = [Trial(plan, Measured(0.0, True, {"bytes": size})) for plan, size in zip(space.front, (102.0, 100.9, 100.0), strict=False)]
+
+    assert tie.near(trials) == trials[1:]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_step_of_the_front_in_which_the_promise_begins_to_be_kept_is_bisected(seed):
+    space = random_space(seed, count=12, points=3)
+    tied = replace(space, tie=Tie(Resource(space.cost), Resource(space.cost), share=0.0))
+    promise = 0.5 * (space.front[0].predicted_loss + space.front[1].predicted_loss)
+
+    coarse = SEARCHES["pareto"](Network(space, promise), space, repairs=0).best.plan
+    fine = SEARCHES["pareto"](Network(space, promise), tied, repairs=0).best.plan
+
+    fronts = front(space.loss, space.cost, groups=space.groups, points=400)
+    cheapest = next(plan for plan in fronts if plan.predicted_loss <= promise)
+    step = (space.front[1].predicted_cost - space.front[0].predicted_cost) / 16
+    assert fine.predicted_cost < coarse.predicted_cost
+    assert fine.predicted_cost <= cheapest.predicted_cost + 2 * step
+
+
+def test_the_faster_space_holds_plans_of_no_more_bytes_that_are_faster_than_the_best():
+    """w8a8 and w8a32 take equal bytes; w8a32 loses less and is slower."""
+    names, schemes = ("a", "b"), ("fp32", "w8a8", "w8a32")
+    groups = tuple(Group(name, (name,), schemes, "") for name in names)
+
+    def table(name, row):
+        return Table(name, "", names, schemes, np.array([row, row], dtype=float))
+
+    sizes = table("bytes", [4, 1, 1])
+    resources = {"bytes": Resource(sizes), "latency": Resource(table("latency", [2, 1, 3]))}
+    predictor = Predictor(groups, table("loss", [0, 0.3, 0.1]), None, resources, {"bytes": 8.0, "latency": 4.0}, sizes, 0)
+    space = predictor.space("bytes", Bounds())
+    best = space.plan(dict.fromkeys(names, "w8a32"))
+
+    faster = predictor.faster_space(Bounds(), best, 2.0, 0.01)
+    assert faster.front[-1].allocation == best.allocation
+    assert [set(plan.allocation.values()) for plan in faster.front[:1]] == [{"w8a8"}]
+    assert all(predictor.used(plan.allocation)["bytes"] <= 2.02 for plan in faster.front)
+    assert predictor.faster_space(Bounds(), space.plan(dict.fromkeys(names, "w8a8")), 2.0, 0.01) is None

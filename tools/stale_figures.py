@@ -124,14 +124,16 @@ def write(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_counts(found: Iterable[Age], path: Path = COUNTS) -> None:
-    """The counts beside what others wrote there."""
+    """How many figures are older than the code, and how many of them say so."""
     rows = list(found)
+    stale, admitted = sum(age.is_stale for age in rows), sum(bool(age.changed) and not age.is_stale for age in rows)
+    write_figures({"stale_figures": stale, "admitted_figures": admitted}, path)
+
+
+def write_figures(figures: Mapping[str, float], path: Path = COUNTS) -> None:
+    """Figures of docs/results/first-hour.json, beside what others wrote there."""
     known = json.loads(path.read_text()) if path.exists() else {}
-    counts = {
-        "stale_figures": sum(age.is_stale for age in rows),
-        "admitted_figures": sum(bool(age.changed) and not age.is_stale for age in rows),
-    }
-    write(path, known | {"figures": known.get("figures", {}) | counts})
+    write(path, known | {"figures": known.get("figures", {}) | figures})
 
 
 def main() -> int:

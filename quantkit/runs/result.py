@@ -95,6 +95,7 @@ class Result:
     certificate: Certificate | None = None
     gained: Gain | None = None
     refused: tuple[Refused, ...] = ()
+    minimize: str = "latency"
 
     def to_json(self) -> dict[str, Any]:
         """The fields of `result.json`, exactly."""
@@ -103,6 +104,7 @@ class Result:
             "schema": SCHEMA,
             "run": str(self.run),
             "kept": self.kept,
+            "minimize": self.minimize,
             "gained": self.gained and asdict(self.gained),
             "refused": [asdict(row) for row in self.refused],
             "budget": {"max_drop": self.max_drop, "unit": self.unit, "metric": self.metric},
@@ -150,4 +152,5 @@ class Result:
             certificate=Certificate.from_json(data["certificate"]) if data["certificate"] else None,
             gained=Gain(**data["gained"]) if data["gained"] else None,
             refused=tuple(Refused(**row) for row in data["refused"]),
+            minimize=data["minimize"],
         )

@@ -185,6 +185,7 @@ def report(
         certificate=certificate and replace(certificate, measured_drop=verified.verdict.drop),
         gained=_gain(request, costs, verified) if kept else None,
         refused=refused,
+        minimize=request.options.minimize,
     )
 
 
