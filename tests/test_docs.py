@@ -22,6 +22,7 @@ from quantkit.allocation.prediction.certificate import Certificate
 from quantkit.cli.app import app
 from quantkit.core.errors import QuantkitError
 from quantkit.core.statistics import Verdict
+from quantkit.runs.outcome import Gain, Refused
 from quantkit.runs.result import Result
 from quantkit.settings.config import load_config
 from quantkit.verification.verify import Latency
@@ -57,6 +58,76 @@ def test_every_link_and_anchor_leads_somewhere(page: Path) -> None:
             broken.append(link)
 
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_parses(page: Path) -> None:
+    wrong = [f"{' '.join(words)}: {parsed(words)}" for words in commands(page) if parsed(words)]
+    told = [(words, parsed(words)) for words in fragments(page)]
+    wrong += [f"{' '.join(words)}: {said}" for words, said in told if said and "Missing" not in said]
+
+    assert wrong == []
+
+
+def test_the_parser_bites() -> None:
+    assert "max-dorp" in parsed(["quantkit", "allocate", "model.pt2", "--max-dorp", "1"])
+    assert parsed(["quantkit", "alocate", "model.pt2"])
+    assert parsed(["quantkit", "verify", "a", "b"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_compiles_and_what_it_imports_is_there(page: Path) -> None:
+    for block in blocks(page):
+        if block.language != "python":
+            continue
+        for node in ast.walk(ast.parse(block.text)):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                modules = [str(node.module)]
+            for module in modules:
+                assert module.split(".")[0] in THEIRS or find_spec(module), f"no module {module}"
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("quantkit"):
+                assert all(hasattr(importlib.import_module(str(node.module)), alias.name) for alias in node.names)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "qk":
+                assert hasattr(importlib.import_module("quantkit"), node.attr), f"no quantkit.{node.attr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_configurations_are_read(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page):
+        if block.language == "toml":
+            (tmp_path / "quantkit.toml").write_text(block.text)
+            assert load_config(tmp_path) is not None
+
+
+@pytest.mark.parametrize("tool", ["reference_pages", "results_page"])
+def test_generated_pages_are_current(tool: str) -> None:
+    page = importlib.import_module(f"tools.{tool}")
+    if tool == "results_page":
+        assert (page.RESULTS / "index.md").read_text() == page.page(), "run python tools/results_page.py"
+    else:
+        for file, write in page.PAGES.items():
+            assert (page.REFERENCE / file).read_text() == write(), "run python tools/reference_pages.py"
+
+
+def test_a_figure_without_a_command_is_refused(tmp_path: Path) -> None:
+    page = importlib.import_module("tools.results_page")
+    (tmp_path / "spine.json").write_text(json.dumps({"figures": {"made_up": 1}}))
+    with pytest.raises(ValueError, match="made_up"):
+        page.page(tmp_path)
+
+
+def test_the_page_of_the_json_names_every_field_and_no_other() -> None:
+    text = (ROOT / "docs" / "reference" / "result-json.md").read_text()
+    written = set(re.findall(r'^            "(\w+)":', inspect.getsource(Result.to_json), flags=re.MULTILINE))
+    rows = re.findall(r"^\| `(\w+)`", text.split("**`verdict`**")[0], flags=re.MULTILINE)
+    tables = {"verdict": Verdict, "latency": Latency, "gained": Gain, "refused": Refused}
+    parts = {part: text.split(f"**`{part}`**")[1].split("\n\n**")[0].split("\n## ")[0] for part in tables}
+
+    assert set(rows) == written
+    for part, kind in tables.items():
+        named = {name for row in re.findall(r"^\| (`.+?) \|", parts[part], flags=re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+        assert named == {field.name for field in fields(kind)} - ({"items_to_decide"} if part == "verdict" else set()), part
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -23,7 +23,7 @@ from quantkit.core.store import Run, fingerprint, stage_name
 from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, told
 
 SCRATCH = ".scratch-"
-FILES = r"quantkit\.lock|model|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked"
+FILES = r"quantkit\.lock|model|alternative|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked"
 TORN = re.compile(rf"\.({FILES})-[0-9a-f]{{8}}\.(onnx|json|pt2)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
