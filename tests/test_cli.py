@@ -48,7 +48,7 @@ RESULT: dict[str, Any] = {
     ],
     "certificate": None,
     "executed": {"as_planned": True, "int8": 1, "float": 1, "int8_macs": 0.9, "mismatches": []},
-    "simulation": {"agreement": 1.0, "exact": 1.0, "layers_exact": 1.0},
+    "simulation": {"items": 64, "agreement": 1.0, "exact": 1.0, "layers_exact": 1.0},
     "files": {"onnx": "/tmp/net.onnx", "float_onnx": "/tmp/float.onnx", "session": None},
     "seconds": {"search": 3.0},
     "environment": {"cpu": "some"},

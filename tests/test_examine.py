@@ -166,7 +166,7 @@ def backwards(array: Any) -> None:
 
 def test_the_simulation_of_a_run_needs_neither_model_nor_data(result: Result) -> None:
     found = look(result.run, parity=True)
-    assert found.compared is not None and (found.compared.items, found.compared.random) == (RANDOM_ITEMS, True)
+    assert found.compared is not None and (found.compared.parity.items, found.compared.random) == (RANDOM_ITEMS, True)
     assert found.compared.parity.layers_exact == 1.0 and found.compared.parity.parted == ()
     assert found.failures(as_planned=False, int8_share=None) == []
     assert look(result.run).compared is None
@@ -174,7 +174,7 @@ def test_the_simulation_of_a_run_needs_neither_model_nor_data(result: Result) ->
 
 def test_the_simulation_is_compared_on_the_data_where_there_is_any(result: Result, tmp_path: Path) -> None:
     found = look(result.run, check=resolve_check(Arguments(data=str(shard(tmp_path)))), parity=True)
-    assert found.compared is not None and (found.compared.items, found.compared.random) == (200, False)
+    assert found.compared is not None and (found.compared.parity.items, found.compared.random) == (200, False)
     assert found.compared.parity.layers_exact == 1.0
     with np.load(shard(tmp_path)) as arrays:
         np.savez(tmp_path / "small.npz", x=arrays["x"][:, :, :4], labels=arrays["labels"])
@@ -226,7 +226,7 @@ def test_every_session_is_opened_with_the_options_beside_the_file(result: Result
     options = {"session.disable_quant_qdq": "1"}
     (folder / "session.json").write_text(json.dumps({"session_options": options, "onnxruntime": ">=1.22"}))
     asked: list[Any] = []
-    for room in ("runtimes.ort_cpu", "judging.parity"):
+    for room in ("runtimes.ort_cpu", "verification.parity"):
         monkeypatch.setattr(f"quantkit.{room}.open_session", partial(spied, asked))
     found = look(folder, check=resolve_check(Arguments(data=str(shard(tmp_path)))), parity=True)
     assert len(asked) >= 7 and all(given == options for given in asked)

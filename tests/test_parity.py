@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,7 @@ def compared(box: toys.Toybox, allocation: Mapping[str, str], folder: Path, bank
 def test_integers_are_simulated_bit_by_bit(tmp_path: Path, scheme: str) -> None:
     found, steps = compared(toys.toybox(), toys.everything(toys.toybox().groups, scheme, add="w8a8"), tmp_path)
 
-    assert found == Parity(agreement=1.0, exact=1.0, layers_exact=1.0) and found.notes() == ()
+    assert found == Parity(items=ITEMS, agreement=1.0, exact=1.0, layers_exact=1.0) and found.notes() == ()
     assert sum(steps) == ITEMS
 
 
@@ -87,7 +88,7 @@ def test_a_file_without_codes_is_compared_by_its_answers(tmp_path: Path) -> None
     equal = compare_outputs(box.captured, candidates.placement(plan), box.bank, session, items, 8, steps.append)
     other = compare_outputs(box.captured, floats, box.bank, session, items, 8, steps.append)
 
-    assert equal == Parity(agreement=1.0, exact=1.0, layers_exact=None)
+    assert equal == Parity(items=ITEMS, agreement=1.0, exact=1.0, layers_exact=None)
     assert other.exact == 0.0
     assert sum(steps) == 2 * ITEMS
 
@@ -342,10 +343,20 @@ def test_session_options_reach_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert told.layers_exact < 1  # Q/DQ computed as they stand are not the kernels' arithmetic
 
 
+@pytest.mark.parametrize("items", [59, 64, 300])
+def test_equal_bits_on_a_few_items_bound_the_share_of_others(items: int) -> None:
+    """If a smaller share than is said had equal bits, so many equal ones in a row would be drawn less often than once in twenty."""
+    text = Parity(items, 1.0, 1.0, 1.0).of(1000)
+    least = float(re.search(r"at least ([\d.]+) %", text)[1]) / 100  # type: ignore[index]
+
+    assert f"all {items} items" in text and (least - 5e-4) ** items < 0.05 < (least + 1e-3) ** items
+    assert Parity(items, 1.0, 1.0, 1.0).of(items) == "" and Parity(items, 1.0, 0.9, 1.0).of(1000) == ""
+
+
 def test_only_the_three_shares_are_what_other_tools_read() -> None:
     parting = Parting("a", 0.25, 3.0, True, UNKNOWN)
-    found = Parity(0.5, 0.25, 0.75, (parting,), parting)
+    found = Parity(8, 0.5, 0.25, 0.75, (parting,), parting)
 
-    assert found.shares() == {"agreement": 0.5, "exact": 0.25, "layers_exact": 0.75}
+    assert found.shares() == {"items": 8, "agreement": 0.5, "exact": 0.25, "layers_exact": 0.75}
     assert str(parting) == "a (25 % of its values differ, by at most 3 codes; cause: unknown)"
     assert str(Parting("b", 0.5, 0.125, False, FLOAT)).startswith("b (50 % of its values differ, by at most 0.125; cause: it is")

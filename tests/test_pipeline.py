@@ -155,7 +155,7 @@ SHAPES: dict[str, Any] = {
     "allocation": [{"group": str, "layers": [str], "scheme": str, "sensitivity": float, "bytes": float, "latency_ms": float}],
     "certificate": (dict, type(None)),
     "executed": {"as_planned": bool, "int8": int, "float": int, "int8_macs": float, "mismatches": list},
-    "simulation": {"agreement": float, "exact": float, "layers_exact": float},
+    "simulation": {"items": int, "agreement": float, "exact": float, "layers_exact": float},
     "files": {"onnx": str, "float_onnx": str, "session": (str, type(None))},
     "seconds": dict, "environment": dict, "fingerprint": str,
 }  # fmt: skip
@@ -345,10 +345,10 @@ def test_a_program_that_torch_cannot_store_is_noted_and_the_job_goes_on(tmp_path
 
 def test_where_simulation_and_file_part_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parting = Parting("stem", 0.5, 2.0, True, "unknown")
-    monkeypatch.setattr(verdict, "compare_simulation", lambda *_: Parity(1.0, 0.5, 0.75, (parting,), parting))
+    monkeypatch.setattr(verdict, "compare_simulation", lambda *_: Parity(64, 1.0, 0.5, 0.75, (parting,), parting))
     result = allocate(tmp_path / "run")
 
-    assert result.to_json()["simulation"] == {"agreement": 1.0, "exact": 0.5, "layers_exact": 0.75}
+    assert result.to_json()["simulation"] == {"items": 64, "agreement": 1.0, "exact": 0.5, "layers_exact": 0.75}
     assert sum(str(parting) in note for note in result.notes) == 2
     assert allocate(tmp_path / "run").notes == result.notes
 

@@ -482,14 +482,6 @@ def test_of_plans_of_nearly_the_same_bytes_the_one_that_is_predicted_fastest_is_
     assert result.best.plan.predicted_cost > min(plan.predicted_cost for plan in passing)
 
 
-def test_bytes_as_measured_tell_which_plans_are_near_and_not_those_predicted():
-    space = random_space(2)
-    tie = Tie(Resource(replace(space.cost, name="bytes")), Resource(space.cost))
-    trials = [Trial(plan, Measured(0.0, True, {"bytes": size})) for plan, size in zip(space.front, (102.0, 100.9, 100.0), strict=False)]
-
-    assert tie.near(trials) == trials[1:]
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_the_step_of_the_front_in_which_the_promise_begins_to_be_kept_is_bisected(seed):
     space = random_space(seed, count=12, points=3)
@@ -520,8 +512,8 @@ def test_the_faster_space_holds_plans_of_no_more_bytes_that_are_faster_than_the_
     space = predictor.space("bytes", Bounds())
     best = space.plan(dict.fromkeys(names, "w8a32"))
 
-    faster = predictor.faster_space(Bounds(), best, 2.0, 0.01)
+    faster = predictor.faster_space(Bounds(), best, space.tie)
     assert faster.front[-1].allocation == best.allocation
     assert [set(plan.allocation.values()) for plan in faster.front[:1]] == [{"w8a8"}]
     assert all(predictor.used(plan.allocation)["bytes"] <= 2.02 for plan in faster.front)
-    assert predictor.faster_space(Bounds(), space.plan(dict.fromkeys(names, "w8a8")), 2.0, 0.01) is None
+    assert predictor.faster_space(Bounds(), space.plan(dict.fromkeys(names, "w8a8")), space.tie) is None

@@ -87,15 +87,14 @@ class Saturation:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The parity with the simulation over that many items; `random`: drawn here, as there were no others."""
+    """The parity with the simulation; `random`: the items were drawn here, as there were no others."""
 
     parity: Parity
-    items: int
     random: bool
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
-        return {**asdict(self.parity), "items": self.items, "random_items": self.random, "notes": list(self.parity.notes())}
+        return {**asdict(self.parity), "random_items": self.random, "notes": list(self.parity.notes())}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -245,7 +244,7 @@ def compare(plan: StoredPlan, file: Path, check: Check | None, batch_size: int, 
         told = compare_simulation(
             found.captured, found.placement, found.bank, file, found.emitted, items, batch_size, folder, lambda _: None, options
         )
-    return Compared(told, len(items), check is None)
+    return Compared(told, check is None)
 
 
 def check_items(file: Path, check: Check) -> None:

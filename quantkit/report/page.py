@@ -116,7 +116,7 @@ def _verdict(evidence: Evidence) -> str:
     lines += [
         f"{row['name'].replace('_', ' ')}: {bound_words(row)}, {'kept' if row['kept'] else 'not kept'}." for row in result.get("bounds", ())
     ]
-    lines.append(f"The simulation in torch gives the file's bits on {100 * parity['exact']:.1f} % of the items.")
+    lines.append(f"The simulation in torch gives the file's bits on {100 * parity['exact']:.1f} % of {parity.get('items', 'the')} items.")
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     state = "kept" if result["kept"] else "broken"
     return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,8 +75,9 @@ def _then_faster(request: Request, measure: Measure, predictor: Predictor, space
     """Smallest first, then fastest: the search goes on among the faster of the plans that take nearly as few bytes as the best."""
     if space.tie is None or found.best is None or found.untried is not None:
         return found
-    smallest = min(found.measured, key=lambda trial: trial.measured.figures["bytes"] if trial.measured.passes else math.inf)
-    faster = predictor.faster_space(request.options.bounds, found.best.plan, smallest.measured.figures["bytes"], space.tie.share)
+    within = [trial for trial in found.measured if trial.measured.passes and not space.excess(trial.plan, trial.measured.figures)]
+    smallest = min(within, key=lambda trial: trial.plan.predicted_cost)
+    faster = predictor.faster_space(request.options.bounds, smallest.plan, space.tie)
     if faster is None:
         return found
     known = [trial.plan.allocation for trial in found.measured]

@@ -57,13 +57,14 @@ class Parting:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Simulation against the file: shares of items with equal top-1 and with equal bits, and of quantized layers whose output is
-    the file's, given the file's own input codes (None where the runtime shows no codes).
+    """Simulation against the file over so many `items`: shares of items with equal top-1 and with equal bits, and of quantized layers
+    whose output is the file's, given the file's own input codes (None where the runtime shows no codes).
 
     `parted` are the layers of which that is not so, in the order of the graph. `begins` is where whole runs from the network's own input
     first differ: a quantized layer, or the float operation whose values are the first to give other codes.
     """
 
+    items: int
     agreement: float
     exact: float
     layers_exact: float | None
@@ -71,8 +72,8 @@ class Parity:
     begins: Parting | None = None
 
     def shares(self) -> dict[str, float | None]:
-        """The three shares alone: what `result.json` holds."""
-        return {"agreement": self.agreement, "exact": self.exact, "layers_exact": self.layers_exact}
+        """The three shares alone, and of how many items: what `result.json` holds."""
+        return {"items": self.items, "agreement": self.agreement, "exact": self.exact, "layers_exact": self.layers_exact}
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form of all of it."""
@@ -83,7 +84,17 @@ class Parity:
         """The inverse of `to_json`."""
         begins = None if data["begins"] is None else Parting(**data["begins"])
         parted = tuple(Parting(**row) for row in data["parted"])
-        return cls(data["agreement"], data["exact"], data["layers_exact"], parted, begins)
+        return cls(data["items"], data["agreement"], data["exact"], data["layers_exact"], parted, begins)
+
+    def of(self, total: int) -> str:
+        """What equal bits on these items say of all, where they are fewer than `total`; empty where nothing is left to say."""
+        if self.exact < 1 or self.items >= total:
+            return ""
+        share = 0.05 ** (1 / self.items)  # of equal ones, if so many drawn are all equal with a chance of 5 %
+        return (
+        share = 0.05 ** (1 / self.items)  # so many drawn items are all equal with a chance of 5 %
+            "95 %; `quantkit verify RUN --data DATA --parity` compares all."
+        )
 
     def notes(self) -> tuple[str, ...]:
         """What differs, in sentences; none where nothing does."""
@@ -94,7 +105,7 @@ class Parity:
         if self.exact < 1:
             begins = "; the runtime rounds elsewhere" if self.layers_exact is None else ""
             begins = begins if self.begins is None else f"; the first difference is in {self.begins}"
-            found.append(f"Simulation and file: equal bits on {100 * self.exact:.1f} % of the items{begins}.")
+            found.append(f"Simulation and file: equal bits on {100 * self.exact:.1f} % of {self.items} items{begins}.")
         return tuple(found)
 
 
@@ -137,7 +148,7 @@ def compare_simulation(
     layers = len(placement.schemes)
     exact = 1.0 - len(parted) / layers if layers else 1.0
     agreement, bits = (float(np.concatenate(rows).mean()) for rows in (same_top, same_bits))
-    return Parity(agreement, bits, exact, parted, bench.begins(parted))
+    return Parity(len(subset), agreement, bits, exact, parted, bench.begins(parted))
 
 
 def compare_outputs(
@@ -159,7 +170,7 @@ def compare_outputs(
         left -= batch.size
         advance(batch.size)
     agreement, bits = (float(np.concatenate(rows).mean()) for rows in (same_top, same_bits))
-    return Parity(agreement, bits, None)
+    return Parity(len(subset), agreement, bits, None)
 
 
 def random_items(captured: Captured, bounds: Mapping[str, tuple[float, float]], seed: int) -> Subset:

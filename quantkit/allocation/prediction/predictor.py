@@ -19,7 +19,7 @@ from quantkit.core.errors import OutputError
 from quantkit.core.graph import Group
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.core.table import Floats, Interactions, Table
-from quantkit.settings.bounds import Bound, Bounds, show_amount
+from quantkit.settings.bounds import Bounds, show_amount
 
 TIE_SHARE = 0.005
 # What was measured, what `quantkit allocate` chose, and what `quantkit pick` chose of the former.
@@ -63,12 +63,14 @@ class Predictor:
         edges = tuple(type(edge)(edge.producer, edge.consumer, price * edge.cost) for edge in latency.edges)
         return Resource(table, (*main.edges, *edges), main.offset)
 
-    def space(self, minimize: str, bounds: Bounds, *, quick: bool = False, known: Sequence[Plan] | None = None) -> Space:
-        """The front under the bounds, a coarse one if `quick`; where they leave no plan the one that is nearest to them.
+    def space(
+        self, minimize: str, bounds: Bounds, *, quick: bool = False, known: Sequence[Plan] | None = None, within: Sequence[Limit] = ()
+    ) -> Space:
+        """The front under the bounds and `within` more limits, a coarse one if `quick`; where they leave no plan the one that is nearest.
 
         A front that is `known`, because it was solved for before, is taken as it is.
         """
-        cost, limits = self.cost(minimize, bounds), self.limits(bounds)
+        cost, limits = self.cost(minimize, bounds), (*self.limits(bounds), *within)
         points, restarts = (5, 0) if quick else (18, 4)
         short = None
         if limits and known is None:
@@ -82,16 +84,18 @@ class Predictor:
         return Space(
             self.groups, self.loss, cost.table, plans, self.interactions, cost.edges,
             limits=limits, least_drop=minimize == "drop", shortage=short,
-            tie=Tie(self.resources["bytes"], self.resources["latency"]) if minimize == "bytes" else None,
+            tie=Tie(self._weights, self.resources["latency"]) if minimize == "bytes" else None,
         )  # fmt: skip
 
-    def faster_space(self, bounds: Bounds, best: Plan, used_bytes: float, share: float) -> Space | None:
-        """Of plans that take at most that share more than `used_bytes`, those that are predicted faster than `best`, which ends the front.
+    @property
+    def _weights(self) -> Resource:
+        """`sizes`, under a name of its own: a file's bytes are something else."""
+        return Resource(replace(self.sizes, name="weights"))
 
-        None where there is none. `used_bytes` are of whole files, and the bounds hold too.
-        """
-        within = self.resources["bytes"].total(best.allocation) * (1 + share)
-        space = self.space("latency", replace(bounds, bytes=Bound(max(within, used_bytes * (1 + share)))))
+    def faster_space(self, bounds: Bounds, best: Plan, tie: Tie) -> Space | None:
+        """Of the plans that tie with `best`, those that are predicted faster, and `best` itself at the end; None where there is none."""
+        most = tie.first.total(best.allocation) * (1 + tie.share)
+        space = self.space("latency", bounds, within=[Limit(tie.first, most)])
         last = space.plan(best.allocation)
         faster = [plan for plan in space.front if plan.predicted_cost < last.predicted_cost]
         return replace(space, front=(*faster, last)) if faster and not space.shortage else None

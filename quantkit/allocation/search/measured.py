@@ -77,7 +77,7 @@ def precision(scheme: str) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tie:
-    """Of plans that use of `first`, as measured where it was, within `share` of the least, the best is predicted to use least of `then`."""
+    """Of plans that use of `first` within `share` of the least, the best is the one that is predicted to use least of `then`."""
 
     first: Resource
     then: Resource
@@ -85,7 +85,7 @@ class Tie:
 
     def near(self, trials: Sequence[Trial]) -> list[Trial]:
         """Those of the trials, of which there is at least one, that are as good in `first`."""
-        used = [trial.measured.figures.get(self.first.name, self.first.total(trial.plan.allocation)) for trial in trials]
+        used = [self.first.total(trial.plan.allocation) for trial in trials]
         return [trial for trial, value in zip(trials, used, strict=True) if value <= (1 + self.share) * min(used)]
 
 
