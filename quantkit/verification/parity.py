@@ -90,10 +90,10 @@ class Parity:
         """What equal bits on these items say of all, where they are fewer than `total`; empty where nothing is left to say."""
         if self.exact < 1 or self.items >= total:
             return ""
-        share = 0.05 ** (1 / self.items)  # of equal ones, if so many drawn are all equal with a chance of 5 %
+        share = 0.05 ** (1 / self.items)  # of equal ones: then so many that are drawn are all equal with a chance of 5 %
         return (
-        share = 0.05 ** (1 / self.items)  # so many drawn items are all equal with a chance of 5 %
-            "95 %; `quantkit verify RUN --data DATA --parity` compares all."
+            f"Simulation and file: equal bits on all {self.items} items that were compared, so on at least {100 * share:.1f} % of others "
+            "at 95 %; `quantkit verify RUN --data DATA --parity` compares all."
         )
 
     def notes(self) -> tuple[str, ...]:
