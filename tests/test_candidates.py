@@ -14,7 +14,7 @@ import toys
 from quantkit.core.metric import METRICS
 from quantkit.core.statistics import Expectation
 from quantkit.core.store import Run
-from quantkit.data import Subset
+from quantkit.data import KeptBatches, Subset
 from quantkit.runtimes.evaluation import evaluate, open_session
 from quantkit.stages import candidates as room
 from quantkit.stages.candidates import Judge
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Iterator[Run]:
 def judge(store: Run, search: Subset) -> Judge:
     candidates = toys.candidates(toys.toybox(), store.folder)
     reference = evaluate(open_session(candidates.float_file, threads=1), search, 16)
-    return Judge(candidates, store, "key", search, search.labels(), reference, METRICS["top1"], 5.0, 80, 0.85, 16, 0)
+    return Judge(candidates, store, "key", search, search.labels(), reference, METRICS["top1"], 5.0, 80, 0.85, 16, 0, KeptBatches(search))
 
 
 @pytest.fixture

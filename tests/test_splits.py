@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantkit.core.errors import DataError
-from quantkit.data import Item, Splits, Subset, collect, concatenate, cut, sample, separate, split
+from quantkit.data import Item, KeptBatches, Splits, Subset, collect, concatenate, cut, sample, separate, split
 from quantkit.data.splits import whole
 
 
@@ -211,3 +211,30 @@ def test_items_with_and_without_labels_do_not_mix() -> None:
         mixed.labels()
     with pytest.raises(DataError, match="2 of 4 items have a label"):
         list(mixed.batches(4))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 10])
+def test_kept_batches_are_those_of_the_subset_and_are_read_once_as_far_as_they_are_kept(kept: int) -> None:
+    reads: list[int] = []
+
+    class Counting:
+        """Ten items of 12 bytes."""
+
+        def __len__(self) -> int:
+            return 10
+
+        def item(self, index: int) -> Item:
+            reads.append(index)
+            return Item({"x": torch.arange(3, dtype=torch.float32) + index}, None)
+
+    subset = Subset(Counting(), tuple(range(9, -1, -1)))  # type: ignore[arg-type]
+    held = KeptBatches(subset, most_bytes=kept * 4 * 12)
+    for size in (4, 3, 4):
+        before = [batch.inputs["x"] for batch in held.batches(size)]
+        reads.clear()
+        again = [batch.inputs["x"] for batch in held.batches(size)]
+        read = len(reads)
+
+        assert all(map(torch.equal, before, [batch.inputs["x"] for batch in subset.batches(size)]))
+        assert len(before) == len(again) and all(map(torch.equal, before, again))
+        assert read == max(0, 10 - kept * 4 // size * size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,15 +26,18 @@ def draw(
     random = np.random.default_rng(seed)
     wanted, found = cost.total(base), dict[tuple[str, ...], dict[str, str]]()
     menus = [sorted(group.schemes, key=lambda scheme: parse_scheme(scheme).precision) for group in groups]
-    costs = [np.array([cost.table.at(group.name, scheme) for scheme in menu]) for group, menu in zip(groups, menus, strict=True)]
-    spread = max(float(np.mean([np.ptp(row[np.isfinite(row)]) for row in costs])), 1e-12)
+    costs = np.full((len(groups), max(map(len, menus))), np.nan)  # nan: no scheme, or one that the group cannot take
+    for place, (group, menu) in enumerate(zip(groups, menus, strict=True)):
+        costs[place, : len(menu)] = [cost.table.at(group.name, scheme) for scheme in menu]
+    costs[~np.isfinite(costs)] = np.nan
+    spread = max(float(np.mean(np.nanmax(costs, axis=1) - np.nanmin(costs, axis=1))), 1e-12)
     tilt = 0.0
     for _ in range(TRIES * count):
         share = random.uniform(0.1, 1.0)
-        plan = dict(base)
-        for group, menu, row in zip(groups, menus, costs, strict=True):
+        plan, chances = dict(base), _cumulated(costs / spread, tilt)
+        for group, menu, row in zip(groups, menus, chances, strict=True):
             if random.random() < share:
-                plan[group.name] = menu[random.choice(len(menu), p=_chances(row / spread, tilt))]
+                plan[group.name] = menu[bisect_right(row, random.random())]
         total = cost.total(plan)
         tilt += 0.1 * float(np.clip((total - wanted) / (abs(wanted) or 1.0) / width, -1.0, 1.0))
         if abs(total - wanted) <= width * abs(wanted) and plan != dict(base):
@@ -43,8 +47,9 @@ def draw(
     return tuple(found.values())
 
 
-def _chances(costs: Floats, tilt: float) -> Floats:
-    """exp(−tilt · cost), of what can be had; 0 for the rest."""
-    powers = np.where(np.isfinite(costs), -tilt * np.nan_to_num(costs), -np.inf)
-    weights = np.exp(powers - powers.max())
-    return np.asarray(weights / weights.sum())
+def _cumulated(costs: Floats, tilt: float) -> list[list[float]]:
+    """Of each row the chances up to each place: exp(−tilt · cost) of what can be had, 0 for the rest."""
+    powers = -tilt * costs
+    weights = np.nan_to_num(np.exp(powers - np.nanmax(powers, axis=1, keepdims=True)))
+    sums = weights.cumsum(axis=1)
+    return (sums / sums[:, -1:]).tolist()  # type: ignore[no-any-return]

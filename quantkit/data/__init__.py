@@ -10,7 +10,7 @@ from quantkit.data.batch import Batch, Dataset, Item, bind, check_labels
 from quantkit.data.images import Images
 from quantkit.data.preprocessing import Preprocessing
 from quantkit.data.sources import open_dataset
-from quantkit.data.splits import Concatenated, Splits, Subset, concatenate, cut, sample, separate, split, whole
+from quantkit.data.splits import Concatenated, KeptBatches, Splits, Subset, concatenate, cut, sample, separate, split, whole
 
 __all__ = [
     "Arrays",
@@ -19,6 +19,7 @@ __all__ = [
     "Dataset",
     "Images",
     "Item",
+    "KeptBatches",
     "Preprocessing",
     "Splits",
     "Subset",

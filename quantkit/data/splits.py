@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from quantkit.core.errors import DataError, unknown
 from quantkit.data.batch import Batch, Dataset, Item, stack
 
+KEPT_BYTES = 512 << 20
+
 CALIBRATION_SHARE = 0.2
 CALIBRATION_LIMIT = 512
 SPLITS = ("calibration", "search", "gate")
@@ -70,6 +72,32 @@ class Subset:
     def fingerprint(self) -> str:
         """A sha256 over what the dataset says of itself and over the items, in order."""
         return hashlib.sha256(json.dumps([self.dataset.describe(), self.digests()], sort_keys=True).encode()).hexdigest()
+
+
+class KeptBatches:
+    """A subset for those who go through it many times: its batches are kept in memory, as far as `most_bytes` reach."""
+
+    def __init__(self, subset: Subset, most_bytes: int = KEPT_BYTES) -> None:
+        self._subset, self._most_bytes = subset, most_bytes
+        self._kept: list[Batch] = []
+        self._batch_size = 0
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """As of a subset; made anew where another size is asked for than the last time."""
+        if batch_size != self._batch_size:
+            self._kept, self._batch_size = [], batch_size
+        yield from self._kept
+        start, held = len(self._kept) * batch_size, sum(map(_nbytes, self._kept))
+        rest = Subset(self._subset.dataset, self._subset.indices[start:])
+        for batch in rest.batches(batch_size):
+            held += _nbytes(batch)
+            if held <= self._most_bytes:
+                self._kept.append(batch)
+            yield batch
+
+
+def _nbytes(batch: Batch) -> int:
+    return sum(value.nbytes for value in batch.inputs.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

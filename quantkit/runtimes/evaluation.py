@@ -20,7 +20,7 @@ from torch import Tensor
 
 from quantkit.core.errors import DataError
 from quantkit.core.metric import Outputs
-from quantkit.data import Batch, Subset, bind
+from quantkit.data import Batch, KeptBatches, Subset, bind
 
 QUIET = 3  # errors only: the runtime's warnings about folding are noise here
 
@@ -133,7 +133,7 @@ def feeds(batch: Batch, names: Iterable[str]) -> dict[str, NDArray[np.generic]]:
     return {name: tensor.numpy() for name, tensor in bind(batch.inputs, list(names)).items()}
 
 
-def evaluate(session: Session, subset: Subset, batch_size: int) -> Outputs:
+def evaluate(session: Session, subset: Subset | KeptBatches, batch_size: int) -> Outputs:
     """The outputs for every item of `subset`, in its order. Raises DataError where they are not finite."""
     rows = [session.run(feeds(batch, session.input_names)) for batch in subset.batches(session.batch or batch_size)]
     outputs = tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))

@@ -18,7 +18,7 @@ from quantkit.core.metric import Metric, Outputs, divergence
 from quantkit.core.spec import FLOAT, parse_scheme
 from quantkit.core.statistics import UNKNOWING, Expectation, Verdict, noise
 from quantkit.core.store import Run, fingerprint
-from quantkit.data import Subset
+from quantkit.data import KeptBatches, Subset
 from quantkit.export.file_size import promised_bytes
 from quantkit.export.qdq import Emitted, emit
 from quantkit.quantization.weights import WeightBank
@@ -99,6 +99,7 @@ class Judge:
     confidence: float
     batch_size: int
     seed: int
+    items: KeptBatches  # those of `search`
 
     def expect(self, anchors: Sequence[Mapping[str, str]]) -> Callable[[Mapping[str, str]], Measured]:
         """How to measure a plan once the anchors are: with their drops and divergences behind the judgement whether it passes."""
@@ -148,7 +149,7 @@ class Judge:
         if recorded is not None:
             return recorded
         path = self.candidates.emit(allocation)
-        outputs = evaluate(self.candidates.open(path, threads=0), self.search, self.batch_size)
+        outputs = evaluate(self.candidates.open(path, threads=0), self.items, self.batch_size)
         verdict = judge(self.metric, self.reference, outputs, self.labels, self.budget, self.seed)
         look = {
             "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,

@@ -11,6 +11,7 @@ from quantkit.allocation.prediction.predictor import Predictor
 from quantkit.allocation.search import Space
 from quantkit.core.store import fingerprint
 from quantkit.core.table import Interactions, Table
+from quantkit.data import KeptBatches
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import EVERYTHING, Request
 from quantkit.stages.candidates import Judge
@@ -110,7 +111,7 @@ def _small(judge: Judge) -> Judge:
     items = judge.search.first(ITEMS)
     count = len(items)
     return replace(
-        judge, search=items, labels=None if judge.labels is None else judge.labels[:count],
+        judge, search=items, items=KeptBatches(items), labels=None if judge.labels is None else judge.labels[:count],
         reference=tuple(output[:count] for output in judge.reference), key=fingerprint(judge.key, "certificate", count),
     )  # fmt: skip
 

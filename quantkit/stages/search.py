@@ -16,7 +16,7 @@ from quantkit.core.metric import Outputs, check_budget
 from quantkit.core.spec import FLOAT
 from quantkit.core.statistics import can_be_kept
 from quantkit.core.store import fingerprint
-from quantkit.data import Subset, check_labels
+from quantkit.data import KeptBatches, Subset, check_labels
 from quantkit.runs.workbench import Plain, Workbench
 from quantkit.runtimes.evaluation import evaluate
 from quantkit.settings.request import Request
@@ -186,7 +186,7 @@ def budget_for(request: Request, reference: Outputs, labels: Any) -> float:
     return request.budget.points(request.metric.score(reference, truth))
 
 
-def float_outputs(request: Request, candidates: Candidates, subset: Subset) -> Outputs:
+def float_outputs(request: Request, candidates: Candidates, subset: Subset | KeptBatches) -> Outputs:
     """The float file's answers."""
     return evaluate(candidates.open(candidates.float_file, threads=0), subset, request.options.batch_size)
 
@@ -226,5 +226,5 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
     bench.progress.note(f"{told}, {megabytes:.0f} MB a candidate")
     return Judge(
         candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), confidence,
-        options.batch_size, options.seed,
+        options.batch_size, options.seed, KeptBatches(subset),
     )  # fmt: skip

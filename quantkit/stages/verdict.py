@@ -18,6 +18,7 @@ from quantkit.core.environment import describe
 from quantkit.core.metric import Outputs
 from quantkit.core.statistics import Verdict, stands
 from quantkit.core.store import write_atomically
+from quantkit.data import KeptBatches
 from quantkit.export.companions import write_beside
 from quantkit.export.executed_layers import Executed
 from quantkit.export.session_file import write_session
@@ -259,14 +260,15 @@ def _judge(bench: Workbench, request: Request, network: Network, candidates: Can
     """Every file on the gate split, against the float file."""
     gate, options = request.splits.gate, network.target.SESSION_OPTIONS
     with bench.progress.stage("accuracy on the gate split", 2 + len(rivals), "files") as advance:
-        reference = float_outputs(request, candidates, gate)
+        items = KeptBatches(gate)
+        reference = float_outputs(request, candidates, items)
         labels = labels_for(request, gate, reference)
         budget = budget_for(request, reference, labels)
         advance(1)
         verdicts = []
         for path, own in [(final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]:
             session = candidates.runtime.open_file(path, threads=0, options=own)
-            outputs: Outputs = evaluate(session, gate, request.options.batch_size)
+            outputs: Outputs = evaluate(session, items, request.options.batch_size)
             verdicts.append(judge(request.metric, reference, outputs, labels, budget, request.options.seed))
             advance(1)
     mine, *theirs = verdicts
