@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from quantkit.allocation import Plan, Seen
+from quantkit.allocation.costs.overview import Overview, overview
 from quantkit.allocation.prediction.predictor import Predictor, front_report, write_predictor
 from quantkit.allocation.search import SearchResult, Space, Trial
 from quantkit.core.errors import CaptureError
@@ -54,6 +55,7 @@ from quantkit.stages.scores_and_costs import Costs, cost_groups, find_front, sco
 from quantkit.stages.search import choose, explain, measure_anchors, open_judge, search
 from quantkit.stages.stored_result import keep_result
 from quantkit.stages.verdict import check_bounds, report, verify_plan
+from quantkit.targets import find_target
 
 __all__ = ["Inspection", "Measurement", "Result", "inspect", "measure", "run"]
 
@@ -64,6 +66,7 @@ class Inspection:
 
     graph: Graph
     groups: tuple[Group, ...]
+    overview: Overview
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +81,8 @@ class Measurement:
 def inspect(model: LoadedModel, example: Mapping[str, Tensor] | None, options: Options) -> Inspection:
     """The groups of `model` and what stays float. Raises CaptureError where torch.export refuses the network."""
     captured = capture(network_of(model), example or {})
-    return Inspection(captured.graph, find_groups(captured.graph, options))
+    groups = find_groups(captured.graph, options)
+    return Inspection(captured.graph, groups, overview(captured.graph, groups, find_target(options.target)))
 
 
 @contextmanager

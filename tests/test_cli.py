@@ -21,6 +21,7 @@ import pytest
 from rich.table import Table
 
 import quantkit
+from quantkit.allocation.costs.overview import Overview, SchemeUse, StaysFloat
 from quantkit.cli import main, recipe_main, tables
 from quantkit.cli.console import Printed
 from quantkit.core.errors import ContractError, DataError
@@ -68,6 +69,11 @@ GRAPH = Graph(
     symbolic={},
 )
 GROUPS = (Group("stem", ("stem",), ("fp32", "w8a8"), "alone"), Group("body", ("body",), ("fp32", "w8a8", "w4a8"), "alone"))
+OVERVIEW = Overview(
+    macs=4736, int8_macs=4736, groups=2, int8_groups=2, uncounted=(),
+    schemes={"fp32": SchemeUse(2, 5984.0), "w8a8": SchemeUse(2, 1700.0)},
+    stays=(StaysFloat("aten.erf", "no integer kernel", ("erf",)),),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "settings.request": {"resolve": resolve, "resolve_model": lambda source, arguments: (resolve(source, arguments), None, Options())},
         "pipeline": {
             "run": lambda request, progress: seen.run(request, progress),
-            "inspect": lambda model, example, options: SimpleNamespace(graph=GRAPH, groups=GROUPS),
+            "inspect": lambda model, example, options: SimpleNamespace(graph=GRAPH, groups=GROUPS, overview=OVERVIEW),
         },
     }
     for name, functions in rooms.items():
@@ -279,6 +285,7 @@ def test_inspect_shows_groups_and_what_stays_float(work: SimpleNamespace, capfd:
     assert work.arguments == Arguments(input_shape="1x3x8x8")
     for word in ("stem", "conv", "8×3×3×3", "216", "3,456", "body", "w4a8", "aten.erf", "no integer kernel"):
         assert word in out
+    assert out.startswith("100.0 % of 4,736 multiply-accumulates can run in int8, in 2 of 2 groups.")
 
 
 def test_a_table_that_no_terminal_reads_cuts_no_name(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -298,6 +305,7 @@ def test_inspect_gives_the_same_as_json(work: SimpleNamespace, capfd: pytest.Cap
     assert [(row["group"], row["weights"], row["macs"], row["schemes"][-1]) for row in told["groups"]] == [
         ("stem", 216, 3456, "w8a8"), ("body", 1280, 1280, "w4a8"),
     ]  # fmt: skip
+    assert told["summary"] == json.loads(json.dumps(OVERVIEW.to_json()))
     assert [(row["operation"], row["reason"]) for row in told["unsupported"]] == [("aten.erf", "no integer kernel")]
 
 

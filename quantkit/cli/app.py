@@ -17,7 +17,7 @@ import typer
 from typer import Argument, Option
 
 from quantkit import __version__
-from quantkit.cli import tables
+from quantkit.cli import inspect_tables, tables
 from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exit_codes import KEPT, NOT_KEPT, exit_code, results_only
 from quantkit.cli.flags import (
@@ -140,7 +140,7 @@ app.command()(clean)
 def inspect(
     model: Model, data: Data = None, resize: Resize = None, crop: Crop = None, target: Target = None, schemes: Schemes = None,
     fix: Fix = None, exclude: Exclude = None, arch: Arch = None, trust_pickle: TrustPickle = False, input_shape: InputShape = None,
-    as_json: Json = False,
+    every_name: Annotated[bool, Option("--all", help="Name every operation that stays float.")] = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show what can be quantized, in which groups, and what stays float and why.
 
@@ -159,10 +159,11 @@ def inspect(
 
     def show(found: Inspection) -> int:
         if as_json:
-            rows = tables.group_rows(found.graph, found.groups)
-            print_json({"groups": rows, "unsupported": [asdict(operation) for operation in found.graph.unsupported]})
+            rows = inspect_tables.group_rows(found.graph, found.groups)
+            unsupported = [asdict(operation) for operation in found.graph.unsupported]
+            print_json({"summary": found.overview.to_json(), "groups": rows, "unsupported": unsupported})
         else:
-            tables.show_groups(found.graph, found.groups)
+            inspect_tables.show_inspection(found.graph, found.groups, found.overview, every_name)
         return KEPT
 
     raise typer.Exit(exit_code(lambda: show(worked(job))))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from quantkit.cli.console import Printed
-from quantkit.core.graph import Graph, Group
 from quantkit.report.format import certificate_line, comparison_rows, counted, named, verdict_line
 from quantkit.settings.bounds import show_amount
 
@@ -68,25 +67,6 @@ def show_picked(picked: Mapping[str, Any]) -> None:
     show_front(picked["front"], picked["plan"]["allocation"])
 
 
-def show_groups(graph: Graph, groups: Iterable[Group]) -> None:
-    """The groups with their layers, and the operations that stay float with the reason."""
-    console = Printed()
-    table = Table("group", "layers", "kind", "weight", "output", title="What can be quantized", box=None, title_justify="left")
-    for heading in ("weights", "MACs"):
-        table.add_column(heading, justify="right")
-    table.add_column("schemes")
-    for row in group_rows(graph, groups):
-        shapes = ("×".join(map(str, row["weight_shape"])), "×".join(map(str, row["output_shape"])))
-        counts = (f"{row['weights']:,}", f"{row['macs']:,}")
-        table.add_row(row["group"], " ".join(row["layers"]), row["kind"], *shapes, *counts, " ".join(row["schemes"]))
-    console.print(table)
-    if graph.unsupported:
-        stays = Table("operation", "node", "reason", title="\nWhat stays float", box=None, title_justify="left")
-        for operation in graph.unsupported:
-            stays.add_row(operation.operation, operation.node, operation.reason)
-        console.print(stays)
-
-
 def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
     """What was seen of a file, and what was asked for and is not so."""
     console = Printed()
@@ -144,27 +124,6 @@ def show_findings(linted: Mapping[str, Any], mended: Sequence[str]) -> None:
         console.print(f"{finding['node']} {finding['happens']}. Mend: {finding['mend']}", markup=False, soft_wrap=True)
 
 
-def group_rows(graph: Graph, groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """One JSON object a group: `kind` and shapes are those of its first layer, counts are sums; MACs are for one item."""
-    rows = []
-    for group in groups:
-        layers = [graph.layer(name) for name in group.layers]
-        rows.append(
-            {
-                "group": group.name,
-                "layers": list(group.layers),
-                "kind": layers[0].kind,
-                "weight_shape": list(layers[0].weight_shape),
-                "output_shape": list(layers[0].output_shape),
-                "weights": sum(layer.weight_count for layer in layers),
-                "macs": sum(layer.macs for layer in layers),
-                "schemes": list(group.schemes),
-                "reason": group.reason,
-            }
-        )
-    return rows
-
-
 def show_pairs(title: str, pairs: Mapping[str, object]) -> None:
     """Names and values in two columns."""
     table = Table("", "", title=title, box=None, show_header=False, title_justify="left")
@@ -192,7 +151,7 @@ def _schemes(result: Mapping[str, Any]) -> Table:
     table = Table("scheme", title="\nThe plan", box=None, title_justify="left")
     table.add_column("groups", justify="right")
     table.add_column("weights in the file", justify="right")
-    table.add_column("which")
+    table.add_column("which", overflow="fold")
     for scheme in sorted({row["scheme"] for row in result["allocation"]}):
         rows = [row for row in result["allocation"] if row["scheme"] == scheme]
         table.add_row(scheme, str(len(rows)), f"{sum(row['bytes'] for row in rows) / 1e3:,.0f} kB", named([row["group"] for row in rows]))
