@@ -47,6 +47,9 @@ CHAINS: dict[str, Callable[[Formed, Tensor], Tensor]] = {
     "sigmoid": lambda m, x: m.b(torch.sigmoid(m.a(x))),
     "leaky": lambda m, x: m.b(F.leaky_relu(m.a(x), 0.1)),
     "average pool": lambda m, x: m.b(F.avg_pool2d(m.a(x), 3, 2, 1)),
+    "global pool": lambda m, x: m.b(F.adaptive_avg_pool2d(m.a(x), 1)),
+    "global pool without its axes": lambda m, x: m.fc(F.relu(m.a(x)).mean((-1, -2))),
+    "squeeze and excite": lambda m, x: (lambda t: t * torch.sigmoid(m.b(t.mean((2, 3), keepdim=True))))(F.relu(m.a(x))),
     "linear with gates": lambda m, x: m.fd(torch.sigmoid(m.fc(F.leaky_relu(m.fd(x.mean((2, 3)).repeat(1, 3)[:, :8]))))),
 }
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from quantkit.core.numerics.affine import QParams, average_codes, dequantize, quantize
 from quantkit.core.numerics.functions import average, logistic
 from quantkit.core.spec import PerTensor, QuantSpec
+from quantkit.quantization.simulation.kernels import KERNELS
 
 U8 = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
 CODES = torch.arange(256.0)
@@ -91,3 +92,19 @@ def test_averages_are_the_runtimes(
         mean = average(x, kernel, stride, padding, wanted.shape[2:], counts)
         torch.testing.assert_close(mean, wanted)
         assert torch.equal(average_codes(mean, other), run("QLinearAveragePool", codes, one, other, **settings))
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, ZEROS, STEPS, ZEROS, st.integers(1, 9), st.integers(1, 9), st.integers(0, 3))
+def test_global_averages_are_the_runtimes_and_an_exact_sum_written_out(
+    step: int, zero: int, out_step: int, out_zero: int, height: int, width: int, seed: int
+) -> None:
+    one, other = grid(step, zero), grid(out_step, out_zero)
+    codes = torch.randint(0, 256, (2, 5, height, width), generator=torch.Generator().manual_seed(seed)).float()
+    theirs = run("QLinearGlobalAveragePool", codes, one, other, channels_last=0)
+    traced = torch.fx.symbolic_trace(lambda x: torch.ops.aten.mean.dim(x, [2, 3], True))
+    (node,) = (node for node in traced.graph.nodes if node.op == "call_function")
+
+    assert torch.equal(KERNELS["global_pool"](node, [codes], [one], other), theirs)
+    exact = (codes.double() - zero).mean((2, 3), keepdim=True) * one.scale.double() / other.scale.double() + out_zero
+    assert float((theirs.double() - exact.clamp(0, 255)).abs().max()) <= 0.5 + 1e-4

@@ -86,6 +86,9 @@ SPELT: dict[str, tuple[Callable[[Tensor], Tensor], list[object]]] = {
     ),
     "adaptive average over equal windows": (lambda x: torch._adaptive_avg_pool2d(x, [4, 2]), [ATEN.avg_pool2d.default]),
     "adaptive average over others": (lambda x: torch._adaptive_avg_pool2d(x, [3, 2]), [ATEN._adaptive_avg_pool2d.default]),
+    "mean over the map": (lambda x: x.mean((-1, 2)), [ATEN.mean.dim, ATEN.flatten.using_ints]),
+    "mean over the map that keeps its axes": (lambda x: x.mean((2, 3), True), [ATEN.mean.dim]),
+    "mean over one axis": (lambda x: x.mean(3), [ATEN.mean.dim]),
     "one joined": (lambda x: torch.cat([x], 1).relu(), [ATEN.relu.default]),
 }
 

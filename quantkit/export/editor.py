@@ -117,6 +117,16 @@ class Editor:
         for reader, slot in readers:
             reader.replace_input_with(slot, node.outputs[0])
 
+    def become(self, node: ir.Node, kind: str, inputs: int) -> None:
+        """Make `node` another operation, which reads the first `inputs` only and has no attributes; its name and its result's stay."""
+        (old,) = node.outputs
+        fresh = ir.node(kind, [read(node, slot) for slot in range(inputs)], name=node.name)
+        fresh.outputs[0].name, fresh.outputs[0].shape, fresh.outputs[0].type = old.name, old.shape, old.type
+        self._graph.insert_before(node, fresh)
+        old.replace_all_uses_with(fresh.outputs[0], replace_graph_outputs=True)
+        self._graph.remove(node, safe=True)
+        self._values[str(old.name)] = fresh.outputs[0]
+
     def remove_unread(self, value: ir.Value) -> None:
         """Remove the node of `value` if nothing reads it."""
         node = value.producer()

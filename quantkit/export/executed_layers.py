@@ -24,6 +24,7 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "sigmoid": ("Sigmoid", "QLinearSigmoid"),
     "leaky_relu": ("LeakyRelu", "QLinearLeakyRelu"),
     "avg_pool": ("AveragePool", "QLinearAveragePool"),
+    "global_pool": ("ReduceMean", "GlobalAveragePool", "QLinearGlobalAveragePool"),
 }
 TAKEN_IN = ("add", "sigmoid", "leaky_relu")  # a float kernel in front may take these in (a SiLU's product takes its sigmoid in)
 # The runtime's passes rename what they move: node_conv2d_5_token_50, relu_7_nchwc, conv2d_pre_q; _product is our own.

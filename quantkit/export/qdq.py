@@ -43,6 +43,9 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
     editor = Editor(model.graph)
     layers = [layer for layer in graph.layers if layer.name in placement.schemes]
     islands = {node: layer.name in (placement.float32 or ()) for layer in graph.layers for node in _nodes(editor, layer)}
+    for layer in layers:
+        if layer.kind == "global_pool" and isinstance(placement.schemes[layer.name].activations, QuantSpec):
+            editor.become(editor.producer(layer.node), "GlobalAveragePool", 1)
     for layer in layers:  # outputs first, so that inputs find them dequantized
         if layer.name in placement.outputs:
             _quantize_output(editor, layer, bank.output_qparams(layer))
@@ -57,9 +60,10 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
             _store_float_weight(editor, layer, placement, bank)
     for (name, slot), barrier in placement.barriers.items():
         _set_barrier(editor, _operation(editor, name), slot, barrier)
-    for unsupported in graph.unsupported:
-        if unsupported.node in placement.unscaled:
-            _scale_afterwards(editor, unsupported.node, bank.activations[graph.source(unsupported.inputs[0])])
+    sources = {entry.node: entry.inputs for entry in graph.unsupported} | {layer.node: layer.inputs for layer in graph.layers}
+    for node, inputs in sources.items():
+        if node in placement.unscaled:
+            _scale_afterwards(editor, node, bank.activations[graph.source(inputs[0])])
     if placement.float32 is not None:
         compute_in_half(model, editor, islands)
     editor.tidy()

@@ -114,3 +114,10 @@ def _value(module: fx.GraphModule, node: fx.Node | None) -> Tensor | None:
 def _assign(module: fx.GraphModule, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(path), leaf, torch.nn.Parameter(value))
+
+
+def covers_map(x: fx.Node, axes: object) -> bool:
+    """Whether `axes` are both sides of maps [items, channels, height, width] of a fixed size."""
+    shape = x.meta["val"].shape
+    given = sorted(axis % 4 for axis in axes if isinstance(axis, int)) if isinstance(axes, list | tuple) else []
+    return len(shape) == 4 and given == [2, 3] and all(isinstance(side, int) for side in shape[2:])

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-from quantkit.network.folding import ATEN, bounds, operand
+from quantkit.network.folding import ATEN, bounds, covers_map, operand
 
 CONVOLUTIONS: Mapping[int, Callable[..., Any]] = {3: ATEN.conv1d.default, 4: ATEN.conv2d.default}
 WEIGHTED = (*CONVOLUTIONS.values(), ATEN.linear.default)
@@ -114,6 +114,14 @@ def _spell_adaptive(node: fx.Node) -> None:
         node.target, node.args = ATEN.avg_pool2d.default, (x, [side // count for side, count in zip(sides, wanted, strict=True)])
 
 
+def _spell_mean(node: fx.Node) -> None:
+    """A mean over a whole map keeps its axes: it is then the runtime's global average pool. What dropped them is a reshape behind it."""
+    x = cast("fx.Node", node.args[0])
+    axes, keeps = node.args[1] if len(node.args) > 1 else None, bool(node.args[2]) if len(node.args) > 2 else False
+    if not keeps and covers_map(x, axes) and not node.kwargs:
+        node.target, node.args = ATEN.flatten.using_ints, (_before(node, ATEN.mean.dim, x, [2, 3], True), 1)
+
+
 def _spell_addition(node: fx.Node) -> None:
     """The larger summand first: where the smaller is spread over it, the order decides how the runtime rounds."""
     shapes = [str(entry.meta["val"].shape) if isinstance(entry, fx.Node) else "" for entry in node.args]
@@ -149,6 +157,7 @@ SPELLINGS: Mapping[object, Callable[[fx.Node], None]] = {
     ATEN.silu.default: _spell_silu,
     ATEN.add.Tensor: _spell_addition,
     ATEN.avg_pool2d.default: _spell_divisor,
+    ATEN.mean.dim: _spell_mean,
     ATEN._adaptive_avg_pool2d.default: _spell_adaptive,
     ATEN.split.Tensor: _spell_split,
     ATEN.split_with_sizes.default: _spell_split,

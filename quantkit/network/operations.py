@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantkit.network.folding import ATEN, operand
+from quantkit.network.folding import ATEN, covers_map, operand
 
 LAYERS: Mapping[object, str] = {
     ATEN.conv1d.default: "conv",
@@ -22,6 +22,7 @@ LAYERS: Mapping[object, str] = {
     ATEN.leaky_relu.default: "leaky_relu",
     ATEN.avg_pool1d.default: "avg_pool",
     ATEN.avg_pool2d.default: "avg_pool",
+    ATEN.mean.dim: "global_pool",
 }
 WEIGHTED = ("conv", "linear")
 DIVISOR = 6  # the place of an average pool's own divisor
@@ -136,6 +137,12 @@ def _refuse_average(node: fx.Node) -> str:
     return "rounds its size up: the int8 kernel would count what lies beyond the padding" if ceil and padding_counts else ""
 
 
+def _refuse_mean(node: fx.Node) -> str:
+    source, axes = operand(node, 0), node.args[1] if len(node.args) > 1 else None
+    keeps = len(node.args) > 2 and bool(node.args[2])
+    return "" if source is not None and keeps and covers_map(source, axes) and not node.kwargs else NO_KERNEL
+
+
 def _refuse_pad(node: fx.Node) -> str:
     given = ["constant", *node.args[2:]] if node.target is ATEN.constant_pad_nd.default else list(node.args[2:])
     mode, value = [*given, *["constant", None][len(given) :]][:2]
@@ -146,5 +153,6 @@ REFUSALS: Mapping[str, Callable[[fx.Node], str]] = {
     "add": _refuse_addition,
     "mul": _refuse_product,
     "avg_pool": _refuse_average,
+    "global_pool": _refuse_mean,
     "pad": _refuse_pad,
 }

@@ -25,13 +25,13 @@ NAME = "openvino"
 PACKAGE, MINIMUM_RUNTIME = "openvino", "2024.4"
 SCHEMES = ("fp32", "w8a8", "w4a8", "w16a32")
 STORAGE: Mapping[int, Storage] = {4: "int4", **dict.fromkeys((2, 3, 5, 6, 7, 8), "int8")}
-POOL = "avg_pool"
+POOL, FLOAT_KINDS = "avg_pool", ("avg_pool", "global_pool")
 SESSION_OPTIONS: Mapping[str, str] = {"INFERENCE_PRECISION_HINT": "f32"}  # a CPU that has bf16 would take it for what stays float
 
 
 def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     """As `common.groups`; average pools are float."""
-    pools = {layer.name for layer in graph.layers if layer.kind == POOL}
+    pools = {layer.name for layer in graph.layers if layer.kind in FLOAT_KINDS}
     found = common.groups(graph, schemes)
     return tuple(replace(group, schemes=(FLOAT.name,)) if pools.issuperset(group.layers) else group for group in found)
 
@@ -40,16 +40,16 @@ def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:
     """The allocation of another target's plan, by layer, as this one can run it: float weights that lie as codes become half."""
     adapted, half = adapt_to_integers(allocation), parse_scheme("w16a32")
     codes = {name for name, scheme in adapted.schemes.items() if scheme.is_stored and isinstance(scheme.weights, QuantSpec)}
-    pools = [layer.name for layer in graph.layers if layer.kind == POOL and not allocation[layer.name].is_float]
+    pools = [layer.name for layer in graph.layers if layer.kind in FLOAT_KINDS and not allocation[layer.name].is_float]
     changes = [f"{name}: {allocation[name].name} became w16a32, as codes would make the layer int8" for name in sorted(codes)]
-    changes += [f"{name}: {allocation[name].name} became fp32, as a pool of codes would pad with the wrong value" for name in pools]
+    changes += [f"{name}: {allocation[name].name} became fp32, as average pools of codes may come out wrong" for name in pools]
     schemes = {**adapted.schemes, **dict.fromkeys(codes, half), **dict.fromkeys(pools, FLOAT)}
     return Adapted(schemes, (*adapted.changes, *changes), adapted.notes)
 
 
 def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     """Where Q/DQ go when each layer (by name) has the given scheme; average pools stay float."""
-    floats = {layer.name: FLOAT for layer in graph.layers if layer.kind == POOL}
+    floats = {layer.name: FLOAT for layer in graph.layers if layer.kind in FLOAT_KINDS}
     placed = ort_cpu.place(graph, {**allocation, **floats})
     coded = {layer.output for layer in graph.layers if layer.name in placed.outputs}
     pools = [(layer.node, layer.inputs[0]) for layer in graph.layers if layer.kind == POOL]

@@ -28,7 +28,7 @@ SCHEMES = (
 # Narrow codes are made INT8 by nodes that the runtime folds while the session loads, so every width runs in the int8 kernel.
 STORAGE: Mapping[int, Storage] = {8: "int8", 4: "int4", **dict.fromkeys((2, 3, 5, 6, 7), "bit_stream")}
 ACTIVATIONS = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
-AVERAGE = "mean.dim"
+AVERAGE, POOL = "mean.dim", "global_pool"  # in float both are one operation, of which the runtime makes no int8 kernel
 CLIPS = ("relu.default", "relu6.default", "hardtanh.default", "clamp.default")
 BATCH_NORM = "_native_batch_norm_legit_no_training.default"
 WEIGHTED = ("conv", "linear", "addmm", "matmul", "mm")  # of operations that are no layers, those that may still hold a constant weight
@@ -46,7 +46,9 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     )
     coded = {layer.output for layer in graph.layers if layer.name in outputs}
     inputs = {(layer.name, slot) for layer in graph.layers if layer.name in schemes for slot in range(len(layer.inputs))}
-    averages = {entry.node for entry in graph.unsupported if entry.operation == AVERAGE and graph.source(entry.inputs[0]) in coded}
+    means = [(entry.node, entry.inputs[0]) for entry in graph.unsupported if entry.operation == AVERAGE]
+    means += [(layer.node, layer.inputs[0]) for layer in graph.layers if layer.kind == POOL and layer.name not in schemes]
+    averages = {node for node, source in means if graph.source(source) in coded}
     barriers = _barriers(graph, schemes, int8_readers, coded)
     return Placement(
         schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE,
@@ -99,7 +101,8 @@ def _barriers(graph: Graph, schemes: Mapping[str, Scheme], int8_readers: set[str
         behind = {graph.source(name) for name in sources.get(waiting.pop(), ())} - quantized
         quantized |= behind
         waiting += behind
-    floats = [(layer.node, layer.output, layer.inputs, layer.kind) for layer in graph.layers if layer.name not in schemes]
+    layers = [layer for layer in graph.layers if layer.name not in schemes and layer.kind != POOL]
+    floats = [(layer.node, layer.output, layer.inputs, layer.kind) for layer in layers]
     floats += [(entry.node, entry.node, _operands(entry), "") for entry in graph.unsupported if entry.operation.startswith(TAKEN)]
     found: dict[Slot, Barrier] = {}
     for node, output, reads, kind in floats:

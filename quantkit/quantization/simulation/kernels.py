@@ -10,7 +10,7 @@ from typing import cast
 
 from torch import Tensor, fx
 
-from quantkit.core.numerics.affine import QParams, add_codes, average_codes, dequantize, mul_codes, quantize
+from quantkit.core.numerics.affine import QParams, add_codes, average_codes, dequantize, mul_codes, quantize, requantize
 from quantkit.core.numerics.functions import average, logistic
 from quantkit.network.operations import pool_settings
 
@@ -40,9 +40,17 @@ def _avg_pool(node: fx.Node, codes: Sequence[Tensor], qparams: Sequence[QParams]
     return average_codes(average(dequantize(codes[0], qparams[0]), kernel, stride, padding, sides, padding_counts), output)
 
 
+def _global_pool(node: fx.Node, codes: Sequence[Tensor], qparams: Sequence[QParams], output: QParams) -> Tensor:
+    """An exact sum over the map, requantized by scale / (output scale · values of the map)."""
+    total = (codes[0] - qparams[0].zero_point).double().sum(cast("list[int]", node.args[1]), keepdim=True).float()
+    return requantize(total, qparams[0].scale / (output.scale * float(codes[0][0, 0].numel())), output)
+
+
 def _in_float(node: fx.Node, x: Tensor) -> Tensor:
     """The operation of `node`, which reads one tensor, on `x`."""
     return cast("Callable[..., Tensor]", node.target)(x, *node.args[1:])
 
 
-KERNELS: Mapping[str, Kernel] = {"add": _add, "mul": _mul, "sigmoid": _sigmoid, "leaky_relu": _leaky_relu, "avg_pool": _avg_pool}
+KERNELS: Mapping[str, Kernel] = {
+    "add": _add, "mul": _mul, "sigmoid": _sigmoid, "leaky_relu": _leaky_relu, "avg_pool": _avg_pool, "global_pool": _global_pool,
+}  # fmt: skip
