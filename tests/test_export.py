@@ -69,7 +69,7 @@ def test_what_is_planned_runs_in_every_mix_of_a_chain(form: Callable[[Formed, Te
 
 NAKED: dict[str, tuple[Callable[[Formed, Tensor], Tensor], str, str]] = {
     "convolution": (CHAINS["convolutions"], "8f8", "QLinearConv"),
-    "linear": (lambda m, x: m.fd(m.fc(F.relu(m.fd(x.mean((2, 3)).repeat(1, 3)[:, :8])))), "8f8", "QGemm"),
+    "linear": (lambda m, x: m.fd(m.fc(F.relu(m.fd(x.mean((2, 3)).repeat(1, 3)[:, :8])))), "88f8", "QGemm"),
     "addition": (lambda m, x: (lambda t: m.c(t + m.b(t)))(F.relu(m.a(x))), "88f8", "QLinearAdd"),
     "concatenation": (CHAINS["concatenation"], "8f8", "QLinearConcat"),
     "product": (CHAINS["silu"], "88f8", "QLinearMul"),

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor
@@ -99,6 +99,7 @@ def test_averages_are_the_runtimes(
 def test_global_averages_are_the_runtimes_and_an_exact_sum_written_out(
     step: int, zero: int, out_step: int, out_zero: int, height: int, width: int, seed: int
 ) -> None:
+    assume(step / (out_step * height * width) < 256)  # beyond it the runtime refuses to compute
     one, other = grid(step, zero), grid(out_step, out_zero)
     codes = torch.randint(0, 256, (2, 5, height, width), generator=torch.Generator().manual_seed(seed)).float()
     theirs = run("QLinearGlobalAveragePool", codes, one, other, channels_last=0)

@@ -318,12 +318,12 @@ def test_without_a_plan_the_simulation_is_the_network(benches: Callable[[str], B
 
 def test_averages_of_codes_are_taken_in_steps(benches: Callable[[str], Bench]) -> None:
     work = benches("residual")
-    placement = work.place(work.uniform("w8a8"))
+    placement = work.place({**work.uniform("w8a8"), "global_pool": "fp32"})
     assert placement.unscaled == {"mean"}
     values = Simulation(work.captured, placement, work.bank).run(work.inputs)
     source, qparams = work.graph.layer("add").output, work.bank.output_qparams(work.graph.layer("add"))
     steps = (values[source].double() / qparams.scale.double()).round()
-    assert torch.equal(values["mean"], (steps.sum((2, 3)) / 25).float() * qparams.scale)
+    assert torch.equal(values["mean"], (steps.sum((2, 3), keepdim=True) / 25).float() * qparams.scale)
 
 
 def test_the_captured_module_is_left_as_it_was(benches: Callable[[str], Bench]) -> None:

@@ -97,6 +97,12 @@ def _spell_silu(node: fx.Node) -> None:
     node.target, node.args = ATEN.mul.Tensor, (x, _before(node, ATEN.sigmoid.default, x))
 
 
+def _spell_square(node: fx.Node) -> None:
+    """x · x, for which the runtime has an int8 kernel."""
+    (x,) = node.args
+    node.target, node.args = ATEN.mul.Tensor, (x, x)
+
+
 def _spell_divisor(node: fx.Node) -> None:
     """An average by a divisor of its own is one by the window's size, scaled: the exporter would forget the divisor."""
     divisor, ceil = (node.args[place] if len(node.args) > place else None for place in (6, 4))
@@ -115,11 +121,12 @@ def _spell_adaptive(node: fx.Node) -> None:
 
 
 def _spell_mean(node: fx.Node) -> None:
-    """A mean over a whole map keeps its axes: it is then the runtime's global average pool. What dropped them is a reshape behind it."""
+    """A mean over a whole map keeps its axes: it is then the runtime's global average pool. What dropped them stands behind it."""
     x = cast("fx.Node", node.args[0])
     axes, keeps = node.args[1] if len(node.args) > 1 else None, bool(node.args[2]) if len(node.args) > 2 else False
     if not keeps and covers_map(x, axes) and not node.kwargs:
-        node.target, node.args = ATEN.flatten.using_ints, (_before(node, ATEN.mean.dim, x, [2, 3], True), 1)
+        mean = _before(node, ATEN.mean.dim, x, [2, 3], True)
+        node.target, node.args = ATEN.squeeze.dim, (_before(node, ATEN.squeeze.dim, mean, 3), 2)
 
 
 def _spell_addition(node: fx.Node) -> None:
@@ -155,6 +162,7 @@ SPELLINGS: Mapping[object, Callable[[fx.Node], None]] = {
     ATEN.cat.default: _spell_concatenation,
     ATEN.clamp.default: _spell_clamp,
     ATEN.silu.default: _spell_silu,
+    ATEN.square.default: _spell_square,
     ATEN.add.Tensor: _spell_addition,
     ATEN.avg_pool2d.default: _spell_divisor,
     ATEN.mean.dim: _spell_mean,

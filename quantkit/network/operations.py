@@ -51,7 +51,7 @@ NO_FORM = "no 8-bit form in this version"
 NO_KERNEL = "ONNX Runtime has no int8 kernel for it"
 FLOAT_ONLY = (
     "_native_batch_norm_legit_no_training", "abs", "div", "elu", "exp", "gelu", "group_norm", "hardsigmoid", "hardswish", "instance_norm",
-    "layer_norm", "maximum", "mean", "minimum", "mish", "pow", "prelu", "softplus", "sqrt", "square", "sub", "tanh",
+    "layer_norm", "maximum", "mean", "minimum", "mish", "pow", "prelu", "softplus", "sqrt", "sub", "tanh",
 )  # fmt: skip
 STAYS_FLOAT: Mapping[str, str] = {
     **dict.fromkeys(FLOAT_ONLY, NO_KERNEL),

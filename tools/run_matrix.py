@@ -1,0 +1,180 @@
+"""The fast tests under settings that change the order of sums: threads, instruction set, hash seed, order of the files, another torch.
+
+    python tools/run_matrix.py                  # every setting that has no result for this code: about ten minutes each, resumable
+    python tools/run_matrix.py --only avx2-1    # one of them
+    python tools/run_matrix.py --tests tests/test_affine.py tests/test_export.py      # these files only, kept apart from whole runs
+    python tools/run_matrix.py --list
+
+Results lie in build/test-matrix. `matrix.settings` and `matrix.failures` of docs/results/first-hour.json count the whole runs of this code,
+and `matrix` beside them names each with its failures. A torch that pip cannot give is reported as not available, and not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import xml.etree.ElementTree as Xml
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import stale_figures
+
+from quantkit.core.environment import describe
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "build" / "test-matrix"
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+OLDER_TORCH = "2.11"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the tests run: `isa` is "default" or "avx2"; `order` seeds the order of the files, None for the usual one."""
+
+    threads: int
+    isa: str
+    hash_seed: int
+    order: int | None = None
+    torch: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Short, for the command line."""
+        parts = [self.isa, self.threads, f"hash{self.hash_seed}"] + ([f"order{self.order}"] if self.order is not None else [])
+        return "-".join(map(str, [*parts, *([f"torch{self.torch}"] if self.torch else [])]))
+
+    def environment(self) -> dict[str, str]:
+        """The variables that make it so."""
+        return {
+            **os.environ, **(AVX2 if self.isa == "avx2" else {}), "OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONHASHSEED": str(self.hash_seed),
+        }  # fmt: skip
+
+
+SETTINGS = (
+    Setting(1, "default", 0), Setting(2, "default", 0), Setting(1, "avx2", 0), Setting(2, "avx2", 0),
+    Setting(1, "default", 1, 1), Setting(2, "avx2", 1, 1), Setting(1, "avx2", 2, 2), Setting(2, "default", 2, 2),
+    Setting(1, "default", 0, torch=OLDER_TORCH),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a setting. `failed` are the ids of tests that failed or broke."""
+
+    name: str
+    passed: int
+    skipped: int
+    failed: tuple[str, ...]
+    seconds: float
+    isa: str
+    code: str
+
+
+def code_here() -> str:
+    """Stands for all that the tests run."""
+    digest = hashlib.sha256()
+    for folder in ("quantkit", "tests", "tools", "recipes"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def ordered(files: Sequence[Path], seed: int | None) -> list[str]:
+    """The files as pytest takes them: in the usual order, or in one that the seed draws."""
+    names = sorted(path.relative_to(ROOT).as_posix() for path in files)
+    if seed is not None:
+        random.Random(seed).shuffle(names)
+    return names
+
+
+def read_junit(path: Path) -> tuple[int, int, tuple[str, ...], float]:
+    """Passed, skipped, the failed, and the seconds of a report as pytest writes it."""
+    suites = list(Xml.parse(path).getroot().iter("testsuite"))
+    failed = [
+        f"{case.get('classname', '')}::{case.get('name', '')}"
+        for suite in suites
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    tests, skipped = (sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "skipped"))
+    return tests - skipped - len(failed), skipped, tuple(failed), sum(float(suite.get("time", 0)) for suite in suites)
+
+
+def interpreter(setting: Setting) -> str | None:
+    """This one; for another torch that of an environment of its own, made here; None, with pip's last line, where it cannot be had."""
+    if setting.torch is None:
+        return sys.executable
+    folder = ROOT / "build" / f"venv-torch-{setting.torch}"
+    python = folder / "bin" / "python"
+    if not (folder / ".ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", "-e", f"{ROOT}[test]", f"torch=={setting.torch}.*", "torchvision"]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            print(f"{setting.name}: not available: {(made.stderr.strip().splitlines() or ['pip gave no reason'])[-1]}")
+            return None
+        (folder / ".ready").touch()
+    return str(python)
+
+
+def outcome(setting: Setting, files: Sequence[Path], kept: Path) -> Outcome | None:
+    """The result of this code under the setting, kept from before or made now; None where its torch cannot be had."""
+    path, code = kept / f"{setting.name}.json", code_here()
+    if path.exists():
+        known = json.loads(path.read_text())
+        if known["code"] == code:
+            return Outcome(**{**known, "failed": tuple(known["failed"])})
+    python, report = interpreter(setting), kept / f"{setting.name}.xml"
+    if python is None:
+        return None
+    kept.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    command = [python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "not slow", f"--junitxml={report}"]
+    with (kept / f"{setting.name}.log").open("w") as log:
+        subprocess.run([*command, *ordered(files, setting.order)], cwd=ROOT, env=setting.environment(), stdout=log, stderr=log, check=False)
+    found = Outcome(setting.name, *read_junit(report), str(describe()["isa"]), code)
+    path.write_text(json.dumps(asdict(found), indent=1))
+    return found
+
+
+def write(found: Mapping[str, Outcome]) -> None:
+    """The counts and what they are of, beside what others wrote."""
+    failures = sum(len(row.failed) for row in found.values())
+    stale_figures.write_figures({"matrix.settings": len(found), "matrix.failures": failures})
+    known = json.loads(stale_figures.COUNTS.read_text())
+    stale_figures.write(stale_figures.COUNTS, known | {"matrix": [asdict(row) for row in found.values()]})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", metavar="SETTING", help="these settings")
+    parser.add_argument("--tests", nargs="*", type=Path, metavar="FILE", help="these files, kept apart and not written down")
+    parser.add_argument("--list", action="store_true", help="name the settings")
+    arguments = parser.parse_args()
+    chosen = [setting for setting in SETTINGS if not arguments.only or setting.name in arguments.only]
+    if arguments.list:
+        print("\n".join(setting.name for setting in chosen))
+        return 0
+    files = [path.absolute() for path in arguments.tests or (ROOT / "tests").glob("test_*.py")]
+    kept = KEPT / "parts" if arguments.tests else KEPT
+    found = {}
+    for setting in chosen:
+        result = outcome(setting, files, kept)
+        if result is not None:
+            found[setting.name] = result
+            counts = f"{result.passed} passed, {result.skipped} skipped, {len(result.failed)} failed"
+            print("\n  ".join([f"{setting.name}: {counts}, {result.seconds:.0f} s", *result.failed]), flush=True)
+    if not arguments.tests:
+        write(found)
+    return int(any(row.failed for row in found.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
