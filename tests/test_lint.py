@@ -19,7 +19,7 @@ from quantkit.core.errors import ModelError, SchemeError
 from quantkit.runtimes import openvino
 from quantkit.runtimes.evaluation import open_session
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
-from quantkit.verification.lint import MENDS, RULES, fix_file, lint_file, lint_model, to_sarif
+from quantkit.verification.lint import FIXES, RULES, fix_file, lint_file, lint_model, to_sarif
 from quantkit.verification.lint.loading import open_model
 
 Case = Callable[[], onnx.ModelProto]
@@ -268,7 +268,7 @@ def test_every_rule_has_a_case_and_an_id_of_its_own() -> None:
     for target, rules in RULES.items():
         ids = [rule.id for rule in rules]
         assert len(set(ids)) == len(ids), target
-        assert all(rule.source and rule.mend and rule.check.__doc__ for rule in rules)
+        assert all(rule.source and rule.fix and rule.check.__doc__ for rule in rules)
     assert {rule.id for rules in RULES.values() for rule in rules} == set(CASES)
 
 
@@ -348,7 +348,7 @@ def test_a_bias_that_overflows_computes_wrongly(tmp_path: Path) -> None:
     assert np.abs(ran[0, 3] - 0.5).max() > 0.1  # the dead channel's answer is its bias, 0.5
 
 
-@pytest.mark.parametrize("rule", MENDS)
+@pytest.mark.parametrize("rule", FIXES)
 def test_what_a_mend_mends_is_found_no_more_and_computes_the_same(rule: str, tmp_path: Path) -> None:
     target, broken, _, _ = CASES[rule]
     if rule == "TRT001":
@@ -356,8 +356,8 @@ def test_what_a_mend_mends_is_found_no_more_and_computes_the_same(rule: str, tmp
     before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
     onnx.save(broken(), before)
     content = before.read_bytes()
-    linted, mended = fix_file(before, target, after)
-    assert rule in mended and rule not in {finding.rule for finding in linted.findings}
+    linted, fixed = fix_file(before, target, after)
+    assert rule in fixed and rule not in {finding.rule for finding in linted.findings}
     assert linted.file == after and before.read_bytes() == content
     assert lint_file(after, target).findings == linted.findings
     one, other = (open_session(path, threads=1).run(feeds(broken()))[0] for path in (before, after))
@@ -371,8 +371,8 @@ def test_a_name_that_the_file_has_for_something_else_is_not_taken(tmp_path: Path
     model = CASES["ORT103"][1]()
     model.graph.initializer.append(numpy_helper.from_array(np.float32(7), "lowest"))
     onnx.save(model, tmp_path / "before.onnx")
-    _, mended = fix_file(tmp_path / "before.onnx", "ort-cpu", tmp_path / "after.onnx")
-    assert mended == ["ORT103"]
+    _, fixed = fix_file(tmp_path / "before.onnx", "ort-cpu", tmp_path / "after.onnx")
+    assert fixed == ["ORT103"]
     (ran,) = open_session(tmp_path / "after.onnx", threads=1).run(feeds(model))
     assert ran.min() < 1.0  # a Max with 7 would have raised everything
 
@@ -434,7 +434,7 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     onnx.save(CASES["ORT101"][1](), path)
     main(["lint", str(path), "--json"])
     told = json.loads(capsys.readouterr().out)
-    assert told["warnings"] == 1 and told["errors"] == 0 and told["findings"][0]["rule"] == "ORT101" and told["mended"] == []
+    assert told["warnings"] == 1 and told["errors"] == 0 and told["findings"][0]["rule"] == "ORT101" and told["fixed"] == []
 
 
 def test_sarif_names_the_node() -> None:
@@ -556,7 +556,7 @@ def test_mutated_files_raise_nothing_but_one_line(count: int, tmp_path: Path) ->
         for target in RULES:
             lint_model(model, RULES[target])
             try:
-                fix_file(path, target, tmp_path / "mended.onnx")
+                fix_file(path, target, tmp_path / "fixed.onnx")
             except ModelError as error:
                 assert "\n" not in str(error)
     assert opened > count // 2

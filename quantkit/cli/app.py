@@ -267,7 +267,7 @@ def lint(
     file: Annotated[Path, Argument(help="An ONNX file, whoever made it.")],
     target: Annotated[str, Option(help="The runtime that it is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
     strict: Annotated[bool, Option("--strict", help="Let warnings fail too.")] = False,
-    fix: Annotated[Path | None, Option(help="Write a copy with the mechanical mends made.")] = None,
+    fix: Annotated[Path | None, Option(help="Write a copy with the mechanical fixes made.")] = None,
     sarif: Annotated[Path | None, Option(help="Write the findings as SARIF.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -281,16 +281,16 @@ def lint(
         from quantkit.verification import lint
 
         linted = lint.lint_file(file, target)
-        mended: list[str] = []
+        fixed: list[str] = []
         if fix is not None:
-            linted, mended = lint.fix_file(file, target, fix)
+            linted, fixed = lint.fix_file(file, target, fix)
         if sarif is not None:
             with write_atomically(sarif) as temporary:
                 temporary.write_text(json.dumps(lint.to_sarif(str(file), linted.findings, lint.RULES[target], __version__), indent=1))
         if as_json:
-            print_json({**linted.to_json(), "mended": mended})
+            print_json({**linted.to_json(), "fixed": fixed})
         else:
-            tables.show_findings(linted.to_json(), mended)
+            tables.show_findings(linted.to_json(), fixed)
         return NOT_KEPT if linted.count("error") or (strict and linted.count("warning")) else KEPT
 
     raise typer.Exit(exit_code(show))

@@ -111,17 +111,17 @@ def _parity(parity: Mapping[str, Any]) -> list[str]:
     return [f"{told}{bits:.1f} %", *parity["notes"]]
 
 
-def show_findings(linted: Mapping[str, Any], mended: Sequence[str]) -> None:
-    """What was found in a file: rule, place, what happens there, and the mend."""
+def show_findings(linted: Mapping[str, Any], fixed: Sequence[str]) -> None:
+    """What was found in a file: rule, place, what happens there, and the fix."""
     console = Printed()
-    if mended:
-        console.print(f"mended: {', '.join(mended)}; the copy is {linted['file']}", markup=False, soft_wrap=True)
+    if fixed:
+        console.print(f"fixed: {', '.join(fixed)}; the copy is {linted['file']}", markup=False, soft_wrap=True)
     told = f"{linted['errors']} errors, {linted['warnings']} warnings for {linted['target']}"
     console.print(f"{linted['file']}: {told}", style="bold red" if linted["errors"] else "bold", markup=False, soft_wrap=True)
     for finding in linted["findings"]:
         colour = "red" if finding["severity"] == "error" else "yellow"
         console.print(f"{finding['rule']} {finding['severity']}", style=colour, end="  ")
-        console.print(f"{finding['node']} {finding['happens']}. Mend: {finding['mend']}", markup=False, soft_wrap=True)
+        console.print(f"{finding['node']} {finding['happens']}. Fix: {finding['fix']}", markup=False, soft_wrap=True)
 
 
 def show_pairs(title: str, pairs: Mapping[str, object]) -> None:

@@ -30,7 +30,7 @@ class QuantkitError(Exception):
 
 
 class RequestError(QuantkitError):
-    """The request is wrong; the user can mend it."""
+    """The request is wrong; the user can fix it."""
 
 
 class ModelError(RequestError):

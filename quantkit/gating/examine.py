@@ -254,7 +254,7 @@ def check_items(file: Path, check: Check) -> None:
         sides = zip(wanted[name], array.shape[1:], strict=False)
         if len(wanted[name]) != array.ndim - 1 or any(side not in (0, got) for side, got in sides):
             have, shape = f"input {name!r} of shape {list(array.shape[1:])} for each item", [side or "*" for side in wanted[name]]
-            raise DataError(have, f"a shape of {shape}", "mend the data, or its --resize and --crop")
+            raise DataError(have, f"a shape of {shape}", "correct the data, or its --resize and --crop")
 
 
 def judge_files(

@@ -20,7 +20,7 @@ import onnx
 from quantkit.core.errors import ModelError, SchemeError, unknown
 from quantkit.core.store import write_atomically
 from quantkit.verification.lint import common, openvino, ort_cpu, tensorrt
-from quantkit.verification.lint.fixes import MENDS, mend
+from quantkit.verification.lint.fixes import FIXES, apply_fixes
 from quantkit.verification.lint.graph_view import View
 from quantkit.verification.lint.loading import open_model
 from quantkit.verification.lint.rule import Finding, Rule
@@ -32,7 +32,7 @@ RULES: Mapping[str, Sequence[Rule]] = {
     "tensorrt": (*common.RULES, *tensorrt.RULES),
 }
 
-__all__ = ["MENDS", "RULES", "Finding", "Linted", "Rule", "fix_file", "lint_file", "lint_model", "to_sarif"]
+__all__ = ["FIXES", "RULES", "Finding", "Linted", "Rule", "fix_file", "lint_file", "lint_model", "to_sarif"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,12 @@ def lint_file(path: Path, target: str) -> Linted:
 
 
 def fix_file(path: Path, target: str, output: Path) -> tuple[Linted, list[str]]:
-    """Write a copy of the file to `output` with the mechanical mends made; what is left to find in it, and which rules were mended.
+    """Write a copy of the file to `output` with the mechanical fixes made; what is left to find in it, and which rules were fixed.
 
     Raises as `lint_file` does, ModelError for what is not valid ONNX, and SchemeError where `output` is the file itself.
     """
     if output.resolve() == path.resolve():
-        raise SchemeError(f"--fix {output} is the file itself", "another file: nothing is mended in place", "name another file")
+        raise SchemeError(f"--fix {output} is the file itself", "another file: nothing is fixed in place", "name another file")
     rules = _rules(target)
     model = open_model(path)
     found = {finding.rule for finding in lint_model(model, rules)}
@@ -73,10 +73,10 @@ def fix_file(path: Path, target: str, output: Path) -> tuple[Linted, list[str]]:
         raise ModelError(
             f"{path} is not valid ONNX", "a file that onnx.checker accepts", "export it again; `quantkit lint` names the place"
         )
-    mended, done = mend(model, found)
+    fixed, done = apply_fixes(model, found)
     with write_atomically(output) as temporary:
-        onnx.save(mended, temporary)
-    return Linted(output, target, lint_model(mended, rules)), done
+        onnx.save(fixed, temporary)
+    return Linted(output, target, lint_model(fixed, rules)), done
 
 
 def lint_model(model: onnx.ModelProto, rules: Sequence[Rule]) -> tuple[Finding, ...]:
