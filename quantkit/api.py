@@ -76,7 +76,7 @@ def gate(
     mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None, scale: float | None = None,
     progress: Progress | None = None,
 ) -> gating.Gated:  # fmt: skip
-    """Whether a file, or a run directory's, keeps these conditions, or those of its lock file where none are said: see `Gated.kept`.
+    """Whether a file, or a run directory's, keeps these conditions, or by default those of its lock file: see `Gated.kept`.
 
     Whoever made the file. A condition that is broken is no error; raises RequestError for a request that is wrong.
     """

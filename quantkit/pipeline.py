@@ -115,10 +115,10 @@ def run(request: Request, progress: Progress) -> Result:
 
 
 def measure(request: Request, progress: Progress) -> Measurement:
-    """Every stage up to the tables and the front, and a look at a few plans: all that `quantkit pick` needs, and all that `run` reuses."""
+    """Every stage up to the tables and the front, and a few plans evaluated: all that `pick` needs and `run` reuses."""
     with _begun(request, progress, "measure", job_fingerprint(request)) as (bench, network, scratch):
         tables = _measure(bench, request, network, scratch)
-        with progress.stage("look at a few plans", None, "plans") as advance:
+        with progress.stage("evaluate a few plans", None, "plans") as advance:
             measure_anchors(bench, tables.judge, tables.space, advance)
         front = tables.write_front(bench)
         bench.end(True)
@@ -148,7 +148,7 @@ class _Tables:
 
     def write(self, bench: Workbench, request: Request) -> None:
         """tables.json."""
-        told = {"judging": self.judge.told(), "latency_fit": self.costs.latency.fit()}
+        told = {"judging": self.judge.settings(), "latency_fit": self.costs.latency.fit()}
         write_predictor(bench.store, self.predictor, {"minimize": request.options.minimize, "plan": self.frame, **told})
 
     def write_front(self, bench: Workbench) -> dict[str, Any]:

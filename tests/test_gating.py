@@ -134,9 +134,9 @@ def test_a_picked_plan_is_gated_by_the_lock_of_its_run(home: Path) -> None:
     ids=str,
 )
 def test_conditions_are_read_from_text_and_come_back_from_a_lock(said: dict[str, Any], conditions: Conditions) -> None:
-    assert parse_conditions(said) == conditions and conditions.said()
+    assert parse_conditions(said) == conditions and conditions.given()
     assert parse_conditions(conditions.to_json()) == conditions
-    assert not parse_conditions({}).said()
+    assert not parse_conditions({}).given()
 
 
 @pytest.mark.parametrize(

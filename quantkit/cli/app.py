@@ -226,7 +226,7 @@ def export(
 def verify(
     file: Annotated[Path, Argument(help="A run directory, or an ONNX file, whoever made it.")],
     float_file: Annotated[Path | None, Option("--float", help="The network before it was quantized; a run has its own.")] = None,
-    target: Annotated[str | None, Option(help="The runtime to run it in: a plan's own, else ort-cpu, unless said.")] = None,
+    target: Annotated[str | None, Option(help="The runtime to run it in: default: the plan's own, else ort-cpu.")] = None,
     data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     require_as_planned: Annotated[bool, Option("--require-as-planned", help="Fail where a layer does not run as planned.")] = False,
@@ -271,7 +271,7 @@ def lint(
     sarif: Annotated[Path | None, Option(help="Write the findings as SARIF.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a runtime will make of a quantized ONNX file, before it is tried; exit 1 on errors.
+    """Report how a runtime will execute a quantized ONNX file, without running it; exit 1 on errors.
 
     quantkit lint model.onnx --target tensorrt
     """
@@ -301,7 +301,7 @@ def doctor(
     measure: Annotated[bool, Option("--measure", help="Run int8 layers on this machine: do they saturate, what do they gain?")] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell what this machine's processor can do, which versions are installed, and which targets are usable.
+    """Report what this machine's processor can do, which versions are installed, and which targets are usable.
 
     quantkit doctor --measure
     """

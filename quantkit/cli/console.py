@@ -67,11 +67,11 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 class Printed(Console):
-    """Standard output, for people. That nobody reads it any more is told as such, not as rich's exit code 1, which is «not kept» here."""
+    """Standard output, for people. A closed pipe raises BrokenPipeError: rich would exit with 1, which means "not kept" here."""
 
     def __init__(self) -> None:
         super().__init__(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
     def on_broken_pipe(self) -> None:
-        """Left to `exits.exit_code`."""
+        """Left to `exit_codes.exit_code`."""
         raise BrokenPipeError

@@ -41,7 +41,7 @@ def exit_code(command: Callable[[], int]) -> int:
         return _tell(f"our fault: {error}; next: report it, with the file {_report(error)}", OUR_FAULT)
     except QuantkitError as error:
         return _tell(str(error), WRONG_REQUEST)
-    except Exception as error:  # noqa: BLE001 - the boundary: a crash must never read as «not kept»
+    except Exception as error:  # noqa: BLE001 - the boundary: a crash must never read as "not kept"
         if isinstance(error, OSError) and error.errno in REFUSALS:
             refused = OutputError(f"cannot write {error.filename or 'a file'}: {error.strerror}", "", "name another folder, or make room")
             return _tell(str(refused), WRONG_REQUEST)

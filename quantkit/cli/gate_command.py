@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GatedFile = Annotated[Path, Argument(help="A run directory, or an ONNX file, whoever made it.")]
 FloatFile = Annotated[Path | None, Option("--float", help="The network before it was quantized; a run has its own.")]
 Against = Annotated[Path | None, Option(help="Hold it against this file, the one that is deployed, instead of the float file.")]
-LockFile = Annotated[Path | None, Option("--lock", help="The lock file; quantkit.lock.json beside the file unless said.")]
+LockFile = Annotated[Path | None, Option("--lock", help="The lock file; default: quantkit.lock.json beside the file.")]
 MaxLatencyRatio = Annotated[str | None, Option(help="Time of one inference at most, as a share of the other file's: 0.6.")]
 GateBytes = Annotated[str | None, Option("--max-bytes", help="Bytes of the file at most: 2MB, or 0.3x of the other file.")]
 RequireInt8 = Annotated[str | None, Option(help="Multiply-accumulates that must run in int8, such as 95%.")]
@@ -40,7 +40,7 @@ def gate(
     target: flags.Target = None, threads: flags.Threads = None, batch_size: flags.BatchSize = None, seed: flags.Seed = None,
     junit: Junit = None, sarif: Sarif = None, markdown: Markdown = None, as_json: flags.Json = False,
 ) -> None:  # fmt: skip
-    """Say whether a file keeps its conditions, those of its lock file if none are said: exit 0 if it does, 1 if not, 2 for a wrong request.
+    """Check a file against conditions, by default those of its lock file: exit 0 if it keeps them, 1 if not, 2 for a wrong request.
 
     quantkit gate model.int8.onnx --float model.onnx --data images/ --max-drop 0.5 --max-latency-ratio 0.6 --require-int8 95%
     """

@@ -67,7 +67,7 @@ def pick(
     run: Annotated[Path, Argument(help="The run directory of `measure` or `allocate`.")],
     max_drop: flags.MaxDrop = None, keep: flags.Keep = None, max_bytes: flags.MaxBytes = None, max_latency: flags.MaxLatency = None,
     max_bops: flags.MaxBops = None, average_bits: flags.AverageBits = None,
-    minimize: Annotated[str | None, Option(help="What to make small; as it was measured for if unsaid.")] = None,
+    minimize: Annotated[str | None, Option(help="What to minimize (default: as measured).")] = None,
     as_json: flags.Json = False,
 ) -> None:  # fmt: skip
     """Choose again from a run's tables, in a second and without the network or data; `export` and `verify` then take the picked plan.

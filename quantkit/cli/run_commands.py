@@ -22,7 +22,7 @@ RunFolder = Annotated[Path, Argument(help="The run directory of `allocate` or `m
 
 
 def status(run: RunFolder, as_json: flags.Json = False) -> None:
-    """Tell what a run holds, how long it took, what is stale and why, and what the last request would still do if it was asked again.
+    """Report what a run holds, how long it took, what is stale and why, and what the last request would still do if it was asked again.
 
     quantkit status runs/mine
     """

@@ -201,7 +201,7 @@ def limits_of(evidence: Evidence) -> Bounds:
 
 def _chosen(group: Group, evidence: Evidence) -> str:
     if group.reason == PINNED:
-        return "chosen: you said so (--fix or --exclude)"
+        return "chosen: pinned by --fix or --exclude"
     if len(group.schemes) == 1:
         return "chosen: there is no other on its menu"
     return "chosen in the plan that was picked" if evidence.picked else "chosen in the plan that the search answered with"
@@ -230,7 +230,7 @@ def _against(
     if drop_is == "measured":
         return f"that very plan was measured and lost {drop:.2f}: it passed, and another was preferred (finalists are timed side by side)"
     also = f", and {less}" if change["loss"] < 0 else ""
-    return f"nothing forbids it as predicted ({paid}{also}); the search did not look at that very plan"
+    return f"nothing forbids it as predicted ({paid}{also}); the search did not evaluate that very plan"
 
 
 class _Judge:

@@ -66,7 +66,7 @@ def time_chart(evidence: Evidence) -> Chart:
     if profiled:
         reading = (
             "Each pair of bars is a layer, from the network's input down: the median time of its own nodes by the runtime's profile of the "
-            f"float file and of this plan's. The last pair, «{REST}», is the rest of the time of the whole file as it was timed: "
+            f"float file and of this plan's. The last pair, {REST!r}, is the rest of the time of the whole file as it was timed: "
             f"quantizers, conversions of layout, operations that stay float.{_sums(evidence)}"
         )
         rows = _profiled(evidence)

@@ -171,7 +171,7 @@ def _layers(evidence: Evidence) -> str:
             (group.name, layers, group.reason, evidence.allocation.get(group.name, "–"), row.get("latency_ms"), row.get("bytes"), *losses)
         )
         attributes.append(f'data-layers="{escape(" ".join(group.layers))}" tabindex="-1"')
-    said = "<p><code>quantkit explain RUN LAYER</code> tells of one layer why it has its scheme.</p>"
+    said = "<p><code>quantkit explain RUN LAYER</code> explains why a layer has its scheme.</p>"
     return f'<section id="layers"><h2>Layers</h2>{said}{table(headings, rows, attributes=attributes)}</section>'
 
 

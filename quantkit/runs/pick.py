@@ -62,7 +62,7 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
     looks = find_looks(folder, judging["key"])
     if budget is not None and not looks:
         got = f"a promise, and no drop that was measured in {folder}"
-        raise RequestError(got, "a run whose plans were looked at", "`quantkit measure` it again, or pick by --max-bytes")
+        raise RequestError(got, "a run whose plans were evaluated", "`quantkit measure` it again, or pick by --max-bytes")
     space = _space(folder, predictor, goal, bounds)
     foresight = Foresight.of(space, looks, judging)
     points = None if budget is None else budget.points(looks[0][1]["float"])

@@ -1,4 +1,4 @@
-"""What a user may ask for: `Arguments` as they said it, text or objects, in any of three places; `Options` as the stages read it.
+"""What a user may ask for: `Arguments` as given, text or objects, in any of three places; `Options` as the stages read it.
 
 Text is parsed into values here, once. Standard library only, so that `quantkit --help` needs nothing else.
 """
@@ -127,7 +127,7 @@ class Options:
                 raise SchemeError(*unknown(f"scheme for {self.target}", scheme, SCHEMES[self.target]))
         if not self.menu:
             raise SchemeError("no scheme to choose from", "at least one", f"list them as --schemes {','.join(SCHEMES[self.target])}")
-        if self.minimize == "drop" and not self.bounds.said():
+        if self.minimize == "drop" and not self.bounds.given():
             got = "--minimize drop without a bound: the float network loses nothing"
             raise RequestError(got, "one of --max-bytes, --max-latency, --max-bops, --average-bits", "pass --max-bytes 0.25x")
         if self.minimize == "drop" and self.search == "bisection":
@@ -149,13 +149,13 @@ class Options:
         """The schemes to choose from."""
         if self.schemes is not None:
             return self.schemes
-        narrow = self.minimize in ("bytes", "bops") or self.bounds.said().keys() - {"latency"}
+        narrow = self.minimize in ("bytes", "bops") or self.bounds.given().keys() - {"latency"}
         return DEFAULT_SCHEMES[self.target]["bytes" if narrow else "latency"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
-    """All that can be said on the command line, in a call, a recipe or a configuration file; None is unsaid."""
+    """All options of the command line, a call, a recipe or a configuration file; None is not given."""
 
     data: Any = None
     calibration_data: Any = None

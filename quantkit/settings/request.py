@@ -1,4 +1,4 @@
-"""A request: what the user said, on the command line, in a call, a recipe or a configuration file, resolved once.
+"""A request: what the user asked for, on the command line, in a call, a recipe or a configuration file, resolved once.
 
 The command line and calls win over the configuration file, which holds for networks that come from files. A recipe is complete
 in itself: only the command line and calls win over it. Past this line nothing is text, and nothing is checked again.
@@ -36,7 +36,7 @@ UNITS = (frozenset({"max_drop", "keep"}), frozenset({*SOURCES.values(), *(f"{nam
 EVERYTHING = Budget(100.0, "relative")
 EXAMPLE_ITEMS = 2  # a batch of one would be taken for a fixed size
 NO_DATA = (
-    "no data: neither said nor in a configuration file here",
+    "no data: neither given nor in a configuration file here",
     "items to calibrate on, to search with and to judge by",
     'pass --data PATH (data=… in a call); or allocate a recipe file, which brings its own; or write data = "PATH" into quantkit.toml',
 )
@@ -134,7 +134,7 @@ def resolve_items(
 
 
 def _gather(source: Source, arguments: Arguments) -> tuple[Source, Arguments]:
-    """The network's source, and what was said in all places together."""
+    """The network's source, and what was given in all places together."""
     if isinstance(source, (str, Path)) and Path(source).suffix == ".py":
         source = load_recipe(Path(source))
     if isinstance(source, Recipe):

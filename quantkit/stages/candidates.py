@@ -124,7 +124,7 @@ class Judge:
         """The divergence beyond which a network is broken; a finite number."""
         return min(NEAR[self.metric.curvature], sys.float_info.max)
 
-    def told(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What it takes to judge by the journal alone."""
         return {
             "key": self.key, "metric": self.metric.name, "unit": self.metric.unit, "near": self.near, "search_items": len(self.search),

@@ -80,7 +80,7 @@ def job_fingerprint(request: Request) -> str:
 def request_inputs(request: Request, network: Network) -> dict[str, str]:
     """Everything that a result hangs on, by name, as the history keeps it."""
     options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run", "bounds")}
-    bounds = {f"max {name}": f"{bound.value:g}{'x' if bound.relative else ''}" for name, bound in request.options.bounds.said().items()}
+    bounds = {f"max {name}": f"{bound.value:g}{'x' if bound.relative else ''}" for name, bound in request.options.bounds.given().items()}
     host, versions = describe(), _versions()
     split = {name: getattr(request.splits, name).fingerprint() for name in ("calibration", "search", "gate")}
     inputs: dict[str, Any] = {

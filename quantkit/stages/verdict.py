@@ -196,7 +196,7 @@ def report(
 def _gain(request: Request, costs: Costs, verified: Verified) -> Gain | None:
     """What the file takes less of than the float network, of what was to be made small; None where that is not measurably less."""
     goal, latency = request.options.minimize, verified.latency
-    name = next(iter(request.options.bounds.said())) if goal == "drop" else goal
+    name = next(iter(request.options.bounds.given())) if goal == "drop" else goal
     ratio = most = costs.resources[name].total(verified.allocation) / costs.floats[name]
     if name == "bytes":
         ratio = most = verified.files.onnx.stat().st_size / verified.files.float_onnx.stat().st_size
@@ -213,7 +213,7 @@ def check_bounds(request: Request, predictor: Predictor, verified: Verified) -> 
     if verified.latency is not None:
         floats["latency"], used["latency"] = verified.latency.float_ms, verified.latency.ratio * verified.latency.float_ms
     rows = []
-    for name, bound in request.options.bounds.said().items():
+    for name, bound in request.options.bounds.given().items():
         at_most = bound.at_most(floats[name])
         rows.append(BoundRow(name, at_most, used[name], used[name] <= at_most))
     return tuple(rows)

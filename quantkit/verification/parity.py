@@ -1,4 +1,4 @@
-"""The simulation held against the file that ships: in which layers they part, by how much, and why, as far as that can be told."""
+"""The simulation held against the file that ships: in which layers they differ, by how much, and why, as far as that is known."""
 
 from __future__ import annotations
 
