@@ -1,4 +1,5 @@
 # make demo: the main job on a small real default · make test: the fast tests · make test-all: the slow tier too
+# make test-matrix: the fast tests under other threads, instruction sets, orders and torch: over an hour, resumable
 # make check: lint, types, layers, sizes · make bench: the figures of docs/results · make bench-sensitivity: hours, resumable
 # make results: all figures that are older than the code, then the pages that show them: hours, resumable; ONLY=spine.json for some
 # make docs: the documentation as a site in build/site
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.ready
 # Two processes of one thread each: most tests wait for Python, and idle threads that spin would take each other's cores.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all browser check bench bench-sensitivity results docs
+.PHONY: demo test test-all test-matrix browser check bench bench-sensitivity results docs
 
 demo: $(STAMP)
 	$(RUN) -m quantkit demo
@@ -21,6 +22,9 @@ test: $(STAMP)
 test-all: $(STAMP) browser
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[refine]'
 	$(PYTEST) --cov
+
+test-matrix: $(STAMP)
+	$(RUN) tools/run_matrix.py
 
 # What the page of `quantkit report` is tried in. Where it cannot be had, those tests are skipped and say so.
 browser: $(STAMP)
