@@ -127,8 +127,8 @@ SECTIONS = (
     Section(
         "first-hour.json", "What a new user meets", r"(.+)",
         "make results; python tools/first_line.py; make test-matrix; python tools/bench_first_hour.py",
-        "Figures that different commands write, each its own. `stale_figures`: files older than the code that they describe by more than is "
-        "admitted; `admitted_figures`: those that are old and say so. `first_line_contradictions`: results whose first line and table "
+        "Figures that different commands write, each its own. `stale_figures`: files older than the code that they describe, by more than "
+        "is admitted; `admitted_figures`: those that are old and say so. `first_line_contradictions`: results whose first line and table "
         "disagree. `matrix`: the fast tests under settings that change the order of sums. `bytes`: the smallest file over "
         "`quantize_static`'s. `allocate`: seconds of a whole allocation over those of the code before.",
     ),
