@@ -25,6 +25,7 @@ from quantkit.core.numerics.affine import (
     choose_weight_qparams,
     dequantize,
     fake_quantize,
+    fit_average,
     floor_weight_scale,
     half_scale,
     mul_codes,
@@ -287,3 +288,13 @@ def _run(kernel: str, a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QPara
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, feeds)[0]).float()
+
+
+@pytest.mark.parametrize(("source", "own"), [(1.0, 1e-9), (1e-12, 1.0), (0.02, 0.01), (1.0, 1.0)])
+def test_the_grid_of_an_average_is_one_that_the_kernel_takes_and_otherwise_left_alone(source: float, own: float) -> None:
+    grid = lambda scale: QParams(U8, torch.tensor(scale), torch.tensor(3.0))  # noqa: E731
+    fitted = fit_average(grid(own), grid(source), 49)
+    multiplier = float(torch.tensor(source) / (fitted.scale * 49))
+
+    assert 2.0**-32 <= multiplier < 256 and fitted.zero_point == 3
+    assert (fitted.scale == torch.tensor(own)) == (2.0**-31 <= source / (own * 49) <= 128)

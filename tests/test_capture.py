@@ -69,6 +69,7 @@ def test_layers_of_a_residual_network() -> None:
         ("two", "conv"),
         ("shortcut", "conv"),
         ("add", "add"),
+        ("global_pool", "global_pool"),
         ("head", "linear"),
     ]
     one = graph.layer("one")

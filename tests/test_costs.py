@@ -39,9 +39,9 @@ def box() -> toys.Toybox:
 @pytest.mark.parametrize(
     "allocation",
     [
-        dict.fromkeys(("first", "second", "head"), "w8a8"),
-        dict.fromkeys(("first", "second", "head"), "w4a8"),
-        {"first": "fp32", "second": "w4a8", "head": "w8a8"},
+        dict.fromkeys(("first", "second", "global_pool", "head"), "w8a8"),
+        {**dict.fromkeys(("first", "second", "head"), "w4a8"), "global_pool": "w8a8"},
+        {"first": "fp32", "second": "w4a8", "global_pool": "fp32", "head": "w8a8"},
     ],
     ids=["w8a8", "w4a8", "mixed"],
 )
@@ -60,7 +60,7 @@ def test_the_table_foretells_the_file(box: toys.Toybox, tmp_path: Path, allocati
 def test_bits_are_what_two_files_differ_in(box: toys.Toybox, tmp_path: Path) -> None:
     candidates = toys.candidates(box, tmp_path)
     table = byte_costs(box.captured.graph, box.groups, SCHEMES, ort_cpu)
-    wide, narrow = (dict.fromkeys(("first", "second", "head"), scheme) for scheme in ("w8a8", "w4a8"))
+    wide, narrow = ({**dict.fromkeys(("first", "second", "head"), scheme), "global_pool": "w8a8"} for scheme in ("w8a8", "w4a8"))
     difference = candidates.emit(wide).stat().st_size - candidates.emit(narrow).stat().st_size
 
     assert difference == pytest.approx(table.total(wide) - table.total(narrow), rel=0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, fx
 
 from quantkit.calibration.observers import ACTIVATION, Observed, observe, read_range
 from quantkit.core.graph import Graph
-from quantkit.core.numerics.affine import QParams, choose_qparams
+from quantkit.core.numerics.affine import QParams, choose_qparams, fit_average
 from quantkit.core.spec import QuantSpec
 from quantkit.network.captured import Captured
 
@@ -57,6 +58,10 @@ def choose_grids(bounds: Mapping[str, tuple[float, float]], graph: Graph, spec: 
         for name in {graph.source(tensor) for tensor in layer.inputs} if layer.kind == "concat" else ():
             if graph.readers(name) == {layer.node} and _may_take(graph, name, found[name], found[layer.output]):
                 found[name] = found[layer.output]
+    for layer in graph.layers:
+        if layer.kind == "global_pool":
+            count = prod(graph.tensor(graph.source(layer.inputs[0])).shape[1:])
+            found[layer.output] = fit_average(found[layer.output], found[graph.source(layer.inputs[0])], count)
     return found
 
 

@@ -19,12 +19,14 @@ STREAM = (
     ("BitShift", "shifts"), ("BitwiseAnd", "one_bit"), ("Reshape", "rows_5"), ("MatMulInteger", "powers_5"), ("Reshape", "shape_32x16x3x3"),
 )  # fmt: skip
 ATTRIBUTES = {"BitShift": 23, "Cast": 11}
+POOLED = 77  # a ReduceMean's attributes and axes, which a GlobalAveragePool of codes has not
 AXIS, BATCH = 13, 3  # the attribute of a weight's DequantizeLinear; the name of the batch axis
 
 
 def promised_bytes(plain_bytes: int, graph: Graph, placement: Placement, weight_bytes: Sized) -> int:
     """The bytes of the plan's file, if that of the plan which leaves everything float takes `plain_bytes`."""
     total = plain_bytes + sum(_quantizers(graph, placement)) + sum(_barriers(graph, placement))
+    total -= POOLED * sum(layer.kind == "global_pool" and layer.name in placement.outputs for layer in graph.layers)
     shared: dict[str, int] = {}  # constants that several layers read
     counted = set[str]()
     for layer in graph.layers:

@@ -28,6 +28,7 @@ from quantkit.targets.common import uniform
 
 PROFILE_RUNS = 30
 FIT_PLANS, TEST_PLANS = 10, 12
+DRAWS = 20  # of a plan, until one is drawn that is none of the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,12 @@ def _random_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[s
         return floats[0] if stays or not quantized else str(generator.choice(quantized))
 
     shares = generator.permutation(0.02 + 0.93 * np.linspace(0, 1, count) ** 2)
-    return [{group.name: drawn(group, share) for group in groups} for share in shares]
+    plans: list[dict[str, str]] = []
+    for share in shares:
+        tries = ({group.name: drawn(group, share) for group in groups} for _ in range(DRAWS))
+        first = next(tries)
+        plans.append(next((plan for plan in (first, *tries) if plan not in plans), first))
+    return plans
 
 
 def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence[Mapping[str, str]], measured: np.ndarray) -> LatencyModel:

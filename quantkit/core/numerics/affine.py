@@ -18,6 +18,7 @@ CLIP_RATIOS = tuple(1.0 - 0.02 * step for step in range(31))  # 1.0 down to 0.4:
 COARSER_RATIOS = tuple(2.0 - 0.05 * step for step in range(20))  # 2.0 is 7 bits: no pair of codes can saturate there
 PAIR_LIMIT = 128  # 255 · 128 = 32640 fits int16, 255 · 129 does not
 HALF_MAX = 65504.0
+AVERAGE_MULTIPLIERS = (2.0**-32, 256.0)  # of the runtime's int8 global average pool: from the first to below the second
 BIAS_CODE_LIMIT = float(1 << 30)  # an int32 bias code may not come nearer than this to overflow once products are added
 
 
@@ -119,6 +120,16 @@ def mul_codes(a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, qpar
 def average_codes(mean: Tensor, qparams: QParams) -> Tensor:
     """The output codes that the runtime's average pool gives real means: rint(mean / scale + zero_point), not rint first as `quantize`."""
     return _shifted(mean / qparams.scale, qparams)
+
+
+def fit_average(qparams: QParams, source: QParams, count: int) -> QParams:
+    """The grid of an average over maps of `count` codes of the grid `source`, its scale within what the runtime's kernel takes.
+
+    The kernel refuses multipliers source scale / (scale · count) outside AVERAGE_MULTIPLIERS: of averages that are nearly 0 all over.
+    """
+    least, most = AVERAGE_MULTIPLIERS
+    one = source.scale / count
+    return replace(qparams, scale=torch.clamp(qparams.scale, one / (most / 2), one / (least * 2)))
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
