@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quantkit.allocation import Plan, Seen
+from quantkit.allocation import MeasuredLoss, Plan
 from quantkit.allocation.prediction.predictor import Predictor, front_report, write_predictor
 from quantkit.allocation.search import SearchResult, Space, Trial
 from quantkit.core.errors import CaptureError
@@ -132,9 +132,9 @@ class _Tables:
     predictor: Predictor
     space: Space
     judge: Judge
-    seen: tuple[Seen, ...]
+    seen: tuple[MeasuredLoss, ...]
 
-    def refitted(self, bench: Workbench, request: Request, seen: tuple[Seen, ...]) -> _Tables:
+    def refitted(self, bench: Workbench, request: Request, seen: tuple[MeasuredLoss, ...]) -> _Tables:
         """The same with `seen` among what predictions are fitted to."""
         predictor = refit(self.prior, (*self.seen, *seen))
         again = replace(self, predictor=predictor, space=find_front(bench, request, predictor, "refitted_front"), seen=(*self.seen, *seen))
@@ -143,12 +143,12 @@ class _Tables:
 
     def write(self, bench: Workbench, request: Request) -> None:
         """tables.json."""
-        told = {"judging": self.judge.told(), "latency_fit": self.costs.latency.fit()}
+        told = {"judging": self.judge.settings(), "latency_fit": self.costs.latency.fit()}
         write_predictor(bench.store, self.predictor, {"minimize": request.options.minimize, "plan": self.frame, **told})
 
     def write_front(self, bench: Workbench) -> dict[str, Any]:
         """front.json, with all that was measured so far."""
-        report = front_report(self.predictor, self.space, self.judge.looks(), self.judge.near)
+        report = front_report(self.predictor, self.space, self.judge.measured_plans(), self.judge.near)
         with write_atomically(bench.store.folder / "front.json") as temporary:
             temporary.write_text(json.dumps(report, indent=1, allow_nan=False))
         return report

@@ -57,8 +57,8 @@ def test_no_time_is_refused(text):
 
 
 def test_only_what_was_said_bounds():
-    assert parse_bounds({"bytes": None, "latency": "5ms", "bops": None, "average_bits": None}).said() == {"latency": Bound(5.0)}
-    assert Bounds().said() == {}
+    assert parse_bounds({"bytes": None, "latency": "5ms", "bops": None, "average_bits": None}).given() == {"latency": Bound(5.0)}
+    assert Bounds().given() == {}
 
 
 def test_a_relative_bound_is_a_share_of_the_float_networks():

@@ -75,11 +75,11 @@ def test_what_was_tried_is_what_the_journal_holds(allocated: Path) -> None:  # n
 
 def test_two_measured_plans_that_differ_in_the_group_alone_are_found(run: Path) -> None:  # noqa: F811
     evidence = read_evidence(run)
-    allocation, look = evidence.looks[0]
+    allocation, look = evidence.measured_plans[0]
     other = next(scheme for scheme in ("w8a8", "w4a8") if scheme != allocation["down"])
-    looks = (evidence.looks[0], ({**allocation, "down": other}, {**look, "drop": look["drop"] + 1.5}), evidence.looks[1])
+    looks = (evidence.measured_plans[0], ({**allocation, "down": other}, {**look, "drop": look["drop"] + 1.5}), evidence.measured_plans[1])
 
-    (row,) = explain(replace(evidence, looks=looks), "down").alone
+    (row,) = explain(replace(evidence, measured_plans=looks), "down").alone
 
     assert {row.before, row.after} == {allocation["down"], other} and abs(row.drop) == 1.5
 

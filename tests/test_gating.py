@@ -134,9 +134,9 @@ def test_a_picked_plan_is_gated_by_the_lock_of_its_run(home: Path) -> None:
     ids=str,
 )
 def test_conditions_are_read_from_text_and_come_back_from_a_lock(said: dict[str, Any], conditions: Conditions) -> None:
-    assert parse_conditions(said) == conditions and conditions.said()
+    assert parse_conditions(said) == conditions and conditions.given()
     assert parse_conditions(conditions.to_json()) == conditions
-    assert not parse_conditions({}).said()
+    assert not parse_conditions({}).given()
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_a_lock_s_preprocessing_metric_and_undecided_are_taken_unless_others_are
     said = quantkit.gate(home / "run", data=str(home / "val.npz"), undecided="pass", metric="top1", scale=1.0)
 
     assert (locked.undecided, said.undecided) == ("fail", "pass")
-    assert "of agreement lost" in found(locked).told and "of top1 lost" in found(said).told
+    assert "of agreement lost" in found(locked).text and "of top1 lost" in found(said).text
     assert found(locked).measured != found(said).measured and any("metric is top1" in change for change in said.changes)
 
 
@@ -388,8 +388,8 @@ def test_data_may_be_a_recipe_or_the_configuration_s(home: Path, tmp_path: Path,
     (tmp_path / "quantkit.toml").write_text(f'data = "{home / "val.npz"}"\nmetric = "agreement"\n')
     by_configuration = quantkit.gate(file, float_file=float_file, max_drop=5.0)
 
-    assert "of top5 lost" in found(by_recipe).told and found(by_recipe).n == 300
-    assert "of agreement lost" in found(by_configuration).told and found(by_configuration).n == 300
+    assert "of top5 lost" in found(by_recipe).text and found(by_recipe).n == 300
+    assert "of agreement lost" in found(by_configuration).text and found(by_configuration).n == 300
 
 
 def test_of_data_in_splits_the_gate_split_is_taken(made: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from quantkit.core.errors import ModelError, SchemeError
 from quantkit.runtimes import openvino
 from quantkit.runtimes.evaluation import open_session
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
-from quantkit.verification.lint import MENDS, RULES, fix_file, lint_file, lint_model, to_sarif
+from quantkit.verification.lint import FIXES, RULES, fix_file, lint_file, lint_model, to_sarif
 from quantkit.verification.lint.open_model import open_model
 
 Case = Callable[[], onnx.ModelProto]
@@ -268,7 +269,7 @@ def test_every_rule_has_a_case_and_an_id_of_its_own() -> None:
     for target, rules in RULES.items():
         ids = [rule.id for rule in rules]
         assert len(set(ids)) == len(ids), target
-        assert all(rule.source and rule.mend and rule.check.__doc__ for rule in rules)
+        assert all(rule.source and rule.fix and rule.check.__doc__ for rule in rules)
     assert {rule.id for rules in RULES.values() for rule in rules} == set(CASES)
 
 
@@ -348,16 +349,16 @@ def test_a_bias_that_overflows_computes_wrongly(tmp_path: Path) -> None:
     assert np.abs(ran[0, 3] - 0.5).max() > 0.1  # the dead channel's answer is its bias, 0.5
 
 
-@pytest.mark.parametrize("rule", MENDS)
-def test_what_a_mend_mends_is_found_no_more_and_computes_the_same(rule: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", FIXES)
+def test_what_a_fix_changes_is_found_no_more_and_computes_the_same(rule: str, tmp_path: Path) -> None:
     target, broken, _, _ = CASES[rule]
     if rule == "TRT001":
         broken = case(lambda m: m.conv(m.qdq("x")), np.uint8(128))
     before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
     onnx.save(broken(), before)
     content = before.read_bytes()
-    linted, mended = fix_file(before, target, after)
-    assert rule in mended and rule not in {finding.rule for finding in linted.findings}
+    linted, fixed = fix_file(before, target, after)
+    assert rule in fixed and rule not in {finding.rule for finding in linted.findings}
     assert linted.file == after and before.read_bytes() == content
     assert lint_file(after, target).findings == linted.findings
     one, other = (open_session(path, threads=1).run(feeds(broken()))[0] for path in (before, after))
@@ -371,20 +372,20 @@ def test_a_name_that_the_file_has_for_something_else_is_not_taken(tmp_path: Path
     model = CASES["ORT103"][1]()
     model.graph.initializer.append(numpy_helper.from_array(np.float32(7), "lowest"))
     onnx.save(model, tmp_path / "before.onnx")
-    _, mended = fix_file(tmp_path / "before.onnx", "ort-cpu", tmp_path / "after.onnx")
-    assert mended == ["ORT103"]
+    _, fixed = fix_file(tmp_path / "before.onnx", "ort-cpu", tmp_path / "after.onnx")
+    assert fixed == ["ORT103"]
     (ran,) = open_session(tmp_path / "after.onnx", threads=1).run(feeds(model))
     assert ran.min() < 1.0  # a Max with 7 would have raised everything
 
 
-def test_what_is_not_valid_is_not_mended(tmp_path: Path) -> None:
+def test_what_is_not_valid_is_not_fixed(tmp_path: Path) -> None:
     onnx.save(CASES["Q001"][1](), tmp_path / "before.onnx")
     with pytest.raises(ModelError, match="not valid ONNX"):
         fix_file(tmp_path / "before.onnx", "ort-cpu", tmp_path / "after.onnx")
     assert not (tmp_path / "after.onnx").exists()
 
 
-def test_nothing_is_mended_in_place(tmp_path: Path) -> None:
+def test_nothing_is_fixed_in_place(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(GOOD_CONV(), path)
     with pytest.raises(SchemeError, match="in place"):
@@ -502,11 +503,11 @@ def test_what_is_no_plain_onnx_file_is_one_line(content: bytes, says: str, tmp_p
 
 
 def test_too_many_nodes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantkit.verification.lint.open_model.MOST_NODES", 3)
+    monkeypatch.setattr(sys.modules[open_model.__module__], "MOST_NODES", 3)
     onnx.save(GOOD_CONV(), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="at most 3"):
         open_model(tmp_path / "m.onnx")
-    monkeypatch.setattr("quantkit.verification.lint.open_model.MOST_BYTES", 10)
+    monkeypatch.setattr(sys.modules[open_model.__module__], "MOST_BYTES", 10)
     with pytest.raises(ModelError, match="at most 10"):
         open_model(tmp_path / "m.onnx")
 
@@ -556,7 +557,7 @@ def test_mutated_files_raise_nothing_but_one_line(count: int, tmp_path: Path) ->
         for target in RULES:
             lint_model(model, RULES[target])
             try:
-                fix_file(path, target, tmp_path / "mended.onnx")
+                fix_file(path, target, tmp_path / "fixed.onnx")
             except ModelError as error:
                 assert "\n" not in str(error)
     assert opened > count // 2

@@ -35,8 +35,8 @@ from quantkit.verification.parity import (
     RANDOM_ITEMS,
     SATURATES,
     UNKNOWN,
+    LayerDifference,
     Parity,
-    Parting,
     compare_outputs,
     compare_simulation,
     random_items,
@@ -343,9 +343,9 @@ def test_session_options_reach_the_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_only_the_three_shares_are_what_other_tools_read() -> None:
-    parting = Parting("a", 0.25, 3.0, True, UNKNOWN)
+    parting = LayerDifference("a", 0.25, 3.0, True, UNKNOWN)
     found = Parity(0.5, 0.25, 0.75, (parting,), parting)
 
     assert found.shares() == {"agreement": 0.5, "exact": 0.25, "layers_exact": 0.75}
     assert str(parting) == "a (25 % of its values differ, by at most 3 codes; cause: unknown)"
-    assert str(Parting("b", 0.5, 0.125, False, FLOAT)).startswith("b (50 % of its values differ, by at most 0.125; cause: it is")
+    assert str(LayerDifference("b", 0.5, 0.125, False, FLOAT)).startswith("b (50 % of its values differ, by at most 0.125; cause: it is")

@@ -38,7 +38,7 @@ from quantkit.runs.workbench import Workbench
 from quantkit.runtimes import evaluation
 from quantkit.sensitivity import hessian
 from quantkit.stages import candidates, network, scores_and_costs, search, verdict
-from quantkit.verification.parity import Parity, Parting
+from quantkit.verification.parity import LayerDifference, Parity
 
 ITEMS = 300
 
@@ -344,7 +344,7 @@ def test_a_program_that_torch_cannot_store_is_noted_and_the_job_goes_on(tmp_path
 
 
 def test_where_simulation_and_file_part_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parting = Parting("stem", 0.5, 2.0, True, "unknown")
+    parting = LayerDifference("stem", 0.5, 2.0, True, "unknown")
     monkeypatch.setattr(verdict, "compare_simulation", lambda *_: Parity(1.0, 0.5, 0.75, (parting,), parting))
     result = allocate(tmp_path / "run")
 

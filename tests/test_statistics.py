@@ -10,7 +10,7 @@ import pytest
 
 from quantkit.core import statistics
 from quantkit.core.errors import MetricError
-from quantkit.core.statistics import UNKNOWING, Expectation, Verdict, decide, decide_ratio, ratio_interval, stands
+from quantkit.core.statistics import UNKNOWN_RATE, Expectation, Verdict, decide, decide_ratio, ratio_interval, stands
 
 N = 400
 
@@ -233,7 +233,7 @@ def test_the_drop_is_expected_in_proportion_to_the_divergence_of_plans_already_s
 
     assert (told.rate, told.error) == (pytest.approx(20), pytest.approx(2.5))
     assert Expectation.fit(np.array([-1.0, 0.5]), np.array([1.0, 1.0]), np.array([0.1, 0.1])).rate == 0
-    assert Expectation.fit(np.array([]), np.array([]), np.array([])) == UNKNOWING
+    assert Expectation.fit(np.array([]), np.array([]), np.array([])) == UNKNOWN_RATE
 
 
 @pytest.mark.parametrize("rate", [0.0, 30.0], ids=["others lost nothing", "others lost"])
@@ -243,8 +243,8 @@ def test_a_lucky_drop_is_not_believed_and_a_bad_one_is_not_forgotten(rate: float
 
     assert not Expectation(300.0, 10.0).likely_kept(seen(-0.5, -2.5, 1.5), 0.01, 10_000, 0.5, 0.5)
     assert not told.likely_kept(seen(10.0, 9.0, 11.0), 0.5, 10_000, 1.0, 0.5)
-    assert not UNKNOWING.likely_kept(seen(1.1, -1.0, 3.0), 0.5, 10_000, 1.0, 0.5)
-    assert UNKNOWING.likely_kept(seen(0.9, -1.0, 3.0), 0.5, 10_000, 1.0, 0.5)
+    assert not UNKNOWN_RATE.likely_kept(seen(1.1, -1.0, 3.0), 0.5, 10_000, 1.0, 0.5)
+    assert UNKNOWN_RATE.likely_kept(seen(0.9, -1.0, 3.0), 0.5, 10_000, 1.0, 0.5)
 
 
 def test_equal_outputs_keep_any_promise_however_few_the_items() -> None:

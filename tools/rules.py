@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from quantkit.verification.lint import MENDS, RULES, common
+from quantkit.verification.lint import FIXES, RULES, common
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "lint-rules.md"
 HEAD = """# The rules of `quantkit lint`
@@ -28,10 +28,10 @@ def page() -> str:
         target: [rule for rule in rules if rule.id not in everywhere] for target, rules in RULES.items() if len(rules) > len(everywhere)
     }
     for target, rules in groups.items():
-        parts.append(f"\n## {target}\n\n| rule | severity | what breaks it | mend | source |\n|---|---|---|---|---|")
+        parts.append(f"\n## {target}\n\n| rule | severity | what breaks it | fix | source |\n|---|---|---|---|---|")
         for rule in rules:
-            mend = rule.mend if rule.id in MENDS or "--fix" not in rule.mend else rule.mend.replace("; --fix", "")
-            parts.append(f"| {rule.id} | {rule.severity} | {(rule.check.__doc__ or '').strip()} | {mend} | {rule.source} |")
+            fix = rule.fix if rule.id in FIXES or "--fix" not in rule.fix else rule.fix.replace("; --fix", "")
+            parts.append(f"| {rule.id} | {rule.severity} | {(rule.check.__doc__ or '').strip()} | {fix} | {rule.source} |")
     return "\n".join(parts) + "\n"
 
 

@@ -14,7 +14,7 @@ relaxation.py the bound behind its gap           program.py     the rows of both
 """
 
 from quantkit.allocation.drawing import draw
-from quantkit.allocation.fitting import Seen, fit_losses, predicted_loss
+from quantkit.allocation.fitting import MeasuredLoss, fit_losses, predicted_loss
 from quantkit.allocation.front import SOLVERS, cheapest, front, shortage, solve, undominated
 from quantkit.allocation.neighbours import neighbours
 from quantkit.allocation.ordering import order
@@ -27,9 +27,9 @@ __all__ = [
     "Binding",
     "Edge",
     "Limit",
+    "MeasuredLoss",
     "Plan",
     "Resource",
-    "Seen",
     "Shortage",
     "cheapest",
     "distances",

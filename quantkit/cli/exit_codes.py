@@ -20,7 +20,7 @@ from quantkit.core.environment import describe
 from quantkit.core.errors import ContractError, OutputError, QuantkitError
 
 KEPT, NOT_KEPT, WRONG_REQUEST, OUR_FAULT, INTERRUPTED = 0, 1, 2, 3, 130
-NOBODY_READS = 141  # as of a program that SIGPIPE ends: `quantkit … | head -1`
+BROKEN_PIPE = 141  # as of a program that SIGPIPE ends: `quantkit … | head -1`
 # What a disk or its permissions refuse: the user's to mend, wherever in the job it happens.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -36,7 +36,7 @@ def exit_code(command: Callable[[], int]) -> int:
         return _tell(f"{told}; next: the same command goes on from there", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain of it again as it ends
-        return NOBODY_READS
+        return BROKEN_PIPE
     except ContractError as error:
         return _tell(f"our fault: {error}; next: report it, with the file {_report(error)}", OUR_FAULT)
     except QuantkitError as error:

@@ -303,7 +303,7 @@ class Expectation:
     def fit(cls, drops: Floats, noises: Floats, divergences: Floats) -> Expectation:
         """Least squares through the origin, each plan's noise growing with its divergence; the rate is never below 0."""
         total = float(divergences.sum())
-        return cls(max(float(drops.sum()) / total, 0.0), float(np.linalg.norm(noises)) / total) if total > 0 else UNKNOWING
+        return cls(max(float(drops.sum()) / total, 0.0), float(np.linalg.norm(noises)) / total) if total > 0 else UNKNOWN_RATE
 
     def likely_kept(self, verdict: Verdict, divergence: float, gate_items: int, budget: float, confidence: float) -> bool:
         """Whether a gate split of `gate_items` will keep `budget` with probability `confidence`.
@@ -322,4 +322,4 @@ class Expectation:
         return expected + NORMAL.inv_cdf(confidence) * spread <= budget
 
 
-UNKNOWING = Expectation(0.0, inf)
+UNKNOWN_RATE = Expectation(0.0, inf)

@@ -167,12 +167,12 @@ def _find(asked: Asked) -> _Subject:
 
 def _conditions(asked: Asked, lock: Lock | None) -> Conditions:
     """Those that were said, or those of the lock. Raises ConfigError where there are none."""
-    if asked.conditions.said():
+    if asked.conditions.given():
         return asked.conditions
     if asked.against is not None:
         next_step = "pass --max-drop 0.2 or --max-latency-ratio 1.05"
         raise ConfigError("--against without a condition", "what must hold against that file", next_step)
-    if lock is None or not lock.conditions.said():
+    if lock is None or not lock.conditions.given():
         got = f"nothing is asked of {asked.path}, and no {LOCK} beside it asks anything"
         options = "--max-drop 0.5, --max-latency-ratio 0.6, --max-bytes 2MB or --require-int8 95%"
         raise ConfigError(got, "at least one condition", f"pass {options}")

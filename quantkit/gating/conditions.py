@@ -23,7 +23,7 @@ class Conditions:
     max_bytes: Bound | None = None
     int8_share: float | None = None
 
-    def said(self) -> bool:
+    def given(self) -> bool:
         """Whether anything is asked."""
         return any(value is not None for value in (self.max_drop, self.max_latency_ratio, self.max_bytes, self.int8_share))
 

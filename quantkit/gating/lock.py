@@ -187,8 +187,8 @@ def _entry(request: Request, result: Result, made: str) -> dict[str, Any]:
         },
         "plan": _plan(result),
         "data": {
-            **{name: _told(part) for name, part in (("calibration", splits.calibration), ("search", splits.search))},
-            "gate": {**_told(splits.gate), "labels": label_digest(splits.gate), "digests": list(item_digests(splits.gate))},
+            **{name: _described(part) for name, part in (("calibration", splits.calibration), ("search", splits.search))},
+            "gate": {**_described(splits.gate), "labels": label_digest(splits.gate), "digests": list(item_digests(splits.gate))},
             "preprocessing": request.preprocessing.to_json(),
         },
     }  # fmt: skip
@@ -198,7 +198,7 @@ def _plan(result: Result) -> dict[str, str]:
     return {layer: row.scheme for row in result.allocation for layer in row.layers}
 
 
-def _told(part: Subset) -> dict[str, Any]:
+def _described(part: Subset) -> dict[str, Any]:
     return {"items": len(part), "fingerprint": part.fingerprint()}
 
 

@@ -14,14 +14,14 @@ PLAN_TIPS = {
     "label": "plan", "latency": "latency, ms (predicted)", "bytes": "bytes (predicted)", "loss": "predicted loss",
     "divergence": "measured divergence", "drop": "measured drop", "groups": "groups by scheme",
 }  # fmt: skip
-LOOKS = {
+MARKS = {
     "on the front": ("#0072B2", "circle"), "measured beside it": ("#E69F00", "square"), "this plan": (ALERT, "triangle-up"),
     "never seen by the model": ("#009E73", "diamond"),
 }  # fmt: skip
-KINDS = list(LOOKS)[:3]
+KINDS = list(MARKS)[:3]
 KIND: Spec = {"field": "kind", "type": "nominal", "title": "plan", "legend": {"orient": "top"}}
-COLOUR: Spec = {**KIND, "scale": {"domain": KINDS, "range": [LOOKS[kind][0] for kind in KINDS]}}
-SHAPE: Spec = {**KIND, "scale": {"domain": KINDS, "range": [LOOKS[kind][1] for kind in KINDS]}}
+COLOUR: Spec = {**KIND, "scale": {"domain": KINDS, "range": [MARKS[kind][0] for kind in KINDS]}}
+SHAPE: Spec = {**KIND, "scale": {"domain": KINDS, "range": [MARKS[kind][1] for kind in KINDS]}}
 
 
 def plan_rows(evidence: Evidence) -> list[Row]:
@@ -186,7 +186,7 @@ def _against(rows: list[Row], unit: str, *, log: bool) -> Spec:
         {"field": field, "type": "quantitative", "title": f"{field} ({unit})", "scale": scale, "axis": axis}
         for field in ("predicted", "measured")
     )
-    kinds = {kind: look for kind, look in LOOKS.items() if any(row["kind"] == kind for row in rows)}
+    kinds = {kind: look for kind, look in MARKS.items() if any(row["kind"] == kind for row in rows)}
     colours = {**KIND, "scale": {"domain": list(kinds), "range": [look[0] for look in kinds.values()]}}
     shapes = {**KIND, "scale": {"domain": list(kinds), "range": [look[1] for look in kinds.values()]}}
     mark = {"type": "point", "filled": True, "size": 80, "opacity": 1}

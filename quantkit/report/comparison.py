@@ -27,7 +27,7 @@ class GroupChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class NumberChange:
     """One number of both plans; `change` None where one of them is missing or no number."""
 
     name: str
@@ -41,7 +41,7 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SettingChange:
     """Something that was asked, or where it ran, and that differs."""
 
     name: str
@@ -59,9 +59,9 @@ class Comparison:
     only_one: tuple[str, ...]
     only_other: tuple[str, ...]
     same: int
-    predicted: tuple[Moved, ...]
-    measured: tuple[Moved, ...]
-    asked: tuple[Said, ...]
+    predicted: tuple[NumberChange, ...]
+    measured: tuple[NumberChange, ...]
+    asked: tuple[SettingChange, ...]
     cautions: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -122,14 +122,14 @@ def _effect(predictor: Predictor | None, one: Evidence, other: Evidence, group: 
     return {name: after[name] - before[name] for name in before}
 
 
-def _predicted(predictor: Predictor | None, one: Evidence, other: Evidence) -> tuple[Moved, ...]:
+def _predicted(predictor: Predictor | None, one: Evidence, other: Evidence) -> tuple[NumberChange, ...]:
     if predictor is None:
         return ()
     before, after = _foretold(predictor, one.allocation), _foretold(predictor, other.allocation)
-    return tuple(Moved(name, before[name], after[name]) for name in before)
+    return tuple(NumberChange(name, before[name], after[name]) for name in before)
 
 
-def _measured(one: Evidence, other: Evidence) -> tuple[Moved, ...]:
+def _measured(one: Evidence, other: Evidence) -> tuple[NumberChange, ...]:
     """What was measured of both files; a picked plan's file was measured by nobody yet."""
     found = []
     for name, *path in (
@@ -140,7 +140,7 @@ def _measured(one: Evidence, other: Evidence) -> tuple[Moved, ...]:
     ):  # fmt: skip
         before, after = _at(one, *path), _at(other, *path)
         if before is not None or after is not None:
-            found.append(Moved(name, before, after))
+            found.append(NumberChange(name, before, after))
     return tuple(found)
 
 
@@ -151,11 +151,11 @@ def _at(evidence: Evidence, part: str, key: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _asked(one: Evidence, other: Evidence) -> tuple[Said, ...]:
+def _asked(one: Evidence, other: Evidence) -> tuple[SettingChange, ...]:
     """Options, data, network, machine and versions that differ."""
     before, after = (dict(leaves(_described(evidence))) for evidence in (one, other))
     names = dict.fromkeys([*before, *after])
-    return tuple(Said(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name))
+    return tuple(SettingChange(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name))
 
 
 def _described(evidence: Evidence) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from quantkit.allocation import Limit, Plan
-from quantkit.allocation.prediction.predictor import Look, Predictor
+from quantkit.allocation.prediction.predictor import MeasuredPlan, Predictor
 from quantkit.allocation.search import Space
 from quantkit.core.errors import OutputError, RequestError
 from quantkit.core.graph import Group
@@ -150,8 +150,8 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         str(evidence.folder), name, layers[0].kind, group.name, group.layers, group.reason, evidence.allocation[group.name],
         evidence.picked, str(evidence.tables["judging"]["unit"]), evidence.predictor.loss.unit, budget.get("max_drop"),
         sum(layer.weight_count for layer in layers), sum(layer.macs for layer in layers), _schemes(evidence, evidence.predictor, group),
-        _not_offered(evidence, group), _tried(evidence.looks, group.name), _alone(evidence.looks, group.name), partners, own, shared, whole,
-        readers, joins, behind, mismatches,
+        _not_offered(evidence, group), _tried(evidence.measured_plans, group.name), _alone(evidence.measured_plans, group.name),
+        partners, own, shared, whole, readers, joins, behind, mismatches,
     )  # fmt: skip
 
 
@@ -237,10 +237,10 @@ class _Judge:
     """What plans lose: as measured where they were, else translated from what is predicted, starting from the plan in force."""
 
     def __init__(self, evidence: Evidence, space: Space) -> None:
-        self._looks = {tuple(sorted(allocation.items())): look for allocation, look in evidence.looks}
+        self._measured = {tuple(sorted(allocation.items())): look for allocation, look in evidence.measured_plans}
         judging = evidence.tables["judging"]
-        self._foresight = Foresight.of(space, evidence.looks, judging) if evidence.looks else None
-        self._now, self._seen = space.plan(evidence.allocation), self._looks.get(tuple(sorted(evidence.allocation.items())))
+        self._foresight = Foresight.of(space, evidence.measured_plans, judging) if evidence.measured_plans else None
+        self._now, self._seen = space.plan(evidence.allocation), self._measured.get(tuple(sorted(evidence.allocation.items())))
         budget = (evidence.result or {}).get("budget", {})
         self.points: float | None = budget.get("max_drop")
         self.unit = str(judging["unit"])
@@ -250,7 +250,7 @@ class _Judge:
         """The drop, whether it is measured or predicted, and whether it keeps the promise, as far as there is one."""
         if self._foresight is None:
             return None, None, True
-        look = self._looks.get(tuple(sorted(plan.allocation.items())))
+        look = self._measured.get(tuple(sorted(plan.allocation.items())))
         if look is not None:
             found = self._foresight.measured(look, self.points)
             return found.drop, "measured", found.passes
@@ -278,9 +278,9 @@ def _not_offered(evidence: Evidence, group: Group) -> dict[str, str]:
     return found
 
 
-def _tried(looks: Sequence[Look], group: str) -> tuple[Tried, ...]:
+def _tried(measured_plans: Sequence[MeasuredPlan], group: str) -> tuple[Tried, ...]:
     found: dict[str, list[Mapping[str, float]]] = {}
-    for allocation, look in looks:
+    for allocation, look in measured_plans:
         found.setdefault(allocation[group], []).append(look)
     rows = [
         Tried(scheme, len(seen), min(look["drop"] for look in seen), min(look["divergence"] for look in seen))
@@ -289,10 +289,10 @@ def _tried(looks: Sequence[Look], group: str) -> tuple[Tried, ...]:
     return tuple(sorted(rows, key=lambda row: parse_scheme(row.scheme).precision, reverse=True))
 
 
-def _alone(looks: Sequence[Look], group: str) -> tuple[Alone, ...]:
+def _alone(measured_plans: Sequence[MeasuredPlan], group: str) -> tuple[Alone, ...]:
     """Pairs of measured plans that differ in this group only; the more precise one is before."""
-    rest: dict[tuple[tuple[str, str], ...], list[Look]] = {}
-    for allocation, look in looks:
+    rest: dict[tuple[tuple[str, str], ...], list[MeasuredPlan]] = {}
+    for allocation, look in measured_plans:
         rest.setdefault(tuple(sorted(item for item in allocation.items() if item[0] != group)), []).append((allocation, look))
     found = []
     for same in rest.values():

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.allocation.prediction.predictor import PICKED, TABLES, Look, Predictor, read_predictor
+from quantkit.allocation.prediction.predictor import PICKED, TABLES, MeasuredPlan, Predictor, read_predictor
 from quantkit.core.errors import OutputError
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import parse_scheme
 from quantkit.core.store import Run
 from quantkit.report.format import certificate_line
-from quantkit.runs.pick import find_looks
+from quantkit.runs.pick import find_measured_plans
 
 PLAN, PROFILE = "plan.json", "profile.json"
 OLD = "It was made by an older version of quantkit: allocate again"
@@ -25,8 +25,8 @@ MEASURED_ONLY = "The network was measured and nothing was allocated yet: `quantk
 class Evidence:
     """`allocation` is the plan in force, a scheme by group: the picked one, else the allocated one; empty where there is none.
 
-    `result` and `notes` are those of `allocate`; `looks` what was measured of plans on the search split; `fit` how well latency was
-    predicted; `profile` the milliseconds of each layer in the float file and in the plan's.
+    `result` and `notes` are those of `allocate`; `measured_plans` what was measured of plans on the search split; `fit` how well
+    latency was predicted; `profile` the milliseconds of each layer in the float file and in the plan's.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Evidence:
     front: Mapping[str, Any] | None
     predictor: Predictor | None
     tables: Mapping[str, Any]
-    looks: tuple[Look, ...]
+    measured_plans: tuple[MeasuredPlan, ...]
     fit: Mapping[str, Any] | None
     profile: Mapping[str, Any] | None
 
@@ -87,12 +87,12 @@ def read_evidence(folder: Path) -> Evidence:
     picked = (folder / PICKED).exists()
     plan = _json(folder / (PICKED if picked else PLAN))
     layers = plan["layers"] if plan else {name: row["scheme"] for row in (result or {}).get("allocation", ()) for name in row["layers"]}
-    looks = find_looks(folder, tables["judging"]["key"]) if tables else []
+    measured_plans = find_measured_plans(folder, tables["judging"]["key"]) if tables else []
     whole = front is not None and "measured" in front
     return Evidence(
         folder, request, Graph.from_json(graph), groups,
         {group.name: layers[group.layers[0]] for group in groups if group.layers[0] in layers}, picked,
-        result, _notes(folder, result) + _trust(result), front if whole else None, predictor, tables, tuple(looks),
+        result, _notes(folder, result) + _trust(result), front if whole else None, predictor, tables, tuple(measured_plans),
         tables.get("latency_fit"), _json(folder / PROFILE),
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from typing import Any
 from quantkit.core.store import Run, fingerprint
 
 HISTORY = "history.jsonl"
-SHORT = 24  # characters of a value that is told as it is
+SHORT = 24  # characters of a value that is kept as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Session:
     done: bool | None = None
 
 
-def told(value: Any) -> str:
+def shortened(value: Any) -> str:
     """A dependency as the history keeps it: its own text, if that is short, or a hash."""
     text = value if isinstance(value, str) else "" if isinstance(value, (bytes, Mapping)) else repr(value)
     plain = isinstance(value, (str, int, float, bool, tuple, list, type(None))) and 0 < len(text) <= SHORT and not text.startswith("#")

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from quantkit.allocation import Plan, undominated
-from quantkit.allocation.prediction.predictor import PICKED, Look, Predictor, explain_shortage, front_report, read_predictor
+from quantkit.allocation.prediction.predictor import PICKED, MeasuredPlan, Predictor, explain_shortage, front_report, read_predictor
 from quantkit.allocation.search import Measured, Space, Trial
 from quantkit.core.errors import RequestError
-from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWING, Expectation, Verdict, noise
+from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWN_RATE, Expectation, Verdict, noise
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.data.metric import Budget
 from quantkit.settings.bounds import Bounds
@@ -59,7 +59,7 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
     predictor, kept = read_predictor(folder)
     judging = kept["judging"]
     goal = minimize or kept["minimize"]
-    looks = find_looks(folder, judging["key"])
+    looks = find_measured_plans(folder, judging["key"])
     if budget is not None and not looks:
         got = f"a promise, and no drop that was measured in {folder}"
         raise RequestError(got, "a run whose plans were looked at", "`quantkit measure` it again, or pick by --max-bytes")
@@ -107,7 +107,7 @@ class Foresight:
     confidence: float
 
     @classmethod
-    def of(cls, space: Space, looks: Sequence[Look], judging: Mapping[str, Any]) -> Foresight:
+    def of(cls, space: Space, looks: Sequence[MeasuredPlan], judging: Mapping[str, Any]) -> Foresight:
         """Fitted on what was measured near the float network."""
         near = judging["near"]
         close = [(space.plan(allocation).predicted_loss, look) for allocation, look in looks if look["divergence"] <= near]
@@ -121,7 +121,7 @@ class Foresight:
 
     def measured(self, look: Mapping[str, float], points: float | None) -> Measured:
         """As the search judges it."""
-        told = self.expectation if look["divergence"] <= self.near else UNKNOWING
+        told = self.expectation if look["divergence"] <= self.near else UNKNOWN_RATE
         verdict = _verdict(look, self.search_items)
         passes = points is None or told.likely_kept(verdict, look["divergence"], self.gate_items, points, self.confidence)
         return Measured(look["drop"], passes, look)
@@ -135,7 +135,9 @@ class Foresight:
         return Measured(drop, points is None or drop + NORMAL.inv_cdf(self.confidence) * spread <= points)
 
 
-def _judged(space: Space, looks: Sequence[Look], foresight: Foresight, points: float | None) -> tuple[list[Trial], list[Mapping[str, str]]]:
+def _judged(
+    space: Space, looks: Sequence[MeasuredPlan], foresight: Foresight, points: float | None
+) -> tuple[list[Trial], list[Mapping[str, str]]]:
     """Every measured plan and those of the front that were not, and which of them those are."""
     trials = [Trial(space.plan(allocation), foresight.measured(look, points)) for allocation, look in looks]
     known = [trial.plan.allocation for trial in trials]
@@ -145,7 +147,7 @@ def _judged(space: Space, looks: Sequence[Look], foresight: Foresight, points: f
     return trials, [plan.allocation for plan in new]
 
 
-def find_looks(folder: Path, key: str) -> list[Look]:
+def find_measured_plans(folder: Path, key: str) -> list[MeasuredPlan]:
     """What the journal holds under the key of these tables, each allocation once."""
     found = {}
     for record in Run(folder).records():

@@ -16,7 +16,7 @@ from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.graph import Graph
 from quantkit.core.spec import Scheme, parse_scheme
 from quantkit.core.store import Run, write_atomically
-from quantkit.export.companions import write_beside
+from quantkit.export.companions import write_companions
 from quantkit.export.float_onnx import read_parameters
 from quantkit.export.qdq import Emitted, emit
 from quantkit.export.session_file import write_session
@@ -119,7 +119,7 @@ def export_plan(plan: StoredPlan, target: str, output: Path, *, adapt: bool = Fa
     with write_atomically(output) as temporary:
         emit(plan.float_file, plan.graph, placement, bank, temporary)
     session = write_session(module, output.parent)
-    beside = (*write_beside(output, plan.graph, target), *([session] if session else []))
+    beside = (*write_companions(output, plan.graph, target), *([session] if session else []))
     return Exported(output, target, placement, (*adapted.changes, *adapted.notes), beside)
 
 

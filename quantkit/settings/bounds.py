@@ -18,7 +18,7 @@ MILLISECONDS = {"": 1, "ms": 1, "s": 1e3, "us": 1e-3, "µs": 1e-3}
 BOPS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kbops": 1e3, "mbops": 1e6, "gbops": 1e9, "tbops": 1e12, "bops": 1}
 SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 # The option, the units that it takes, and an example of each kind.
-SAID: Mapping[str, tuple[str, Mapping[str, float], str]] = {
+AMOUNTS: Mapping[str, tuple[str, Mapping[str, float], str]] = {
     "bytes": ("--max-bytes", BYTES, "2MB, or 0.25x of the float file"),
     "latency": ("--max-latency", MILLISECONDS, "5ms, or 0.5x of the float network's time"),
     "bops": ("--max-bops", BOPS, "2.5G, or 0.1x of the float network's"),
@@ -48,7 +48,7 @@ class Bounds:
     bops: Bound | None = None
     average_bits: Bound | None = None
 
-    def said(self) -> dict[str, Bound]:
+    def given(self) -> dict[str, Bound]:
         """Those that there are, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: bound for name, bound in values.items() if bound is not None}
@@ -61,7 +61,7 @@ def parse_bounds(texts: Mapping[str, str | float | None]) -> Bounds:
 
 def parse_bound(name: str, text: str | float) -> Bound:
     """`"2MB"` → 2,000,000 bytes, `"0.25x"` → a quarter of the float network's."""
-    option, units, example = SAID[name]
+    option, units, example = AMOUNTS[name]
     share = re.fullmatch(r"\s*([\d.]+)\s*[x×]\s*", str(text))
     bound = Bound(_amount(share[1], {"": 1}), relative=True) if share else Bound(_amount(str(text), units))
     if not bound.value > 0:

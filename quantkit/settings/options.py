@@ -126,7 +126,7 @@ class Options:
                 raise SchemeError(*unknown(f"scheme for {self.target}", scheme, SCHEMES[self.target]))
         if not self.menu:
             raise SchemeError("no scheme to choose from", "at least one", f"list them as --schemes {','.join(SCHEMES[self.target])}")
-        if self.minimize == "drop" and not self.bounds.said():
+        if self.minimize == "drop" and not self.bounds.given():
             got = "--minimize drop without a bound: the float network loses nothing"
             raise RequestError(got, "one of --max-bytes, --max-latency, --max-bops, --average-bits", "pass --max-bytes 0.25x")
         if self.minimize == "drop" and self.search == "bisection":
@@ -148,7 +148,7 @@ class Options:
         """The schemes to choose from."""
         if self.schemes is not None:
             return self.schemes
-        narrow = self.minimize in ("bytes", "bops") or self.bounds.said().keys() - {"latency"}
+        narrow = self.minimize in ("bytes", "bops") or self.bounds.given().keys() - {"latency"}
         return DEFAULT_SCHEMES[self.target]["bytes" if narrow else "latency"]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from quantkit.allocation.search import Measured
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import FLOAT, parse_scheme
-from quantkit.core.statistics import UNKNOWING, Expectation, Verdict, noise
+from quantkit.core.statistics import UNKNOWN_RATE, Expectation, Verdict, noise
 from quantkit.core.store import Run, fingerprint
 from quantkit.data import Subset
 from quantkit.data.metric import Metric, Outputs, divergence
@@ -105,8 +105,8 @@ class Judge:
         near, told = self.near, self.expectation(anchors)
 
         def measure(allocation: Mapping[str, str]) -> Measured:
-            look = self.look(allocation)
-            expectation = told if look["divergence"] <= near else UNKNOWING
+            look = self.measure(allocation)
+            expectation = told if look["divergence"] <= near else UNKNOWN_RATE
             passes = expectation.likely_kept(self._verdict(look), look["divergence"], self.gate_items, self.budget, self.confidence)
             return Measured(look["drop"], passes, look)
 
@@ -114,7 +114,7 @@ class Judge:
 
     def expectation(self, anchors: Sequence[Mapping[str, str]]) -> Expectation:
         """How drop follows divergence, on these plans as far as they are not broken."""
-        looks = [look for look in map(self.look, anchors) if look["divergence"] <= self.near]
+        looks = [look for look in map(self.measure, anchors) if look["divergence"] <= self.near]
         drops, divergences = (np.array([look[key] for look in looks]) for key in ("drop", "divergence"))
         return Expectation.fit(drops, np.array([noise(self._verdict(look)) for look in looks]), divergences)
 
@@ -123,14 +123,14 @@ class Judge:
         """The divergence beyond which a network is broken; a finite number."""
         return min(NEAR[self.metric.curvature], sys.float_info.max)
 
-    def told(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What it takes to judge by the journal alone."""
         return {
             "key": self.key, "metric": self.metric.name, "unit": self.metric.unit, "near": self.near, "search_items": len(self.search),
             "gate_items": self.gate_items, "confidence": self.confidence,
         }  # fmt: skip
 
-    def looks(self) -> list[tuple[dict[str, str], dict[str, float]]]:
+    def measured_plans(self) -> list[tuple[dict[str, str], dict[str, float]]]:
         """All that the journal holds of these candidates, each allocation once."""
         own = {r["key"]: r for r in self.store.records() if r["key"] == fingerprint(self.key, r["allocation"])}
         return [(dict(record["allocation"]), dict(record["look"])) for record in own.values()]
@@ -142,7 +142,7 @@ class Judge:
         """Whether the journal holds it."""
         return self._recorded(allocation) is not None
 
-    def look(self, allocation: Mapping[str, str]) -> dict[str, float]:
+    def measure(self, allocation: Mapping[str, str]) -> dict[str, float]:
         """Drop, interval, divergence and bytes on the search split, from the journal or measured now."""
         recorded = self._recorded(allocation)
         if recorded is not None:

@@ -105,7 +105,7 @@ def find_front(bench: Workbench, request: Request, predictor: Predictor, stage: 
             solved.append(predictor.space(minimize, bounds))
         return Plain([] if solved[0].shortage else [plan.to_json() for plan in solved[0].front])
 
-    limits = {name: asdict(bound) for name, bound in bounds.said().items()}
+    limits = {name: asdict(bound) for name, bound in bounds.given().items()}
     depends_on = {"scores and costs": predictor.key(), "minimize": minimize, "bounds": limits}
     known = bench.keep(stage, depends_on, compute, Plain).value
     if solved:

@@ -74,7 +74,7 @@ def measure_anchors(
     anchors: list[Plan] = []
     for plan in wanted.values():
         if not anchors or judge.knows(plan.allocation) or not bench.is_late():
-            judge.look(plan.allocation)
+            judge.measure(plan.allocation)
             anchors.append(plan)
             advance(1)
     return judge.expect([plan.allocation for plan in anchors]), tuple(anchors)

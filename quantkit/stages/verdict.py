@@ -19,7 +19,7 @@ from quantkit.core.spec import FLOAT
 from quantkit.core.statistics import Verdict, stands
 from quantkit.core.store import write_atomically
 from quantkit.data.metric import Outputs
-from quantkit.export.companions import write_beside
+from quantkit.export.companions import write_companions
 from quantkit.export.executed_layers import Executed
 from quantkit.export.session_file import write_session
 from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
@@ -112,7 +112,7 @@ def verify_plan(bench: Workbench, request: Request, network: Network, candidates
     rows = [Baseline("float", 0.0, 1.0 if times else None, 1.0)]
     for place, (name, bytes_, drop) in enumerate(accuracy.rivals):
         rows.append(Baseline(name, drop, times[2 + place].ratio if times else None, bytes_ / size))
-    write_beside(final, candidates.graph, request.options.target)
+    write_companions(final, candidates.graph, request.options.target)
     located = Files(final, network.float_file, write_session(network.target, bench.store.folder))
     return Verified(
         allocation, located, accuracy.budget, accuracy.verdict, times[1] if times else None, tuple(rows), ran,
@@ -179,7 +179,7 @@ def check_bounds(request: Request, predictor: Predictor, verified: Verified) -> 
     if verified.latency is not None:
         floats["latency"], used["latency"] = verified.latency.float_ms, verified.latency.ratio * verified.latency.float_ms
     rows = []
-    for name, bound in request.options.bounds.said().items():
+    for name, bound in request.options.bounds.given().items():
         at_most = bound.at_most(floats[name])
         rows.append(BoundRow(name, at_most, used[name], used[name] <= at_most))
     return tuple(rows)

@@ -20,7 +20,7 @@ import onnx
 from quantkit.core.errors import ModelError, SchemeError, unknown
 from quantkit.core.store import write_atomically
 from quantkit.verification.lint import common, openvino, ort_cpu, tensorrt
-from quantkit.verification.lint.fixes import MENDS, mend
+from quantkit.verification.lint.fixes import FIXES, fix_model
 from quantkit.verification.lint.graph_view import View
 from quantkit.verification.lint.open_model import open_model
 from quantkit.verification.lint.rule import Finding, Rule
@@ -32,7 +32,7 @@ RULES: Mapping[str, Sequence[Rule]] = {
     "tensorrt": (*common.RULES, *tensorrt.RULES),
 }
 
-__all__ = ["MENDS", "RULES", "Finding", "Linted", "Rule", "fix_file", "lint_file", "lint_model", "to_sarif"]
+__all__ = ["FIXES", "RULES", "Finding", "Linted", "Rule", "fix_file", "lint_file", "lint_model", "to_sarif"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ def fix_file(path: Path, target: str, output: Path) -> tuple[Linted, list[str]]:
         raise ModelError(
             f"{path} is not valid ONNX", "a file that onnx.checker accepts", "export it again; `quantkit lint` names the place"
         )
-    mended, done = mend(model, found)
+    fixed, done = fix_model(model, found)
     with write_atomically(output) as temporary:
-        onnx.save(mended, temporary)
-    return Linted(output, target, lint_model(mended, rules)), done
+        onnx.save(fixed, temporary)
+    return Linted(output, target, lint_model(fixed, rules)), done
 
 
 def lint_model(model: onnx.ModelProto, rules: Sequence[Rule]) -> tuple[Finding, ...]:

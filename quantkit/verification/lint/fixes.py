@@ -17,11 +17,11 @@ from quantkit.verification.lint.tensorrt import computed_weight
 LOWEST = np.array(-3e38, np.float32)
 
 
-def mend(model: onnx.ModelProto, rules: set[str]) -> tuple[onnx.ModelProto, list[str]]:
+def fix_model(model: onnx.ModelProto, rules: set[str]) -> tuple[onnx.ModelProto, list[str]]:
     """A copy with what these rules complain of mended, as far as that is mechanical, and the rules that were."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    done = [rule for rule in MENDS if rule in rules and MENDS[rule](copied)]
+    done = [rule for rule in FIXES if rule in rules and FIXES[rule](copied)]
     return copied, done
 
 
@@ -115,7 +115,7 @@ def _keep_float(model: onnx.ModelProto) -> bool:
     return bool(names)
 
 
-MENDS: Mapping[str, Callable[[onnx.ModelProto], bool]] = {
+FIXES: Mapping[str, Callable[[onnx.ModelProto], bool]] = {
     "ORT103": _keep_float,
     "ORT109": _sign_weights,
     "ORT111": _unpack,

@@ -22,11 +22,11 @@ class Finding:
     severity: Severity
     node: str
     happens: str
-    mend: str
+    fix: str
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
-        return {"rule": self.rule, "severity": self.severity, "node": self.node, "happens": self.happens, "mend": self.mend}
+        return {"rule": self.rule, "severity": self.severity, "node": self.node, "happens": self.happens, "mend": self.fix}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class Rule:
     id: str
     severity: Severity
     check: Callable[[View], Iterator[Found]]
-    mend: str
+    fix: str
     source: str
 
     def findings(self, view: View) -> list[Finding]:
         """All that break it, in the order of the graph."""
-        return [Finding(self.id, self.severity, node, happens, self.mend) for node, happens in self.check(view)]
+        return [Finding(self.id, self.severity, node, happens, self.fix) for node, happens in self.check(view)]
 
 
 def at(node: NodeProto, happens: str) -> Found:

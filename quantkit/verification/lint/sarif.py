@@ -16,7 +16,7 @@ def to_sarif(file: str, findings: Sequence[Finding], rules: Sequence[Rule], vers
         {
             "id": rule.id,
             "shortDescription": {"text": (rule.check.__doc__ or rule.id).strip()},
-            "help": {"text": f"{rule.mend} ({rule.source})"},
+            "help": {"text": f"{rule.fix} ({rule.source})"},
             "defaultConfiguration": {"level": rule.severity},
         }
         for rule in rules
@@ -25,7 +25,7 @@ def to_sarif(file: str, findings: Sequence[Finding], rules: Sequence[Rule], vers
         {
             "ruleId": finding.rule,
             "level": finding.severity,
-            "message": {"text": f"{finding.node} {finding.happens}; mend: {finding.mend}"},
+            "message": {"text": f"{finding.node} {finding.happens}; fix: {finding.fix}"},
             "locations": [
                 {
                     "physicalLocation": {"artifactLocation": {"uri": file}},
