@@ -82,7 +82,7 @@ def inspect(model: LoadedModel, example: Mapping[str, Tensor] | None, options: O
 
 @contextmanager
 def _begun(request: Request, progress: Progress, command: str, job: str) -> Iterator[tuple[Workbench, Network, Path]]:
-    """The workbench in the run directory, the captured network, and a folder for files that are looked at once."""
+    """The workbench in the run directory, the captured network, and a folder for temporary files."""
     folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
     with Run(folder) as store, scratch_folder(store) as scratch:
         bench = Workbench(store, progress, request.options.time_limit_s)
@@ -110,10 +110,10 @@ def run(request: Request, progress: Progress) -> Result:
 
 
 def measure(request: Request, progress: Progress) -> Measurement:
-    """Every stage up to the tables and the front, and a look at a few plans: all that `quantkit pick` needs, and all that `run` reuses."""
+    """Every stage up to the tables and the front, and measurements of a few plans: what `quantkit pick` needs and `run` reuses."""
     with _begun(request, progress, "measure", job_fingerprint(request)) as (bench, network, scratch):
         tables = _measure(bench, request, network, scratch)
-        with progress.stage("look at a few plans", None, "plans") as advance:
+        with progress.stage("measure a few plans", None, "plans") as advance:
             measure_anchors(bench, tables.judge, tables.space, advance)
         front = tables.write_front(bench)
         bench.end(True)

@@ -345,7 +345,7 @@ def test_the_command(result: Result, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (told["parity"]["layers_exact"], told["parity"]["items"], told["parity"]["random_items"]) == (1.0, 200, False)
     assert told["saturation"] == {"here": probe.saturates(), "layers_at_risk": []}
     assert main(["verify", str(broken(result, tmp_path / "broken")), "--parity"]) == 1
-    assert "the simulation parts from the file in point (" in " ".join(capsys.readouterr().out.split())
+    assert "the simulation differs from the file in point (" in " ".join(capsys.readouterr().out.split())
     assert main(["verify", str(result.files.onnx), "--parity"]) == 2
     assert "a run directory" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "absent.onnx")]) == 2

@@ -190,8 +190,8 @@ def test_planted_interactions_are_seen_and_none_are_made_up() -> None:
     seen, additive = (beyond_additive(loss, interactions, plans(60)) for interactions in (planted, alone))
 
     assert seen is not None and seen > 0.5
-    assert f"; {100 * seen:.0f} % of the predicted variance is no sum over layers" in line_of(loss, planted)
-    assert additive == pytest.approx(0) and "; 0 % of the predicted variance is no sum over layers" in line_of(loss, alone)
+    assert f"; {100 * seen:.0f} % of the predicted variance is not additive over layers" in line_of(loss, planted)
+    assert additive == pytest.approx(0) and "; 0 % of the predicted variance is not additive over layers" in line_of(loss, alone)
 
 
 def test_interactions_that_were_not_measured_are_not_reported() -> None:

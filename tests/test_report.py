@@ -276,7 +276,7 @@ def test_latency_is_held_against_the_plans_that_the_model_never_saw(allocated: P
     rows = [row for row in prediction_chart(evidence, plan_rows(evidence)).rows if row["what"] == "latency"]
     tested = document(allocated, "tables.json")["latency_fit"]["tested"]
 
-    assert [(row["predicted"], row["measured"]) for row in rows if row["kind"] == "never seen by the model"] == [
+    assert [(row["predicted"], row["measured"]) for row in rows if row["kind"] == "held out"] == [
         pytest.approx(pair, rel=1e-5) for pair in tested
     ]
     assert len(tested) == 3 and [row["kind"] for row in rows].count("this plan") == 1

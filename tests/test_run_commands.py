@@ -182,8 +182,8 @@ def test_the_commands_print_what_there_is(run: Path, capsys: pytest.CaptureFixtu
     assert main(["status", str(run)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "request 2, allocate of" in shown and "came to its end" in shown
-    assert "changed since the request before it: max drop (10 → 9), observer (mse → minmax)" in shown
-    assert "asked again, the last request would do: capture" in shown
+    assert "changed since the previous request: max drop (10 → 9), observer (mse → minmax)" in shown
+    assert "the last request would still compute: capture" in shown
 
     assert main(["status", str(run), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)

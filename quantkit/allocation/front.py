@@ -122,7 +122,7 @@ def shortage(
 ) -> Shortage | None:
     """The limits that no allocation keeps together, with the plan that exceeds them least; None where they can be kept.
 
-    «Least» is the sum of the shares by which limits are exceeded. Of the plans that are as near the one of least loss is named.
+    "Least" is the sum of the shares by which limits are exceeded. Of the plans that are as near the one of least loss is named.
     """
     problem = build(loss, cost, groups, interactions=interactions, edges=edges, limits=limits, fixed=fixed)
     over = excesses(problem, problem.limits)

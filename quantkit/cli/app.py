@@ -173,15 +173,15 @@ def export(
     run: Annotated[Path, Argument(help="The run directory of an allocation.")],
     output: Annotated[Path, Option(help="The ONNX file to write.")],
     target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
-    adapt: Annotated[bool, Option("--adapt", help="Change what the target cannot run, instead of refusing it.")] = False,
-    check: Annotated[bool, Option("--check", help="Compute the file in ONNX Runtime, literally, and in ONNX's reference.")] = False,
+    adapt: Annotated[bool, Option("--adapt", help="Change layers that the target cannot run, instead of failing.")] = False,
+    check: Annotated[bool, Option("--check", help="Compare ONNX Runtime without optimisations with ONNX's reference.")] = False,
     data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Write a stored plan's file again, for any target, and measure it there; exit 1 if the file is not as it should be.
+    """Write the file of a stored plan for any target, and measure it there; exit 1 if a check fails.
 
-    Neither the model nor data is needed; with --data, what the file loses is measured too.
+    Neither the model nor data is needed. With --data, the loss is measured too.
 
     quantkit export runs/resnet20-0123abcd --target tensorrt --adapt --output resnet20.trt.onnx
     """
@@ -210,7 +210,7 @@ def export(
         if as_json:
             print_json({**linted.to_json(), **told, "examined": found.to_json(), "failures": failures})
         else:
-            for note in [*exported.notes, *(f"beside it: {path}" for path in exported.beside)]:
+            for note in [*exported.notes, *(f"also written: {path}" for path in exported.beside)]:
                 print(note)
             if checked is not None:
                 tables.show_pairs("On random inputs, ONNX Runtime without optimisations against ONNX's reference", checked)
@@ -223,17 +223,17 @@ def export(
 
 @app.command()
 def verify(
-    file: Annotated[Path, Argument(help="A run directory, or an ONNX file, whoever made it.")],
-    float_file: Annotated[Path | None, Option("--float", help="The network before it was quantized; a run has its own.")] = None,
-    target: Annotated[str | None, Option(help="The runtime to run it in: a plan's own, else ort-cpu, unless said.")] = None,
+    file: Annotated[Path, Argument(help="A run directory, or any ONNX file.")],
+    float_file: Annotated[Path | None, Option("--float", help="The float ONNX file; a run has its own.")] = None,
+    target: Annotated[str | None, Option(help="The runtime to run it in (default: that of the plan, else ort-cpu).")] = None,
     data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
-    require_as_planned: Annotated[bool, Option("--require-as-planned", help="Fail where a layer does not run as planned.")] = False,
-    require_int8: Annotated[str | None, Option(help="Fail where fewer multiply-accumulates run in int8, such as 95%.")] = None,
-    parity: Annotated[bool, Option("--parity", help="Of a run: fail where a layer computes other codes than the simulation.")] = False,
+    require_as_planned: Annotated[bool, Option("--require-as-planned", help="Fail if a layer does not run as planned.")] = False,
+    require_int8: Annotated[str | None, Option(help="Fail if a smaller share of multiply-accumulates runs in int8, such as 95%.")] = None,
+    parity: Annotated[bool, Option("--parity", help="For a run: fail if a layer computes other codes than the simulation.")] = False,
     threads: Threads = None, batch_size: BatchSize = None, seed: Seed = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Examine a file: what runs in int8, what it loses on all of --data, how fast it is; exit 1 if what was asked for is not so.
+    """Measure a file: what runs in int8, the loss on all of --data, and latency; exit 1 if a requirement is not met.
 
     quantkit verify model.int8.onnx --float model.onnx --data images/ --max-drop 0.5 --require-int8 95%
     """
@@ -263,14 +263,14 @@ def verify(
 
 @app.command()
 def lint(
-    file: Annotated[Path, Argument(help="An ONNX file, whoever made it.")],
+    file: Annotated[Path, Argument(help="Any quantized ONNX file.")],
     target: Annotated[str, Option(help="The runtime that it is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
-    strict: Annotated[bool, Option("--strict", help="Let warnings fail too.")] = False,
-    fix: Annotated[Path | None, Option(help="Write a copy with the mechanical mends made.")] = None,
+    strict: Annotated[bool, Option("--strict", help="Fail on warnings too.")] = False,
+    fix: Annotated[Path | None, Option(help="Write a copy with the automatic fixes applied.")] = None,
     sarif: Annotated[Path | None, Option(help="Write the findings as SARIF.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a runtime will make of a quantized ONNX file, before it is tried; exit 1 on errors.
+    """Check a quantized ONNX file against the rules of a runtime, without running it; exit 1 on errors.
 
     quantkit lint model.onnx --target tensorrt
     """
@@ -297,10 +297,12 @@ def lint(
 
 @app.command()
 def doctor(
-    measure: Annotated[bool, Option("--measure", help="Run int8 layers on this machine: do they saturate, what do they gain?")] = False,
+    measure: Annotated[
+        bool, Option("--measure", help="Run int8 layers on this machine: whether their sums saturate, and how fast they are.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell what this machine's processor can do, which versions are installed, and which targets are usable.
+    """Show what this processor can do, which versions are installed, and which targets are usable.
 
     quantkit doctor --measure
     """
@@ -326,7 +328,7 @@ def doctor(
 
 @app.command()
 def demo(output: Output = None, run: RunFolder = None, as_json: Json = False) -> None:
-    """Train a small network on handwritten digits, and do the whole job on it.
+    """Train a small network on handwritten digits and quantize it.
 
     quantkit demo --run runs/digits
     """
@@ -368,7 +370,7 @@ def _file_of(recipe: Callable[[], object]) -> str:
 
 
 def _judge(job: Callable[[ConsoleProgress], Result], as_json: bool) -> None:
-    """Do the job, show its result, and exit with the verdict."""
+    """Run the job, show its result, and exit with the verdict."""
 
     def show(result: Result) -> int:
         if as_json:

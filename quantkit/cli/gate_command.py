@@ -1,4 +1,4 @@
-"""`quantkit gate`: a file, or a run's, held against conditions, with the reports that services read."""
+"""`quantkit gate`: check a file, or that of a run, against conditions, and write reports for CI services."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from quantkit.settings.options import Arguments
 if TYPE_CHECKING:
     from quantkit.gating import Gated
 
-GatedFile = Annotated[Path, Argument(help="A run directory, or an ONNX file, whoever made it.")]
-FloatFile = Annotated[Path | None, Option("--float", help="The network before it was quantized; a run has its own.")]
-Against = Annotated[Path | None, Option(help="Hold it against this file, the one that is deployed, instead of the float file.")]
-LockFile = Annotated[Path | None, Option("--lock", help="The lock file; quantkit.lock.json beside the file unless said.")]
-MaxLatencyRatio = Annotated[str | None, Option(help="Time of one inference at most, as a share of the other file's: 0.6.")]
-GateBytes = Annotated[str | None, Option("--max-bytes", help="Bytes of the file at most: 2MB, or 0.3x of the other file.")]
-RequireInt8 = Annotated[str | None, Option(help="Multiply-accumulates that must run in int8, such as 95%.")]
-Junit = Annotated[Path | None, Option(help="Write the answer as JUnit XML.")]
-Sarif = Annotated[Path | None, Option(help="Write the answer as SARIF.")]
-Markdown = Annotated[Path | None, Option(help="Write the answer as Markdown, for a job's summary.")]
+GatedFile = Annotated[Path, Argument(help="A run directory, or any ONNX file.")]
+FloatFile = Annotated[Path | None, Option("--float", help="The float ONNX file; a run has its own.")]
+Against = Annotated[Path | None, Option(help="Compare with this file, such as the deployed one, instead of the float file.")]
+LockFile = Annotated[Path | None, Option("--lock", help="The lock file (default: quantkit.lock.json beside the file).")]
+MaxLatencyRatio = Annotated[str | None, Option(help="Largest latency, as a share of the other file's: 0.6.")]
+GateBytes = Annotated[str | None, Option("--max-bytes", help="Largest file: 2MB, or 0.3x of the other file.")]
+RequireInt8 = Annotated[str | None, Option(help="Smallest share of multiply-accumulates that run in int8, such as 95%.")]
+Junit = Annotated[Path | None, Option(help="Write the findings as JUnit XML.")]
+Sarif = Annotated[Path | None, Option(help="Write the findings as SARIF.")]
+Markdown = Annotated[Path | None, Option(help="Write the findings as Markdown, for a job summary.")]
 
 
 def gate(
@@ -40,7 +40,7 @@ def gate(
     target: flags.Target = None, threads: flags.Threads = None, batch_size: flags.BatchSize = None, seed: flags.Seed = None,
     junit: Junit = None, sarif: Sarif = None, markdown: Markdown = None, as_json: flags.Json = False,
 ) -> None:  # fmt: skip
-    """Say whether a file keeps its conditions, those of its lock file if none are said: exit 0 if it does, 1 if not, 2 for a wrong request.
+    """Check whether a file meets its conditions (default: those of its lock file): exit 0 if it does, 1 if not, 2 for a wrong request.
 
     quantkit gate model.int8.onnx --float model.onnx --data images/ --max-drop 0.5 --max-latency-ratio 0.6 --require-int8 95%
     """
@@ -83,7 +83,7 @@ def gate(
 
 
 def show_gated(gated: Mapping[str, Any]) -> None:
-    """The answer, a line a condition, what changed since the lock."""
+    """The findings, one line per condition, and what changed since the lock."""
     console = Printed()
     against = f" against {gated['reference']}" if gated["reference"] else ""
     told = f"{'Kept' if gated['kept'] else 'Not kept'}: {gated['file']}{against}"

@@ -29,7 +29,7 @@ def report(
     plots: Annotated[Path | None, Option(help="A folder for the charts as SVG and PNG, beside the page.")] = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Tell a run on one page that opens anywhere, without a network: verdict, front, layers, predictions, time, interactions, baselines.
+    """Write the report of a run as one self-contained page: verdict, front, layers, predictions, time, interactions, baselines.
 
     quantkit report runs/mine --output report.html
     """
@@ -56,7 +56,7 @@ def report(
             print_json(told)
         else:
             for name, why in told["absent"].items():
-                print(f"no chart «{name}»: {why}")
+                print(f'no chart "{name}": {why}')
             for written_to in (told["file"], *told["plots"]):
                 print(written_to)
         return KEPT
@@ -66,10 +66,10 @@ def report(
 
 def explain(
     run: Run,
-    layer: Annotated[str, Argument(help="A layer, a group, or an operation that stays float, as `inspect` and the report name them.")],
+    layer: Annotated[str, Argument(help="A layer, a group, or an operation that stays float, by its name in `inspect` and the report.")],
     as_json: flags.Json = False,
 ) -> None:
-    """Say why a layer has its scheme: what each scheme would do, what was tried, what forbids the rest, with whom it interacts.
+    """Explain why a layer has its scheme: the effect of each scheme, what was measured, what rules out the others, interactions.
 
     quantkit explain runs/mine features.0
     """
@@ -93,7 +93,7 @@ def diff(
     other: Annotated[Path, Argument(help="The run directory of the plan after.")],
     as_json: flags.Json = False,
 ) -> None:
-    """Say what changed between two plans, and what it did: layer by layer as predicted, and as measured on the files.
+    """Compare two plans: what changed and its effect, layer by layer as predicted, and as measured on the files.
 
     quantkit diff runs/before runs/after
     """

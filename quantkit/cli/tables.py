@@ -1,4 +1,4 @@
-"""What a person reads at the end: the verdict in words, the file beside its baselines, what runs how, and where it lies."""
+"""Terminal output of the commands: the verdict, the file beside its baselines, what runs in which precision, and where the files are."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
 
 
 def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> None:
-    """The plans of a front, cheapest first: what they use, what was measured of them; the picked one stands out."""
+    """The plans of a front, cheapest first: what they use, what was measured; the picked one is marked."""
     table = Table("", title="The front", box=None, title_justify="left")
-    for heading in ("time", "size", "operations", "bits", "predicted loss", "measured drop", "divergence", "from the front"):
+    for heading in ("time", "size", "operations", "bits", "predicted loss", "measured drop", "divergence", "distance to front"):
         table.add_column(heading, justify="right")
     table.add_column("groups by scheme")
     rows = list(front["plans"])
@@ -84,11 +84,11 @@ def show_groups(graph: Graph, groups: Iterable[Group]) -> None:
 
 
 def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
-    """What was seen of a file, and what was asked for and is not so."""
+    """What was measured of a file, and which requirements are not met."""
     console = Printed()
     ran, verdict, latency = examined["executed"], examined["verdict"], examined["latency"]
     if failures:
-        console.print(f"Not as asked: {'; '.join(failures)}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"Requirements not met: {'; '.join(failures)}", style="bold red", markup=False, soft_wrap=True)
     told = f"{100 * ran['int8_macs']:.1f} % of the multiply-accumulates of {len(ran['nodes'])} weighted nodes run in int8"
     planned = {None: "", True: "; every layer runs as planned", False: f"; {len(ran['mismatches'])} layers do not run as planned"}
     console.print(told + planned[ran["as_planned"]], markup=False, soft_wrap=True)
@@ -99,7 +99,7 @@ def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
         console.print(f"{verdict['drop']:.2f} lost (95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}, {verdict['n']} items)")
     if latency:
         interval = f"{latency['low']:.3f} to {latency['high']:.3f}"
-        console.print(f"{latency['ratio']:.3f} of float's time ({interval}, threads: {latency['threads']})")
+        console.print(f"{latency['ratio']:.3f} of the float file's time ({interval}, threads: {latency['threads']})")
     if examined["session_options"]:
         told = ", ".join(f"{name}={value}" for name, value in examined["session_options"].items())
         console.print(f"session options: {told}", markup=False, soft_wrap=True)
@@ -127,17 +127,17 @@ def _parity(parity: Mapping[str, Any]) -> list[str]:
     return [f"{told}{bits:.1f} %", *parity["notes"]]
 
 
-def show_findings(linted: Mapping[str, Any], mended: Sequence[str]) -> None:
-    """What was found in a file: rule, place, what happens there, and the mend."""
+def show_findings(linted: Mapping[str, Any], fixed: Sequence[str]) -> None:
+    """The findings in a file: rule, place, what happens there, and the fix."""
     console = Printed()
-    if mended:
-        console.print(f"mended: {', '.join(mended)}; the copy is {linted['file']}", markup=False, soft_wrap=True)
+    if fixed:
+        console.print(f"fixed: {', '.join(fixed)}; copy written to {linted['file']}", markup=False, soft_wrap=True)
     told = f"{linted['errors']} errors, {linted['warnings']} warnings for {linted['target']}"
     console.print(f"{linted['file']}: {told}", style="bold red" if linted["errors"] else "bold", markup=False, soft_wrap=True)
     for finding in linted["findings"]:
         colour = "red" if finding["severity"] == "error" else "yellow"
         console.print(f"{finding['rule']} {finding['severity']}", style=colour, end="  ")
-        console.print(f"{finding['node']} {finding['happens']}. Mend: {finding['mend']}", markup=False, soft_wrap=True)
+        console.print(f"{finding['node']} {finding['happens']}. Fix: {finding['mend']}", markup=False, soft_wrap=True)
 
 
 def group_rows(graph: Graph, groups: Iterable[Group]) -> list[dict[str, Any]]:
@@ -174,8 +174,8 @@ def _comparison(result: Mapping[str, Any]) -> Table:
     timed = f", {latency['threads']} thread(s), batch {latency['batch']}" if latency else ""
     table = Table("", title=f"\nMeasured on the files{timed}", box=None, title_justify="left", caption_justify="left")
     if latency:
-        table.caption = f"time of this plan: {latency['low']:.2f} to {latency['high']:.2f} of float's, at 95 %"
-    for heading in (f"lost ({result['budget']['unit']})", *(("time", "of float's") if latency else ()), "size", "of float's"):
+        table.caption = f"time of this plan: {latency['low']:.2f} to {latency['high']:.2f} of the float file's, at 95 % confidence"
+    for heading in (f"lost ({result['budget']['unit']})", *(("time", "vs float") if latency else ()), "size", "vs float"):
         table.add_column(heading, justify="right")
     for row in rows:
         times = (f"{latency['float_ms'] * row['latency_ratio']:.2f} ms", f"{row['latency_ratio']:.2f}×") if latency else ()
@@ -188,7 +188,7 @@ def _schemes(result: Mapping[str, Any]) -> Table:
     table = Table("scheme", title="\nThe plan", box=None, title_justify="left")
     table.add_column("groups", justify="right")
     table.add_column("weights in the file", justify="right")
-    table.add_column("which")
+    table.add_column("names")
     for scheme in sorted({row["scheme"] for row in result["allocation"]}):
         rows = [row for row in result["allocation"] if row["scheme"] == scheme]
         table.add_row(scheme, str(len(rows)), f"{sum(row['bytes'] for row in rows) / 1e3:,.0f} kB", named([row["group"] for row in rows]))

@@ -8,7 +8,7 @@ Items that are right or wrong (an accuracy) and everything else need different a
   to 9 % of cases where 5 % are promised, a bootstrap in more; this stays below 5.2 % (n = 400, budgets of 0.25 to 5 points).
 - everything else: the bias-corrected accelerated bootstrap over items (Efron, JASA 82, 1987).
 
-A ratio of paired timings is decided in the same words (`decide_ratio`), and what an undecided answer means for who must act is said once
+A ratio of paired timings is decided in the same words (`decide_ratio`), and what an undecided answer means for who must act is decided once
 (`stands`).
 """
 
@@ -293,7 +293,7 @@ class Expectation:
 
     On a few hundred items a drop of half a point is a handful of flips. The divergence of the outputs is far less noisy, and near the
     float network the drop grows in proportion to it; `rate` is that proportion, fitted on plans measured on the same items, and
-    `error` its standard error: infinite where nothing told the rate, so that a drop is then taken as it was measured.
+    `error` its standard error: infinite where the rate is unknown, so that a drop is then taken as it was measured.
     """
 
     rate: float

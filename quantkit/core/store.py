@@ -186,7 +186,7 @@ def _in_words(verb: str, path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(
-            f"cannot {verb} {path}: {reason}", "a folder with room and the right to use it", "choose another place, or make room"
+            f"cannot {verb} {path}: {reason}", "a writable folder with free space", "choose another folder, or free disk space"
         ) from error
 
 

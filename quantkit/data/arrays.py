@@ -147,7 +147,7 @@ def write_shard(dataset: Dataset, path: Path) -> None:
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"cannot write {path}: {error}", "a folder with room that can be written to", "name another folder, or make room"
+            f"cannot write {path}: {error}", "a writable folder with free space", "choose another folder, or free disk space"
         ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -97,7 +97,9 @@ def check_labels(labels: NDArray[Any], classes: int, of: str = "") -> None:
     if wrong.size:
         item = np.unravel_index(wrong[0], labels.shape)[0]
         got = f"item {item}{of} has label {labels.flat[wrong[0]]}" + (f" ({wrong.size} labels are out of range)" if wrong.size > 1 else "")
-        raise DataError(got, f"0..{classes - 1}, as the model has {classes} outputs", "mend the labels, or pass the model they belong to")
+        raise DataError(
+            got, f"0..{classes - 1}, as the model has {classes} outputs", "correct the labels, or pass the model they belong to"
+        )
 
 
 def _stack(name: str, values: Sequence[Tensor]) -> Tensor:

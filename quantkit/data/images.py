@@ -102,7 +102,7 @@ def image_folder(folder: Path, preprocessing: Preprocessing, cache_bytes: int) -
     """The images of `folder`: by its `labels.csv`, else by class sub-folders (sorted names are classes 0, 1, …), else without labels.
 
     `labels.csv` has a column `file`, relative to the folder or to its `images` sub-folder, and one of `class_index`, `label`, `class`.
-    Raises DataError where there is no image, one class only, an empty class, or a file that the csv names and nobody has.
+    Raises DataError where there is no image, one class only, an empty class, or a file that the csv names and that does not exist.
     """
     names, labels = _from_csv(folder) if (folder / "labels.csv").is_file() else _from_folder(folder)
     return Images(str(folder), names, labels, lambda name: (folder / name).read_bytes(), preprocessing, cache_bytes)
@@ -180,9 +180,9 @@ def _located(folder: Path, name: str) -> str:
         if (folder / candidate).is_file():
             return candidate
     raise DataError(
-        f"{folder / 'labels.csv'} names {name}, which is not there",
+        f"{folder / 'labels.csv'} names {name}, which does not exist",
         f"the file in {folder} or {folder / 'images'}",
-        "put it there, or take its line out",
+        "put it there, or remove its line",
     )
 
 

@@ -196,7 +196,7 @@ def _their_code(doing: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise MetricError(
-            f"{doing} raised {type(error).__name__}: {error}", "a function (outputs, labels, index) -> float", "mend it"
+            f"{doing} raised {type(error).__name__}: {error}", "a function (outputs, labels, index) -> float", "correct the function"
         ) from error
 
 

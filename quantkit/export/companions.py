@@ -1,4 +1,4 @@
-"""What is written beside a file for a runtime that is not here: the command that builds it, and a script that checks what was built."""
+"""Files written beside a file for a runtime that is not installed: the command that builds it, and a script that checks the build."""
 
 from __future__ import annotations
 

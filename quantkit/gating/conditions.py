@@ -1,4 +1,4 @@
-"""What is asked of a file: `Conditions`, as they are said and as a lock file keeps them."""
+"""The conditions of a file: `Conditions`, parsed from text, and as a lock file keeps them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantkit.settings.bounds import Bound, parse_bound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """None is not asked. A `max_latency_ratio` and relative `max_bytes` are shares of the reference's, `int8_share` of all
+    """None is no condition. A `max_latency_ratio` and relative `max_bytes` are shares of the reference's, `int8_share` of all
     multiply-accumulates.
     """
 
@@ -24,7 +24,7 @@ class Conditions:
     int8_share: float | None = None
 
     def given(self) -> bool:
-        """Whether anything is asked."""
+        """Whether there is any condition."""
         return any(value is not None for value in (self.max_drop, self.max_latency_ratio, self.max_bytes, self.int8_share))
 
     def needs_reference(self) -> bool:

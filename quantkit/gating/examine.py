@@ -1,6 +1,6 @@
-"""A file examined, whoever made it: what the runtime runs in int8, what it loses against its float file, how fast it is.
+"""Measure any ONNX file: what the runtime runs in int8, the loss against its float file, latency.
 
-Of a run directory it is the plan's own file: what runs is held against the plan, layer by layer, and what that computes against the
+Of a run directory it is the plan's own file: what runs is compared with the plan, layer by layer, and what that computes with the
 simulation. Every session is opened with the options of a `session.json` beside the file.
 """
 
@@ -100,8 +100,8 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examined:
-    """What was seen. `mismatches` is None for a file without a plan; `verdict` without data, `latency` without a float file, and `compared`
-    unless asked for are None, and `saturation` where another runtime than ONNX Runtime was asked.
+    """What was measured. `mismatches` is None for a file without a plan; `verdict` without data, `latency` without a float file, and
+    `compared` unless requested are None, and `saturation` for another runtime than ONNX Runtime.
     """
 
     file: Path
@@ -121,7 +121,7 @@ class Examined:
         return share_in_int8(self.nodes)
 
     def failures(self, *, as_planned: bool, int8_share: float | None) -> list[str]:
-        """What was asked for and is not so, in words."""
+        """The requirements that are not met, in words."""
         found = []
         if as_planned and self.mismatches:
             found.append(f"{len(self.mismatches)} layers do not run as planned: {'; '.join(self.mismatches[:3])}")
@@ -201,13 +201,13 @@ def examine_file(
     batch_size: int,
     seed: int,
 ) -> Examined:
-    """Examine a file in the runtime of `target`; with `planned`, what runs is held against that, layer by layer."""
+    """Examine a file in the runtime of `target`; with `planned`, what runs is held against that plan, layer by layer."""
     runtime, options = find_runtime(target), read_session(file.parent, find_target(target))
     model = open_model(file)
     if float_file is not None:
         open_model(float_file)
     if check is not None and float_file is None:
-        raise ModelError(f"data, and no float file to hold {file} against", "the network before it was quantized", "pass --float FILE")
+        raise ModelError(f"data, and no float file to compare {file} with", "the float ONNX file", "pass --float FILE")
     mismatches = saturation = budget = verdict = latency = None
     with tempfile.TemporaryDirectory(prefix="quantkit-") as name:
         folder = Path(name)
@@ -255,7 +255,7 @@ def check_items(file: Path, check: Check) -> None:
         sides = zip(wanted[name], array.shape[1:], strict=False)
         if len(wanted[name]) != array.ndim - 1 or any(side not in (0, got) for side, got in sides):
             have, shape = f"input {name!r} of shape {list(array.shape[1:])} for each item", [side or "*" for side in wanted[name]]
-            raise DataError(have, f"a shape of {shape}", "mend the data, or its --resize and --crop")
+            raise DataError(have, f"a shape of {shape}", "correct the data, or its --resize and --crop")
 
 
 def judge_files(

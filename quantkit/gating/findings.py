@@ -10,7 +10,7 @@ from quantkit.data.metric import Metric
 from quantkit.settings.bounds import show_amount
 
 EXPLAINED = {
-    "max-drop": "What is lost against the reference on the same items",
+    "max-drop": "The loss against the reference on the same items",
     "max-latency-ratio": "The time of one inference as a share of the reference's, both timed in turn on this host",
     "max-bytes": "Bytes of the file, its external data too",
     "require-int8": "The share of multiply-accumulates that the runtime runs in int8",

@@ -1,4 +1,4 @@
-"""`quantkit.lock.json`: a deployment as it was when it was allocated, so that it can be held against that for years.
+"""`quantkit.lock.json`: a deployment at the time of its allocation, so that it can be checked for years.
 
     {"schema": 1, "files": {NAME: {model, file, float, data, metric, plan, target, runtime, host, conditions, verdicts, …}}}
 

@@ -1,6 +1,6 @@
 """What torch.save wrote: a pickle, which can run any code while it is read.
 
-torch's weights-only reader makes nothing but what it is told to. We tell it the classes that the file names and that are
+torch's weights-only reader builds only classes on an allow-list. It gets the classes that the file names and that are
 `nn.Module` subclasses of packages we know; never a function, and nothing is imported from elsewhere, since importing
 runs code as well. A hand-made pickle can still call their constructors, which build layers; `fx.GraphModule` and
 TorchScript classes, which make functions of source text, are left out.

@@ -177,7 +177,7 @@ def check_program_inputs(program: ExportedProgram, inputs: Mapping[str, Tensor])
         fits = len(sides) == got.dim() - 1 and all(side in ("*", have) for side, have in zip(sides, got.shape[1:], strict=True))
         if not fits or got.dtype != wanted.dtype:
             have = f"input {node.name!r} of shape {list(got.shape[1:])} and type {_dtype(got)} for each item"
-            raise DataError(have, f"{sides} and {_dtype(wanted)}", "mend the data, or its --resize, --crop and --scale")
+            raise DataError(have, f"{sides} and {_dtype(wanted)}", "correct the data, or its --resize, --crop and --scale")
 
 
 def _dtype(tensor: Tensor) -> str:

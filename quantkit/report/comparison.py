@@ -1,4 +1,4 @@
-"""What changed between two plans, layer by layer, and what it did: predicted one change at a time, and measured on the files."""
+"""What changed between two plans, layer by layer, and its effect: predicted one change at a time, and measured on the files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class NumberChange:
 
 @dataclass(frozen=True, slots=True)
 class SettingChange:
-    """Something that was asked, or where it ran, and that differs."""
+    """One setting of the request or the environment that differs."""
 
     name: str
     before: Any
@@ -95,7 +95,7 @@ def compare(one: Evidence, other: Evidence) -> Comparison:
 
 
 def _covers(predictor: Predictor, one: Evidence, other: Evidence) -> bool:
-    """Whether the tables know both plans."""
+    """Whether the tables cover both plans."""
     for evidence in (one, other):
         for group, scheme in evidence.allocation.items():
             if (
@@ -130,12 +130,12 @@ def _predicted(predictor: Predictor | None, one: Evidence, other: Evidence) -> t
 
 
 def _measured(one: Evidence, other: Evidence) -> tuple[NumberChange, ...]:
-    """What was measured of both files; a picked plan's file was measured by nobody yet."""
+    """What was measured of both files; a picked plan's file is not measured yet."""
     found = []
     for name, *path in (
         ("drop", "verdict", "drop"), ("drop at least", "verdict", "low"), ("drop at most", "verdict", "high"),
         ("float score", "verdict", "float"), ("quantized score", "verdict", "quantized"), ("latency", "latency", "quantized_ms"),
-        ("latency of float's", "latency", "ratio"), ("bytes", "bytes", "quantized"), ("bytes of float's", "bytes", "ratio"),
+        ("latency, relative to float", "latency", "ratio"), ("bytes", "bytes", "quantized"), ("bytes, relative to float", "bytes", "ratio"),
         ("MACs in int8", "executed", "int8_macs"), ("max drop", "budget", "max_drop"),
     ):  # fmt: skip
         before, after = _at(one, *path), _at(other, *path)
@@ -171,17 +171,19 @@ def _described(evidence: Evidence) -> dict[str, Any]:
 def _cautions(one: Evidence, other: Evidence, predictor: Predictor | None) -> tuple[str, ...]:
     found = []
     if one.request["model"]["digest"] != other.request["model"]["digest"]:
-        found.append("The networks are not the same one.")
+        found.append("The networks differ.")
     if one.request["metric"] != other.request["metric"]:
-        found.append("The metrics differ, so drops are not in one unit.")
+        found.append("The metrics differ, so drops are not comparable.")
     if one.request["data"]["gate"]["fingerprint"] != other.request["data"]["gate"]["fingerprint"]:
-        found.append("The verdicts are on different gate items, so part of the change in drop is chance of the items.")
+        found.append("The verdicts are on different gate items, so part of the change in drop is due to the items.")
     hosts = [[(each.result or {}).get("environment", {}).get(name) for name in HOST] for each in (one, other)]
     if hosts[0] != hosts[1] and one.result and other.result:
-        found.append("They were timed on different machines, so milliseconds are not to be compared.")
+        found.append("They were timed on different machines, so milliseconds are not comparable.")
     found += [
-        f"{each.folder} holds a picked plan, which nobody measured yet: `quantkit verify` does." for each in (one, other) if each.picked
+        f"{each.folder} holds a picked plan, which is not measured yet: `quantkit verify` measures it."
+        for each in (one, other)
+        if each.picked
     ]
     if predictor is None:
-        found.append("Neither run's tables know both plans, so the effect of each change is not predicted.")
+        found.append("Neither run's tables cover both plans, so the effect of each change is not predicted.")
     return tuple(found)

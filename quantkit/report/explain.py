@@ -1,6 +1,6 @@
-"""Why a layer has its scheme: what each scheme would do to the whole plan, what was tried, what forbids the rest, with whom it interacts.
+"""Why a layer has its scheme: the effect of each scheme on the whole plan, what was measured, what rules out the others, interactions.
 
-Every figure follows from the run's tables and journal. A change is told against the plan in force, with all other groups as they are, so
+Every figure follows from the run's tables and journal. A change is relative to the plan in force, with all other groups as they are, so
 that interactions and boundaries are counted.
 """
 
@@ -25,7 +25,7 @@ from quantkit.runs.pick import Foresight
 from quantkit.settings.bounds import Bound, Bounds
 from quantkit.settings.options import SCHEMES
 
-PINNED = "pinned by the user"  # the reason of a group whose scheme was said
+PINNED = "pinned by the user"  # the reason of a group whose scheme was given
 PARTNERS = 6
 
 
@@ -34,7 +34,7 @@ class SchemeRow:
     """The group under one scheme: its score and costs, what changing the plan to it does, and why the plan has it or not.
 
     `score` is the sensitivity's, which may hold a share of what it interacts; `own_loss` is the loss of the group alone. `drop` is of the
-    whole changed plan, in the metric's unit: `drop_is` measured or predicted; None where nothing told.
+    whole changed plan, in the metric's unit: `drop_is` measured or predicted; None where unknown.
     """
 
     scheme: str
@@ -201,17 +201,17 @@ def limits_of(evidence: Evidence) -> Bounds:
 
 def _chosen(group: Group, evidence: Evidence) -> str:
     if group.reason == PINNED:
-        return "chosen: you said so (--fix or --exclude)"
+        return "chosen: pinned (--fix or --exclude)"
     if len(group.schemes) == 1:
-        return "chosen: there is no other on its menu"
-    return "chosen in the plan that was picked" if evidence.picked else "chosen in the plan that the search answered with"
+        return "chosen: the only scheme on its menu"
+    return "chosen in the plan that was picked" if evidence.picked else "chosen in the plan that the search found"
 
 
 def _against(
     change: Mapping[str, float], goal: str, over: Sequence[Limit], uses: Mapping[str, float], judge: _Judge,
     drop: float | None, drop_is: str | None, passes: bool,
 ) -> str:  # fmt: skip
-    """What forbids a scheme, or what speaks against it."""
+    """What rules out a scheme, or advises against it."""
     dearer, worse = change[goal] > 0, change["loss"] > 0
     if over:
         name, at_most = over[0].resource.name, over[0].at_most
@@ -224,13 +224,13 @@ def _against(
         lost = f"{drop:.2f} of at most {judge.points:.2f} {judge.unit}"
         if drop > judge.points:
             return f"the promise forbids it, as {drop_is}: the plan would lose {lost}"
-        return f"the promise speaks against it, as {drop_is}: {lost}, which is too near to be sure of on the gate split"
+        return f"the promise advises against it, as {drop_is}: {lost}, too close to the limit to be sure on the gate split"
     if dearer and not judge.least_drop:
         return f"nothing is gained: {paid}{f', though {less}' if change['loss'] < 0 else ''}"
     if drop_is == "measured":
-        return f"that very plan was measured and lost {drop:.2f}: it passed, and another was preferred (finalists are timed side by side)"
+        return f"this plan was measured and lost {drop:.2f}: it passed, and another was preferred (finalists are timed side by side)"
     also = f", and {less}" if change["loss"] < 0 else ""
-    return f"nothing forbids it as predicted ({paid}{also}); the search did not look at that very plan"
+    return f"nothing rules it out as predicted ({paid}{also}); the search did not measure this plan"
 
 
 class _Judge:
@@ -270,11 +270,11 @@ def _not_offered(evidence: Evidence, group: Group) -> dict[str, str]:
         if scheme in group.schemes:
             continue
         if group.reason == PINNED:
-            found[scheme] = "you pinned the group (--fix or --exclude)"
+            found[scheme] = "the group is pinned (--fix or --exclude)"
         elif scheme in offered:
             found[scheme] = f"{target} has no such kernel for it: an operation without weights takes float or the widest scheme"
         else:
-            found[scheme] = "not asked for: --schemes, or what --minimize and the bounds imply, leaves it out"
+            found[scheme] = "not allowed: --schemes, or the default for --minimize and the bounds, leaves it out"
     return found
 
 

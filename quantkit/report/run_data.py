@@ -1,4 +1,4 @@
-"""All that a run directory holds, read back for people: what is not there is None, and what that takes is said, never measured."""
+"""All that a run directory holds, read back for reports: what is absent is None, and nothing is measured."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from quantkit.report.format import certificate_line
 from quantkit.runs.pick import find_measured_plans
 
 PLAN, PROFILE = "plan.json", "profile.json"
-OLD = "It was made by an older version of quantkit: allocate again"
-MEASURED_ONLY = "The network was measured and nothing was allocated yet: `quantkit allocate` or `quantkit pick` it"
+OLD = "The run was made by an older version of quantkit: allocate again"
+MEASURED_ONLY = "The network was measured and nothing was allocated yet: run `quantkit allocate` or `quantkit pick`"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +51,7 @@ class Evidence:
 
     @property
     def goal(self) -> str:
-        """The resource that was made small; what was bounded first where the drop was."""
+        """The minimized resource; the first bounded one where the drop was minimized."""
         said = self.request["options"]["minimize"]
         bounds = self.request["options"].get("bounds") or {}
         return next((name for name, bound in bounds.items() if bound), "latency") if said == "drop" else str(said)
@@ -80,7 +80,7 @@ def read_evidence(folder: Path) -> Evidence:
     """What the run directory holds. Raises OutputError for a folder that is none."""
     request, graph = _json(folder / "request.json"), _json(folder / "graph.json")
     if request is None or graph is None:
-        raise OutputError(f"{folder} is no run", "a run directory of `quantkit allocate` or `measure`", "name the folder that it printed")
+        raise OutputError(f"{folder} is no run", "a run directory of `quantkit allocate` or `measure`", "pass the folder that it printed")
     result, front = _json(folder / "result.json"), _json(folder / "front.json")
     predictor, tables = read_predictor(folder) if (folder / TABLES).exists() else (None, {})
     groups = predictor.groups if predictor else _groups_of(folder, result)

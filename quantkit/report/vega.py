@@ -1,6 +1,6 @@
 """What all charts share: `Chart`, one colour and shape for each scheme, and the pieces of Vega-Lite that recur.
 
-Colours are those of Okabe and Ito, then of Paul Tol: told apart by colour-blind eyes, on white and on black; a shape says the same again.
+Colours are those of Okabe and Ito, then of Paul Tol: distinguishable with colour blindness, on white and on black; shapes repeat them.
 Specifications are plain dicts (https://vega.github.io/vega-lite/docs/spec.html); text and grid colours are the page's.
 """
 

@@ -47,7 +47,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What there is. `to_do` is what the last request, asked again, would still do; `finished` whether it came to its end."""
+    """What there is. `to_do` is what the last request, asked again, would still do; `finished` whether it is finished."""
 
     run: str
     process: int | None
@@ -165,7 +165,7 @@ def _reasons(stage: str, before: Session, now: Session) -> list[str]:
     """Which inputs made the stage's old result stale."""
     old, new = before.stages.get(stage), now.stages.get(stage)
     if old is None or new is None:
-        return changes(before.inputs, now.inputs) or ["the last request did not come so far"]
+        return changes(before.inputs, now.inputs) or ["the last request did not reach this stage"]
     found: list[str] = []
     for name in {**old.depends_on, **new.depends_on}:
         one, other = ({name: text} if (text := use.depends_on.get(name)) else {} for use in (old, new))

@@ -1,7 +1,7 @@
 """`quantkit pick`: another promise or other bounds for a network that was measured, without the network, the data, or torch.
 
 The drop of a plan that was measured is judged as the search judges it. Of others the predicted loss is translated: into a divergence by the
-ratio of both over what was measured, and into a drop by the rate that the search learns from the same plans, with room for either error.
+ratio of both over what was measured, and into a drop by the rate that the search learns from the same plans, with a margin for both.
 So what is picked rests on measurements or says that it is predicted; `quantkit verify RUN --data` closes it.
 """
 
@@ -28,7 +28,7 @@ from quantkit.settings.bounds import Bounds
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picked:
-    """The plan, its drop (`measured` or predicted, None where nothing told), whether it will probably keep the promise."""
+    """The plan, its drop (`measured` or predicted, None where unknown), whether it will probably keep the promise."""
 
     run: Path
     plan: Plan
@@ -62,7 +62,7 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
     looks = find_measured_plans(folder, judging["key"])
     if budget is not None and not looks:
         got = f"a promise, and no drop that was measured in {folder}"
-        raise RequestError(got, "a run whose plans were looked at", "`quantkit measure` it again, or pick by --max-bytes")
+        raise RequestError(got, "a run with measured plans", "`quantkit measure` it again, or pick by --max-bytes")
     space = _space(folder, predictor, goal, bounds)
     foresight = Foresight.of(space, looks, judging)
     points = None if budget is None else budget.points(looks[0][1]["float"])

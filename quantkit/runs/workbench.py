@@ -51,7 +51,7 @@ class Plain:
 
 
 class Workbench:
-    """`seconds` tells how long each stage took in this process; `computed` names those that were not found ready, in order.
+    """`seconds` is how long each stage took in this process; `computed` names those that were not found ready, in order.
 
     `time_limit_s` counts from here; it ends the search, and no other stage.
     """
@@ -157,7 +157,7 @@ def _shortened(depends_on: Mapping[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def scratch_folder(store: Run) -> Iterator[Path]:
-    """A folder in the run directory for files that are looked at once; gone afterwards, and with it what a killed process left.
+    """A folder in the run directory for temporary files; gone afterwards, and with it what a killed process left.
 
     Raises OutputError where the disk is full, whoever wrote.
     """
@@ -173,4 +173,4 @@ def scratch_folder(store: Run) -> Iterator[Path]:
         if error.errno not in FULL:
             raise
         got = f"cannot write into {store.folder}: {os.strerror(error.errno)}"
-        raise OutputError(got, "a disk with room", "make room, or choose another --run") from error
+        raise OutputError(got, "free disk space", "free some space, or choose another --run") from error

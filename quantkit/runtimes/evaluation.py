@@ -80,7 +80,7 @@ class OnnxRuntimeSession:
             return tuple(self.handle.run(None, dict(feeds)))
         except InvalidArgument as error:
             got = f"items whose shape or type {self.path.name} does not take: {' '.join(str(error).split())[:200]}"
-            raise DataError(got, "those of the network's inputs", "mend the data, or its --resize and --crop") from error
+            raise DataError(got, "those of the network's inputs", "correct the data, or its --resize and --crop") from error
 
 
 def open_session(

@@ -1,4 +1,4 @@
-"""What a plan may use beside what it may lose: `Bounds` as they are said, `0.25x` of the float network or so much in a unit.
+"""Limits on what a plan uses: `Bounds`, each relative to the float network (`0.25x`) or in a unit.
 
 bytes          of the file                            latency        milliseconds of one inference
 bops           Σ multiply-accumulates · weight bits · activation bits (HAWQ-V3)
@@ -49,7 +49,7 @@ class Bounds:
     average_bits: Bound | None = None
 
     def given(self) -> dict[str, Bound]:
-        """Those that there are, by name."""
+        """The given ones, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: bound for name, bound in values.items() if bound is not None}
 

@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}", "key = value lines", "mend the line that is named") from error
+        raise ConfigError(f"{path} is no TOML: {error}", "key = value lines", "correct that line") from error
     return table
 
 
@@ -97,7 +97,7 @@ def _checked(table: Mapping[str, Any], kinds: Mapping[str, _Kind], path: Path) -
             raise ConfigError(*unknown(f"key in {path}:", key, kinds))
         values[key] = kinds[key].read(value)
         if values[key] is None:
-            raise ConfigError(f"{path} has {key} = {value!r}", kinds[key].wanted, "mend this key, or leave it out")
+            raise ConfigError(f"{path} has {key} = {value!r}", kinds[key].wanted, "correct this key, or leave it out")
         if isinstance(values[key], Path):
             values[key] = (path.parent / values[key]).absolute()
     return values

@@ -1,4 +1,4 @@
-"""What a user may ask for: `Arguments` as they said it, text or objects, in any of three places; `Options` as the stages read it.
+"""What a user may request: `Arguments` as given, text or objects, in any of three places; `Options` as the stages read it.
 
 Text is parsed into values here, once. Standard library only, so that `quantkit --help` needs nothing else.
 """
@@ -86,7 +86,7 @@ class Options:
 
     `schemes` None is what `minimize` can use (`menu` says which). `fix` holds (group, scheme) pairs and `exclude` patterns of group
     names; whether they exist is known after the capture.
-    `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
+    `undecided` is how an undecided verdict counts: by the point estimate, or always as failed, or always as passed.
     `certificate` is on how many unseen plans predictions are tested, 0 to fit and test nothing.
     `confidence` is how sure the search must be that the gate will keep the promise. `bounds` are what a plan may use beside; after
     `time_limit_s` the search ends with the best so far. `output` is the ONNX file; `run` the folder that keeps the stages' results.
@@ -131,7 +131,7 @@ class Options:
             raise RequestError(got, "one of --max-bytes, --max-latency, --max-bops, --average-bits", "pass --max-bytes 0.25x")
         if self.minimize == "drop" and self.search == "bisection":
             got = "--search bisection with --minimize drop, which stops at the promise"
-            raise RequestError(got, "a search that goes on", "pass --search swaps or --search pareto")
+            raise RequestError(got, "a search that does not stop there", "pass --search swaps or --search pareto")
         if not 0.5 <= self.confidence < 1:
             raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
         for option, lowest in {"batch_size": 1, "memory_mb": 1, "threads": 1, "seed": 0, "split_seed": 0, "certificate": 0}.items():
@@ -154,7 +154,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
-    """All that can be said on the command line, in a call, a recipe or a configuration file; None is unsaid."""
+    """All that can be given on the command line, in a call, a recipe or a configuration file; None means not given."""
 
     data: Any = None
     calibration_data: Any = None

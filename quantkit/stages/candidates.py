@@ -1,4 +1,4 @@
-"""Candidates: a plan's file, written for a look at it, and what it loses on the search split."""
+"""Candidates: a plan's file, written to be measured, and its loss on the search split."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NEAR = {"softmax": 0.2, "identity": math.inf}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Everything a plan needs to become a file; `folder` is where files lie that are looked at once.
+    """Everything a plan needs to become a file; `folder` is for temporary files.
 
     `key` stands for all that the files follow from, besides the plan.
     """
@@ -124,7 +124,7 @@ class Judge:
         return min(NEAR[self.metric.curvature], sys.float_info.max)
 
     def settings(self) -> dict[str, Any]:
-        """What it takes to judge by the journal alone."""
+        """What is needed to judge by the journal alone, as JSON."""
         return {
             "key": self.key, "metric": self.metric.name, "unit": self.metric.unit, "near": self.near, "search_items": len(self.search),
             "gate_items": self.gate_items, "confidence": self.confidence,

@@ -1,4 +1,4 @@
-"""The predictor fitted to measured plans near the budget, and tested on others: what predictions are worth, printed with every plan."""
+"""The predictor fitted to measured plans near the budget, and tested on others; the certificate is printed with every plan."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def learn(
 
 
 def refit(predictor: Predictor, seen: Sequence[MeasuredLoss]) -> Predictor:
-    """The predictor with its losses fitted to what was seen."""
+    """The predictor with its losses fitted to the measured ones."""
     fitted = fit_losses(predictor.loss, predictor.interactions, seen)
     return replace(predictor, loss=fitted.loss, interactions=fitted.interactions)
 
@@ -89,7 +89,7 @@ def certify(
 
 
 def _near_budget(request: Request, space: Space, passes: Callable[[Plan], bool]) -> Plan:
-    """The cheapest plan of the front that was measured and passes, else the dearest; without a promise the middle one."""
+    """The cheapest plan of the front that was measured and passes, else the most expensive; without a promise the middle one."""
     if request.budget == EVERYTHING:
         return space.front[len(space.front) // 2]
     return next((plan for plan in space.front if passes(plan)), space.front[-1])

@@ -199,7 +199,7 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, unsup
         predicted = costs.latency.predicted_ms(verified.allocation)
         notes.append(
             f"Latency: predicted {predicted:.2f} ms, measured {verified.latency.quantized_ms:.2f} ms; "
-            f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} plans that the model never saw."
+            f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} held-out plans."
         )
     if request.options.minimize == "bytes" and verified.promised_bytes is not None:
         promised, written = verified.promised_bytes, verified.files.onnx.stat().st_size
@@ -227,7 +227,7 @@ def _why_float(request: Request, verified: Verified) -> str:
 
 
 def _share(row: Baseline, minimize: str) -> float | None:
-    """What a file takes of float's, of what is minimised; None where the table does not say."""
+    """What a file takes relative to float, of what is minimised; None where that is unknown."""
     return {"latency": row.latency_ratio, "bytes": row.bytes_ratio}.get(minimize)
 
 

@@ -1,4 +1,4 @@
-"""The simulation held against the file that ships: in which layers they part, by how much, and why, as far as that can be told."""
+"""The simulation compared with the file that ships: in which layers they differ, by how much, and why, as far as that is known."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class LayerDifference:
-    """Where the two part: the `share` of the values of `layer` that differ, and the largest `difference`, in codes or as a real number."""
+    """A layer where the two differ: the `share` of the values of `layer` that differ, and the largest `difference`, in codes or real."""
 
     layer: str
     share: float
@@ -90,7 +90,7 @@ class Parity:
         found = []
         if self.parted:
             others = f" and in {len(self.parted) - 1} more" if len(self.parted) > 1 else ""
-            found.append(f"Given the file's own input codes, the simulation parts from the file in {self.parted[0]}{others}.")
+            found.append(f"Given the file's own input codes, the simulation differs from the file in {self.parted[0]}{others}.")
         if self.exact < 1:
             begins = "; the runtime rounds elsewhere" if self.layers_exact is None else ""
             begins = begins if self.begins is None else f"; the first difference is in {self.begins}"

@@ -49,9 +49,9 @@ class Predictor:
         return tuple(Limit(self.resources[name], bound.at_most(self.floats[name])) for name, bound in bounds.given().items())
 
     def cost(self, minimize: str, bounds: Bounds) -> Resource:
-        """What is made small; of plans that nearly tie in it the faster: TIE_SHARE of the float network's for the whole of its latency.
+        """What is minimized; of plans that nearly tie in it the faster: TIE_SHARE of the float network's for the whole of its latency.
 
-        Where the drop is made small, that is what is bounded first.
+        Where the drop is minimized, that is what is bounded first.
         """
         name = next(iter(bounds.given())) if minimize == "drop" else minimize
         main, latency = Resource(self.sizes) if name == "bytes" else self.resources[name], self.resources["latency"]

@@ -2,7 +2,7 @@
 
 Along the front cost rises and predicted loss falls, so the cheapest plan that keeps the promise is found in ⌈log₂ n⌉ steps if the
 measured drop falls too. It is measured on a sample and need not fall everywhere; so a few plans just below the cut are measured as well.
-Where the least drop is wanted, only the dearest few are.
+Where the least drop is wanted, only the most expensive few are.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The linter: what a runtime will make of anyone's quantized ONNX file, before it is tried.
+"""The linter: checks any quantized ONNX file against the rules of a runtime, without running it.
 
 open_model.py   a file opened without trust
-graph_view.py   its graph as the rules look at it
+graph_view.py   its graph as the rules read it
 rule.py         what a rule is
 common.py · ort_cpu.py · openvino.py · tensorrt.py   the rules, one table a target
-fixes.py        mechanical fixes
+fixes.py        automatic fixes
 sarif.py        findings for code-scanning services
 """
 
@@ -60,12 +60,12 @@ def lint_file(path: Path, target: str) -> Linted:
 
 
 def fix_file(path: Path, target: str, output: Path) -> tuple[Linted, list[str]]:
-    """Write a copy of the file to `output` with the mechanical mends made; what is left to find in it, and which rules were mended.
+    """Write a copy of the file to `output` with the automatic fixes applied; its remaining findings, and the rules that were fixed.
 
     Raises as `lint_file` does, ModelError for what is not valid ONNX, and SchemeError where `output` is the file itself.
     """
     if output.resolve() == path.resolve():
-        raise SchemeError(f"--fix {output} is the file itself", "another file: nothing is mended in place", "name another file")
+        raise SchemeError(f"--fix {output} is the file itself", "another file: nothing is fixed in place", "name another file")
     rules = _rules(target)
     model = open_model(path)
     found = {finding.rule for finding in lint_model(model, rules)}

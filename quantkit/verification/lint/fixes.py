@@ -1,4 +1,4 @@
-"""Mechanical mends: edits that change no number that the network computes, or only its last bit. The linted file stays as it is."""
+"""Automatic fixes: edits that change no number that the network computes, or only its last bit. The linted file stays as it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOWEST = np.array(-3e38, np.float32)
 
 
 def fix_model(model: onnx.ModelProto, rules: set[str]) -> tuple[onnx.ModelProto, list[str]]:
-    """A copy with what these rules complain of mended, as far as that is mechanical, and the rules that were."""
+    """A copy in which the findings of these rules are fixed, as far as that is automatic, and the fixed rules."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     done = [rule for rule in FIXES if rule in rules and FIXES[rule](copied)]

@@ -1,4 +1,4 @@
-"""Anyone's ONNX file, opened without trust: nothing outside its folder is read, nothing of unbounded size is built, no code runs.
+"""Any ONNX file, opened without trust: nothing outside its folder is read, nothing of unbounded size is built, no code runs.
 
 What is wrong with a file as a file is a ModelError, one line; what is wrong with its network is the linter's business.
 """
