@@ -93,7 +93,7 @@ def _begun(request: Request, progress: Progress, command: str, job: str) -> Iter
 
 
 def run(request: Request, progress: Progress) -> Result:
-    """Allocate, export and judge. A promise that no plan keeps is no error: `kept` is then False and the nearest plan is written."""
+    """Allocate, export and judge. A promise that no plan keeps is not an error: `kept` is then False and the nearest plan is written."""
     job = job_fingerprint(request)
     with _begun(request, progress, "allocate", job) as (bench, network, scratch):
         folder = bench.store.folder

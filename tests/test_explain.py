@@ -123,7 +123,7 @@ def test_pins_menus_and_kernels_say_why_a_scheme_is_not_offered(allocated: Path)
 
     assert pinned.reason == PINNED and pinned.schemes[0].why == "chosen: pinned (--fix or --exclude)"
     assert set(pinned.not_offered.values()) == {"the group is pinned (--fix or --exclude)"}
-    assert "w8a8" not in free.not_offered and free.not_offered["w2a8"].startswith("not asked for")
+    assert "w8a8" not in free.not_offered and free.not_offered["w2a8"].startswith("not allowed")
     assert "no such kernel" in plain.not_offered["w4a8"]
 
 

@@ -195,7 +195,7 @@ def test_a_run_that_was_only_measured_has_a_page_without_a_verdict(run: Path) ->
 
 def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    assert "is no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
 
 
 # The charts.

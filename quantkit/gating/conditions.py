@@ -14,7 +14,7 @@ from quantkit.settings.bounds import Bound, parse_bound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """None is no condition. A `max_latency_ratio` and relative `max_bytes` are shares of the reference's, `int8_share` of all
+    """None means no condition. A `max_latency_ratio` and relative `max_bytes` are shares of the reference's, `int8_share` of all
     multiply-accumulates.
     """
 

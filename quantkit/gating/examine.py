@@ -126,7 +126,7 @@ class Examined:
         if as_planned and self.mismatches:
             found.append(f"{len(self.mismatches)} layers do not run as planned: {'; '.join(self.mismatches[:3])}")
         if int8_share is not None and self.int8_macs < int8_share:
-            found.append(f"{100 * self.int8_macs:.1f} % of the multiply-accumulates run in int8, {100 * int8_share:.1f} % were asked for")
+            found.append(f"{100 * self.int8_macs:.1f} % of the multiply-accumulates run in int8, {100 * int8_share:.1f} % are required")
         budget, verdict = self.budget, self.verdict
         if budget is not None and verdict is not None and not stands(verdict.decision, verdict.drop <= budget, "point"):
             found.append(f"{verdict.drop:.2f} lost, at most {budget:.2f} allowed ({verdict.decision})")
@@ -172,10 +172,10 @@ def examine(
 ) -> Examined:
     """Examine a file, or a run directory's, in the runtime of `target` (the plan's own, or else ONNX Runtime).
 
-    Raises ModelError for what is no safe ONNX file, OutputError for a folder without a plan.
+    Raises ModelError for what is not a safe ONNX file, OutputError for a folder without a plan.
     """
     if parity and not path.is_dir():
-        raise ModelError(f"--parity for {path}, which is no run", NO_RUN, "pass the run itself")
+        raise ModelError(f"--parity for {path}, which is not a run", NO_RUN, "pass the run itself")
     if not path.is_dir():
         return examine_file(
             path, target=target or SIMULATED, float_file=float_file, check=check, threads=threads, batch_size=batch_size, seed=seed

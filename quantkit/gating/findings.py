@@ -87,7 +87,7 @@ def judge_bytes(size: int, at_most: float) -> Finding:
 def judge_int8(share: float, at_least: float) -> Finding:
     """Read from the runtime's own graph, so decided. Shares are in percent, and a rounding of sums breaks nothing."""
     holds = share >= at_least - 1e-9
-    text = f"{100 * share:.1f} % of the multiply-accumulates run in int8, at least {100 * at_least:.1f} % asked for"
+    text = f"{100 * share:.1f} % of the multiply-accumulates run in int8, at least {100 * at_least:.1f} % required"
     return Finding("require-int8", _decided(holds), holds, 100 * share, 100 * at_least, "%", text)
 
 

@@ -79,7 +79,7 @@ class Lock:
 
 
 def read_lock(path: Path, name: str) -> Lock | None:
-    """The entry of the file `name`; None where the lock file has none of it. Raises ConfigError for what is no lock file."""
+    """The entry of the file `name`; None where the lock file has none of it. Raises ConfigError for what is not a lock file."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["schema"] != SCHEMA:
@@ -106,7 +106,7 @@ def read_lock(path: Path, name: str) -> Lock | None:
 
 
 def sole_name(path: Path, name: str) -> str:
-    """The entry of `path` that is meant by a file called `name`: its own, or the only one. Raises ConfigError for what is no lock file."""
+    """The entry in `path` of a file called `name`: its own, or the only one. Raises ConfigError for what is not a lock file."""
     try:
         names = list(json.loads(path.read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -27,7 +27,7 @@ from quantkit.loading.state import few, fill, find_state
 
 _PACKAGES = ("torch.nn", "torchvision", "transformers")
 _NAMED = 6
-_FILE = "a whole file that torch.save wrote"
+_FILE = "a complete file that torch.save wrote"
 _WITHOUT_PICKLE = "pass --trust-pickle if you trust its author, or save model.state_dict() and pass --arch package.module:function"
 _SAVE_AGAIN = "save it again: torch.save(model, 'model.pt') or torch.export.save(…)"
 

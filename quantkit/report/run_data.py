@@ -80,7 +80,7 @@ def read_evidence(folder: Path) -> Evidence:
     """What the run directory holds. Raises OutputError for a folder that is none."""
     request, graph = _json(folder / "request.json"), _json(folder / "graph.json")
     if request is None or graph is None:
-        raise OutputError(f"{folder} is no run", "a run directory of `quantkit allocate` or `measure`", "pass the folder that it printed")
+        raise OutputError(f"{folder} is not a run", "a run directory of `quantkit allocate` or `measure`", "pass the printed folder")
     result, front = _json(folder / "result.json"), _json(folder / "front.json")
     predictor, tables = read_predictor(folder) if (folder / TABLES).exists() else (None, {})
     groups = predictor.groups if predictor else _groups_of(folder, result)

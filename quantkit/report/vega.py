@@ -111,5 +111,5 @@ def document(spec: Spec, rows: Sequence[Row]) -> Spec:
 
 
 def rounded(value: float | None) -> float | None:
-    """Six digits that count; None for what is no number."""
+    """Six digits that count; None for what is not a number."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

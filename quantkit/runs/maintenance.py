@@ -71,7 +71,7 @@ class Status:
 
 
 def read_status(folder: Path) -> Status:
-    """Reads only. Raises OutputError for what is no run directory."""
+    """Reads only. Raises OutputError for what is not a run directory."""
     _check(folder)
     store, sessions = Run(folder), read_sessions(Run(folder))
     last = sessions[-1] if sessions else None
@@ -91,7 +91,7 @@ def read_status(folder: Path) -> Status:
 def clean(folder: Path, *, dry_run: bool) -> tuple[Kept, ...]:
     """Removes what is stale and what killed processes left, or, if `dry_run`, only says what that is.
 
-    Raises OutputError for what is no run directory, and for one that a process works in.
+    Raises OutputError for what is not a run directory, and for one that a process works in.
     """
     _check(folder)
     if dry_run:
@@ -111,7 +111,7 @@ def clean(folder: Path, *, dry_run: bool) -> tuple[Kept, ...]:
 
 def _check(folder: Path) -> None:
     if not (folder / "stages").is_dir():
-        raise OutputError(f"{folder} is no run directory", "one of `quantkit allocate` or `measure`", "check the path")
+        raise OutputError(f"{folder} is not a run directory", "one of `quantkit allocate` or `measure`", "check the path")
 
 
 def _stages(folder: Path, sessions: Sequence[Session]) -> tuple[tuple[Kept, ...], tuple[Kept, ...]]:

@@ -55,7 +55,7 @@ class Bounds:
 
 
 def parse_bounds(texts: Mapping[str, str | float | None]) -> Bounds:
-    """From the text or number of each, by name. Raises RequestError for what is no amount above 0."""
+    """From the text or number of each, by name. Raises RequestError for what is not an amount above 0."""
     return Bounds(**{name: parse_bound(name, text) for name, text in texts.items() if text is not None})
 
 
@@ -70,7 +70,7 @@ def parse_bound(name: str, text: str | float) -> Bound:
 
 
 def parse_seconds(text: str | float) -> float:
-    """`"10m"` → 600; a bare number is seconds. Raises RequestError for what is no time above 0."""
+    """`"10m"` → 600; a bare number is seconds. Raises RequestError for what is not a time above 0."""
     seconds = _amount(str(text), SECONDS)
     if not seconds > 0:
         raise RequestError(f"--time-limit {text}", "a time above 0", "write --time-limit 10m, 90s or 1h")

@@ -139,7 +139,7 @@ class Options:
             if value < lowest:
                 raise RequestError(
                     f"{_flag(option)} {value}",
-                    f"a whole number of at least {lowest}",
+                    f"an integer of at least {lowest}",
                     f"pass {_flag(option)} {max(lowest, 1)}, or leave it out",
                 )
 

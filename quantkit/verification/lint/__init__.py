@@ -54,7 +54,7 @@ class Linted:
 
 
 def lint_file(path: Path, target: str) -> Linted:
-    """What `target` will make of the file. Raises ModelError where it is no safe ONNX file, SchemeError for an unknown target."""
+    """What `target` will make of the file. Raises ModelError where it is not a safe ONNX file, SchemeError for an unknown target."""
     rules = _rules(target)
     return Linted(path, target, lint_model(open_model(path), rules))
 
