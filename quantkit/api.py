@@ -36,7 +36,7 @@ def allocate(
     `model` is a module, a recipe, or whatever the command line takes; it is left as it was. `data` is a DataLoader, any iterable of
     batches, tensors (inputs, labels), a dataset, a path, or a mapping with `calibration`, `search` and `gate`. What is left out
     comes from the recipe or, for a network from a file, from the configuration file here, else from `quantkit.Options`.
-    Raises RequestError for a request that is wrong; a promise that no plan keeps is no error: see `Result.kept`.
+    Raises RequestError for a wrong request; a promise that no plan keeps is not an error: see `Result.kept`.
     """
     arguments = Arguments(
         data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data, metric=metric, max_drop=max_drop,
@@ -78,7 +78,7 @@ def gate(
 ) -> gating.Gated:  # fmt: skip
     """Whether a file, or a run directory's, keeps these conditions, or by default those of its lock file: see `Gated.kept`.
 
-    Whoever made the file. A condition that is broken is no error; raises RequestError for a request that is wrong.
+    Takes any ONNX file. A broken condition is not an error; raises RequestError for a wrong request.
     """
     conditions = gating.parse_conditions(
         {"max_drop": max_drop, "keep": keep, "max_latency_ratio": max_latency_ratio, "max_bytes": max_bytes, "require_int8": require_int8}

@@ -87,7 +87,7 @@ def inspect(model: LoadedModel, example: Mapping[str, Tensor] | None, options: O
 
 @contextmanager
 def _begun(request: Request, progress: Progress, command: str, job: str) -> Iterator[tuple[Workbench, Network, Path]]:
-    """The workbench in the run directory, the captured network, and a folder for files that are looked at once."""
+    """The workbench in the run directory, the captured network, and a folder for temporary files."""
     folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
     with Run(folder) as store, scratch_folder(store) as scratch:
         bench = Workbench(store, progress, request.options.time_limit_s)
@@ -98,7 +98,7 @@ def _begun(request: Request, progress: Progress, command: str, job: str) -> Iter
 
 
 def run(request: Request, progress: Progress) -> Result:
-    """Allocate, export and judge. A promise that no plan keeps is no error: `kept` is then False and the nearest plan is written."""
+    """Allocate, export and judge. A promise that no plan keeps is not an error: `kept` is then False and the nearest plan is written."""
     job = job_fingerprint(request)
     with _begun(request, progress, "allocate", job) as (bench, network, scratch):
         folder = bench.store.folder
@@ -137,9 +137,9 @@ class _Tables:
     predictor: Predictor
     space: Space
     judge: Judge
-    seen: tuple[Seen, ...]
+    seen: tuple[MeasuredLoss, ...]
 
-    def refitted(self, bench: Workbench, request: Request, seen: tuple[Seen, ...]) -> _Tables:
+    def refitted(self, bench: Workbench, request: Request, seen: tuple[MeasuredLoss, ...]) -> _Tables:
         """The same with `seen` among what predictions are fitted to."""
         predictor = refit(self.prior, (*self.seen, *seen))
         again = replace(self, predictor=predictor, space=find_front(bench, request, predictor, "refitted_front"), seen=(*self.seen, *seen))
@@ -153,7 +153,7 @@ class _Tables:
 
     def write_front(self, bench: Workbench) -> dict[str, Any]:
         """front.json, with all that was measured so far."""
-        report = front_report(self.predictor, self.space, self.judge.looks(), self.judge.near)
+        report = front_report(self.predictor, self.space, self.judge.measured_plans(), self.judge.near)
         with write_atomically(bench.store.folder / "front.json") as temporary:
             temporary.write_text(json.dumps(report, indent=1, allow_nan=False))
         return report

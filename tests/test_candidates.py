@@ -128,7 +128,7 @@ def test_broken_anchors_say_nothing_about_small_losses(judge: Judge, monkeypatch
     looks = {"w8a8": 0.01, "w4a8": 1.0}
     for scheme, divergence in looks.items():
         monkeypatch.setattr(room, "divergence", lambda *_, value=divergence: value)
-        judge.look(plans(scheme)[0])
+        judge.measure(plans(scheme)[0])
     measure = judge.expect(plans("w8a8", "w4a8"))
     measure(plans("w4a8")[0])
 

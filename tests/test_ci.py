@@ -212,7 +212,7 @@ def test_answer(assert_keeps):
     ran = pytester.runpytest_inprocess(*([] if installed else ["-p", "quantkit.cli.pytest_plugin"]), "-p", "no:cacheprovider")
 
     ran.assert_outcomes(passed=2, failed=1)
-    ran.stdout.fnmatch_lines(["*does not keep what was promised of it*", "*max-bytes: broken: *at most 10 B allowed*"])
+    ran.stdout.fnmatch_lines(["*does not meet its conditions*", "*max-bytes: broken: *at most 10 B allowed*"])
     ran.stdout.no_fnmatch_line("*pytest_plugin.py*Error*")
 
 

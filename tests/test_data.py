@@ -162,7 +162,7 @@ def remove(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "spoil, says",
     [
-        (lambda f: (f / "dog/a.png").write_text("not an image"), "dog/a.png.*it is no image"),
+        (lambda f: (f / "dog/a.png").write_text("not an image"), "dog/a.png.*it is not an image"),
         (lambda f: (f / "dog/a.png").write_bytes(b""), "dog/a.png"),
         (lambda f: (f / "dog/a.png").write_bytes(png(0)[:-40]), "dog/a.png"),
         (lambda f: (f / "dog/a.png").unlink(), "cannot read image dog/a.png"),

@@ -110,7 +110,7 @@ def test_what_was_asked_for_and_is_not_so(result: Result, tmp_path: Path) -> Non
     onnx.save(model, wrecked)
     found = look(wrecked, result.files.float_onnx, resolve_check(Arguments(data=str(shard(tmp_path)), max_drop="0.5")))
     failures = found.failures(as_planned=False, int8_share=0.99)
-    assert len(failures) == 2 and "99.0 % were asked for" in failures[0] and "at most 0.50 allowed (broken)" in failures[1]
+    assert len(failures) == 2 and "99.0 % are required" in failures[0] and "at most 0.50 allowed (broken)" in failures[1]
 
 
 def test_every_weighted_node_of_the_runtime_s_own_file_is_found(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_the_command(result: Result, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "every layer runs as planned" in capsys.readouterr().out
     assert main(["verify", str(result.run), "--require-int8", "100%", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
-    assert told["executed"]["as_planned"] is True and "asked for" in told["failures"][0]
+    assert told["executed"]["as_planned"] is True and "are required" in told["failures"][0]
     arguments = ["--float", str(result.files.float_onnx), "--data", str(shard(tmp_path)), "--max-drop", "20"]
     assert main(["verify", str(result.files.onnx), *arguments]) == 0
     assert "lost" in capsys.readouterr().out
@@ -345,7 +345,7 @@ def test_the_command(result: Result, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (told["parity"]["layers_exact"], told["parity"]["items"], told["parity"]["random_items"]) == (1.0, 200, False)
     assert told["saturation"] == {"here": probe.saturates(), "layers_at_risk": []}
     assert main(["verify", str(broken(result, tmp_path / "broken")), "--parity"]) == 1
-    assert "the simulation parts from the file in point (" in " ".join(capsys.readouterr().out.split())
+    assert "the simulation differs from the file in point (" in " ".join(capsys.readouterr().out.split())
     assert main(["verify", str(result.files.onnx), "--parity"]) == 2
     assert "a run directory" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "absent.onnx")]) == 2

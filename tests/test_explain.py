@@ -75,11 +75,11 @@ def test_what_was_tried_is_what_the_journal_holds(allocated: Path) -> None:  # n
 
 def test_two_measured_plans_that_differ_in_the_group_alone_are_found(run: Path) -> None:  # noqa: F811
     evidence = read_evidence(run)
-    allocation, look = evidence.looks[0]
+    allocation, look = evidence.measured_plans[0]
     other = next(scheme for scheme in ("w8a8", "w4a8") if scheme != allocation["down"])
-    looks = (evidence.looks[0], ({**allocation, "down": other}, {**look, "drop": look["drop"] + 1.5}), evidence.looks[1])
+    looks = (evidence.measured_plans[0], ({**allocation, "down": other}, {**look, "drop": look["drop"] + 1.5}), evidence.measured_plans[1])
 
-    (row,) = explain(replace(evidence, looks=looks), "down").alone
+    (row,) = explain(replace(evidence, measured_plans=looks), "down").alone
 
     assert {row.before, row.after} == {allocation["down"], other} and abs(row.drop) == 1.5
 
@@ -121,9 +121,9 @@ def test_pins_menus_and_kernels_say_why_a_scheme_is_not_offered(allocated: Path)
     evidence = read_evidence(allocated)
     pinned, free, plain = (explain(evidence, name) for name in ("stem", "down", "add"))
 
-    assert pinned.reason == PINNED and pinned.schemes[0].why == "chosen: you said so (--fix or --exclude)"
-    assert set(pinned.not_offered.values()) == {"you pinned the group (--fix or --exclude)"}
-    assert "w8a8" not in free.not_offered and free.not_offered["w2a8"].startswith("not asked for")
+    assert pinned.reason == PINNED and pinned.schemes[0].why == "chosen: pinned (--fix or --exclude)"
+    assert set(pinned.not_offered.values()) == {"the group is pinned (--fix or --exclude)"}
+    assert "w8a8" not in free.not_offered and free.not_offered["w2a8"].startswith("not allowed")
     assert "no such kernel" in plain.not_offered["w4a8"]
 
 

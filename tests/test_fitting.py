@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quantkit.allocation import Resource, Seen, draw, fit_losses
+from quantkit.allocation import MeasuredLoss, Resource, draw, fit_losses
 from quantkit.allocation.prediction.certificate import Agreement, Certificate, band, beyond_additive, is_within
 from quantkit.core.graph import Group
 from quantkit.core.table import Interactions, Table
@@ -111,7 +111,7 @@ def test_impossible_schemes_stay_impossible_and_float_stays_without_loss() -> No
     gap = replace(loss, values=values)
     matrix = interactions.matrix.copy()
     matrix[2], matrix[:, 2] = 0.0, 0.0
-    seen: list[Seen] = [(plan | {"g0": "w8a8"}, 1.0 + place) for place, plan in enumerate(plans(12))]
+    seen: list[MeasuredLoss] = [(plan | {"g0": "w8a8"}, 1.0 + place) for place, plan in enumerate(plans(12))]
     fitted = fit_losses(gap, replace(interactions, matrix=matrix), seen)
     assert np.isnan(fitted.loss.values[0, 2]) and np.isfinite(np.delete(fitted.loss.values.ravel(), 2)).all()
     assert fitted.predicted(dict.fromkeys(NAMES, "fp32")) == 0
@@ -119,7 +119,7 @@ def test_impossible_schemes_stay_impossible_and_float_stays_without_loss() -> No
 
 
 @pytest.mark.parametrize("seen", [[], [({**dict.fromkeys(NAMES, "w8a8")}, 0.0)] * 5])
-def test_nothing_seen_changes_nothing(seen: list[Seen]) -> None:
+def test_nothing_seen_changes_nothing(seen: list[MeasuredLoss]) -> None:
     loss, interactions = prior()
     fitted = fit_losses(loss, interactions, seen)
     assert fitted.loss is loss and fitted.interactions is interactions
@@ -127,7 +127,7 @@ def test_nothing_seen_changes_nothing(seen: list[Seen]) -> None:
 
 def test_plans_that_lose_nothing_do_not_outweigh_all_others() -> None:
     loss, _ = prior()
-    lossless: list[Seen] = [(dict.fromkeys(NAMES, "fp32"), 0.0)] * 8
+    lossless: list[MeasuredLoss] = [(dict.fromkeys(NAMES, "fp32"), 0.0)] * 8
     fitted = fit_losses(loss, None, [*lossless, *((plan, 3 * loss.total(plan)) for plan in plans(6))])
     assert fitted.own == pytest.approx(3.0)
 
@@ -190,8 +190,8 @@ def test_planted_interactions_are_seen_and_none_are_made_up() -> None:
     seen, additive = (beyond_additive(loss, interactions, plans(60)) for interactions in (planted, alone))
 
     assert seen is not None and seen > 0.5
-    assert f"; {100 * seen:.0f} % of the predicted variance is no sum over layers" in line_of(loss, planted)
-    assert additive == pytest.approx(0) and "; 0 % of the predicted variance is no sum over layers" in line_of(loss, alone)
+    assert f"; {100 * seen:.0f} % of the predicted variance is not additive over layers" in line_of(loss, planted)
+    assert additive == pytest.approx(0) and "; 0 % of the predicted variance is not additive over layers" in line_of(loss, alone)
 
 
 def test_interactions_that_were_not_measured_are_not_reported() -> None:

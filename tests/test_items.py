@@ -141,7 +141,7 @@ def test_answers_that_are_not_finite_are_refused_before_any_stage(tmp_path: Path
             return found
 
     monkeypatch.setattr(network, "capture", refuse_work)
-    with pytest.raises(DataError, match="Broken answers with NaN or infinite values"):
+    with pytest.raises(DataError, match="Broken returns NaN or infinite values"):
         quantkit.allocate(Broken(), data=with_labels(toys.images(ITEMS, seed=4)[1]), max_drop=10.0, run=tmp_path / "run")
     assert stages_of(tmp_path / "run") == []
 

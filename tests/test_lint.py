@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -377,14 +378,14 @@ def test_a_name_that_the_file_has_for_something_else_is_not_taken(tmp_path: Path
     assert ran.min() < 1.0  # a Max with 7 would have raised everything
 
 
-def test_what_is_not_valid_is_not_mended(tmp_path: Path) -> None:
+def test_what_is_not_valid_is_not_fixed(tmp_path: Path) -> None:
     onnx.save(CASES["Q001"][1](), tmp_path / "before.onnx")
     with pytest.raises(ModelError, match="not valid ONNX"):
         fix_file(tmp_path / "before.onnx", "ort-cpu", tmp_path / "after.onnx")
     assert not (tmp_path / "after.onnx").exists()
 
 
-def test_nothing_is_mended_in_place(tmp_path: Path) -> None:
+def test_nothing_is_fixed_in_place(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(GOOD_CONV(), path)
     with pytest.raises(SchemeError, match="in place"):

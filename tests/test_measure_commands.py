@@ -120,8 +120,8 @@ def test_when_the_time_is_up_the_best_so_far_is_written(tmp_path: Path, monkeypa
 
     looked = (tmp_path / "run" / "measured.jsonl").read_text().splitlines()
     assert result.files.onnx.is_file() and len(looked) <= 2  # one look, and the float network if that did not pass
-    (note,) = [note for note in result.notes if note.startswith("The time was up after ")]
-    assert "More time would measure next a plan of" in note
+    (note,) = [note for note in result.notes if note.startswith("The time limit was reached after ")]
+    assert "More time would next measure a plan of" in note
 
 
 def test_without_a_time_limit_nothing_is_ever_late(tmp_path: Path) -> None:

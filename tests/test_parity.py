@@ -36,8 +36,8 @@ from quantkit.verification.parity import (
     RANDOM_ITEMS,
     SATURATES,
     UNKNOWN,
+    LayerDifference,
     Parity,
-    Parting,
     compare_outputs,
     compare_simulation,
     random_items,
@@ -359,4 +359,4 @@ def test_only_the_three_shares_are_what_other_tools_read() -> None:
 
     assert found.shares() == {"items": 8, "agreement": 0.5, "exact": 0.25, "layers_exact": 0.75}
     assert str(parting) == "a (25 % of its values differ, by at most 3 codes; cause: unknown)"
-    assert str(Parting("b", 0.5, 0.125, False, FLOAT)).startswith("b (50 % of its values differ, by at most 0.125; cause: it is")
+    assert str(LayerDifference("b", 0.5, 0.125, False, FLOAT)).startswith("b (50 % of its values differ, by at most 0.125; cause: it is")

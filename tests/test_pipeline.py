@@ -38,7 +38,7 @@ from quantkit.runs.workbench import Workbench
 from quantkit.runtimes import evaluation
 from quantkit.sensitivity import hessian
 from quantkit.stages import candidates, network, scores_and_costs, search, verdict
-from quantkit.verification.parity import Parity, Parting
+from quantkit.verification.parity import LayerDifference, Parity
 
 ITEMS = 300
 

@@ -55,7 +55,7 @@ def test_two_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
         ("def recipe(): return {}", "gave dict; wanted a quantkit.Recipe"),
         ("def recipe(): return Recipe(model=0, data=0, max_dorp=1)", "did you mean 'max_drop'"),
         ("def recipe(): return Recipe(model=0)", "missing 1 required keyword-only argument: 'data'"),
-        ("def recipe(): return Recipe(model=0, data=0, gate=0)", "gate = 0; wanted a whole number above 0"),
+        ("def recipe(): return Recipe(model=0, data=0, gate=0)", "gate = 0; wanted an integer above 0"),
         ("def recipe(): return Recipe(model=0, data=0, target=8)", "target = 8; wanted a text"),
         ("def recipe(): return Recipe(model=0, data=0, schemes='w8a8')", "schemes = 'w8a8'; wanted a tuple"),
     ],
@@ -71,7 +71,7 @@ def test_a_missing_file_and_one_that_is_no_python_are_refused(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="no recipe file"):
         load_recipe(tmp_path / "absent.py")
     (tmp_path / "recipe.txt").write_text("x")
-    with pytest.raises(ConfigError, match="is no Python file"):
+    with pytest.raises(ConfigError, match="is not a Python file"):
         load_recipe(tmp_path / "recipe.txt")
 
 

@@ -195,7 +195,7 @@ def test_a_run_that_was_only_measured_has_a_page_without_a_verdict(run: Path) ->
 
 def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    assert "is no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
 
 
 # The charts.
@@ -276,7 +276,7 @@ def test_latency_is_held_against_the_plans_that_the_model_never_saw(allocated: P
     rows = [row for row in prediction_chart(evidence, plan_rows(evidence)).rows if row["what"] == "latency"]
     tested = document(allocated, "tables.json")["latency_fit"]["tested"]
 
-    assert [(row["predicted"], row["measured"]) for row in rows if row["kind"] == "never seen by the model"] == [
+    assert [(row["predicted"], row["measured"]) for row in rows if row["kind"] == "held out"] == [
         pytest.approx(pair, rel=1e-5) for pair in tested
     ]
     assert len(tested) == 3 and [row["kind"] for row in rows].count("this plan") == 1

@@ -134,7 +134,7 @@ def test_a_full_disk_is_found_before_the_work(place: Path, monkeypatch: pytest.M
     with pytest.raises(OutputError, match="No space left") as refused:
         resolve(module(), said(output="x.onnx"))
     assert not refused.value.next_step.startswith("make it"), "the folder is there"
-    with pytest.raises(OutputError, match="make it, or name another"):
+    with pytest.raises(OutputError, match="create it, or choose another"):
         resolve(module(), said(output="missing/x.onnx"))
 
 

@@ -18,7 +18,7 @@ from quantkit.cli import main
 from quantkit.core.errors import OutputError
 from quantkit.core.progress import Silent
 from quantkit.core.store import Run
-from quantkit.runs.history import changes, told
+from quantkit.runs.history import changes, shortened
 from quantkit.runs.maintenance import ALWAYS, STAGES, Kept, clean, read_status
 from quantkit.runs.stored_plan import read_plan
 from quantkit.runs.workbench import Workbench
@@ -183,8 +183,8 @@ def test_the_commands_print_what_there_is(run: Path, capsys: pytest.CaptureFixtu
     assert main(["status", str(run)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "request 2, allocate of" in shown and "came to its end" in shown
-    assert "changed since the request before it: max drop (10 → 9), observer (mse → minmax)" in shown
-    assert "asked again, the last request would do: capture" in shown
+    assert "changed since the previous request: max drop (10 → 9), observer (mse → minmax)" in shown
+    assert "the last request would still compute: capture" in shown
 
     assert main(["status", str(run), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
@@ -201,12 +201,12 @@ def test_the_commands_print_what_there_is(run: Path, capsys: pytest.CaptureFixtu
     ids=["text", "number", "none", "schemes", "share"],
 )
 def test_short_values_are_told_as_they_are(value: Any, text: str) -> None:
-    assert told(value) == text
+    assert shortened(value) == text
 
 
 @pytest.mark.parametrize("value", ["a" * 40, "#1", {"a": 1}, b"1", ""], ids=["long", "like a hash", "mapping", "bytes", "empty"])
 def test_other_values_are_told_apart_by_a_hash(value: Any) -> None:
-    assert told(value).startswith("#") and told(value) == told(value) != told("b" * 40)
+    assert shortened(value).startswith("#") and shortened(value) == shortened(value) != shortened("b" * 40)
 
 
 def test_changes_name_both_values_unless_they_are_hashes() -> None:

@@ -233,7 +233,7 @@ def test_the_drop_is_expected_in_proportion_to_the_divergence_of_plans_already_s
 
     assert (told.rate, told.error) == (pytest.approx(20), pytest.approx(2.5))
     assert Expectation.fit(np.array([-1.0, 0.5]), np.array([1.0, 1.0]), np.array([0.1, 0.1])).rate == 0
-    assert Expectation.fit(np.array([]), np.array([]), np.array([])) == UNKNOWING
+    assert Expectation.fit(np.array([]), np.array([]), np.array([])) == UNKNOWN_RATE
 
 
 @pytest.mark.parametrize("rate", [0.0, 30.0], ids=["others lost nothing", "others lost"])

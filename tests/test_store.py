@@ -185,9 +185,9 @@ def test_a_damaged_stage_counts_as_absent(run):
 
 def test_what_is_no_json_is_our_fault_and_leaves_nothing(run):
     for data in ({"x": float("nan")}, {"x": object()}):
-        with pytest.raises(ContractError, match="the result of stage 'cost' is no JSON"):
+        with pytest.raises(ContractError, match="the result of stage 'cost' is not JSON"):
             run.put("cost", fingerprint(1), data)
-        with pytest.raises(ContractError, match="a record of the journal is no JSON"):
+        with pytest.raises(ContractError, match="a record of the journal is not JSON"):
             run.append(data)
 
     assert files(run.folder / "stages") == []
@@ -251,7 +251,7 @@ def test_a_full_disk_leaves_the_journal_as_it_was(run):
 def test_a_journal_line_that_is_no_json_is_named(run):
     (run.folder / "measured.jsonl").write_text('{"drop": 1}\nrubbish\n{"drop": 2}\n')
 
-    with pytest.raises(OutputError, match="line 2 is no JSON"):
+    with pytest.raises(OutputError, match="line 2 is not JSON"):
         run.records()
 
 

@@ -18,7 +18,7 @@ from test_stored_plan import wide
 from test_tensorrt import planned
 
 from quantkit.export import tensorrt_build as script
-from quantkit.export.companions import SCRIPT, write_beside
+from quantkit.export.companions import SCRIPT, write_companions
 from quantkit.runs.stored_plan import export_plan
 
 
@@ -34,7 +34,7 @@ def test_the_command_names_the_file_and_no_precision(tmp_path: Path) -> None:
         assert f"  {option} \\\n" in text
     assert not any(flag in text.replace("no --fp16, --int8 or --best", "") for flag in ("--fp16", "--int8", "--best"))
     assert copied.read_text() == Path(str(script.__file__)).read_text()
-    assert write_beside(exported.file, work.graph, "ort-cpu") == ()
+    assert write_companions(exported.file, work.graph, "ort-cpu") == ()
 
 
 def test_the_command_runs_trtexec_in_the_file_s_folder(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def measure(name: str, seed: int, runs: Path) -> None:
         bed = prepare(bench, name, seed, scratch)
         gauge, rows = Gauge(bed, SIZES[name], store), []
         for method, way, cost, place, allocation in plans(bench, bed, name, seed):
-            look = gauge.look(allocation)
+            look = gauge.measure(allocation)
             rows.append({"network": name, "seed": seed, "method": method, "way": way, "cost": cost, "place": place,
                          "spent": bed.costs[cost].total(allocation), **look})  # fmt: skip
         for path in folder.glob("float-*.onnx"):

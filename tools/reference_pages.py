@@ -22,7 +22,7 @@ WRITTEN = "Written by `python tools/reference_pages.py`"
 
 TAKES: dict[str, tuple[Any, ...]] = {
     "": (bool,),
-    "a whole number": (int, int | None),
+    "an integer": (int, int | None),
     "a number": (float, float | None),
     "a path": (Path, Path | None),
     "text, again and again": (list[str] | None,),

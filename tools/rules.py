@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "lint-rules.md"
 HEAD = """# The rules of `quantkit lint`
 
 Written by `python tools/rules.py` from the tables in `quantkit/verification/lint/`. *error*: the file will not load, or computes wrongly;
-*warning*: it is slower or less exact than it looks. Each rule has a file that breaks it and one that does not in
+*warning*: it is slower or less exact than the graph suggests. Each rule has a file that breaks it and one that does not in
 `tests/test_lint.py`, which also runs the runtime (ONNX Runtime, OpenVINO) where a rule says that something runs in float or does not load.
 """
 

@@ -1,4 +1,4 @@
-"""Which scheme each group gets: solvers over tables of floats. numpy and scipy only; no network in sight.
+"""Which scheme each group gets: solvers over tables of floats. numpy and scipy only; independent of networks.
 
 plan.py       Plan, Edge, Resource, Limit, Shortage
 front.py      solve, cheapest, front, shortage: least predicted loss within a cost budget and other limits
@@ -10,11 +10,11 @@ problem.py    the tables as options; predict: any allocation's loss and cost
 
 greedy.py     the quick descent                  pareto.py      the whole front by dynamic programming
 milp.py       any mix of limits, proven optimal  quadratic.py   the same under interactions
-relaxation.py the bound behind its gap           program.py     the rows of both, for highs.py, the solver's one door
+relaxation.py the bound behind its gap           program.py     the rows of both, for highs.py, which calls the solver
 """
 
 from quantkit.allocation.drawing import draw
-from quantkit.allocation.fitting import Seen, fit_losses, predicted_loss
+from quantkit.allocation.fitting import MeasuredLoss, fit_losses, predicted_loss
 from quantkit.allocation.front import SOLVERS, cheapest, front, shortage, solve, undominated
 from quantkit.allocation.neighbours import neighbours
 from quantkit.allocation.ordering import order
@@ -27,9 +27,9 @@ __all__ = [
     "Binding",
     "Edge",
     "Limit",
+    "MeasuredLoss",
     "Plan",
     "Resource",
-    "Seen",
     "Shortage",
     "cheapest",
     "distances",

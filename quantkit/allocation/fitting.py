@@ -22,7 +22,7 @@ from scipy.optimize import nnls
 
 from quantkit.core.table import Floats, Interactions, Table
 
-Seen = tuple[Mapping[str, str], float]  # a plan, and the loss that was measured of it
+MeasuredLoss = tuple[Mapping[str, str], float]  # a plan, and the loss that was measured of it
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, np.inf)  # how firmly options are held, in shares of what a plan's own options weigh
 FLOOR = 0.02  # of the median loss of plans that lose: below, noise is more than the loss itself
 LEAST = 0.1  # of what was predicted: θ falls no lower
@@ -48,7 +48,7 @@ def predicted_loss(loss: Table, interactions: Interactions | None, allocation: M
     return loss.total(allocation) if interactions is None else interactions.predicted(allocation)
 
 
-def fit_losses(loss: Table, interactions: Interactions | None, seen: Sequence[Seen]) -> FittedLosses:
+def fit_losses(loss: Table, interactions: Interactions | None, seen: Sequence[MeasuredLoss]) -> FittedLosses:
     """The tables fitted to what was `seen`; as they are where that is fewer than three plans, or says that nothing loses."""
     measured = np.array([value for _, value in seen])
     if len(seen) < 3 or not measured.max() > 0:

@@ -78,7 +78,7 @@ def solve(
 
     None if no allocation is within the budget and `limits`; `shortage` then says why. With `interactions` the loss is ½ x'Mx, its diagonal
     in place of `loss`, and `seed` draws the random starts of the search for it. `solver` is one of `SOLVERS`, the fitting one if None.
-    Raises SchemeError for a pin that is no group, or no scheme of that group; RequestError for a solver that cannot do it.
+    Raises SchemeError for a pin that is not a group, or no scheme of that group; RequestError for a solver that cannot do it.
     """
     problem = build(loss, cost, groups, interactions=interactions, edges=edges, limits=limits, fixed=fixed)
     if solver is None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from quantkit.allocation.problem import Chosen, Floats, Form, Problem, Within
 
-_NOTHING = 1e-12  # a share of a limit that is no saving
+_NOTHING = 1e-12  # a share of a limit that is not a saving
 
 
 def descend(problem: Problem, limits: Sequence[Within], start: Chosen | None = None) -> Chosen | None:

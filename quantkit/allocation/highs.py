@@ -1,4 +1,4 @@
-"""The one door to scipy's HiGHS: proven optimality, and nothing on our stdout."""
+"""The only module that calls scipy's HiGHS: proven optimality, and nothing on our stdout."""
 
 from __future__ import annotations
 

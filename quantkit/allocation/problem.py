@@ -63,7 +63,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Within:
-    """At most so much of a form. An excess is told as a share of `at_most` and the `offset` that the form leaves out."""
+    """At most so much of a form. An excess is a share of `at_most` and the `offset` that the form leaves out."""
 
     form: Form
     at_most: float

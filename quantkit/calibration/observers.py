@@ -30,7 +30,7 @@ ACTIVATION = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observed:
-    """What was seen: exact `low` and `high`, and how many values fell in each of BINS equal bins over [−bound, bound)."""
+    """What was observed: exact `low` and `high`, and how many values fell in each of BINS equal bins over [−bound, bound)."""
 
     low: float
     high: float
@@ -87,7 +87,7 @@ def _histogram(values: Tensor, bound: float) -> NDArray[np.float64]:
 
 
 def min_max(seen: Observed) -> tuple[float, float]:
-    """The whole range that was seen."""
+    """The whole observed range."""
     return seen.low, seen.high
 
 
@@ -122,7 +122,7 @@ OBSERVERS: dict[str, Callable[[Observed], tuple[float, float]]] = {
 
 
 def read_range(seen: Observed, observer: str) -> tuple[float, float]:
-    """The (low, high) that `observer` reads from what was seen. Raises SchemeError for an unknown observer."""
+    """The (low, high) that `observer` reads from what was observed. Raises SchemeError for an unknown observer."""
     if observer not in OBSERVERS:
         raise SchemeError(*unknown("observer", observer, OBSERVERS))
     return OBSERVERS[observer](seen)

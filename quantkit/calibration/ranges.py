@@ -1,4 +1,4 @@
-"""Batches through the float network → what was seen on each activation that a layer reads or writes."""
+"""Runs batches through the float network and observes each activation that a layer reads or writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quantkit.network.captured import Captured
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranges:
-    """What calibration saw, by tensor name."""
+    """What calibration observed, by tensor name."""
 
     seen: Mapping[str, Observed]
 

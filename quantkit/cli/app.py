@@ -174,15 +174,15 @@ def export(
     run: Annotated[Path, Argument(help="The run directory of an allocation.")],
     output: Annotated[Path, Option(help="The ONNX file to write.")],
     target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
-    adapt: Annotated[bool, Option("--adapt", help="Change what the target cannot run, instead of refusing it.")] = False,
-    check: Annotated[bool, Option("--check", help="Compute the file in ONNX Runtime, literally, and in ONNX's reference.")] = False,
+    adapt: Annotated[bool, Option("--adapt", help="Change layers that the target cannot run, instead of failing.")] = False,
+    check: Annotated[bool, Option("--check", help="Compare ONNX Runtime without optimisations with ONNX's reference.")] = False,
     data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Write a stored plan's file again, for any target, and measure it there; exit 1 if the file is not as it should be.
+    """Write the file of a stored plan for any target, and measure it there; exit 1 if a check fails.
 
-    Neither the model nor data is needed; with --data, what the file loses is measured too.
+    Neither the model nor data is needed. With --data, the loss is measured too.
 
     quantkit export runs/resnet20-0123abcd --target tensorrt --adapt --output resnet20.trt.onnx
     """
@@ -211,7 +211,7 @@ def export(
         if as_json:
             print_json({**linted.to_json(), **told, "examined": found.to_json(), "failures": failures})
         else:
-            for note in [*exported.notes, *(f"beside it: {path}" for path in exported.beside)]:
+            for note in [*exported.notes, *(f"also written: {path}" for path in exported.beside)]:
                 print(note)
             if checked is not None:
                 tables.show_pairs("On random inputs, ONNX Runtime without optimisations against ONNX's reference", checked)
@@ -229,12 +229,12 @@ def verify(
     target: Annotated[str | None, Option(help="The runtime to run it in: default: the plan's own, else ort-cpu.")] = None,
     data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
-    require_as_planned: Annotated[bool, Option("--require-as-planned", help="Fail where a layer does not run as planned.")] = False,
-    require_int8: Annotated[str | None, Option(help="Fail where fewer multiply-accumulates run in int8, such as 95%.")] = None,
-    parity: Annotated[bool, Option("--parity", help="Of a run: fail where a layer computes other codes than the simulation.")] = False,
+    require_as_planned: Annotated[bool, Option("--require-as-planned", help="Fail if a layer does not run as planned.")] = False,
+    require_int8: Annotated[str | None, Option(help="Fail if a smaller share of multiply-accumulates runs in int8, such as 95%.")] = None,
+    parity: Annotated[bool, Option("--parity", help="For a run: fail if a layer computes other codes than the simulation.")] = False,
     threads: Threads = None, batch_size: BatchSize = None, seed: Seed = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Examine a file: what runs in int8, what it loses on all of --data, how fast it is; exit 1 if what was asked for is not so.
+    """Measure a file: what runs in int8, the loss on all of --data, and latency; exit 1 if a requirement is not met.
 
     quantkit verify model.int8.onnx --float model.onnx --data images/ --max-drop 0.5 --require-int8 95%
     """
@@ -264,7 +264,7 @@ def verify(
 
 @app.command()
 def lint(
-    file: Annotated[Path, Argument(help="An ONNX file, whoever made it.")],
+    file: Annotated[Path, Argument(help="Any quantized ONNX file.")],
     target: Annotated[str, Option(help="The runtime that it is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
     strict: Annotated[bool, Option("--strict", help="Let warnings fail too.")] = False,
     fix: Annotated[Path | None, Option(help="Write a copy with the mechanical fixes made.")] = None,
@@ -298,7 +298,9 @@ def lint(
 
 @app.command()
 def doctor(
-    measure: Annotated[bool, Option("--measure", help="Run int8 layers on this machine: do they saturate, what do they gain?")] = False,
+    measure: Annotated[
+        bool, Option("--measure", help="Run int8 layers on this machine: whether their sums saturate, and how fast they are.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Report what this machine's processor can do, which versions are installed, and which targets are usable.
@@ -327,7 +329,7 @@ def doctor(
 
 @app.command()
 def demo(output: Output = None, run: RunFolder = None, as_json: Json = False) -> None:
-    """Train a small network on handwritten digits, and do the whole job on it.
+    """Train a small network on handwritten digits and quantize it.
 
     quantkit demo --run runs/digits
     """
@@ -369,7 +371,7 @@ def _file_of(recipe: Callable[[], object]) -> str:
 
 
 def _judge(job: Callable[[ConsoleProgress], Result], as_json: bool) -> None:
-    """Do the job, show its result, and exit with the verdict."""
+    """Run the job, show its result, and exit with the verdict."""
 
     def show(result: Result) -> int:
         if as_json:

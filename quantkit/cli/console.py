@@ -1,4 +1,4 @@
-"""Progress on stderr: bars with the time that is left where a person watches, one line a stage where a file does."""
+"""Progress on stderr: bars with the remaining time on a terminal, one line per stage in a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDE = 400  # columns where no terminal reads, so that no name in a table is cut
 
 
 class ConsoleProgress:
-    """Draws stages, each inside the one that opened it; a finished one leaves a line with its seconds."""
+    """Draws nested stages; a finished stage leaves a line with its seconds."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -56,7 +56,7 @@ def watch() -> Iterator[ConsoleProgress]:
 
 
 def worked(job: Callable[[ConsoleProgress], T]) -> T:
-    """What the job gives, its progress drawn, and whatever libraries print kept off standard output."""
+    """Run the job with its progress drawn; what libraries print is kept off standard output."""
     with results_only(), watch() as progress:
         return job(progress)
 

@@ -1,6 +1,6 @@
-"""Any error → one clear line on stderr and an exit code. The one broad except of the command line stands here.
+"""Any error → one line on stderr and an exit code. Holds the only broad except of the command line.
 
-0 kept · 1 not kept · 2 the request is wrong · 3 our fault, with a short report file · 130 interrupted · 141 nobody reads the output
+0 kept · 1 not kept · 2 wrong request · 3 internal error, with a short report file · 130 interrupted · 141 broken pipe
 """
 
 from __future__ import annotations
@@ -26,31 +26,33 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Run `command` and answer its exit code, or the one of the error that it ended in, told on stderr."""
+    """Run `command` and return its exit code, or that of the error that it ended in, after one line on stderr."""
     try:
         code = command()
         sys.stdout.flush()  # here, and not as the interpreter ends: what is still held back may find no reader either
         return code
     except KeyboardInterrupt:
-        told = "interrupted; finished stages stay in the run folder, and nothing is half-written"
-        return _tell(f"{told}; next: the same command goes on from there", INTERRUPTED)
+        told = "interrupted; finished stages stay in the run directory, and no file is incomplete"
+        return _tell(f"{told}; next: run the same command to continue", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain of it again as it ends
-        return NOBODY_READS
+        return BROKEN_PIPE
     except ContractError as error:
-        return _tell(f"our fault: {error}; next: report it, with the file {_report(error)}", OUR_FAULT)
+        return _tell(f"internal error: {error}; next: report it, with the file {_report(error)}", OUR_FAULT)
     except QuantkitError as error:
         return _tell(str(error), WRONG_REQUEST)
     except Exception as error:  # noqa: BLE001 - the boundary: a crash must never read as "not kept"
         if isinstance(error, OSError) and error.errno in REFUSALS:
-            refused = OutputError(f"cannot write {error.filename or 'a file'}: {error.strerror}", "", "name another folder, or make room")
+            refused = OutputError(
+                f"cannot write {error.filename or 'a file'}: {error.strerror}", "", "choose another folder, or free disk space"
+            )
             return _tell(str(refused), WRONG_REQUEST)
-        return _tell(f"our fault: {_line(error)}; next: report it, with the file {_report(error)}", OUR_FAULT)
+        return _tell(f"internal error: {_line(error)}; next: report it, with the file {_report(error)}", OUR_FAULT)
 
 
 @contextmanager
 def results_only() -> Iterator[None]:
-    """Inside, whatever libraries or a recipe write to standard output goes to standard error: a solver's debug line is no result."""
+    """Redirects what libraries or a recipe write to standard output to standard error: a solver's debug line is not a result."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

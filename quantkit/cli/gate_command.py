@@ -1,4 +1,4 @@
-"""`quantkit gate`: a file, or a run's, held against conditions, with the reports that services read."""
+"""`quantkit gate`: check a file, or that of a run, against conditions, and write reports for CI services."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def gate(
 
 
 def show_gated(gated: Mapping[str, Any]) -> None:
-    """The answer, a line a condition, what changed since the lock."""
+    """The findings, one line per condition, and what changed since the lock."""
     console = Printed()
     against = f" against {gated['reference']}" if gated["reference"] else ""
     told = f"{'Kept' if gated['kept'] else 'Not kept'}: {gated['file']}{against}"

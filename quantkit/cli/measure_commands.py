@@ -1,4 +1,4 @@
-"""The commands about a network as it was measured: `measure` makes the tables of a run directory, `pick` chooses from them."""
+"""The commands `measure`, which makes the tables of a run directory, and `pick`, which chooses a plan from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measure(
     arch: flags.Arch = None, trust_pickle: flags.TrustPickle = False,
     input_shape: flags.InputShape = None, as_json: flags.Json = False,
 ) -> None:  # fmt: skip
-    """Score and cost a network into a run directory, without a promise and without a search; `pick` and `allocate` go on from there.
+    """Measure sensitivities and costs into a run directory, without a promise or a search; `pick` and `allocate` continue from there.
 
     quantkit measure model.pt2 --data images/ --run runs/mine
     """
@@ -70,7 +70,7 @@ def pick(
     minimize: Annotated[str | None, Option(help="What to minimize (default: as measured).")] = None,
     as_json: flags.Json = False,
 ) -> None:  # fmt: skip
-    """Choose again from a run's tables, in a second and without the network or data; `export` and `verify` then take the picked plan.
+    """Choose another plan from the tables of a run, without the network or data; `export` and `verify` then use it.
 
     quantkit pick runs/mine --max-drop 0.3 --max-bytes 1MB
     """

@@ -1,4 +1,4 @@
-"""The front drawn in the terminal by plotext, where that is installed (`pip install quantkit[plot]`); elsewhere the table says it all."""
+"""The front drawn in the terminal by plotext, where that is installed (`pip install quantkit[plot]`); the table has the same numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNITS = {"latency": ("ms", 1.0), "bytes": ("kB", 1e-3), "bops": ("Gbops", 1e-9),
 
 
 def draw_front(front: Mapping[str, Any], picked: Mapping[str, str] | None, minimize: str) -> str | None:
-    """Predicted loss against what is made small: the front as a line, measured plans as crosses, the picked one as a star.
+    """Predicted loss against the minimized cost: the front as a line, measured plans as crosses, the picked one as a star.
 
     None where plotext is not installed, or nothing spans a plot.
     """

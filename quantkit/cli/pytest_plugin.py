@@ -47,7 +47,7 @@ def assert_keeps() -> AssertKeeps:
         )  # fmt: skip
         if not gated.kept:
             lines = [finding.line() for finding in gated.findings if not finding.stands]
-            pytest.fail("\n".join([f"{gated.file} does not keep what was promised of it", *lines, *gated.changes]), pytrace=False)
+            pytest.fail("\n".join([f"{gated.file} does not meet its conditions", *lines, *gated.changes]), pytrace=False)
         return gated
 
     return check

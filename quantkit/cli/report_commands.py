@@ -66,7 +66,7 @@ def report(
 
 def explain(
     run: Run,
-    layer: Annotated[str, Argument(help="A layer, a group, or an operation that stays float, as `inspect` and the report name them.")],
+    layer: Annotated[str, Argument(help="A layer, a group, or an operation that stays float, by its name in `inspect` and the report.")],
     as_json: flags.Json = False,
 ) -> None:
     """Explain why a layer has its scheme: what each scheme would do, what was tried, what forbids the rest, with whom it interacts.

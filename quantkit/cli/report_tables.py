@@ -1,4 +1,4 @@
-"""What a person reads of a run afterwards: one layer explained, two plans compared."""
+"""Terminal output of `explain` and `diff`: one layer explained, two plans compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COSTS = ("latency", "bytes", "bops", "average_bits")
 
 
 def show_explanation(found: Mapping[str, Any]) -> None:
-    """One layer: its scheme and group, each scheme's scores and what it would change, what was tried, and whom its error meets."""
+    """One layer: its scheme and group, the scores and effect of each scheme, what was measured, and where its error propagates."""
     console = Printed()
 
     def say(line: str, style: str = "") -> None:
@@ -29,7 +29,7 @@ def show_explanation(found: Mapping[str, Any]) -> None:
     others = [name for name in found["layers"] if name != found["layer"]]
     together = f", with {named(others)}" if others else ""
     say(f"Its group is {found['group']}{together}: {found['reason']}. {found['weights']:,} weights, {found['macs']:,} MACs.")
-    say(f"\nEach scheme, and what changing the plan to it would do (loss in {found['loss_unit']}, drop in {found['unit']})")
+    say(f"\nEach scheme, and the effect of changing the plan to it (loss in {found['loss_unit']}, drop in {found['unit']})")
     table = Table("", "scheme", box=None)
     for heading in ("score", "alone", "plan's loss", *(name.replace("_", " ") for name in COSTS), "plan's drop"):
         table.add_column(heading, justify="right")
@@ -62,7 +62,7 @@ def show_explanation(found: Mapping[str, Any]) -> None:
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
-    """Two plans: what can be compared, which groups changed and what each change does, what was measured, what was asked otherwise."""
+    """Two plans: what is not comparable, which groups changed and the effect of each change, what was measured, how the requests differ."""
     console = Printed()
     told = f"{len(found['groups'])} groups changed, {found['same']} are the same"
     console.print(f"{found['one']} → {found['other']}: {told}", style="bold", markup=False, soft_wrap=True)
@@ -83,14 +83,14 @@ def show_comparison(found: Mapping[str, Any]) -> None:
                 table.add_row(row["name"], number(row["before"]), number(row["after"]), change)
             console.print(table)
     if found["asked"]:
-        table = Table("", "before", "after", title="\nAsked and run differently", box=None, title_justify="left")
+        table = Table("", "before", "after", title="\nDifferences in request and environment", box=None, title_justify="left")
         for row in found["asked"]:
             table.add_row(row["name"], str(row["before"])[:40], str(row["after"])[:40])
         console.print(table)
 
 
 def _changes(groups: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("group", "before", "after", title="\nEach change alone, as predicted", box=None, title_justify="left")
+    table = Table("group", "before", "after", title="\nPredicted effect of each change alone", box=None, title_justify="left")
     for heading in ("loss", *(name.replace("_", " ") for name in COSTS)):
         table.add_column(heading, justify="right")
     for row in groups:
@@ -104,7 +104,7 @@ def _show_tried(found: Mapping[str, Any], say: Any) -> None:
     if not found["tried"]:
         say("\nNo plan was measured.")
         return
-    say("\nTried: plans that were measured on the search split, by this group's scheme")
+    say("\nPlans measured on the search split, by the scheme of this group")
     unit = found["unit"]
     for row in found["tried"]:
         least = f"least drop {row['best_drop']:.2f} {unit}, least divergence {row['best_divergence']:.3g}"
@@ -116,19 +116,19 @@ def _show_tried(found: Mapping[str, Any], say: Any) -> None:
 def _show_interactions(found: Mapping[str, Any], say: Any) -> None:
     whole = found["plan_loss"]
     parts = f"{found['own_loss']:.3g} alone, {found['shared_loss']:+.3g} shared"
-    say(f"\nIts part of the plan's predicted loss of {whole:.3g} {found['loss_unit']}: {parts}")
+    say(f"\nIts part in the plan's predicted loss of {whole:.3g} {found['loss_unit']}: {parts}")
     if found["partners"] is None:
-        say("  This sensitivity knows no interactions; --sensitivity augmented measures them.")
+        say("  This sensitivity estimates no interactions; --sensitivity augmented does.")
     for row in found["partners"] or ():
         does = "adds up" if row["loss"] > 0 else "cancels"
         say(f"  {does} with {row['group']} ({row['scheme']}): {row['loss']:+.3g}, correlation {row['correlation']:+.2f}")
 
 
 def _show_flow(found: Mapping[str, Any], say: Any) -> None:
-    say("\nIts error goes to")
+    say("\nIts output is read by")
     for row in found["readers"]:
         scheme = f", {row['scheme']}" if row["scheme"] else ""
         say(f"  {row['name']} ({row['kind']}{scheme}){': precision changes on the way' if row['converts'] else ''}")
     if found["joins"]:
         say(f"  and joins other branches in {', '.join(found['joins'])}")
-    say(f"  {found['layers_behind']} layers lie behind it")
+    say(f"  {found['layers_behind']} layers follow it")

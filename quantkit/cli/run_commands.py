@@ -42,10 +42,10 @@ def status(run: RunFolder, as_json: flags.Json = False) -> None:
 
 def clean(
     run: RunFolder,
-    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only list what would be removed.")] = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Remove stale results of stages and what killed processes left; never what the present result or the last request needs.
+    """Remove stale stage results and leftovers of killed processes; never what the current result or the last request needs.
 
     quantkit clean runs/mine --dry-run
     """
@@ -68,17 +68,17 @@ def clean(
 
 
 def show_status(found: Status) -> None:
-    """The status for a person."""
+    """The status as text."""
     console = Printed()
     if found.command is None:
-        console.print(f"{found.run}: {show_amount('bytes', found.bytes)}, of a version that kept no history", markup=False)
+        console.print(f"{found.run}: {show_amount('bytes', found.bytes)}, made by a version that kept no history", markup=False)
     else:
-        state = "came to its end" if found.finished else "was cut off"
-        state = state if found.process is None else f"is at work in process {found.process}"
+        state = "finished" if found.finished else "was interrupted"
+        state = state if found.process is None else f"is running in process {found.process}"
         told = f"{found.run}: {show_amount('bytes', found.bytes)}; request {found.requests}, {found.command} of {found.at}, {state}"
         console.print(told, style="bold", markup=False, soft_wrap=True)
     if found.changed:
-        console.print(f"changed since the request before it: {', '.join(found.changed)}", markup=False, soft_wrap=True)
+        console.print(f"changed since the previous request: {', '.join(found.changed)}", markup=False, soft_wrap=True)
     _show_files(console, "Kept", found.kept)
     for step, seconds in found.steps.items():
         console.print(f"  {step}  {seconds:.1f} s", markup=False)
@@ -86,7 +86,7 @@ def show_status(found: Status) -> None:
     console.print(f"candidates measured: {found.candidates}{others}", markup=False)
     _show_files(console, "Stale", [*found.stale, *found.left_over])
     if found.to_do:
-        console.print(f"asked again, the last request would do: {', '.join(found.to_do)}", markup=False, soft_wrap=True)
+        console.print(f"the last request would still compute: {', '.join(found.to_do)}", markup=False, soft_wrap=True)
 
 
 def _show_files(console: Printed, title: str, rows: Sequence[Kept]) -> None:
@@ -97,7 +97,7 @@ def _show_files(console: Printed, title: str, rows: Sequence[Kept]) -> None:
         table.add_column(heading, justify="right")
     reasons = any(row.why for row in rows)
     if reasons:
-        table.add_column("because of")
+        table.add_column("reason")
     for row in rows:
         took = "" if row.seconds is None else f"{row.seconds:.1f} s"
         table.add_row(row.path, show_amount("bytes", row.bytes), took, *([", ".join(row.why)] if reasons else []))

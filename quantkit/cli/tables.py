@@ -1,4 +1,4 @@
-"""What a person reads at the end: the verdict in words, the file beside its baselines, what runs how, and where it lies."""
+"""Terminal output of the commands: the verdict, the file beside its baselines, what runs in which precision, and where the files are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> No
     Measured plans that no other beats in divergence, bytes and latency at once are shown too.
     """
     table = Table("", title="The front", box=None, title_justify="left")
-    for heading in ("time", "size", "operations", "bits", "predicted loss", "measured drop", "divergence", "from the front"):
+    for heading in ("time", "size", "operations", "bits", "predicted loss", "measured drop", "divergence", "distance to front"):
         table.add_column(heading, justify="right")
     table.add_column("groups by scheme")
     rows = list(front["plans"])
@@ -68,11 +68,11 @@ def show_picked(picked: Mapping[str, Any]) -> None:
 
 
 def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
-    """What was seen of a file, and what was asked for and is not so."""
+    """What was measured of a file, and which requirements are not met."""
     console = Printed()
     ran, verdict, latency = examined["executed"], examined["verdict"], examined["latency"]
     if failures:
-        console.print(f"Not as asked: {'; '.join(failures)}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"Requirements not met: {'; '.join(failures)}", style="bold red", markup=False, soft_wrap=True)
     told = f"{100 * ran['int8_macs']:.1f} % of the multiply-accumulates of {len(ran['nodes'])} weighted nodes run in int8"
     planned = {None: "", True: "; every layer runs as planned", False: f"; {len(ran['mismatches'])} layers do not run as planned"}
     console.print(told + planned[ran["as_planned"]], markup=False, soft_wrap=True)
@@ -83,7 +83,7 @@ def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
         console.print(f"{verdict['drop']:.2f} lost (95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}, {verdict['n']} items)")
     if latency:
         interval = f"{latency['low']:.3f} to {latency['high']:.3f}"
-        console.print(f"{latency['ratio']:.3f} of float's time ({interval}, threads: {latency['threads']})")
+        console.print(f"{latency['ratio']:.3f} of the float file's time ({interval}, threads: {latency['threads']})")
     if examined["session_options"]:
         told = ", ".join(f"{name}={value}" for name, value in examined["session_options"].items())
         console.print(f"session options: {told}", markup=False, soft_wrap=True)
@@ -137,8 +137,8 @@ def _comparison(result: Mapping[str, Any]) -> Table:
     timed = f", {latency['threads']} thread(s), batch {latency['batch']}" if latency else ""
     table = Table("", title=f"\nMeasured on the files{timed}", box=None, title_justify="left", caption_justify="left")
     if latency:
-        table.caption = f"time of this plan: {latency['low']:.2f} to {latency['high']:.2f} of float's, at 95 %"
-    for heading in (f"lost ({result['budget']['unit']})", *(("time", "of float's") if latency else ()), "size", "of float's"):
+        table.caption = f"time of this plan: {latency['low']:.2f} to {latency['high']:.2f} of the float file's, at 95 % confidence"
+    for heading in (f"lost ({result['budget']['unit']})", *(("time", "vs float") if latency else ()), "size", "vs float"):
         table.add_column(heading, justify="right")
     for row in rows:
         times = (f"{latency['float_ms'] * row['latency_ratio']:.2f} ms", f"{row['latency_ratio']:.2f}×") if latency else ()

@@ -1,1 +1,1 @@
-"""Plain words and arithmetic that every other package rests on: none of it knows torch modules or ONNX."""
+"""Data types and arithmetic that every other package uses: none of it depends on torch modules or ONNX."""

@@ -1,4 +1,4 @@
-"""What this machine is and which versions run on it: part of every result, and what `quantkit doctor` prints.
+"""This machine and the installed versions: part of every result, and what `quantkit doctor` prints.
 
 Reads metadata and the operating system's own word; imports no package to ask its version.
 """

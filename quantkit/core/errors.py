@@ -1,6 +1,6 @@
-"""Every error that a user can meet, as one tree.
+"""Every error that a user can see, as one tree.
 
-QuantkitError                 what was got; what was wanted; what to do next
+QuantkitError                 what was given; what is expected; what to do next
 ├── RequestError              the request is wrong (exit 2)
 │   ├── ModelError            the network, its file, or its architecture
 │   ├── CaptureError          torch.export refuses the network
@@ -9,7 +9,7 @@ QuantkitError                 what was got; what was wanted; what to do next
 │   ├── SchemeError           schemes, targets, pins, patterns
 │   ├── ConfigError           recipe and configuration files
 │   └── OutputError           a folder or file that cannot be written, a run that is locked
-└── ContractError             our own promise is broken (exit 3): a name lost in export, a plan that cannot be placed
+└── ContractError             an internal contract is broken (exit 3): a name lost in export, a plan that cannot be placed
 
 Only `cli` turns these into exit codes.
 """
@@ -21,7 +21,7 @@ from difflib import get_close_matches
 
 
 class QuantkitError(Exception):
-    """One clear line: what was got, what was wanted, what to do next. Empty parts are left out; a RequestError always has the last."""
+    """One line: what was given, what is expected, what to do next. Empty parts are left out; a RequestError always has the last."""
 
     def __init__(self, got: str, wanted: str = "", next_step: str = "") -> None:
         self.got, self.wanted, self.next_step = got, wanted, next_step
@@ -62,7 +62,7 @@ class OutputError(RequestError):
 
 
 class ContractError(QuantkitError):
-    """Our own promise is broken; never the user's fault."""
+    """An internal contract is broken; never the user's fault."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""How a long stage says how far it is, without knowing who listens. Standard library only."""
+"""How a long stage reports its progress, independent of where it is shown. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Hears of stages and of things worth a line; the command line draws it, a library call need not."""
+    """Receives stages and notes; the command line draws them, a library call need not."""
 
     def stage(self, name: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Callable[[int], None]]:
         """A stage of `total` steps (unknown: None); yields `advance(steps)`, steps since the last call."""
@@ -20,10 +20,10 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Hears everything, says nothing."""
+    """Ignores everything."""
 
     def stage(self, name: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Callable[[int], None]]:  # noqa: ARG002 - the protocol's
-        """A stage that nobody watches."""
+        """A stage that is not shown."""
         return nullcontext(_ignore)
 
     def note(self, text: str) -> None:

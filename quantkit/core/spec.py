@@ -73,7 +73,7 @@ class QuantSpec:
 
     @property
     def label(self) -> str:
-        """What tells formats of weights apart in a name: `4`, `4b` (blocks), `4g16` (two levels), `4c` (codebook)."""
+        """What distinguishes formats of weights in a name: `4`, `4b` (blocks), `4g16` (two levels), `4c` (codebook)."""
         form = f"g{self.granularity.size}" if isinstance(self.granularity, PerGroup) else ""
         return f"{self.bits}{form}{'b' * isinstance(self.granularity, PerBlock)}{'c' * self.codebook}"
 
@@ -101,7 +101,7 @@ class FloatFormat:
 
     @property
     def label(self) -> str:
-        """What tells it from other formats of weights in a name."""
+        """What distinguishes it from other formats of weights in a name."""
         return "16" if self.granularity is None else self.name
 
     @property

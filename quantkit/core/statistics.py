@@ -8,7 +8,7 @@ Items that are right or wrong (an accuracy) and everything else need different a
   to 9 % of cases where 5 % are promised, a bootstrap in more; this stays below 5.2 % (n = 400, budgets of 0.25 to 5 points).
 - everything else: the bias-corrected accelerated bootstrap over items (Efron, JASA 82, 1987).
 
-A ratio of paired timings is decided in the same words (`decide_ratio`), and what an undecided answer means for who must act is said once
+A ratio of paired timings is decided in the same words (`decide_ratio`), and what an undecided answer means for who must act is decided once
 (`stands`).
 """
 
@@ -303,7 +303,7 @@ class Expectation:
 
     On a few hundred items a drop of half a point is a handful of flips. The divergence of the outputs is far less noisy, and near the
     float network the drop grows in proportion to it; `rate` is that proportion, fitted on plans measured on the same items, and
-    `error` its standard error: infinite where nothing told the rate, so that a drop is then taken as it was measured.
+    `error` its standard error: infinite where the rate is unknown, so that a drop is then taken as it was measured.
     """
 
     rate: float
@@ -313,7 +313,7 @@ class Expectation:
     def fit(cls, drops: Floats, noises: Floats, divergences: Floats) -> Expectation:
         """Least squares through the origin, each plan's noise growing with its divergence; the rate is never below 0."""
         total = float(divergences.sum())
-        return cls(max(float(drops.sum()) / total, 0.0), float(np.linalg.norm(noises)) / total) if total > 0 else UNKNOWING
+        return cls(max(float(drops.sum()) / total, 0.0), float(np.linalg.norm(noises)) / total) if total > 0 else UNKNOWN_RATE
 
     def chance_kept(self, verdict: Verdict, divergence: float, gate_items: int, budget: float) -> float:
         """The probability that the drop on a gate split of `gate_items` will be at most `budget`.
@@ -332,4 +332,4 @@ class Expectation:
         return NORMAL.cdf((budget - expected) / spread) if spread > 0 else float(expected <= budget)
 
 
-UNKNOWING = Expectation(0.0, inf)
+UNKNOWN_RATE = Expectation(0.0, inf)

@@ -111,7 +111,7 @@ class Run:
         return stored["data"] if isinstance(stored, dict) and stored.get("key") == key else None
 
     def put(self, stage: str, key: str, data: Any) -> None:
-        """Stores JSON data. Raises OutputError where it cannot be written, ContractError where it is no JSON (nan is none)."""
+        """Stores JSON data. Raises OutputError where it cannot be written, ContractError where it is not JSON (nan is none)."""
         text = _json(f"the result of stage {stage!r}", {"stage": stage, "key": key, "data": data})
         with write_atomically(self._for_writing(stage, key, ".json")) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -160,7 +160,7 @@ class Run:
                 undo.pop_all()
 
     def records(self, name: str = JOURNAL) -> tuple[Any, ...]:
-        """A journal's records, oldest first, a torn last line left out. Raises OutputError if another line is no JSON."""
+        """A journal's records, oldest first, a torn last line left out. Raises OutputError if another line is not JSON."""
         journal = self.folder / name
         with _in_words("read", journal):
             lines = _whole(journal.read_bytes()).splitlines() if journal.exists() else []
@@ -186,7 +186,7 @@ def _in_words(verb: str, path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(
-            f"cannot {verb} {path}: {reason}", "a folder with room and the right to use it", "choose another place, or make room"
+            f"cannot {verb} {path}: {reason}", "a writable folder with free space", "choose another folder, or free disk space"
         ) from error
 
 
@@ -199,14 +199,14 @@ def _json(what: str, data: Any) -> str:
     try:
         return json.dumps(data, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ContractError(f"{what} is no JSON: {error}", "text, finite numbers, lists and mappings") from error
+        raise ContractError(f"{what} is not JSON: {error}", "text, finite numbers, lists and mappings") from error
 
 
 def _record(journal: Path, number: int, line: bytes) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise OutputError(f"{journal}: line {number} is no JSON", "one measurement a line", "remove that line, or the file") from error
+        raise OutputError(f"{journal}: line {number} is not JSON", "one measurement a line", "remove that line, or the file") from error
 
 
 def _whole(journal: bytes) -> bytes:

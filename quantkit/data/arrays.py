@@ -93,7 +93,7 @@ def npz(path: Path, preprocessing: Preprocessing) -> Arrays:
         with np.load(path, allow_pickle=False) as archive:
             return _from_arrays({name: torch.from_numpy(archive[name]) for name in archive.files}, preprocessing, path)
     except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read {path}: {error}", "a whole .npz of plain number arrays", "save it with numpy.savez") from error
+        raise DataError(f"cannot read {path}: {error}", "a complete .npz of plain number arrays", "save it with numpy.savez") from error
 
 
 def safetensors(path: Path, preprocessing: Preprocessing) -> Arrays:
@@ -101,7 +101,7 @@ def safetensors(path: Path, preprocessing: Preprocessing) -> Arrays:
     try:
         return _from_arrays(load_file(path), preprocessing, path)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"cannot read {path}: {error}", "a whole .safetensors file", "save or copy it again") from error
+        raise DataError(f"cannot read {path}: {error}", "a complete .safetensors file", "save or copy it again") from error
 
 
 def collect(source: Iterable[Any]) -> Arrays:
@@ -147,7 +147,7 @@ def write_shard(dataset: Dataset, path: Path) -> None:
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"cannot write {path}: {error}", "a folder with room that can be written to", "name another folder, or make room"
+            f"cannot write {path}: {error}", "a writable folder with free space", "choose another folder, or free disk space"
         ) from error
     finally:
         partial.unlink(missing_ok=True)

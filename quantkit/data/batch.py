@@ -87,7 +87,7 @@ def bind(inputs: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor
 
 
 def check_labels(labels: NDArray[Any], classes: int, of: str = "") -> None:
-    """Raises DataError where a class label is no whole number or lies outside 0..classes-1, naming the first such item.
+    """Raises DataError where a class label is not an integer or lies outside 0..classes-1, naming the first such item.
 
     `labels` has shape [items, …]; `of` says behind the item's number where it is counted.
     """

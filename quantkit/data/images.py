@@ -47,7 +47,7 @@ class Images:
         return len(self.names)
 
     def item(self, index: int) -> Item:
-        """Input "0" of shape [3, height, width]. Raises DataError, naming the file, where it is no whole image."""
+        """Input "0" of shape [3, height, width]. Raises DataError, naming the file, where it is not a complete image."""
         values = normalise(torch.from_numpy(self._decoded(index)).permute(2, 0, 1), self.preprocessing, scale=1 / 255)
         return Item({"0": values}, self._label(index))
 
@@ -94,15 +94,15 @@ class Images:
             raise self._unreadable(index, error) from error
 
     def _unreadable(self, index: int, error: Exception) -> DataError:
-        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
-        return DataError(f"cannot read image {self.names[index]} in {self.source}: {reason}", "a whole image file", "remove or replace it")
+        reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        return DataError(f"cannot read image {self.names[index]} in {self.source}: {reason}", "a complete image", "remove or replace it")
 
 
 def image_folder(folder: Path, preprocessing: Preprocessing, cache_bytes: int) -> Images:
     """The images of `folder`: by its `labels.csv`, else by class sub-folders (sorted names are classes 0, 1, …), else without labels.
 
     `labels.csv` has a column `file`, relative to the folder or to its `images` sub-folder, and one of `class_index`, `label`, `class`.
-    Raises DataError where there is no image, one class only, an empty class, or a file that the csv names and nobody has.
+    Raises DataError where there is no image, one class only, an empty class, or a file that the csv names and that does not exist.
     """
     names, labels = _from_csv(folder) if (folder / "labels.csv").is_file() else _from_folder(folder)
     return Images(str(folder), names, labels, lambda name: (folder / name).read_bytes(), preprocessing, cache_bytes)
@@ -116,7 +116,7 @@ def image_archive(path: Path, preprocessing: Preprocessing, cache_bytes: int) ->
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is not a whole zip archive ({error})", "a zip archive of images", "copy or download it again") from error
+        raise DataError(f"{path} is not a complete zip archive ({error})", "a zip archive of images", "copy it again") from error
     members = sorted(name for name in archive.namelist() if _is_image(PurePosixPath(name)))
     holders = {str(PurePosixPath(name).parent.parent) for name in members}
     root = posixpath.commonpath(holders) if holders else ""
@@ -180,9 +180,9 @@ def _located(folder: Path, name: str) -> str:
         if (folder / candidate).is_file():
             return candidate
     raise DataError(
-        f"{folder / 'labels.csv'} names {name}, which is not there",
+        f"{folder / 'labels.csv'} names {name}, which does not exist",
         f"the file in {folder} or {folder / 'images'}",
-        "put it there, or take its line out",
+        "put it there, or remove its line",
     )
 
 

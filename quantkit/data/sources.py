@@ -30,7 +30,7 @@ def open_dataset(path: Path, preprocessing: Preprocessing, cache_bytes: int = CA
         raise DataError(f"no file or folder {path}", "an image folder, a .zip of one, .npz or .safetensors", "check the path")
     if path.suffix not in readers:
         raise DataError(
-            f"{path} is no data that can be read",
+            f"{path} is not readable data",
             f"an image folder, or a file ending in {', '.join(readers)}",
             "save it as one of these: numpy.savez(path, x=inputs, labels=labels)",
         )

@@ -1,4 +1,4 @@
-"""Three disjoint splits: calibration (ranges), search (anything the search may look at), gate (the verdict only)."""
+"""Three disjoint splits: calibration (ranges), search (all measurements of the search), gate (the verdict only)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written beside a file for a runtime that is not here: the command that builds it, and a script that checks what was built."""
+"""Files written beside a file for a runtime that is not installed: the command that builds it, and a script that checks the build."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SCRIPT = "build_and_check.py"
 TEMPLATE = Path(__file__).with_name("tensorrt_build.py")
 
 
-def write_beside(file: Path, graph: Graph, target: str) -> tuple[Path, ...]:
+def write_companions(file: Path, graph: Graph, target: str) -> tuple[Path, ...]:
     """Write them into the folder of `file`; nothing for a target that needs none. Raises OutputError where that cannot be written."""
-    contents = BESIDE[target](file, graph) if target in BESIDE else {}
+    contents = WRITERS[target](file, graph) if target in WRITERS else {}
     for path, content in contents.items():
         with write_atomically(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
@@ -54,4 +54,4 @@ def _is_float(graph: Graph, name: str) -> bool:
     return any(tensor.name == name for tensor in graph.tensors)
 
 
-BESIDE: Mapping[str, Callable[[Path, Graph], dict[Path, str]]] = {"tensorrt": _tensorrt}
+WRITERS: Mapping[str, Callable[[Path, Graph], dict[Path, str]]] = {"tensorrt": _tensorrt}

@@ -55,7 +55,7 @@ def export_float(captured: Captured, path: Path, opset: int) -> None:
 
 
 def read_parameters(path: Path, graph: Graph) -> dict[str, Tensor]:
-    """The weights and biases of the layers, by parameter name, as the network had them. Raises ContractError where one is no constant.
+    """The weights and biases of the layers, by parameter name, as the network had them. Raises ContractError where one is not a constant.
 
     They are found through the layers' nodes: the exporter merges equal initializers and transposes weights over tokens.
     """

@@ -32,7 +32,7 @@ def write_session(target: ModuleType, folder: Path) -> Path | None:
 def read_session(folder: Path, target: ModuleType) -> dict[str, str]:
     """The options in the `session.json` of `folder`; those of `target` where there is none, or one for another runtime.
 
-    Raises ConfigError for what is no such file, names other files to the runtime, or asks for a newer runtime than this.
+    Raises ConfigError for what is not such a file, names other files to the runtime, or asks for a newer runtime than this.
     """
     path, own = folder / SESSION_FILE, {str(name): str(value) for name, value in target.SESSION_OPTIONS.items()}
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Build the TensorRT engine of an ONNX file, check it against ONNX Runtime, time it, and tell in which precision each layer runs.
+"""Build the TensorRT engine of an ONNX file, check it against ONNX Runtime, time it, and report the precision of each layer.
 
     python build_and_check.py FILE.onnx [--inputs items.npz] [--batch 1] [--rounds 200] [--tolerance 0.1]
 
@@ -261,7 +261,7 @@ def precision_of(text: str) -> str:
 def read_layers(information: str) -> list[tuple[str, str, str]]:
     """(name, kind, precision) of each layer of the engine inspector's JSON: that of its weights, or else of what it reads first.
 
-    A layer that is told by its name only has no precision: the engine was built without detailed verbosity.
+    A layer that is listed by its name only has no precision: the engine was built without detailed verbosity.
     """
     found = []
     for layer in json.loads(information).get("Layers", []):
@@ -285,7 +285,7 @@ def inspect(engine: Any) -> list[tuple[str, str, str]]:
 
 
 def report(layers: Sequence[tuple[str, str, str]], compared: Mapping[str, Mapping[str, float]], times: Sequence[float]) -> None:
-    """Say it all."""
+    """Print the report."""
     for name, kind, precision in layers:
         say(f"{precision or '?':>5}  {kind:<24} {name}")
     counts = Counter(precision or "unknown" for _, _, precision in layers)

@@ -1,8 +1,8 @@
-"""The gate: does a file still keep what was promised of it? Anyone's ONNX file, one answer, and the reports that services read.
+"""The gate: does a file still meet its conditions? Any ONNX file, one answer, and reports for CI services.
 
-conditions.py   what is asked of a file
+conditions.py   the conditions of a file
 findings.py     each condition judged: kept, broken, or undecided with so many items
-lock.py         quantkit.lock.json: a deployment as it was when it was allocated
+lock.py         quantkit.lock.json: a deployment at the time of its allocation
 check.py        the gate itself
 junit.py · sarif.py · markdown.py   one report each
 """

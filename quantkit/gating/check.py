@@ -1,8 +1,8 @@
-"""The gate: what is asked of a file, measured now on this host, each condition judged by the one decision of `statistics`.
+"""The gate: the conditions of a file, measured now on this host and decided by `statistics`.
 
 Accuracy is paired item by item with a reference, the float file or another one (`against`), in the same runtime; latency is timed in
-turn with it. Only what is asked is measured. Where a lock file knows the deployment, conditions, metric, preprocessing and the very items
-come from it.
+turn with it. Only what a condition needs is measured. Where a lock file knows the deployment, conditions, metric, preprocessing
+and items come from it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Asked:
-    """A run directory or a file, and what is asked of it; of `arguments` data, metric, preprocessing, and how to measure and decide."""
+    """A run directory or a file, and its conditions; of `arguments` data, metric, preprocessing, and how to measure and decide."""
 
     path: Path
     conditions: Conditions = field(default_factory=Conditions)
@@ -108,8 +108,8 @@ class _Bench:
     def pair(self) -> tuple[Path, Path]:
         """The reference and the file."""
         if self.reference is None:
-            got, next_step = f"nothing to hold {self.file} against", "pass --float FILE, or --against FILE"
-            raise ModelError(got, "the network before it was quantized", next_step)
+            got, next_step = f"no reference file for {self.file}", "pass --float FILE, or --against FILE"
+            raise ModelError(got, "the float ONNX file", next_step)
         return self.reference, self.file
 
     @property
@@ -118,7 +118,7 @@ class _Bench:
 
 
 def gate(asked: Asked, progress: Progress) -> Gated:
-    """Whether the file keeps what is asked of it. Raises RequestError where nothing is asked, or what it takes to judge it is not there."""
+    """Whether the file meets its conditions. Raises RequestError without conditions, or without what is needed to judge them."""
     subject = _find(asked)
     lock, said = subject.lock, asked.arguments
     conditions = _conditions(asked, lock)
@@ -183,12 +183,14 @@ def _items(said: Arguments, conditions: Conditions, lock: Lock | None) -> tuple[
     """The items to judge on: those that the lock knows, where they are among the data; else all of it, and a note."""
     if lock is not None and said.metric is None and lock.metric not in METRICS:
         got = f"metric {lock.metric} of {lock.path}, which is code"
-        raise ConfigError(got, "that it is named by whoever runs it", f"pass --metric {lock.metric}")
+        raise ConfigError(got, "a metric that is named in the request", f"pass --metric {lock.metric}")
     metric, preprocessing = (lock.metric, lock.preprocessing) if lock else (None, None)
     found = resolve_items(said, metric=metric, preprocessing=preprocessing)
     if found is None:
         known = f" (the {len(lock.items)} items of the lock are found in it by their content)" if lock else ""
-        raise DataError("a promise without data", "items to judge it on", f"pass --data PATH{known}, or name it in quantkit.toml")
+        raise DataError(
+            "an accuracy condition without data", "items to judge it on", f"pass --data PATH{known}, or name it in quantkit.toml"
+        )
     items, resolved = found
     chosen = choose_items(items, lock.items) if lock else None
     notes = []

@@ -1,4 +1,4 @@
-"""What is asked of a file: `Conditions`, as they are said and as a lock file keeps them."""
+"""The conditions of a file: `Conditions`, parsed from text, and as a lock file keeps them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantkit.settings.bounds import Bound, parse_bound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """None is not asked. A `max_latency_ratio` and relative `max_bytes` are shares of the reference's, `int8_share` of all
+    """None means no condition. A `max_latency_ratio` and relative `max_bytes` are shares of the reference's, `int8_share` of all
     multiply-accumulates.
     """
 

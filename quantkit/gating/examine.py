@@ -1,6 +1,6 @@
-"""A file examined, whoever made it: what the runtime runs in int8, what it loses against its float file, how fast it is.
+"""Measure any ONNX file: what the runtime runs in int8, the loss against its float file, latency.
 
-Of a run directory it is the plan's own file: what runs is held against the plan, layer by layer, and what that computes against the
+Of a run directory it is the plan's own file: what runs is compared with the plan, layer by layer, and what that computes with the
 simulation. Every session is opened with the options of a `session.json` beside the file.
 """
 
@@ -99,8 +99,8 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examined:
-    """What was seen. `mismatches` is None for a file without a plan; `verdict` without data, `latency` without a float file, and `compared`
-    unless asked for are None, and `saturation` where another runtime than ONNX Runtime was asked.
+    """What was measured. `mismatches` is None for a file without a plan; `verdict` without data, `latency` without a float file, and
+    `compared` unless requested are None, and `saturation` for another runtime than ONNX Runtime.
     """
 
     file: Path
@@ -120,12 +120,12 @@ class Examined:
         return share_in_int8(self.nodes)
 
     def failures(self, *, as_planned: bool, int8_share: float | None) -> list[str]:
-        """What was asked for and is not so, in words."""
+        """The requirements that are not met, in words."""
         found = []
         if as_planned and self.mismatches:
             found.append(f"{len(self.mismatches)} layers do not run as planned: {'; '.join(self.mismatches[:3])}")
         if int8_share is not None and self.int8_macs < int8_share:
-            found.append(f"{100 * self.int8_macs:.1f} % of the multiply-accumulates run in int8, {100 * int8_share:.1f} % were asked for")
+            found.append(f"{100 * self.int8_macs:.1f} % of the multiply-accumulates run in int8, {100 * int8_share:.1f} % are required")
         budget, verdict = self.budget, self.verdict
         if budget is not None and verdict is not None and not stands(verdict.decision, verdict.drop <= budget, "point"):
             found.append(f"{verdict.drop:.2f} lost, at most {budget:.2f} allowed ({verdict.decision})")
@@ -171,10 +171,10 @@ def examine(
 ) -> Examined:
     """Examine a file, or a run directory's, in the runtime of `target` (the plan's own, or else ONNX Runtime).
 
-    Raises ModelError for what is no safe ONNX file, OutputError for a folder without a plan.
+    Raises ModelError for what is not a safe ONNX file, OutputError for a folder without a plan.
     """
     if parity and not path.is_dir():
-        raise ModelError(f"--parity for {path}, which is no run", NO_RUN, "pass the run itself")
+        raise ModelError(f"--parity for {path}, which is not a run", NO_RUN, "pass the run itself")
     if not path.is_dir():
         return examine_file(
             path, target=target or SIMULATED, float_file=float_file, check=check, threads=threads, batch_size=batch_size, seed=seed
@@ -200,13 +200,13 @@ def examine_file(
     batch_size: int,
     seed: int,
 ) -> Examined:
-    """Examine a file in the runtime of `target`; with `planned`, what runs is held against that, layer by layer."""
+    """Examine a file in the runtime of `target`; with `planned`, what runs is held against that plan, layer by layer."""
     runtime, options = find_runtime(target), read_session(file.parent, find_target(target))
     model = open_model(file)
     if float_file is not None:
         open_model(float_file)
     if check is not None and float_file is None:
-        raise ModelError(f"data, and no float file to hold {file} against", "the network before it was quantized", "pass --float FILE")
+        raise ModelError(f"data, and no float file to compare {file} with", "the float ONNX file", "pass --float FILE")
     mismatches = saturation = budget = verdict = latency = None
     with tempfile.TemporaryDirectory(prefix="quantkit-") as name:
         folder = Path(name)

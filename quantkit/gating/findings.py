@@ -10,7 +10,7 @@ from quantkit.core.statistics import Decision, RatioVerdict, Verdict, stands
 from quantkit.settings.bounds import show_amount
 
 EXPLAINED = {
-    "max-drop": "What is lost against the reference on the same items",
+    "max-drop": "The loss against the reference on the same items",
     "max-latency-ratio": "The time of one inference as a share of the reference's, both timed in turn on this host",
     "max-bytes": "Bytes of the file, its external data too",
     "require-int8": "The share of multiply-accumulates that the runtime runs in int8",
@@ -22,7 +22,7 @@ class Finding:
     """One condition: `measured` against `limit`, and whether it `stands`, which an undecided decision leaves to --undecided.
 
     `low` and `high` are its 95 % interval over `n` of `counted` (items or rounds), None where nothing is drawn by chance; `to_decide` is
-    how many would decide, None where it is decided. `told` is all of it in words.
+    how many would decide, None where it is decided. `text` is all of it in words (`told` in JSON).
     """
 
     condition: str
@@ -31,7 +31,7 @@ class Finding:
     measured: float
     limit: float
     unit: str
-    told: str
+    text: str
     low: float | None = None
     high: float | None = None
     n: int | None = None
@@ -40,11 +40,11 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
-        return asdict(self)
+        return {"told" if name == "text" else name: value for name, value in asdict(self).items()}
 
     def line(self) -> str:
         """The finding in one line."""
-        return f"{self.condition}: {self.verdict()}: {self.told}"
+        return f"{self.condition}: {self.verdict()}: {self.text}"
 
     def verdict(self) -> str:
         """Kept, broken, or undecided with so many items, and what that comes to."""
@@ -56,39 +56,39 @@ class Finding:
 
 def judge_drop(verdict: Verdict, budget: float, metric: Metric, undecided: str) -> Finding:
     """From the paired verdict on the items."""
-    told = (
+    text = (
         f"{verdict.drop:.2f} {metric.unit} of {metric.name} lost, at most {budget:.2f} allowed "
         f"(95 % interval {verdict.low:+.2f} to {verdict.high:+.2f}, {verdict.n} items)"
     )
     return Finding(
-        "max-drop", verdict.decision, stands(verdict.decision, verdict.drop <= budget, undecided), verdict.drop, budget, metric.unit, told,
+        "max-drop", verdict.decision, stands(verdict.decision, verdict.drop <= budget, undecided), verdict.drop, budget, metric.unit, text,
         verdict.low, verdict.high, verdict.n, "items", verdict.items_to_decide,
     )  # fmt: skip
 
 
 def judge_latency(verdict: RatioVerdict, at_most: float, undecided: str) -> Finding:
     """From the paired rounds."""
-    told = (
+    text = (
         f"{verdict.ratio:.3f} of the reference's time, at most {at_most:.3f} allowed "
         f"(95 % interval {verdict.low:.3f} to {verdict.high:.3f}, {verdict.n} rounds)"
     )
     return Finding(
         "max-latency-ratio", verdict.decision, stands(verdict.decision, verdict.ratio <= at_most, undecided), verdict.ratio, at_most, "x",
-        told, verdict.low, verdict.high, verdict.n, "rounds", verdict.rounds_to_decide,
+        text, verdict.low, verdict.high, verdict.n, "rounds", verdict.rounds_to_decide,
     )  # fmt: skip
 
 
 def judge_bytes(size: int, at_most: float) -> Finding:
     """Counted, so decided."""
-    told = f"{show_amount('bytes', size)}, at most {show_amount('bytes', at_most)} allowed"
-    return Finding("max-bytes", _decided(size <= at_most), size <= at_most, float(size), at_most, "bytes", told)
+    text = f"{show_amount('bytes', size)}, at most {show_amount('bytes', at_most)} allowed"
+    return Finding("max-bytes", _decided(size <= at_most), size <= at_most, float(size), at_most, "bytes", text)
 
 
 def judge_int8(share: float, at_least: float) -> Finding:
     """Read from the runtime's own graph, so decided. Shares are in percent, and a rounding of sums breaks nothing."""
     holds = share >= at_least - 1e-9
-    told = f"{100 * share:.1f} % of the multiply-accumulates run in int8, at least {100 * at_least:.1f} % asked for"
-    return Finding("require-int8", _decided(holds), holds, 100 * share, 100 * at_least, "%", told)
+    text = f"{100 * share:.1f} % of the multiply-accumulates run in int8, at least {100 * at_least:.1f} % required"
+    return Finding("require-int8", _decided(holds), holds, 100 * share, 100 * at_least, "%", text)
 
 
 def _decided(holds: bool) -> Decision:

@@ -1,4 +1,4 @@
-"""`quantkit.lock.json`: a deployment as it was when it was allocated, so that it can be held against that for years.
+"""`quantkit.lock.json`: a deployment at the time of its allocation, so that it can be checked for years.
 
     {"schema": 1, "files": {NAME: {model, file, float, data, metric, plan, target, runtime, host, conditions, verdicts, …}}}
 
@@ -79,7 +79,7 @@ class Lock:
 
 
 def read_lock(path: Path, name: str) -> Lock | None:
-    """The entry of the file `name`; None where the lock file has none of it. Raises ConfigError for what is no lock file."""
+    """The entry of the file `name`; None where the lock file has none of it. Raises ConfigError for what is not a lock file."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["schema"] != SCHEMA:
@@ -106,7 +106,7 @@ def read_lock(path: Path, name: str) -> Lock | None:
 
 
 def sole_name(path: Path, name: str) -> str:
-    """The entry of `path` that is meant by a file called `name`: its own, or the only one. Raises ConfigError for what is no lock file."""
+    """The entry in `path` of a file called `name`: its own, or the only one. Raises ConfigError for what is not a lock file."""
     try:
         names = list(json.loads(path.read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -187,8 +187,8 @@ def _entry(request: Request, result: Result, made: str) -> dict[str, Any]:
         },
         "plan": _plan(result),
         "data": {
-            **{name: _told(part) for name, part in (("calibration", splits.calibration), ("search", splits.search))},
-            "gate": {**_told(splits.gate), "labels": label_digest(splits.gate), "digests": list(item_digests(splits.gate))},
+            **{name: _described(part) for name, part in (("calibration", splits.calibration), ("search", splits.search))},
+            "gate": {**_described(splits.gate), "labels": label_digest(splits.gate), "digests": list(item_digests(splits.gate))},
             "preprocessing": request.preprocessing.to_json(),
         },
     }  # fmt: skip
@@ -198,7 +198,7 @@ def _plan(result: Result) -> dict[str, str]:
     return {layer: row.scheme for row in result.allocation for layer in row.layers}
 
 
-def _told(part: Subset) -> dict[str, Any]:
+def _described(part: Subset) -> dict[str, Any]:
     return {"items": len(part), "fingerprint": part.fingerprint()}
 
 

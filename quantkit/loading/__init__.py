@@ -1,6 +1,6 @@
 """Networks as they come in: from a file of any kind, from package.module:function, from memory.
 
-`load_model` looks at what a file is, not at what it is called, and nothing that it holds may run code without leave.
+`load_model` detects the kind of a file by its content, not its name, and no file may run code without permission.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load_model(source: str, *, arch: str | None = None, trust_pickle: bool = Fal
     """The network in the file `source`, or the one that `package.module:function` returns.
 
     `arch` is the package.module:function that builds the network for a file that holds only weights. `trust_pickle` lets
-    a file run what code it likes. ModelError for what cannot be read or needs one of the two.
+    a file run any code. ModelError for what cannot be read or needs one of the two.
     """
     path = Path(source).expanduser()
     if not path.exists() and is_reference(source):

@@ -35,7 +35,7 @@ def read_archive(path: Path, trust_pickle: bool) -> torch.export.ExportedProgram
     ModelError if a member could run code, unless the user trusts it; if this torch cannot read it; if it was exported
     in training mode.
     """
-    with foreign(f"{path.name} cannot be read as a torch.export archive", "a whole .pt2 that this torch can read", _EXPORT_AGAIN):
+    with foreign(f"{path.name} cannot be read as a torch.export archive", "a complete .pt2 that this torch can read", _EXPORT_AGAIN):
         if not trust_pickle:
             refuse_code(path)
         with _swallowed("torch.export") as causes:
@@ -91,7 +91,7 @@ def _check_members(names: list[str], read: Callable[[str], bytes]) -> None:
         elif name.startswith("data/aotinductor/"):
             raise ModelError(f"the archive carries compiled code ({name})", "a program saved by torch.export.save", _EXPORT_AGAIN)
         elif leaf.startswith(("custom_obj_", "opaque_obj_")):
-            raise ModelError(f"the archive carries a pickled object that is no tensor ({name})", "tensors only", _TRUST)
+            raise ModelError(f"the archive carries a pickled object that is not a tensor ({name})", "tensors only", _TRUST)
         else:
             _check_pickle(name, read(name))
 

@@ -12,7 +12,7 @@ from quantkit.core.errors import ModelError
 ARCHIVE, TORCHSCRIPT, PICKLED, SAFETENSORS = "torch.export archive", "TorchScript", "pickled", "safetensors"
 
 _MODEL_FILES = "a .pt2 archive, a pickled module or state dict (.pt, .pth), .safetensors, TorchScript, or package.module:function"
-# What people pass that is no torch model → what was wanted, what to do.
+# What people pass that is not a torch model → what was wanted, what to do.
 _REFUSED = {
     "an ONNX file": (
         "the torch model that it came from",
@@ -39,7 +39,7 @@ def recognise(path: Path) -> str:
         if path.is_dir():
             _refuse(path, "a transformers directory" if (path / "config.json").is_file() else "a directory")
         if not path.is_file():
-            raise ModelError(f"{str(path)!r} is no regular file", _MODEL_FILES, "name a file")
+            raise ModelError(f"{str(path)!r} is not a regular file", _MODEL_FILES, "name a file")
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
@@ -83,7 +83,7 @@ def _of_content(path: Path, head: bytes) -> str:
     if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42")):
         _refuse(path, "an ONNX file")
     raise ModelError(
-        f"{str(path)!r} is no model file (it starts with {head[:8]!r})",
+        f"{str(path)!r} is not a model file (it starts with {head[:8]!r})",
         _MODEL_FILES,
         "save the network again: torch.export.save(program, 'model.pt2')",
     )
@@ -95,9 +95,9 @@ def _of_zip(path: Path) -> str:
             names = archive.namelist()
             start = min((member.header_offset for member in archive.infolist()), default=0)
     except zipfile.BadZipFile as error:
-        raise ModelError(f"{str(path)!r} is truncated: {error}", "a whole file", "save or download it again") from error
+        raise ModelError(f"{str(path)!r} is truncated: {error}", "a complete file", "save or download it again") from error
     if start:  # a .pt2 holds small archives; cut short, the end of one of those looks like its own
-        raise ModelError(f"{str(path)!r} is truncated: its end belongs to an inner archive", "a whole file", "save or download it again")
+        raise ModelError(f"{str(path)!r} is truncated: its end belongs to an inner archive", "a complete file", "save or download it again")
     inner = {name.partition("/")[2] for name in names}
     if "archive_format" in inner or "serialized_exported_program.json" in names:
         return ARCHIVE

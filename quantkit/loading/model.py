@@ -35,7 +35,7 @@ class LoadedModel:
 def from_module(module: nn.Module) -> LoadedModel:
     """A deep copy of `module` in eval mode; the caller's keeps its weights, its training flags and its hooks.
 
-    The digest covers class name and state dict, tensors in name order. ModelError for what is no module, cannot be
+    The digest covers class name and state dict, tensors in name order. ModelError for what is not a module, cannot be
     copied, or holds NaN, infinite, quantized or unmaterialised weights.
     """
     if not isinstance(module, nn.Module):

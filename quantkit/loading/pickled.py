@@ -1,6 +1,6 @@
 """What torch.save wrote: a pickle, which can run any code while it is read.
 
-torch's weights-only reader makes nothing but what it is told to. We tell it the classes that the file names and that are
+torch's weights-only reader builds only classes on an allow-list. It gets the classes that the file names and that are
 `nn.Module` subclasses of packages we know; never a function, and nothing is imported from elsewhere, since importing
 runs code as well. A hand-made pickle can still call their constructors, which build layers; `fx.GraphModule` and
 TorchScript classes, which make functions of source text, are left out.
@@ -27,7 +27,7 @@ from quantkit.loading.state import few, fill, find_state
 
 _PACKAGES = ("torch.nn", "torchvision", "transformers")
 _NAMED = 6
-_FILE = "a whole file that torch.save wrote"
+_FILE = "a complete file that torch.save wrote"
 _WITHOUT_PICKLE = "pass --trust-pickle if you trust its author, or save model.state_dict() and pass --arch package.module:function"
 _SAVE_AGAIN = "save it again: torch.save(model, 'model.pt') or torch.export.save(…)"
 

@@ -25,7 +25,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:
         got = f"{path.name} is truncated or no safetensors file: {error}"
-        raise ModelError(got, "a whole .safetensors file", "save or download it again") from error
+        raise ModelError(got, "a complete .safetensors file", "save or download it again") from error
 
 
 def find_state(content: object) -> dict[str, torch.Tensor] | None:

@@ -28,7 +28,7 @@ _TOUCHES_FILES = re.compile(rb"\b(save|from_file)\s*\(")
 
 def read_torchscript(path: Path, trust_pickle: bool) -> torch.jit.ScriptModule:
     """The ScriptModule in the file. ModelError if its code reads or writes files, unless trusted, or if torch cannot read it."""
-    with foreign(f"{path.name} cannot be read as TorchScript", "a whole TorchScript file", _SAVE_AGAIN), warnings.catch_warnings():
+    with foreign(f"{path.name} cannot be read as TorchScript", "a complete TorchScript file", _SAVE_AGAIN), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch deprecates the format; we say so only where it matters
         if not trust_pickle:
             _refuse_files(path)

@@ -1,1 +1,1 @@
-"""The network as it is seen: captured in one spelling, its operations told apart, its constants folded."""
+"""The captured network: its canonical form, its operations by kind, its batch norms folded."""

@@ -14,14 +14,14 @@ PLAN_TIPS = {
     "label": "plan", "latency": "latency, ms (predicted)", "bytes": "bytes (predicted)", "loss": "predicted loss",
     "divergence": "measured divergence", "drop": "measured drop", "groups": "groups by scheme",
 }  # fmt: skip
-LOOKS = {
+MARKS = {
     "on the front": ("#0072B2", "circle"), "measured beside it": ("#E69F00", "square"), "this plan": (ALERT, "triangle-up"),
-    "never seen by the model": ("#009E73", "diamond"),
+    "held out": ("#009E73", "diamond"),
 }  # fmt: skip
-KINDS = list(LOOKS)[:3]
+KINDS = list(MARKS)[:3]
 KIND: Spec = {"field": "kind", "type": "nominal", "title": "plan", "legend": {"orient": "top"}}
-COLOUR: Spec = {**KIND, "scale": {"domain": KINDS, "range": [LOOKS[kind][0] for kind in KINDS]}}
-SHAPE: Spec = {**KIND, "scale": {"domain": KINDS, "range": [LOOKS[kind][1] for kind in KINDS]}}
+COLOUR: Spec = {**KIND, "scale": {"domain": KINDS, "range": [MARKS[kind][0] for kind in KINDS]}}
+SHAPE: Spec = {**KIND, "scale": {"domain": KINDS, "range": [MARKS[kind][1] for kind in KINDS]}}
 
 
 def plan_rows(evidence: Evidence) -> list[Row]:
@@ -96,14 +96,14 @@ def prediction_chart(evidence: Evidence, plans: list[Row]) -> Chart:
     reading = (
         "Each mark is a plan. On the line, prediction and measurement agree; the order along it is what a search needs. Left: the loss "
         "predicted from the tables against the divergence of the outputs that was measured. Right: milliseconds predicted against "
-        "measured, of plans that the model of latency never saw, and of this plan's file."
+        "measured, of held-out plans, and of this plan's file."
     )
     losses = [
         {"label": row["label"], "predicted": row["loss"], "measured": row["divergence"], "kind": row["kind"]}
         for row in plans if row["divergence"] and row["divergence"] > 0 and row["loss"] > 0
     ]  # fmt: skip
     times: list[Row] = [
-        {"label": f"tested plan {place}", "predicted": rounded(one), "measured": rounded(other), "kind": "never seen by the model"}
+        {"label": f"tested plan {place}", "predicted": rounded(one), "measured": rounded(other), "kind": "held out"}
         for place, (one, other) in enumerate((evidence.fit or {}).get("tested", ()), 1)
     ]
     times += _own_time(evidence)
@@ -120,14 +120,14 @@ def prediction_chart(evidence: Evidence, plans: list[Row]) -> Chart:
 
 
 def baseline_chart(evidence: Evidence) -> Chart:
-    """This plan beside the float network and what others would have shipped: drop, time and bytes."""
+    """This plan beside the float network and the baselines: drop, time and bytes."""
     reading = (
         "Bars to the left are better. Drop is in the metric's unit; time and bytes are shares of the float file's, measured side by side."
     )
     if evidence.result is None:
         return Chart("baselines", "Baselines", reading, None, MEASURED_ONLY)
     unit = evidence.result["budget"]["unit"]
-    measures = {"drop": f"drop ({unit})", "latency_ratio": "time, of float's", "bytes_ratio": "bytes, of float's"}
+    measures = {"drop": f"drop ({unit})", "latency_ratio": "time, relative to float", "bytes_ratio": "bytes, relative to float"}
     rows = [
         {"name": row["name"], "measure": title, "value": rounded(row[key]), "mine": row["name"] == "this plan"}
         for row in comparison_rows(evidence.result) for key, title in measures.items() if row[key] is not None
@@ -186,7 +186,7 @@ def _against(rows: list[Row], unit: str, *, log: bool) -> Spec:
         {"field": field, "type": "quantitative", "title": f"{field} ({unit})", "scale": scale, "axis": axis}
         for field in ("predicted", "measured")
     )
-    kinds = {kind: look for kind, look in LOOKS.items() if any(row["kind"] == kind for row in rows)}
+    kinds = {kind: look for kind, look in MARKS.items() if any(row["kind"] == kind for row in rows)}
     colours = {**KIND, "scale": {"domain": list(kinds), "range": [look[0] for look in kinds.values()]}}
     shapes = {**KIND, "scale": {"domain": list(kinds), "range": [look[1] for look in kinds.values()]}}
     mark = {"type": "point", "filled": True, "size": 80, "opacity": 1}
@@ -204,7 +204,7 @@ def _against(rows: list[Row], unit: str, *, log: bool) -> Spec:
 
 def _absent_half(losses: list[Row], times: list[Row]) -> str:
     if not times:
-        return " Latency was modelled or not tested in this run, so there is nothing to hold it against."
+        return " Latency was modelled or not tested in this run, so there is nothing to compare with."
     return "" if losses else " No plan's divergence was measured in this run."
 
 

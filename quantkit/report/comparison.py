@@ -1,4 +1,4 @@
-"""What changed between two plans, layer by layer, and what it did: predicted one change at a time, and measured on the files."""
+"""What changed between two plans, layer by layer, and its effect: predicted one change at a time, and measured on the files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GroupChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class NumberChange:
     """One number of both plans; `change` None where one of them is missing or no number."""
 
     name: str
@@ -41,8 +41,8 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """Something that was asked, or where it ran, and that differs."""
+class SettingChange:
+    """One setting of the request or the environment that differs."""
 
     name: str
     before: Any
@@ -59,9 +59,9 @@ class Comparison:
     only_one: tuple[str, ...]
     only_other: tuple[str, ...]
     same: int
-    predicted: tuple[Moved, ...]
-    measured: tuple[Moved, ...]
-    asked: tuple[Said, ...]
+    predicted: tuple[NumberChange, ...]
+    measured: tuple[NumberChange, ...]
+    asked: tuple[SettingChange, ...]
     cautions: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def compare(one: Evidence, other: Evidence) -> Comparison:
 
 
 def _covers(predictor: Predictor, one: Evidence, other: Evidence) -> bool:
-    """Whether the tables know both plans."""
+    """Whether the tables cover both plans."""
     for evidence in (one, other):
         for group, scheme in evidence.allocation.items():
             if (
@@ -122,25 +122,25 @@ def _effect(predictor: Predictor | None, one: Evidence, other: Evidence, group: 
     return {name: after[name] - before[name] for name in before}
 
 
-def _predicted(predictor: Predictor | None, one: Evidence, other: Evidence) -> tuple[Moved, ...]:
+def _predicted(predictor: Predictor | None, one: Evidence, other: Evidence) -> tuple[NumberChange, ...]:
     if predictor is None:
         return ()
     before, after = _foretold(predictor, one.allocation), _foretold(predictor, other.allocation)
-    return tuple(Moved(name, before[name], after[name]) for name in before)
+    return tuple(NumberChange(name, before[name], after[name]) for name in before)
 
 
-def _measured(one: Evidence, other: Evidence) -> tuple[Moved, ...]:
-    """What was measured of both files; a picked plan's file was measured by nobody yet."""
+def _measured(one: Evidence, other: Evidence) -> tuple[NumberChange, ...]:
+    """What was measured of both files; a picked plan's file is not measured yet."""
     found = []
     for name, *path in (
         ("drop", "verdict", "drop"), ("drop at least", "verdict", "low"), ("drop at most", "verdict", "high"),
         ("float score", "verdict", "float"), ("quantized score", "verdict", "quantized"), ("latency", "latency", "quantized_ms"),
-        ("latency of float's", "latency", "ratio"), ("bytes", "bytes", "quantized"), ("bytes of float's", "bytes", "ratio"),
+        ("latency, relative to float", "latency", "ratio"), ("bytes", "bytes", "quantized"), ("bytes, relative to float", "bytes", "ratio"),
         ("MACs in int8", "executed", "int8_macs"), ("max drop", "budget", "max_drop"),
     ):  # fmt: skip
         before, after = _at(one, *path), _at(other, *path)
         if before is not None or after is not None:
-            found.append(Moved(name, before, after))
+            found.append(NumberChange(name, before, after))
     return tuple(found)
 
 
@@ -151,11 +151,11 @@ def _at(evidence: Evidence, part: str, key: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _asked(one: Evidence, other: Evidence) -> tuple[Said, ...]:
+def _asked(one: Evidence, other: Evidence) -> tuple[SettingChange, ...]:
     """Options, data, network, machine and versions that differ."""
     before, after = (dict(leaves(_described(evidence))) for evidence in (one, other))
     names = dict.fromkeys([*before, *after])
-    return tuple(Said(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name))
+    return tuple(SettingChange(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name))
 
 
 def _described(evidence: Evidence) -> dict[str, Any]:
@@ -171,17 +171,19 @@ def _described(evidence: Evidence) -> dict[str, Any]:
 def _cautions(one: Evidence, other: Evidence, predictor: Predictor | None) -> tuple[str, ...]:
     found = []
     if one.request["model"]["digest"] != other.request["model"]["digest"]:
-        found.append("The networks are not the same one.")
+        found.append("The networks differ.")
     if one.request["metric"] != other.request["metric"]:
-        found.append("The metrics differ, so drops are not in one unit.")
+        found.append("The metrics differ, so drops are not comparable.")
     if one.request["data"]["gate"]["fingerprint"] != other.request["data"]["gate"]["fingerprint"]:
-        found.append("The verdicts are on different gate items, so part of the change in drop is chance of the items.")
+        found.append("The verdicts are on different gate items, so part of the change in drop is due to the items.")
     hosts = [[(each.result or {}).get("environment", {}).get(name) for name in HOST] for each in (one, other)]
     if hosts[0] != hosts[1] and one.result and other.result:
-        found.append("They were timed on different machines, so milliseconds are not to be compared.")
+        found.append("They were timed on different machines, so milliseconds are not comparable.")
     found += [
-        f"{each.folder} holds a picked plan, which nobody measured yet: `quantkit verify` does." for each in (one, other) if each.picked
+        f"{each.folder} holds a picked plan, which is not measured yet: `quantkit verify` measures it."
+        for each in (one, other)
+        if each.picked
     ]
     if predictor is None:
-        found.append("Neither run's tables know both plans, so the effect of each change is not predicted.")
+        found.append("Neither run's tables cover both plans, so the effect of each change is not predicted.")
     return tuple(found)

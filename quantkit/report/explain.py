@@ -1,6 +1,6 @@
-"""Why a layer has its scheme: what each scheme would do to the whole plan, what was tried, what forbids the rest, with whom it interacts.
+"""Why a layer has its scheme: the effect of each scheme on the whole plan, what was measured, what rules out the others, interactions.
 
-Every figure follows from the run's tables and journal. A change is told against the plan in force, with all other groups as they are, so
+Every figure follows from the run's tables and journal. A change is relative to the plan in force, with all other groups as they are, so
 that interactions and boundaries are counted.
 """
 
@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from quantkit.allocation import Limit, Plan
-from quantkit.allocation.prediction.predictor import Look, Predictor
+from quantkit.allocation.prediction.predictor import MeasuredPlan, Predictor
 from quantkit.allocation.search import Space
 from quantkit.core.errors import OutputError, RequestError
 from quantkit.core.graph import Group
@@ -25,7 +25,7 @@ from quantkit.runs.pick import Foresight
 from quantkit.settings.bounds import Bound, Bounds
 from quantkit.settings.options import SCHEMES
 
-PINNED = "pinned by the user"  # the reason of a group whose scheme was said
+PINNED = "pinned by the user"  # the reason of a group whose scheme was given
 PARTNERS = 6
 
 
@@ -34,7 +34,7 @@ class SchemeRow:
     """The group under one scheme: its score and costs, what changing the plan to it does, and why the plan has it or not.
 
     `score` is the sensitivity's, which may hold a share of what it interacts; `own_loss` is the loss of the group alone. `drop` is of the
-    whole changed plan, in the metric's unit: `drop_is` measured or predicted; None where nothing told.
+    whole changed plan, in the metric's unit: `drop_is` measured or predicted; None where unknown.
     """
 
     scheme: str
@@ -150,8 +150,8 @@ def explain(evidence: Evidence, name: str) -> Explanation:
         str(evidence.folder), name, layers[0].kind, group.name, group.layers, group.reason, evidence.allocation[group.name],
         evidence.picked, str(evidence.tables["judging"]["unit"]), evidence.predictor.loss.unit, budget.get("max_drop"),
         sum(layer.weight_count for layer in layers), sum(layer.macs for layer in layers), _schemes(evidence, evidence.predictor, group),
-        _not_offered(evidence, group), _tried(evidence.looks, group.name), _alone(evidence.looks, group.name), partners, own, shared, whole,
-        readers, joins, behind, mismatches,
+        _not_offered(evidence, group), _tried(evidence.measured_plans, group.name), _alone(evidence.measured_plans, group.name),
+        partners, own, shared, whole, readers, joins, behind, mismatches,
     )  # fmt: skip
 
 
@@ -203,15 +203,15 @@ def _chosen(group: Group, evidence: Evidence) -> str:
     if group.reason == PINNED:
         return "chosen: pinned by --fix or --exclude"
     if len(group.schemes) == 1:
-        return "chosen: there is no other on its menu"
-    return "chosen in the plan that was picked" if evidence.picked else "chosen in the plan that the search answered with"
+        return "chosen: the only scheme on its menu"
+    return "chosen in the plan that was picked" if evidence.picked else "chosen in the plan that the search found"
 
 
 def _against(
     change: Mapping[str, float], goal: str, over: Sequence[Limit], uses: Mapping[str, float], judge: _Judge,
     drop: float | None, drop_is: str | None, passes: bool,
 ) -> str:  # fmt: skip
-    """What forbids a scheme, or what speaks against it."""
+    """What rules out a scheme, or advises against it."""
     dearer, worse = change[goal] > 0, change["loss"] > 0
     if over:
         name, at_most = over[0].resource.name, over[0].at_most
@@ -224,11 +224,11 @@ def _against(
         lost = f"{drop:.2f} of at most {judge.points:.2f} {judge.unit}"
         if drop > judge.points:
             return f"the promise forbids it, as {drop_is}: the plan would lose {lost}"
-        return f"the promise speaks against it, as {drop_is}: {lost}, which is too near to be sure of on the gate split"
+        return f"the promise advises against it, as {drop_is}: {lost}, too close to the limit to be sure on the gate split"
     if dearer and not judge.least_drop:
         return f"nothing is gained: {paid}{f', though {less}' if change['loss'] < 0 else ''}"
     if drop_is == "measured":
-        return f"that very plan was measured and lost {drop:.2f}: it passed, and another was preferred (finalists are timed side by side)"
+        return f"this plan was measured and lost {drop:.2f}: it passed, and another was preferred (finalists are timed side by side)"
     also = f", and {less}" if change["loss"] < 0 else ""
     return f"nothing forbids it as predicted ({paid}{also}); the search did not evaluate that very plan"
 
@@ -237,10 +237,10 @@ class _Judge:
     """What plans lose: as measured where they were, else translated from what is predicted, starting from the plan in force."""
 
     def __init__(self, evidence: Evidence, space: Space) -> None:
-        self._looks = {tuple(sorted(allocation.items())): look for allocation, look in evidence.looks}
+        self._measured = {tuple(sorted(allocation.items())): look for allocation, look in evidence.measured_plans}
         judging = evidence.tables["judging"]
-        self._foresight = Foresight.of(space, evidence.looks, judging) if evidence.looks else None
-        self._now, self._seen = space.plan(evidence.allocation), self._looks.get(tuple(sorted(evidence.allocation.items())))
+        self._foresight = Foresight.of(space, evidence.measured_plans, judging) if evidence.measured_plans else None
+        self._now, self._seen = space.plan(evidence.allocation), self._measured.get(tuple(sorted(evidence.allocation.items())))
         budget = (evidence.result or {}).get("budget", {})
         self.points: float | None = budget.get("max_drop")
         self.unit = str(judging["unit"])
@@ -250,7 +250,7 @@ class _Judge:
         """The drop, whether it is measured or predicted, and whether it keeps the promise, as far as there is one."""
         if self._foresight is None:
             return None, None, True
-        look = self._looks.get(tuple(sorted(plan.allocation.items())))
+        look = self._measured.get(tuple(sorted(plan.allocation.items())))
         if look is not None:
             found = self._foresight.measured(look, self.points)
             return found.drop, "measured", found.passes
@@ -270,17 +270,17 @@ def _not_offered(evidence: Evidence, group: Group) -> dict[str, str]:
         if scheme in group.schemes:
             continue
         if group.reason == PINNED:
-            found[scheme] = "you pinned the group (--fix or --exclude)"
+            found[scheme] = "the group is pinned (--fix or --exclude)"
         elif scheme in offered:
             found[scheme] = f"{target} has no such kernel for it: an operation without weights takes float or the widest scheme"
         else:
-            found[scheme] = "not asked for: --schemes, or what --minimize and the bounds imply, leaves it out"
+            found[scheme] = "not allowed: --schemes, or the default for --minimize and the bounds, leaves it out"
     return found
 
 
-def _tried(looks: Sequence[Look], group: str) -> tuple[Tried, ...]:
+def _tried(measured_plans: Sequence[MeasuredPlan], group: str) -> tuple[Tried, ...]:
     found: dict[str, list[Mapping[str, float]]] = {}
-    for allocation, look in looks:
+    for allocation, look in measured_plans:
         found.setdefault(allocation[group], []).append(look)
     rows = [
         Tried(scheme, len(seen), min(look["drop"] for look in seen), min(look["divergence"] for look in seen))
@@ -289,10 +289,10 @@ def _tried(looks: Sequence[Look], group: str) -> tuple[Tried, ...]:
     return tuple(sorted(rows, key=lambda row: parse_scheme(row.scheme).precision, reverse=True))
 
 
-def _alone(looks: Sequence[Look], group: str) -> tuple[Alone, ...]:
+def _alone(measured_plans: Sequence[MeasuredPlan], group: str) -> tuple[Alone, ...]:
     """Pairs of measured plans that differ in this group only; the more precise one is before."""
-    rest: dict[tuple[tuple[str, str], ...], list[Look]] = {}
-    for allocation, look in looks:
+    rest: dict[tuple[tuple[str, str], ...], list[MeasuredPlan]] = {}
+    for allocation, look in measured_plans:
         rest.setdefault(tuple(sorted(item for item in allocation.items() if item[0] != group)), []).append((allocation, look))
     found = []
     for same in rest.values():

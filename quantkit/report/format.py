@@ -56,7 +56,7 @@ def bound_words(row: Mapping[str, Any]) -> str:
 
 
 def comparison_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The float file, the baselines and this plan, as the baselines of `result.json` are told; this plan is the last."""
+    """The float file, the baselines and this plan, in the form of the baselines of `result.json`; this plan is the last."""
     latency, size, verdict = result["latency"], result["bytes"], result["verdict"]
     floats = {"name": "float", "drop": 0.0, "latency_ratio": 1.0 if latency else None, "bytes_ratio": 1.0}
     mine = {"name": "this plan", "drop": verdict["drop"], "latency_ratio": latency and latency["ratio"], "bytes_ratio": size["ratio"]}
@@ -105,16 +105,16 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def certificate_line(certificate: Mapping[str, Any], unit: str) -> str:
-    """How far what was predicted is to be trusted."""
+    """How well predictions agree with measurements."""
     fitted, additive, prior = (certificate[name] for name in ("fitted", "additive", "prior"))
-    tested = f"{certificate['plans']} plans of nearly this cost that the predictor never saw"
+    tested = f"{certificate['plans']} plans of nearly this cost that were held out of its fit"
     if fitted["spearman"] is None:
-        return f"Predictions: {tested} do not differ, so nothing can be said of them."
+        return f"Predictions: {tested} do not differ, so the predictions cannot be assessed."
     ranks = f"rank correlation {fitted['spearman']:.2f}, R² {fitted['r2']:.2f}"
     share = certificate["beyond_additive"]  # None: the sensitivity measures no interactions
     rows = ([] if share is None else [("fitted without interactions", additive)]) + [("as estimated", prior)]
     others = [f"{name} {row['spearman']:.2f}" for name, row in rows if row["spearman"] is not None]
-    beyond = "" if share is None else f"; {100 * share:.0f} % of the predicted variance is no sum over layers"
+    beyond = "" if share is None else f"; {100 * share:.0f} % of the predicted variance is not additive over layers"
     away = "" if certificate["is_within_band"] else f", outside the band of a factor {certificate['band']:.2f}"
     own = f"this plan's divergence {certificate['predicted']:.3g} predicted, {certificate['measured']:.3g} measured{away}"
     drops = f"its drop {certificate['predicted_drop']:.2f} {unit} predicted, {certificate['measured_drop']:.2f} measured"

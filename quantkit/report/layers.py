@@ -11,14 +11,14 @@ from quantkit.report.vega import Chart, Row, Spec, colour, document, loss_axis, 
 
 MOST = 64  # groups in the heat map: beyond that no cell can be seen, and the page grows with the square
 LEAST = 0.25  # correlation at the ends of the colours, so that noise does not look like structure
-REST = "not a layer's own"
+REST = "outside the layers"
 
 
 def sensitivity_chart(evidence: Evidence) -> Chart:
     """One mark a group: the loss and the cost under a scheme that the reader chooses, in the colour of the plan's own scheme."""
     reading = (
         "Each mark is a group: its score when it is quantized as chosen below the chart (up), against what it then costs (right), in the "
-        "colour and shape of the scheme that the plan gave it. High and left: dear to quantize and small, so best kept precise; low and "
+        "colour and shape of the scheme that the plan gave it. High and left: sensitive and small, so best kept precise; low and "
         "right: where quantizing pays."
     )
     predictor = evidence.predictor
@@ -107,7 +107,7 @@ def interaction_chart(evidence: Evidence) -> Chart:
     if predictor.interactions is None:
         method = evidence.request["options"]["sensitivity"]
         why = (
-            f"Sensitivity {method} scores each group alone and knows no interactions: "
+            f"Sensitivity {method} scores each group alone and estimates no interactions: "
             "`quantkit allocate --sensitivity augmented` measures them."
         )
         return Chart("interactions", title, reading, None, why)
@@ -160,7 +160,7 @@ def _profiled(evidence: Evidence) -> list[Row]:
 
 
 def _sums(evidence: Evidence) -> str:
-    """What layers add up to beside the time of the whole file, which the profile itself lengthens."""
+    """The sum over layers beside the time of the whole file; profiling itself takes time."""
     profile, latency = evidence.profile or {}, (evidence.result or {}).get("latency")
     if not latency:
         return ""

@@ -28,7 +28,7 @@ def to_markdown(evidence: Evidence) -> str:
 
 def _comparison(result: Any) -> str:
     latency, size = result["latency"], result["bytes"]
-    headings = [f"lost ({result['budget']['unit']})", *(("time", "of float's") if latency else ()), "size", "of float's"]
+    headings = [f"lost ({result['budget']['unit']})", *(("time", "vs float") if latency else ()), "size", "vs float"]
     rows = []
     for row in comparison_rows(result):
         times = [f"{latency['float_ms'] * row['latency_ratio']:.2f} ms", f"{row['latency_ratio']:.2f}"] if latency else []

@@ -19,7 +19,7 @@ from quantkit.report.run_data import Evidence
 from quantkit.report.vega import ALERT, Chart, Row, Spec, document, scheme_colours, tips
 
 COLUMN, LANE, LEVEL = 210.0, 14.0, 27  # pixels
-TOLD = ("operation", "kind", "scheme", "group", "weights", "MACs", "why")
+TOOLTIP_FIELDS = ("operation", "kind", "scheme", "group", "weights", "MACs", "why")
 KEPT_FLOAT, ENDS = "no 8-bit form", "input or output"
 KEPT_COLOUR, END_COLOUR = "#c8b7a6", "#ffffff"
 
@@ -115,7 +115,7 @@ def network_chart(evidence: Evidence) -> Chart:
     marks: Spec = {
         "data": {"values": nodes},
         "mark": {"type": "square", "size": 190, "stroke": "#5a5a5a", "strokeWidth": 1, "opacity": 1, "cursor": "pointer"},
-        "encoding": {"x": x, "y": y, "color": scheme, "tooltip": tips({key: key for key in TOLD})},
+        "encoding": {"x": x, "y": y, "color": scheme, "tooltip": tips({key: key for key in TOOLTIP_FIELDS})},
     }  # fmt: skip
     text = {"type": "text", "align": "left", "dx": 12, "limit": COLUMN - 24, "fontSize": 11}
     names: Spec = {"data": {"values": nodes}, "mark": text, "encoding": {"x": x, "y": y, "text": {"field": "label"}}}

@@ -1,4 +1,4 @@
-"""The report of a run as one HTML file that asks nobody for anything: charts by Vega-Lite, whose code lies in the file.
+"""The report of a run as one HTML file that loads nothing else: charts by Vega-Lite, whose code is in the file.
 
 A content security policy in the page forbids every request; what is drawn is also there as tables and words.
 """
@@ -71,7 +71,7 @@ def render(evidence: Evidence, charts: Mapping[str, Chart], library: str) -> str
         sections.append(_section(charts[name], more))
     sections += [_layers(evidence), _environment(evidence), _numbers(evidence)]
     titles = {"verdict": "Verdict", **{name: charts[name].title for name in SECTIONS}}
-    titles |= {"layers": "Layers", "environment": "Environment", "numbers": "Every number"}
+    titles |= {"layers": "Layers", "environment": "Environment", "numbers": "All numbers"}
     links = " ".join(f'<a href="#{name}">{escape(told)}</a>' for name, told in titles.items())
     return "\n".join(
         (
@@ -101,12 +101,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: st
 
 
 def _verdict(evidence: Evidence) -> str:
-    """Whether the promise was kept, by how much and how surely, and what a person should know beside."""
+    """Whether the promise was kept, by how much and with which confidence, and the notes."""
     result = evidence.result
     head = f"<h1>{escape(evidence.name)}</h1>"
     asked = evidence.request["options"]
-    said = f"For {asked['target']}, {asked['minimize']} made small, sensitivity {asked['sensitivity']}, search {asked['search']}."
-    picked = "<p>A plan was picked since, which the charts show as this plan; the verdict is that of the plan that was allocated.</p>"
+    said = f"Target {asked['target']}, minimized: {asked['minimize']}, sensitivity {asked['sensitivity']}, search {asked['search']}."
+    picked = "<p>A plan was picked later; the charts show it as this plan. The verdict is that of the allocated plan.</p>"
     if result is None:
         return f'<section id="verdict">{head}<p class="verdict">{MEASURED_ONLY}.</p><p>{escape(said)}</p></section>'
     ran, parity = result["executed"], result["simulation"]
@@ -161,7 +161,7 @@ def _layers(evidence: Evidence) -> str:
     loss = evidence.predictor.loss if evidence.predictor else None
     schemes = evidence.schemes if loss else ()
     chosen = {row["group"]: row for row in (evidence.result or {}).get("allocation", ())}
-    headings = ("group", "layers", "why one group", "scheme", "ms", "bytes", *(f"score in {scheme}" for scheme in schemes))
+    headings = ("group", "layers", "reason for the group", "scheme", "ms", "bytes", *(f"score in {scheme}" for scheme in schemes))
     rows, attributes = [], []
     for group in evidence.groups:
         row = chosen.get(group.name, {})
@@ -176,16 +176,16 @@ def _layers(evidence: Evidence) -> str:
 
 
 def _environment(evidence: Evidence) -> str:
-    """Where it was measured, what was asked, on which data, and what took how long."""
+    """Machine, request, data, and time by stage."""
     result = evidence.result or {}
     data = [
         (name, part["items"], part["fingerprint"]) for name, part in evidence.request["data"].items()
     ]  # fmt: skip
     parts = [
         table(("what", "value"), result.get("environment", {}).items(), caption="Machine and versions"),
-        table(("option", "value"), leaves(evidence.request["options"]), caption="What was asked"),
+        table(("option", "value"), leaves(evidence.request["options"]), caption="Request"),
         table(("split", "items", "fingerprint"), data, caption="Data"),
-        table(("stage", "seconds"), result.get("seconds", {}).items(), caption="What took how long"),
+        table(("stage", "seconds"), result.get("seconds", {}).items(), caption="Time by stage"),
     ]
     return f'<section id="environment"><h2>Environment</h2><div class="columns">{"".join(parts)}</div></section>'
 
@@ -193,10 +193,10 @@ def _environment(evidence: Evidence) -> str:
 def _numbers(evidence: Evidence) -> str:
     """result.json, leaf by leaf, as it is written there."""
     if evidence.result is None:
-        return f'<section id="numbers"><h2>Every number</h2><p class="absent">{MEASURED_ONLY}.</p></section>'
+        return f'<section id="numbers"><h2>All numbers</h2><p class="absent">{MEASURED_ONLY}.</p></section>'
     rows = [(path, _Html(escape(json.dumps(value, ensure_ascii=False)))) for path, value in leaves(evidence.result)]
     told = f"<details><summary>All {len(rows):,} values of result.json</summary>{table(('path', 'value'), rows)}</details>"
-    return f'<section id="numbers"><h2>Every number</h2>{told}</section>'
+    return f'<section id="numbers"><h2>All numbers</h2>{told}</section>'
 
 
 class _Html(str):

@@ -1,4 +1,4 @@
-"""All that a run directory holds, read back for people: what is not there is None, and what that takes is said, never measured."""
+"""All that a run directory holds, read back for reports: what is absent is None, and nothing is measured."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.allocation.prediction.predictor import PICKED, TABLES, Look, Predictor, read_predictor
+from quantkit.allocation.prediction.predictor import PICKED, TABLES, MeasuredPlan, Predictor, read_predictor
 from quantkit.core.errors import OutputError
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import parse_scheme
 from quantkit.report.format import certificate_line
-from quantkit.runs.pick import find_looks
+from quantkit.runs.pick import find_measured_plans
 
 PLAN, PROFILE = "plan.json", "profile.json"
-OLD = "It was made by an older version of quantkit: allocate again"
-MEASURED_ONLY = "The network was measured and nothing was allocated yet: `quantkit allocate` or `quantkit pick` it"
+OLD = "The run was made by an older version of quantkit: allocate again"
+MEASURED_ONLY = "The network was measured and nothing was allocated yet: run `quantkit allocate` or `quantkit pick`"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
     """`allocation` is the plan in force, a scheme by group: the picked one, else the allocated one; empty where there is none.
 
-    `result` and `notes` are those of `allocate`; `looks` what was measured of plans on the search split; `fit` how well latency was
-    predicted; `profile` the milliseconds of each layer in the float file and in the plan's.
+    `result` and `notes` are those of `allocate`; `measured_plans` what was measured of plans on the search split; `fit` how well
+    latency was predicted; `profile` the milliseconds of each layer in the float file and in the plan's.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class Evidence:
     front: Mapping[str, Any] | None
     predictor: Predictor | None
     tables: Mapping[str, Any]
-    looks: tuple[Look, ...]
+    measured_plans: tuple[MeasuredPlan, ...]
     fit: Mapping[str, Any] | None
     profile: Mapping[str, Any] | None
 
@@ -50,7 +50,7 @@ class Evidence:
 
     @property
     def goal(self) -> str:
-        """The resource that was made small; what was bounded first where the drop was."""
+        """The minimized resource; the first bounded one where the drop was minimized."""
         said = self.request["options"]["minimize"]
         bounds = self.request["options"].get("bounds") or {}
         return next((name for name, bound in bounds.items() if bound), "latency") if said == "drop" else str(said)
@@ -79,14 +79,14 @@ def read_evidence(folder: Path) -> Evidence:
     """What the run directory holds. Raises OutputError for a folder that is none."""
     request, graph = _json(folder / "request.json"), _json(folder / "graph.json")
     if request is None or graph is None:
-        raise OutputError(f"{folder} is no run", "a run directory of `quantkit allocate` or `measure`", "name the folder that it printed")
+        raise OutputError(f"{folder} is not a run", "a run directory of `quantkit allocate` or `measure`", "pass the printed folder")
     result, front = _json(folder / "result.json"), _json(folder / "front.json")
     predictor, tables = read_predictor(folder) if (folder / TABLES).exists() else (None, {})
     groups = predictor.groups if predictor else _groups_of(folder, result)
     picked = (folder / PICKED).exists()
     plan = _json(folder / (PICKED if picked else PLAN))
     layers = plan["layers"] if plan else {name: row["scheme"] for row in (result or {}).get("allocation", ()) for name in row["layers"]}
-    looks = find_looks(folder, tables["judging"]["key"]) if tables else []
+    measured_plans = find_measured_plans(folder, tables["judging"]["key"]) if tables else []
     whole = front is not None and "measured" in front
     return Evidence(
         folder, request, Graph.from_json(graph), groups,

@@ -1,6 +1,6 @@
 """What all charts share: `Chart`, one colour and shape for each scheme, and the pieces of Vega-Lite that recur.
 
-Colours are those of Okabe and Ito, then of Paul Tol: told apart by colour-blind eyes, on white and on black; a shape says the same again.
+Colours are those of Okabe and Ito, then of Paul Tol: distinguishable with colour blindness, on white and on black; shapes repeat them.
 Specifications are plain dicts (https://vega.github.io/vega-lite/docs/spec.html); text and grid colours are the page's.
 """
 
@@ -111,5 +111,5 @@ def document(spec: Spec, rows: Sequence[Row]) -> Spec:
 
 
 def rounded(value: float | None) -> float | None:
-    """Six digits that count; None for what is no number."""
+    """Six digits that count; None for what is not a number."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

@@ -5,7 +5,7 @@
     {"event": "step", "stage", "seconds"}                                              work that has no file of its own
     {"event": "done", "kept"}
 
-A text that begins with # is a hash: it tells that something changed, and not how. A stage is only found under equal dependencies, so
+A text that begins with # is a hash: it shows that something changed, and not how. A stage is only found under equal dependencies, so
 what changed among them is the whole reason why it was made again.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from quantkit.core.store import Run, fingerprint
 
 HISTORY = "history.jsonl"
-SHORT = 24  # characters of a value that is told as it is
+SHORT = 24  # characters of a value that is kept as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Session:
     done: bool | None = None
 
 
-def told(value: Any) -> str:
+def shortened(value: Any) -> str:
     """A dependency as the history keeps it: its own text, if that is short, or a hash."""
     text = value if isinstance(value, str) else "" if isinstance(value, (bytes, Mapping)) else repr(value)
     plain = isinstance(value, (str, int, float, bool, tuple, list, type(None))) and 0 < len(text) <= SHORT and not text.startswith("#")
@@ -76,5 +76,5 @@ def read_sessions(store: Run) -> tuple[Session, ...]:
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What differs, in words: `observer (mse → minmax)`, or only the name where a value is a hash."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    pairs = [(name, before.get(name, "unsaid"), now.get(name, "unsaid")) for name in names]
+    pairs = [(name, before.get(name, "not given"), now.get(name, "not given")) for name in names]
     return [name if "#" in (one[:1], other[:1]) else f"{name} ({one} → {other})" for name, one, other in pairs]

@@ -47,7 +47,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What there is. `to_do` is what the last request, asked again, would still do; `finished` whether it came to its end."""
+    """What there is. `to_do` is what the last request, asked again, would still do; `finished` whether it is finished."""
 
     run: str
     process: int | None
@@ -71,7 +71,7 @@ class Status:
 
 
 def read_status(folder: Path) -> Status:
-    """Reads only. Raises OutputError for what is no run directory."""
+    """Reads only. Raises OutputError for what is not a run directory."""
     _check(folder)
     store, sessions = Run(folder), read_sessions(Run(folder))
     last = sessions[-1] if sessions else None
@@ -91,7 +91,7 @@ def read_status(folder: Path) -> Status:
 def clean(folder: Path, *, dry_run: bool) -> tuple[Kept, ...]:
     """Removes what is stale and what killed processes left, or, if `dry_run`, only says what that is.
 
-    Raises OutputError for what is no run directory, and for one that a process works in.
+    Raises OutputError for what is not a run directory, and for one that a process works in.
     """
     _check(folder)
     if dry_run:
@@ -111,7 +111,7 @@ def clean(folder: Path, *, dry_run: bool) -> tuple[Kept, ...]:
 
 def _check(folder: Path) -> None:
     if not (folder / "stages").is_dir():
-        raise OutputError(f"{folder} is no run directory", "one of `quantkit allocate` or `measure`", "check the path")
+        raise OutputError(f"{folder} is not a run directory", "one of `quantkit allocate` or `measure`", "check the path")
 
 
 def _stages(folder: Path, sessions: Sequence[Session]) -> tuple[tuple[Kept, ...], tuple[Kept, ...]]:
@@ -165,7 +165,7 @@ def _reasons(stage: str, before: Session, now: Session) -> list[str]:
     """Which inputs made the stage's old result stale."""
     old, new = before.stages.get(stage), now.stages.get(stage)
     if old is None or new is None:
-        return changes(before.inputs, now.inputs) or ["the last request did not come so far"]
+        return changes(before.inputs, now.inputs) or ["the last request did not reach this stage"]
     found: list[str] = []
     for name in {**old.depends_on, **new.depends_on}:
         one, other = ({name: text} if (text := use.depends_on.get(name)) else {} for use in (old, new))

@@ -1,7 +1,7 @@
 """`quantkit pick`: another promise or other bounds for a network that was measured, without the network, the data, or torch.
 
 The drop of a plan that was measured is judged as the search judges it. Of others the predicted loss is translated: into a divergence by the
-ratio of both over what was measured, and into a drop by the rate that the search learns from the same plans, with room for either error.
+ratio of both over what was measured, and into a drop by the rate that the search learns from the same plans, with a margin for both.
 So what is picked rests on measurements or says that it is predicted; `quantkit verify RUN --data` closes it.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.allocation import Plan, undominated
-from quantkit.allocation.prediction.predictor import PICKED, Look, Predictor, explain_shortage, front_report, read_predictor
+from quantkit.allocation.prediction.predictor import PICKED, MeasuredPlan, Predictor, explain_shortage, front_report, read_predictor
 from quantkit.allocation.search import Measured, Space, Trial
 from quantkit.core.errors import RequestError
 from quantkit.core.metric import Budget
@@ -28,7 +28,7 @@ from quantkit.settings.bounds import Bounds
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picked:
-    """The plan, its drop (`measured` or predicted, None where nothing told), whether it will probably keep the promise."""
+    """The plan, its drop (`measured` or predicted, None where unknown), whether it will probably keep the promise."""
 
     run: Path
     plan: Plan
@@ -59,7 +59,7 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
     predictor, kept = read_predictor(folder)
     judging = kept["judging"]
     goal = minimize or kept["minimize"]
-    looks = find_looks(folder, judging["key"])
+    looks = find_measured_plans(folder, judging["key"])
     if budget is not None and not looks:
         got = f"a promise, and no drop that was measured in {folder}"
         raise RequestError(got, "a run whose plans were evaluated", "`quantkit measure` it again, or pick by --max-bytes")
@@ -107,7 +107,7 @@ class Foresight:
     confidence: float
 
     @classmethod
-    def of(cls, space: Space, looks: Sequence[Look], judging: Mapping[str, Any]) -> Foresight:
+    def of(cls, space: Space, looks: Sequence[MeasuredPlan], judging: Mapping[str, Any]) -> Foresight:
         """Fitted on what was measured near the float network."""
         near = judging["near"]
         close = [(space.plan(allocation).predicted_loss, look) for allocation, look in looks if look["divergence"] <= near]
@@ -121,7 +121,7 @@ class Foresight:
 
     def measured(self, look: Mapping[str, float], points: float | None) -> Measured:
         """As the search judges it."""
-        told = self.expectation if look["divergence"] <= self.near else UNKNOWING
+        told = self.expectation if look["divergence"] <= self.near else UNKNOWN_RATE
         verdict = _verdict(look, self.search_items)
         passes = points is None or told.chance_kept(verdict, look["divergence"], self.gate_items, points) >= self.confidence
         return Measured(look["drop"], passes, look)
@@ -135,7 +135,9 @@ class Foresight:
         return Measured(drop, points is None or drop + NORMAL.inv_cdf(self.confidence) * spread <= points)
 
 
-def _judged(space: Space, looks: Sequence[Look], foresight: Foresight, points: float | None) -> tuple[list[Trial], list[Mapping[str, str]]]:
+def _judged(
+    space: Space, looks: Sequence[MeasuredPlan], foresight: Foresight, points: float | None
+) -> tuple[list[Trial], list[Mapping[str, str]]]:
     """Every measured plan and those of the front that were not, and which of them those are."""
     trials = [Trial(space.plan(allocation), foresight.measured(look, points)) for allocation, look in looks]
     known = [trial.plan.allocation for trial in trials]
@@ -145,7 +147,7 @@ def _judged(space: Space, looks: Sequence[Look], foresight: Foresight, points: f
     return trials, [plan.allocation for plan in new]
 
 
-def find_looks(folder: Path, key: str) -> list[Look]:
+def find_measured_plans(folder: Path, key: str) -> list[MeasuredPlan]:
     """What the journal holds under the key of these tables, each allocation once."""
     found = {}
     for record in Run(folder).records():

@@ -19,7 +19,7 @@ Number = float  # `Execution.float` would hide the type from the field behind it
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A uniform answer, measured as the plan was: `drop` in the metric's unit, the others as shares of float's (None: not timed)."""
+    """A uniform answer, measured as the plan was: `drop` in the metric's unit, the others relative to the float file (None: not timed)."""
 
     name: str
     drop: float

@@ -16,7 +16,7 @@ from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.graph import Graph
 from quantkit.core.spec import Scheme, parse_scheme
 from quantkit.core.store import Run, write_atomically
-from quantkit.export.companions import write_beside
+from quantkit.export.companions import write_companions
 from quantkit.export.float_onnx import read_parameters
 from quantkit.export.qdq import Emitted, emit
 from quantkit.export.session_file import write_session
@@ -29,7 +29,7 @@ from quantkit.targets.placement import Adapted, Placement
 
 WEIGHTS = "weights"  # the stage that keeps rounded weights
 FILE, PICKED_FILE = "model.onnx", "picked.onnx"
-NAMED = 5  # changes that a refusal tells in full
+NAMED = 5  # changes that a refusal lists in full
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +105,7 @@ def plan_file(plan: StoredPlan) -> Path:
 def export_plan(plan: StoredPlan, target: str, output: Path, *, adapt: bool = False) -> Exported:
     """Write the plan's file for `target` to `output`, and beside it what that runtime is built with.
 
-    With `adapt`, what the target cannot run is changed, and said in the notes. Otherwise it raises SchemeError, as it does for an unknown
+    With `adapt`, what the target cannot run is changed, and the notes list it. Otherwise it raises SchemeError, as it does for an unknown
     target; OutputError where the file cannot be written.
     """
     module = find_target(target)
@@ -113,13 +113,13 @@ def export_plan(plan: StoredPlan, target: str, output: Path, *, adapt: bool = Fa
     if adapted.changes and not adapt:
         more = f"; and {len(adapted.changes) - NAMED} more" if len(adapted.changes) > NAMED else ""
         got = f"{target} cannot run {len(adapted.changes)} layers as planned: {'; '.join(adapted.changes[:NAMED])}{more}"
-        raise SchemeError(got, "a plan that it can run", f"pass --adapt to have it so, or `quantkit allocate --target {target}`")
+        raise SchemeError(got, "a plan that it can run", f"pass --adapt to change them, or `quantkit allocate --target {target}`")
     placement = module.place(plan.graph, adapted.schemes)
     bank = _weights(plan, target)
     with write_atomically(output) as temporary:
         emit(plan.float_file, plan.graph, placement, bank, temporary)
     session = write_session(module, output.parent)
-    beside = (*write_beside(output, plan.graph, target), *([session] if session else []))
+    beside = (*write_companions(output, plan.graph, target), *([session] if session else []))
     return Exported(output, target, placement, (*adapted.changes, *adapted.notes), beside)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quantkit.core.errors import OutputError
 from quantkit.core.progress import Progress
 from quantkit.core.store import Run, fingerprint, stage_name
-from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, told
+from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, shortened
 
 SCRATCH = ".scratch-"
 FILES = r"quantkit\.lock|model|alternative|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked"
@@ -51,7 +51,7 @@ class Plain:
 
 
 class Workbench:
-    """`seconds` tells how long each stage took in this process; `computed` names those that were not found ready, in order.
+    """`seconds` is how long each stage took in this process; `computed` names those that were not found ready, in order.
 
     `time_limit_s` counts from here; it ends the search, and no other stage.
     """
@@ -60,7 +60,7 @@ class Workbench:
         self.store, self.progress = store, progress
         self._past: dict[str, StageUse] = {}
         self._begun = False
-        self._early: list[dict[str, Any]] = []  # what came before the request could be told: it hangs on the capture
+        self._early: list[dict[str, Any]] = []  # what came before the request could be written: it hangs on the capture
         self._deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
         self.seconds: dict[str, float] = {}
         self.computed: list[str] = []
@@ -127,7 +127,7 @@ class Workbench:
     def _say_why(self, stage: str, depends_on: Mapping[str, Any]) -> None:
         """Notes for which other input a stage that was there is made again; nothing where it is the first time, or its file is gone."""
         past = self._past.get(stage)
-        changed = changes(past.depends_on, _told(depends_on)) if past else []
+        changed = changes(past.depends_on, _shortened(depends_on)) if past else []
         if changed:
             self.progress.note(f"{stage.replace('_', ' ')} made again: {', '.join(changed)}")
 
@@ -135,7 +135,7 @@ class Workbench:
         self.seconds[stage] = seconds
         if made:
             self.computed.append(stage)
-        use = {"file": stage_name(stage, key), "depends_on": _told(depends_on), "seconds": round(seconds, 3), "made": made}
+        use = {"file": stage_name(stage, key), "depends_on": _shortened(depends_on), "seconds": round(seconds, 3), "made": made}
         self._tell({"event": "stage", "stage": stage, **use})
 
     def _tell(self, event: dict[str, Any]) -> None:
@@ -151,13 +151,13 @@ def stage_key(stage: str, depends_on: Mapping[str, Any]) -> str:
     return fingerprint(stage, *depends_on.values())
 
 
-def _told(depends_on: Mapping[str, Any]) -> dict[str, str]:
-    return {name: told(value) for name, value in depends_on.items()}
+def _shortened(depends_on: Mapping[str, Any]) -> dict[str, str]:
+    return {name: shortened(value) for name, value in depends_on.items()}
 
 
 @contextmanager
 def scratch_folder(store: Run) -> Iterator[Path]:
-    """A folder in the run directory for files that are looked at once; gone afterwards, and with it what a killed process left.
+    """A folder in the run directory for temporary files; gone afterwards, and with it what a killed process left.
 
     Raises OutputError where the disk is full, whoever wrote.
     """
@@ -173,4 +173,4 @@ def scratch_folder(store: Run) -> Iterator[Path]:
         if error.errno not in FULL:
             raise
         got = f"cannot write into {store.folder}: {os.strerror(error.errno)}"
-        raise OutputError(got, "a disk with room", "make room, or choose another --run") from error
+        raise OutputError(got, "free disk space", "free some space, or choose another --run") from error

@@ -138,5 +138,5 @@ def evaluate(session: Session, subset: Subset | KeptBatches, batch_size: int) ->
     rows = [session.run(feeds(batch, session.input_names)) for batch in subset.batches(session.batch or batch_size)]
     outputs = tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
     if not all(np.isfinite(output).all() for output in outputs if np.issubdtype(output.dtype, np.floating)):
-        raise DataError(f"{session.path.name} answers with NaN or infinite values", "finite outputs", "check the inputs' preprocessing")
+        raise DataError(f"{session.path.name} returns NaN or infinite values", "finite outputs", "check the inputs' preprocessing")
     return outputs

@@ -14,7 +14,7 @@ NAME = "nncf quantize"
 
 
 def quantize_with_nncf(float_file: Path, feeds: Iterator[Feeds], path: Path) -> None:
-    """Write its 8-bit file, default options, every feed looked at, to `path` (an .xml, with its .bin beside it)."""
+    """Write its 8-bit file, default options, every feed used, to `path` (an .xml, with its .bin beside it)."""
     import nncf
     import openvino
 

@@ -1,4 +1,4 @@
-"""Hessian trace augmented with inter-layer dependence: the mission's method (arXiv 2306.04879).
+"""Hessian trace augmented with inter-layer dependence: the method (arXiv 2306.04879).
 
 The paper's body could not be obtained, only that it augments layer-wise Hessians with information about inter-layer
 dependencies and guides a bisection with both. This is therefore our reconstruction:

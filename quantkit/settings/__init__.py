@@ -1,1 +1,1 @@
-"""What the user says: recipe, configuration file, options, bounds."""
+"""The request: recipe, configuration file, options, bounds."""

@@ -18,7 +18,7 @@ MILLISECONDS = {"": 1, "ms": 1, "s": 1e3, "us": 1e-3, "µs": 1e-3}
 BOPS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kbops": 1e3, "mbops": 1e6, "gbops": 1e9, "tbops": 1e12, "bops": 1}
 SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 # The option, the units that it takes, and an example of each kind.
-SAID: Mapping[str, tuple[str, Mapping[str, float], str]] = {
+AMOUNTS: Mapping[str, tuple[str, Mapping[str, float], str]] = {
     "bytes": ("--max-bytes", BYTES, "2MB, or 0.25x of the float file"),
     "latency": ("--max-latency", MILLISECONDS, "5ms, or 0.5x of the float network's time"),
     "bops": ("--max-bops", BOPS, "2.5G, or 0.1x of the float network's"),
@@ -55,13 +55,13 @@ class Bounds:
 
 
 def parse_bounds(texts: Mapping[str, str | float | None]) -> Bounds:
-    """From the text or number of each, by name. Raises RequestError for what is no amount above 0."""
+    """From the text or number of each, by name. Raises RequestError for what is not an amount above 0."""
     return Bounds(**{name: parse_bound(name, text) for name, text in texts.items() if text is not None})
 
 
 def parse_bound(name: str, text: str | float) -> Bound:
     """`"2MB"` → 2,000,000 bytes, `"0.25x"` → a quarter of the float network's."""
-    option, units, example = SAID[name]
+    option, units, example = AMOUNTS[name]
     share = re.fullmatch(r"\s*([\d.]+)\s*[x×]\s*", str(text))
     bound = Bound(_amount(share[1], {"": 1}), relative=True) if share else Bound(_amount(str(text), units))
     if not bound.value > 0:
@@ -70,7 +70,7 @@ def parse_bound(name: str, text: str | float) -> Bound:
 
 
 def parse_seconds(text: str | float) -> float:
-    """`"10m"` → 600; a bare number is seconds. Raises RequestError for what is no time above 0."""
+    """`"10m"` → 600; a bare number is seconds. Raises RequestError for what is not a time above 0."""
     seconds = _amount(str(text), SECONDS)
     if not seconds > 0:
         raise RequestError(f"--time-limit {text}", "a time above 0", "write --time-limit 10m, 90s or 1h")

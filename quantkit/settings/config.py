@@ -59,7 +59,7 @@ class Config:
 def load_config(folder: Path) -> Config | None:
     """The configuration of `folder`: its `quantkit.toml`, else `[tool.quantkit]` in its pyproject.toml, else None.
 
-    Raises ConfigError for a file that is no TOML, an unknown key, and a value of the wrong type.
+    Raises ConfigError for a file that is not TOML, an unknown key, and a value of the wrong type.
     """
     own = folder / "quantkit.toml"
     if own.is_file():
@@ -105,7 +105,7 @@ def _checked(table: Mapping[str, Any], kinds: Mapping[str, _Kind], path: Path) -
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What a key wants; `read` gives the value as the configuration holds it, or None where it is no such thing."""
+    """What a key wants; `read` gives the value as the configuration holds it, or None where it is not such a thing."""
 
     wanted: str
     read: Callable[[Any], Any]
@@ -144,8 +144,8 @@ def _sides(value: Any) -> tuple[int, ...] | None:
     return tuple(parts) if isinstance(parts, list) and parts and all(map(_count, parts)) else None
 
 
-TEXT, PATH, COUNT = _Kind("a text", _text), _Kind("a path", _path), _Kind("a whole number above 0", _count)
-SEED = _Kind("a whole number of at least 0", lambda value: 0 if type(value) is int and value == 0 else _count(value))
+TEXT, PATH, COUNT = _Kind("a text", _text), _Kind("a path", _path), _Kind("an integer above 0", _count)
+SEED = _Kind("an integer of at least 0", lambda value: 0 if type(value) is int and value == 0 else _count(value))
 SPLIT = _Kind("a path, or a count of items above 0", lambda value: _path(value) or _count(value))
 SIZE = _Kind("pixels, such as 256 or [224, 224]", lambda value: _count(value) or _sides(value))
 NUMBERS = _Kind("a number, or one a channel", _numbers)

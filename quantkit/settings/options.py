@@ -86,7 +86,7 @@ class Options:
 
     `schemes` None is what `minimize` can use (`menu` says which). `fix` holds (group, scheme) pairs and `exclude` patterns of group
     names; whether they exist is known after the capture.
-    `undecided` says what decides where the interval does not: the point estimate, or always fail, or always pass.
+    `undecided` is how an undecided verdict counts: by the point estimate, or always as failed, or always as passed.
     `certificate` is on how many unseen plans predictions are tested, 0 to fit and test nothing.
     `confidence` is how sure the search must be that the gate will keep the promise; None is 0.85, or 0.5 where the gate has too few items
     to be sure of anything and the measured drop decides. `bounds` are what a plan may use beside; after
@@ -140,7 +140,7 @@ class Options:
             if value < lowest:
                 raise RequestError(
                     f"{_flag(option)} {value}",
-                    f"a whole number of at least {lowest}",
+                    f"an integer of at least {lowest}",
                     f"pass {_flag(option)} {max(lowest, 1)}, or leave it out",
                 )
 

@@ -63,7 +63,7 @@ class Recipe:
         for key in COUNTS:
             value = getattr(self, key)
             if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"recipe has {key} = {value!r}", "a whole number above 0", "give a whole number, or leave it out")
+                raise ConfigError(f"recipe has {key} = {value!r}", "an integer above 0", "give an integer, or leave it out")
         for key in TEXTS:
             if not isinstance(getattr(self, key), str | None):
                 raise ConfigError(f"recipe has {key} = {getattr(self, key)!r}", "a text", "put it in quotes, or leave it out")
@@ -89,7 +89,7 @@ def load_recipe(path: Path) -> Recipe:
     name = f"quantkit_recipe_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file", "a file ending in .py with a function recipe()", "name a .py file")
+        raise ConfigError(f"{path} is not a Python file", "a file ending in .py with a function recipe()", "name a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     _guarded(partial(spec.loader.exec_module, module), path)

@@ -58,7 +58,7 @@ class Request:
 def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> Request:
     """The request to allocate `source` under `arguments`. Raises RequestError for whatever of it is wrong, the cheap things first.
 
-    Where nothing need be `promised`, or the drop is what is made small, a budget that is not said is all there is to lose.
+    Where nothing need be `promised`, or the drop is what is made small, a budget that is not given is unlimited.
     """
     network, said = _gather(source, arguments)
     options, preprocessing = _options(said), _preprocessing(said)
@@ -96,10 +96,10 @@ class Check:
 
 
 def resolve_check(arguments: Arguments) -> Check | None:
-    """What was said about judging a file that is there already; None without data. Raises RequestError."""
+    """What was given for judging an existing file; None without data. Raises RequestError."""
     if arguments.data is None:
         if arguments.max_drop is not None or arguments.keep is not None:
-            raise DataError("a promise without data", "labelled items to judge it on", "pass --data PATH")
+            raise DataError("an accuracy condition without data", "labelled items to judge it on", "pass --data PATH")
         return None
     promised = arguments.max_drop is not None or arguments.keep is not None
     budget = parse_budget(arguments.max_drop, arguments.keep) if promised else None
@@ -113,7 +113,7 @@ def resolve_items(
 ) -> tuple[Subset, Metric] | None:
     """The items and the metric that a file is to be gated by; None without data. Raises RequestError.
 
-    What is said wins over `metric` and `preprocessing`, those of a lock, and they over a recipe, which may be named as the data, or the
+    What is given wins over `metric` and `preprocessing`, those of a lock, and they over a recipe, which may be named as the data, or the
     configuration file here. Of data that was given in splits it is the gate split.
     """
     recipe = isinstance(arguments.data, (str, Path)) and Path(arguments.data).suffix == ".py"
@@ -189,7 +189,7 @@ def _options(said: Arguments) -> Options:
         got = f"--max-latency for {options.target}, which does not run here"
         raise RequestError(got, "a bound that can be checked here", "pass --max-bytes or --max-bops")
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise RequestError("--device cuda, and torch finds no CUDA device", "a device that is there", "pass --device cpu")
+        raise RequestError("--device cuda, and torch finds no CUDA device", "an available device", "pass --device cpu")
     if options.output is not None:
         if options.output.is_dir():
             raise OutputError(f"--output {options.output} is a folder", "a file name", f"pass {options.output / 'model.onnx'}")
@@ -206,8 +206,8 @@ def _check_writable(folder: Path) -> None:
             file.write(b"\0")
     except OSError as error:
         got = f"cannot write into {folder}: {error.strerror}"
-        do = "allow writing into it, or name another" if folder.exists() else "make it, or name another"
-        raise OutputError(got, "a folder that can be written", do) from None
+        do = "allow writing into it, or choose another" if folder.exists() else "create it, or choose another"
+        raise OutputError(got, "a writable folder", do) from None
 
 
 def _preprocessing(said: Arguments) -> Preprocessing:

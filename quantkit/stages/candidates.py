@@ -1,4 +1,4 @@
-"""Candidates: a plan's file, written for a look at it, and what it loses on the search split."""
+"""Candidates: a plan's file, written to be measured, and its loss on the search split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quantkit.allocation.search import Measured
 from quantkit.core.graph import Graph, Group
 from quantkit.core.metric import Metric, Outputs, divergence
 from quantkit.core.spec import FLOAT, parse_scheme
-from quantkit.core.statistics import UNKNOWING, Expectation, Verdict, noise
+from quantkit.core.statistics import UNKNOWN_RATE, Expectation, Verdict, noise
 from quantkit.core.store import Run, fingerprint
 from quantkit.data import KeptBatches, Subset
 from quantkit.export.file_size import promised_bytes
@@ -34,7 +34,7 @@ NEAR = {"softmax": 0.2, "identity": math.inf}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Everything a plan needs to become a file; `folder` is where files lie that are looked at once.
+    """Everything a plan needs to become a file; `folder` is for temporary files.
 
     `key` stands for all that the files follow from, besides the plan.
     """
@@ -115,7 +115,7 @@ class Judge:
 
     def expectation(self, anchors: Sequence[Mapping[str, str]]) -> Expectation:
         """How drop follows divergence, on these plans as far as they are not broken."""
-        looks = [look for look in map(self.look, anchors) if look["divergence"] <= self.near]
+        looks = [look for look in map(self.measure, anchors) if look["divergence"] <= self.near]
         drops, divergences = (np.array([look[key] for look in looks]) for key in ("drop", "divergence"))
         return Expectation.fit(drops, np.array([noise(self._verdict(look)) for look in looks]), divergences)
 
@@ -131,7 +131,7 @@ class Judge:
             "gate_items": self.gate_items, "confidence": self.confidence,
         }  # fmt: skip
 
-    def looks(self) -> list[tuple[dict[str, str], dict[str, float]]]:
+    def measured_plans(self) -> list[tuple[dict[str, str], dict[str, float]]]:
         """All that the journal holds of these candidates, each allocation once."""
         own = {r["key"]: r for r in self.store.records() if r["key"] == fingerprint(self.key, r["allocation"])}
         return [(dict(record["allocation"]), dict(record["look"])) for record in own.values()]
@@ -143,7 +143,7 @@ class Judge:
         """Whether the journal holds it."""
         return self._recorded(allocation) is not None
 
-    def look(self, allocation: Mapping[str, str]) -> dict[str, float]:
+    def measure(self, allocation: Mapping[str, str]) -> dict[str, float]:
         """Drop, interval, divergence and bytes on the search split, from the journal or measured now."""
         recorded = self._recorded(allocation)
         if recorded is not None:

@@ -1,11 +1,11 @@
-"""The predictor fitted to measured plans near the budget, and tested on others: what predictions are worth, printed with every plan."""
+"""The predictor fitted to measured plans near the budget, and tested on others; the certificate is printed with every plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from quantkit.allocation import Plan, Seen, draw, fit_losses, predicted_loss
+from quantkit.allocation import MeasuredLoss, Plan, draw, fit_losses, predicted_loss
 from quantkit.allocation.prediction.certificate import Agreement, Certificate, band, beyond_additive
 from quantkit.allocation.prediction.predictor import Predictor
 from quantkit.allocation.search import Space
@@ -22,7 +22,9 @@ ITEMS = 128  # of the search split, for each of these plans: the same ones, so t
 WIDTH = 0.05  # how far from the budget's cost these plans may be
 
 
-def learn(bench: Workbench, request: Request, judge: Judge, predictor: Predictor, space: Space) -> tuple[Predictor, tuple[Seen, ...]]:
+def learn(
+    bench: Workbench, request: Request, judge: Judge, predictor: Predictor, space: Space
+) -> tuple[Predictor, tuple[MeasuredLoss, ...]]:
     """The predictor, its losses fitted to measured plans near the budget and along the front, and these plans.
 
     Unchanged where none are wanted or time is up.
@@ -33,19 +35,26 @@ def learn(bench: Workbench, request: Request, judge: Judge, predictor: Predictor
         judged, anchors = measure_anchors(bench, judge, space, advance)
         base = _near_budget(request, space, lambda plan: judge.knows(plan.allocation) and judged(plan.allocation).passes)
         near = _measured(bench, _small(judge), _drawn(request, predictor, base.allocation, TRAINED, ()), advance)
-        seen = (*near, *((plan.allocation, judge.look(plan.allocation)["divergence"]) for plan in anchors))
+        seen = (*near, *((plan.allocation, judge.measure(plan.allocation)["divergence"]) for plan in anchors))
     return refit(predictor, seen), seen
 
 
-def refit(predictor: Predictor, seen: Sequence[Seen]) -> Predictor:
-    """The predictor with its losses fitted to what was seen."""
+def refit(predictor: Predictor, seen: Sequence[MeasuredLoss]) -> Predictor:
+    """The predictor with its losses fitted to the measured ones."""
     fitted = fit_losses(predictor.loss, predictor.interactions, seen)
     return replace(predictor, loss=fitted.loss, interactions=fitted.interactions)
 
 
 def certify(
-    bench: Workbench, request: Request, judge: Judge, prior: Predictor, fitted: Predictor, plan: Plan, seen: Sequence[Seen], refits: int
-) -> tuple[Certificate | None, tuple[Seen, ...]]:
+    bench: Workbench,
+    request: Request,
+    judge: Judge,
+    prior: Predictor,
+    fitted: Predictor,
+    plan: Plan,
+    seen: Sequence[MeasuredLoss],
+    refits: int,
+) -> tuple[Certificate | None, tuple[MeasuredLoss, ...]]:
     """The certificate on plans about `plan` that were not `seen`, and what was measured of them; None where there are too few plans."""
     if not request.options.certificate or bench.is_late():
         return None, ()
@@ -53,8 +62,8 @@ def certify(
     with bench.timed("certificate"), bench.progress.stage("test the predictor", request.options.certificate, "plans") as advance:
         drawn = _drawn(request, fitted, plan.allocation, request.options.certificate, [allocation for allocation, _ in seen])
         tested = _measured(bench, small, drawn, advance)
-        own = small.look(plan.allocation)["divergence"]
-        rate = judge.expectation([allocation for allocation, _ in judge.looks()]).rate
+        own = small.measure(plan.allocation)["divergence"]
+        rate = judge.expectation([allocation for allocation, _ in judge.measured_plans()]).rate
     if len(tested) < 3:
         return None, tested
     plans, measured = [allocation for allocation, _ in tested], [value for _, value in tested]
@@ -81,7 +90,7 @@ def certify(
 
 
 def _near_budget(request: Request, space: Space, passes: Callable[[Plan], bool]) -> Plan:
-    """The cheapest plan of the front that was measured and passes, else the dearest; without a promise the middle one."""
+    """The cheapest plan of the front that was measured and passes, else the most expensive; without a promise the middle one."""
     if request.budget == EVERYTHING:
         return space.front[len(space.front) // 2]
     return next((plan for plan in space.front if passes(plan)), space.front[-1])
@@ -96,12 +105,14 @@ def _drawn(
     return [plan for plan in drawn if plan not in seen][:count]
 
 
-def _measured(bench: Workbench, judge: Judge, plans: Sequence[Mapping[str, str]], advance: Callable[[int], None]) -> tuple[Seen, ...]:
+def _measured(
+    bench: Workbench, judge: Judge, plans: Sequence[Mapping[str, str]], advance: Callable[[int], None]
+) -> tuple[MeasuredLoss, ...]:
     """Each plan's divergence, as far as the time reaches."""
-    found: list[Seen] = []
+    found: list[MeasuredLoss] = []
     for plan in plans:
         if judge.knows(plan) or not bench.is_late():
-            found.append((plan, judge.look(plan)["divergence"]))
+            found.append((plan, judge.measure(plan)["divergence"]))
         advance(1)
     return tuple(found)
 

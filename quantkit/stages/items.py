@@ -70,7 +70,7 @@ def try_network(model: LoadedModel, items: Subset) -> tuple[NDArray[Any], ...]:
         return ()
     outputs = tuple(leaf.detach().cpu().float().numpy() for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor))
     if not all(np.isfinite(output).all() for output in outputs):
-        got = f"{model.name} answers with NaN or infinite values for the first items"
+        got = f"{model.name} returns NaN or infinite values for the first items"
         raise DataError(got, "finite outputs", "check the inputs' preprocessing")
     return tuple(output[: batch.size] for output in outputs)
 
@@ -122,7 +122,7 @@ def _check_splits(splits: Mapping[str, Subset], metric: Metric, classes: int | N
 
 
 def _check_item(name: str, item: Item, first: Item) -> None:
-    """Raises DataError where it is not like the first, or holds what is no number."""
+    """Raises DataError where it is not like the first, or holds what is not a number."""
     for key, wanted in first.inputs.items():
         value = item.inputs.get(key)
         if value is None:

@@ -33,7 +33,7 @@ from quantkit.network.capture import capture, check_inputs
 from quantkit.network.captured import Captured
 from quantkit.quantization.rounding import BLIND, ROUNDINGS
 from quantkit.quantization.weights import WeightBank
-from quantkit.runs.history import told
+from quantkit.runs.history import shortened
 from quantkit.runs.stored_plan import WEIGHTS
 from quantkit.runs.workbench import Workbench, stage_key
 from quantkit.runtimes.evaluation import Feeds, feeds
@@ -92,7 +92,7 @@ def request_inputs(request: Request, network: Network) -> dict[str, str]:
         **bounds, **options,
         "code of quantkit": versions.pop("code"), **versions, "processor": host["cpu"], "integer instructions": host["isa"],
     }  # fmt: skip
-    return {name: told(value) for name, value in inputs.items()}
+    return {name: shortened(value) for name, value in inputs.items()}
 
 
 def write_request(request: Request, network: Network, folder: Path) -> None:

@@ -96,7 +96,7 @@ def measure_anchors(
     anchors: list[Plan] = []
     for plan in wanted.values():
         if not anchors or judge.knows(plan.allocation) or not bench.is_late():
-            judge.look(plan.allocation)
+            judge.measure(plan.allocation)
             anchors.append(plan)
             advance(1)
     return judge.expect([plan.allocation for plan in anchors]), tuple(anchors)
@@ -124,15 +124,15 @@ def explain(request: Request, judge: Judge, space: Space, found: SearchResult) -
     elif found.best is None:
         within, relax = ("within the bounds ", ", larger bounds") if space.limits else ("", "")
         notes.append(
-            f"No plan {within}kept the promise on the search split with room to spare; this is the nearest of {len(found.measured)}, "
+            f"No plan {within}kept the promise on the search split with a margin; this is the nearest of {len(found.measured)}, "
             f"which lost {found.nearest.measured.drop:.2f} there. The accuracy budget binds: a larger --max-drop{relax} or more search "
             "items relax it."
         )
     if found.untried is not None:
         cost = f"{found.untried.predicted_cost:.4g} {space.cost.unit}"
         notes.append(
-            f"The time was up after {len(found.measured)} candidates. More time would measure next a plan of {cost} with a predicted loss "
-            f"of {found.untried.predicted_loss:.3g}, and go on with --search {request.options.search} from there."
+            f"The time limit was reached after {len(found.measured)} candidates. More time would next measure a plan of {cost} "
+            f"with a predicted loss of {found.untried.predicted_loss:.3g}, and continue --search {request.options.search} from there."
         )
     return tuple(notes)
 
@@ -181,7 +181,7 @@ def labels_for(request: Request, subset: Subset, reference: Outputs) -> Any:
 
 
 def budget_for(request: Request, reference: Outputs, labels: Any) -> float:
-    """The budget in the metric's unit, relative to the float file's score where it was said so."""
+    """The budget in the metric's unit, relative to the float file's score where it is given so."""
     truth = reference if request.metric.reference == "float" else labels
     return request.budget.points(request.metric.score(reference, truth))
 

@@ -235,7 +235,7 @@ def _notes(
         predicted = costs.latency.predicted_ms(verified.allocation)
         notes.append(
             f"Latency: predicted {predicted:.2f} ms, measured {verified.latency.quantized_ms:.2f} ms; "
-            f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} plans that the model never saw."
+            f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} held-out plans."
         )
     if request.options.minimize == "bytes" and verified.promised_bytes is not None:
         promised, written = verified.promised_bytes, verified.files.onnx.stat().st_size

@@ -1,1 +1,1 @@
-"""What a file is and does: verdict, latency, what ran, parity with its simulation, this processor, the reference."""
+"""Checks of a file: verdict, latency, executed precisions, parity with its simulation, this processor, the reference."""

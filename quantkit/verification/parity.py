@@ -41,8 +41,8 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
-    """Where the two part: the `share` of the values of `layer` that differ, and the largest `difference`, in codes or as a real number."""
+class LayerDifference:
+    """A layer where the two differ: the `share` of the values of `layer` that differ, and the largest `difference`, in codes or real."""
 
     layer: str
     share: float
@@ -68,8 +68,8 @@ class Parity:
     agreement: float
     exact: float
     layers_exact: float | None
-    parted: tuple[Parting, ...] = ()
-    begins: Parting | None = None
+    parted: tuple[LayerDifference, ...] = ()
+    begins: LayerDifference | None = None
 
     def shares(self) -> dict[str, float | None]:
         """The three shares alone, and of how many items: what `result.json` holds."""
@@ -101,7 +101,7 @@ class Parity:
         found = []
         if self.parted:
             others = f" and in {len(self.parted) - 1} more" if len(self.parted) > 1 else ""
-            found.append(f"Given the file's own input codes, the simulation parts from the file in {self.parted[0]}{others}.")
+            found.append(f"Given the file's own input codes, the simulation differs from the file in {self.parted[0]}{others}.")
         if self.exact < 1:
             begins = "; the runtime rounds elsewhere" if self.layers_exact is None else ""
             begins = begins if self.begins is None else f"; the first difference is in {self.begins}"
@@ -228,28 +228,28 @@ class _Bench:
         for place, name in enumerate(self._graph.outputs):
             self._drifted.setdefault(("", place), _Tally()).add(simulated["output"][place], torch.from_numpy(values[name]))
 
-    def parted(self, optimized: Callable[[], Path]) -> tuple[Parting, ...]:
+    def parted(self, optimized: Callable[[], Path]) -> tuple[LayerDifference, ...]:
         """The layers that differ given the same input codes, in the order of the graph; `optimized` gives what the runtime runs."""
         found = {name: tally for name, tally in self._unequal.items() if tally.differing}
         if not found:
             return ()
         changed = self._changed_weights(optimized())
         return tuple(
-            tally.parting(name, name in self._placement.outputs, changed.get(name) or (SATURATES if tally.saturates else UNKNOWN))
+            tally.difference(name, name in self._placement.outputs, changed.get(name) or (SATURATES if tally.saturates else UNKNOWN))
             for name, tally in found.items()
         )
 
-    def begins(self, parted: tuple[Parting, ...]) -> Parting | None:
+    def begins(self, parted: tuple[LayerDifference, ...]) -> LayerDifference | None:
         """Where whole runs first differ; None where they do not."""
         causes = {parting.layer: parting.cause for parting in parted}
         for (name, slot), tally in self._drifted.items():
             if tally.differing and slot is None:
-                return tally.parting(name, name in self._placement.outputs, causes.get(name, UNKNOWN))
+                return tally.difference(name, name in self._placement.outputs, causes.get(name, UNKNOWN))
             if tally.differing and slot is not None:  # and nothing in front of it, save what is computed in float
                 source = self._graph.source(self._graph.layer(name).inputs[slot] if name else self._graph.outputs[slot])
                 maker = next((layer.name for layer in self._graph.layers if source in (layer.node, layer.output)), source)
                 rounding = tally.largest <= (1 if name else ROUNDING * tally.scale) and maker not in self._placement.schemes
-                return tally.parting(maker, name != "", FLOAT if rounding else UNKNOWN)
+                return tally.difference(maker, name != "", FLOAT if rounding else UNKNOWN)
         return None
 
     def _changed_weights(self, optimized: Path) -> dict[str, str]:
@@ -294,8 +294,8 @@ class _Tally:
         self.largest = max(self.largest, float((ours.double() - theirs.double()).abs().max()))
         return True
 
-    def parting(self, layer: str, in_codes: bool, cause: str) -> Parting:
-        return Parting(layer, self.differing / self.values, self.largest, in_codes, cause)
+    def difference(self, layer: str, in_codes: bool, cause: str) -> LayerDifference:
+        return LayerDifference(layer, self.differing / self.values, self.largest, in_codes, cause)
 
 
 def _optimized(path: Path, options: Mapping[str, str] | None) -> Path:

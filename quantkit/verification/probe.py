@@ -1,6 +1,6 @@
 """What ONNX Runtime really does on this processor, measured in a second: whether int8 sums saturate, and what int8 gains for which layer.
 
-The name of a processor tells neither: a virtual machine may hide its instructions, and a depthwise convolution gains nothing on most.
+The name of a processor shows neither: a virtual machine may hide its instructions, and a depthwise convolution gains nothing on most.
 """
 
 from __future__ import annotations

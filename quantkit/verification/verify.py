@@ -1,4 +1,4 @@
-"""The file that ships, held against the plan: executed precision, verdict, latency and baselines side by side."""
+"""The file that ships, compared with the plan: executed precision, verdict, latency and baselines side by side."""
 
 from __future__ import annotations
 

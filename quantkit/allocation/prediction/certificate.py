@@ -1,4 +1,4 @@
-"""The certificate: how well what is predicted of plans agrees with what is measured of them, on plans that the predictor never saw."""
+"""The certificate: how well predictions of plans agree with measurements, on plans held out of the fit."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ TIE_SHARE = 0.005
 # What was measured, what `quantkit allocate` chose, and what `quantkit pick` chose of the former.
 TABLES, PLAN, PICKED = "tables.json", "plan.json", "picked.json"
 ARRAYS = "interactions"
-Look = tuple[Mapping[str, str], Mapping[str, float]]  # an allocation, and what was measured of it
+MeasuredPlan = tuple[Mapping[str, str], Mapping[str, float]]  # an allocation, and what was measured of it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,9 +49,9 @@ class Predictor:
         return tuple(Limit(self.resources[name], bound.at_most(self.floats[name])) for name, bound in bounds.given().items())
 
     def cost(self, minimize: str, bounds: Bounds) -> Resource:
-        """What is made small; of plans that nearly tie in it the faster: TIE_SHARE of the float network's for the whole of its latency.
+        """What is minimized; of plans that nearly tie in it the faster: TIE_SHARE of the float network's for the whole of its latency.
 
-        Where the drop is made small, that is what is bounded first.
+        Where the drop is minimized, that is what is bounded first.
         """
         name = next(iter(bounds.given())) if minimize == "drop" else minimize
         main, latency = Resource(self.sizes) if name == "bytes" else self.resources[name], self.resources["latency"]
@@ -164,7 +164,7 @@ def read_predictor(folder: Path) -> tuple[Predictor, Mapping[str, Any]]:
         raise missing from error
 
 
-def front_report(predictor: Predictor, space: Space, looks: Sequence[Look], near: float) -> dict[str, Any]:
+def front_report(predictor: Predictor, space: Space, measured_plans: Sequence[MeasuredPlan], near: float) -> dict[str, Any]:
     """front.json: the predicted front and all that was measured, each plan with its distance to the best known (DPFR), and hypervolumes.
 
     Measured points are (divergence from the float network, cost), those of at most `near` nats: their front is the reference where there is
@@ -174,8 +174,8 @@ def front_report(predictor: Predictor, space: Space, looks: Sequence[Look], near
     """
     floats = space.plan(space.highest_precision())
     predicted = [(plan.predicted_loss, plan.predicted_cost) for plan in space.front]
-    seen = {tuple(sorted(allocation.items())): look for allocation, look in looks}
-    trials = [(space.plan(allocation), look) for allocation, look in looks]
+    seen = {tuple(sorted(allocation.items())): look for allocation, look in measured_plans}
+    trials = [(space.plan(allocation), look) for allocation, look in measured_plans]
     points = [(look["divergence"], plan.predicted_cost) for plan, look in trials]
     kept = [point for point in points if point[0] <= near]
     least = min(cost for _, cost in (*predicted, *points))

@@ -1,6 +1,6 @@
 """What a search gets (`Space`), what it measures (`Measured`), and what it gives back (`SearchResult`).
 
-A search looks at a network only through `measure`, which knows the data, the metric and the promise. So a search needs
+A search sees a network only through `measure`, which knows the data, the metric and the promise. So a search needs
 neither torch nor a runtime, and the promise is judged in one place.
 """
 
@@ -22,8 +22,8 @@ from quantkit.core.table import Interactions, Table
 class Measured:
     """What one allocation lost on the search split, in the metric's units, positive when quality is lost; nan is a broken network.
 
-    `passes` is the caller's verdict against the promise. `figures` is whatever else was seen: where the divergence from the float network
-    is among them, searches compare by it, as it is less noisy; where a limited resource is, that counts and not what was predicted.
+    `passes` is the caller's verdict against the promise. `figures` is whatever else was measured: where the divergence from the float
+    network is among them, searches compare by it, as it is less noisy; where a limited resource is, that counts and not what was predicted.
     """
 
     drop: float

@@ -1,8 +1,8 @@
 """Noisy multi-objective refinement of the front: qNEHVI (Daulton et al., arXiv 2105.08195) over a few numbers instead of a scheme a group.
 
-A point of the space is a budget of cost, how much of the interactions counts, and how sharply losses are told apart; the tables solved
+A point of the space is a budget of cost, how much of the interactions counts, and how sharply losses are distinguished; the tables solved
 under them give a plan. After the walk along the front, ROUNDS of such plans are asked for by BoTorch through Optuna (the extra
-`quantkit[refine]`), each told back its measured damage and its cost, so that both objectives, noise included, shape the next question.
+`quantkit[refine]`), each reported back with its measured damage and its cost, so that both objectives, noise included, shape the next one.
 The budgets asked for lie about the place where the promise begins to be kept.
 """
 

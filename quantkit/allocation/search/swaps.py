@@ -3,7 +3,7 @@
 CASA found that pair terms inside the knapsack change little, while a local search on the true loss, its candidates ranked by those
 very terms, gains much. A candidate moves one group up and one down, or one alone, within the cost of the plan that it improves. Of each
 round the best ranked few are measured, the least damaged is taken, and the next round starts from there.
-Here the plan to improve is the dearest one of the front that fails, so that what is gained is cost; for the least drop, the best.
+Here the plan to improve is the most expensive one of the front that fails, so that what is gained is cost; for the least drop, the best.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ half to even. Operations without weights follow theirs (`kernels`); Concat requa
 saturate.
 
 Where the placement computes in half, layers multiply what their codes are worth, and the operands and results of every operation are
-rounded to half around a sum in float32: the file as it stands, one node after the other. How such a target's own kernels add, nobody
-tells: this is near them, not equal. Layers of E4M3 or 4-bit weights are computed so everywhere.
+rounded to half around a sum in float32: the file as it stands, one node after the other. The order in which such
+a target's own kernels add is not documented: this is close to them, not equal. Layers of E4M3 or 4-bit weights are computed so everywhere.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def task_loss(curvature: Curvature, outputs: Outputs, labels: Tensor | None) -> 
 
 
 def class_labels(scores: Tensor, labels: Tensor | None) -> Tensor | None:
-    """`labels` if there is one class for each position of `scores`. Raises DataError where it is no class of the network."""
+    """`labels` if there is one class for each position of `scores`. Raises DataError where it is not a class of the network."""
     if labels is None or labels.is_floating_point() or labels.shape != scores.shape[:-1]:
         return None
     check_labels(labels.flatten().cpu().numpy(), scores.shape[-1])

@@ -45,5 +45,5 @@ class Recorded:
 
 
 def edge_names(layer: Layer) -> Iterator[str]:
-    """A name for each edge into the layer, which is no parameter's."""
+    """A name for each edge into the layer, which is not a parameter's."""
     return (f"{layer.name} input {slot}" for slot in range(len(layer.inputs)))

@@ -1,10 +1,10 @@
-"""The linter: what a runtime will make of anyone's quantized ONNX file, before it is tried.
+"""The linter: checks any quantized ONNX file against the rules of a runtime, without running it.
 
 loading.py      a file opened without trust
 graph_view.py   its graph as the rules look at it
 rule.py         what a rule is
 common.py · ort_cpu.py · openvino.py · tensorrt.py   the rules, one table a target
-fixes.py        mechanical fixes
+fixes.py        automatic fixes
 sarif.py        findings for code-scanning services
 """
 
@@ -54,7 +54,7 @@ class Linted:
 
 
 def lint_file(path: Path, target: str) -> Linted:
-    """What `target` will make of the file. Raises ModelError where it is no safe ONNX file, SchemeError for an unknown target."""
+    """What `target` will make of the file. Raises ModelError where it is not a safe ONNX file, SchemeError for an unknown target."""
     rules = _rules(target)
     return Linted(path, target, lint_model(open_model(path), rules))
 

@@ -25,7 +25,7 @@ def invalid(view: View) -> Iterator[Found]:
 
 
 def bad_scale(view: View) -> Iterator[Found]:
-    """A scale that is no positive finite number."""
+    """A scale that is not a positive finite number."""
     for node in view.of_kind("QuantizeLinear", "DequantizeLinear"):
         scale = view.constant(read(node, 1))
         if scale is None and not (read(node, 1) in view.producers or read(node, 1) in view.types):

@@ -1,4 +1,4 @@
-"""A quantized graph as the rules look at it: who makes a value, who reads it, where it is dequantized and quantized again."""
+"""A quantized graph as the rules read it: what makes a value, what reads it, where it is dequantized and quantized again."""
 
 from __future__ import annotations
 

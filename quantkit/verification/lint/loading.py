@@ -1,4 +1,4 @@
-"""Anyone's ONNX file, opened without trust: nothing outside its folder is read, nothing of unbounded size is built, no code runs.
+"""Any ONNX file, opened without trust: nothing outside its folder is read, nothing of unbounded size is built, no code runs.
 
 What is wrong with a file as a file is a ModelError, one line; what is wrong with its network is the linter's business.
 """
@@ -21,7 +21,7 @@ KNOWN_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 def open_model(path: Path) -> onnx.ModelProto:
     """The model with its external data loaded.
 
-    Raises ModelError for what is no ONNX file, is too large, holds functions or operators of unknown domains, or names data outside its
+    Raises ModelError for what is not an ONNX file, is too large, holds functions or operators of unknown domains, or names data outside its
     folder.
     """
     try:
@@ -35,7 +35,7 @@ def open_model(path: Path) -> onnx.ModelProto:
     try:
         model.ParseFromString(content)
     except DecodeError as error:
-        raise ModelError(f"{path} is no ONNX file, or not all of one", "an ONNX model", "export it again") from error
+        raise ModelError(f"{path} is not a complete ONNX file", "an ONNX model", "export it again") from error
     nodes = list(model.graph.node)
     if not nodes or not model.opset_import:
         raise ModelError(f"{path} holds no network", "an ONNX model with nodes and an opset", "export it again")

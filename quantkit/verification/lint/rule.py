@@ -16,7 +16,7 @@ Found = tuple[str, str]  # the node, and what happens at run time
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One rule broken by one node. error: will not load, or computes wrongly; warning: slower or less exact than it looks."""
+    """One rule broken by one node. error: will not load, or computes wrongly; warning: slower or less exact than the graph suggests."""
 
     rule: str
     severity: Severity

@@ -114,7 +114,7 @@ def float8_opset(view: View) -> Iterator[Found]:
 
 
 def narrow_elsewhere(view: View) -> Iterator[Found]:
-    """4-bit codes of something that is no weight of a matrix product."""
+    """4-bit codes of something that is not a weight of a matrix product."""
     for quantizer in _quantizers(view):
         readers = [node.op_type for name in quantizer.node.output for node, _ in view.readers[name]]
         if quantizer.bits == 4 and quantizer.node.op_type == "QuantizeLinear" and not view.is_computed_from_constants(quantizer.source):
