@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quantkit.allocation import Plan, Seen
+from quantkit.allocation import MeasuredLoss, Plan
 from quantkit.allocation.costs.overview import Overview, overview
 from quantkit.allocation.prediction.predictor import Predictor, front_report, write_predictor
 from quantkit.allocation.search import SearchResult, Space, Trial

@@ -354,7 +354,7 @@ def test_equal_bits_on_a_few_items_bound_the_share_of_others(items: int) -> None
 
 
 def test_only_the_three_shares_are_what_other_tools_read() -> None:
-    parting = Parting("a", 0.25, 3.0, True, UNKNOWN)
+    parting = LayerDifference("a", 0.25, 3.0, True, UNKNOWN)
     found = Parity(8, 0.5, 0.25, 0.75, (parting,), parting)
 
     assert found.shares() == {"items": 8, "agreement": 0.5, "exact": 0.25, "layers_exact": 0.75}

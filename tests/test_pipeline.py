@@ -346,7 +346,7 @@ def test_a_program_that_torch_cannot_store_is_noted_and_the_job_goes_on(tmp_path
 
 
 def test_where_simulation_and_file_part_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parting = Parting("stem", 0.5, 2.0, True, "unknown")
+    parting = LayerDifference("stem", 0.5, 2.0, True, "unknown")
     monkeypatch.setattr(verdict, "compare_simulation", lambda *_: Parity(64, 1.0, 0.5, 0.75, (parting,), parting))
     result = allocate(tmp_path / "run")
 

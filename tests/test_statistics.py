@@ -10,7 +10,7 @@ import pytest
 
 from quantkit.core import statistics
 from quantkit.core.errors import MetricError
-from quantkit.core.statistics import UNKNOWING, Expectation, Verdict, can_be_kept, decide, decide_ratio, ratio_interval, stands
+from quantkit.core.statistics import UNKNOWN_RATE, Expectation, Verdict, can_be_kept, decide, decide_ratio, ratio_interval, stands
 
 N = 400
 
@@ -243,8 +243,8 @@ def test_a_lucky_drop_is_not_believed_and_a_bad_one_is_not_forgotten(rate: float
 
     assert Expectation(300.0, 10.0).chance_kept(seen(-0.5, -2.5, 1.5), 0.01, 10_000, 0.5) < 0.5
     assert told.chance_kept(seen(10.0, 9.0, 11.0), 0.5, 10_000, 1.0) < 0.5
-    assert UNKNOWING.chance_kept(seen(1.1, -1.0, 3.0), 0.5, 10_000, 1.0) < 0.5
-    assert UNKNOWING.chance_kept(seen(0.9, -1.0, 3.0), 0.5, 10_000, 1.0) > 0.5
+    assert UNKNOWN_RATE.chance_kept(seen(1.1, -1.0, 3.0), 0.5, 10_000, 1.0) < 0.5
+    assert UNKNOWN_RATE.chance_kept(seen(0.9, -1.0, 3.0), 0.5, 10_000, 1.0) > 0.5
 
 
 def test_equal_outputs_keep_any_promise_however_few_the_items() -> None:

@@ -20,6 +20,7 @@ from quantkit.core.environment import describe
 from quantkit.core.errors import ContractError, OutputError, QuantkitError
 
 KEPT, NOT_KEPT, WRONG_REQUEST, OUR_FAULT, INTERRUPTED = 0, 1, 2, 3, 130
+BROKEN_PIPE = 141  # as of a program that SIGPIPE ends: `quantkit … | head -1`
 NOBODY_READS = 141  # as of a program that SIGPIPE ends: `quantkit … | head -1`
 # What a disk or its permissions refuse: the user's to fix, wherever in the job it happens.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}

@@ -91,7 +91,7 @@ def read_evidence(folder: Path) -> Evidence:
     return Evidence(
         folder, request, Graph.from_json(graph), groups,
         {group.name: layers[group.layers[0]] for group in groups if group.layers[0] in layers}, picked,
-        result, (*(result or {}).get("notes", ()), *_trust(result)), front if whole else None, predictor, tables, tuple(looks),
+        result, (*(result or {}).get("notes", ()), *_trust(result)), front if whole else None, predictor, tables, tuple(measured_plans),
         tables.get("latency_fit"), _json(folder / PROFILE),
     )  # fmt: skip
 

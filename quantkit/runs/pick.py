@@ -21,7 +21,7 @@ from quantkit.allocation.prediction.predictor import PICKED, MeasuredPlan, Predi
 from quantkit.allocation.search import Measured, Space, Trial
 from quantkit.core.errors import RequestError
 from quantkit.core.metric import Budget
-from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWING, Expectation, Verdict, noise
+from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWN_RATE, Expectation, Verdict, noise
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.settings.bounds import Bounds
 

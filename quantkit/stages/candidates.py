@@ -106,8 +106,8 @@ class Judge:
         near, told = self.near, self.expectation(anchors)
 
         def measure(allocation: Mapping[str, str]) -> Measured:
-            look = self.look(allocation)
-            expectation = told if look["divergence"] <= near else UNKNOWING
+            look = self.measure(allocation)
+            expectation = told if look["divergence"] <= near else UNKNOWN_RATE
             chance = expectation.chance_kept(self._verdict(look), look["divergence"], self.gate_items, self.budget)
             return Measured(look["drop"], chance >= self.confidence, {**look, "chance_kept": chance})
 

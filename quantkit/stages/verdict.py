@@ -19,7 +19,7 @@ from quantkit.core.metric import Outputs
 from quantkit.core.statistics import Verdict, stands
 from quantkit.core.store import write_atomically
 from quantkit.data import KeptBatches
-from quantkit.export.companions import write_beside
+from quantkit.export.companions import write_companions
 from quantkit.export.executed_layers import Executed
 from quantkit.export.session_file import write_session
 from quantkit.runs.outcome import Gain, Refused
@@ -124,7 +124,7 @@ def verify_plan(
     rows: dict[Baseline, int | None] = {Baseline("float", 0.0, 1.0 if times else None, 1.0): None}
     for place, (name, bytes_, drop, items) in enumerate(accuracy.rivals):
         rows[Baseline(name, drop, times[2 + place].ratio if times else None, bytes_ / size)] = items
-    write_beside(final, candidates.graph, request.options.target)
+    write_companions(final, candidates.graph, request.options.target)
     located = Files(final, network.float_file, write_session(network.target, bench.store.folder), beside[0].path if beside else None)
     return Verified(
         allocation, located, accuracy.budget, accuracy.verdict, times[1] if times else None, rows, ran,

@@ -82,8 +82,8 @@ class Parity:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Parity:
         """The inverse of `to_json`."""
-        begins = None if data["begins"] is None else Parting(**data["begins"])
-        parted = tuple(Parting(**row) for row in data["parted"])
+        begins = None if data["begins"] is None else LayerDifference(**data["begins"])
+        parted = tuple(LayerDifference(**row) for row in data["parted"])
         return cls(data["items"], data["agreement"], data["exact"], data["layers_exact"], parted, begins)
 
     def of(self, total: int) -> str:
