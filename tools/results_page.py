@@ -22,7 +22,7 @@ HEAD = """# Results
 
 Written by `python tools/results_page.py` from the JSON files in this folder; each file also names the machine and the versions. The
 commands need the data and weights that the recipes' docstrings name. A drop is in points of the metric, positive where quality is lost;
-a drop below zero is luck of the items. `a_over_b` is a ratio; times in it come from interleaved runs. What these numbers do not say:
+a drop below zero is chance of the items. `a_over_b` is a ratio; times in it come from interleaved runs. What these numbers do not say:
 [limits](../limits.md). `make results` measures what is older than the code that it describes; what is admitted to be older says so, with
 the share of the sources that changed since (counted by `tools/stale_figures.py`).
 """
@@ -115,7 +115,7 @@ SECTIONS = (
     ),
     Section(
         "certificates.json", "What predictions are worth", r"([\w.]+)\.certificate\.(\w+)", "python tools/bench_certificates.py",
-        "Rank correlation and R² of predicted with measured divergence, on 40 plans near the chosen one that the predictor never saw: as "
+        "Rank correlation and R² of predicted with measured divergence, on 40 plans near the chosen one that were held out of its fit: as "
         "`fitted` (and `spearman`), fitted without interactions (`additive`), as estimated (`prior`).",
     ),
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
