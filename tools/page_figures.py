@@ -111,8 +111,8 @@ def promises(results: Results) -> str:
         table(head, rows),
         prose("*Within the promise*: the measured drop is at most the promise. *Sure at 95 %*: its one-sided 95 % bound is too, which is",
               "the verdict *kept* below; on the other seeds the verdict is *undecided* or *broken*.",
-              "*Uniform int8 is better*: uniform w8a8 loses no more, in a time below this plan's interval. A drop below zero is chance of the items.",
-              "Each time is a median over the seeds."),
+              "*Uniform int8 is better*: uniform w8a8 loses no more, in a time below this plan's interval.",
+              "A drop below zero is chance of the items. Each time is a median over the seeds."),
         smallest(spine),
         prose(results.origin("spine.json"), "One thread, batch 1."),
     ])  # fmt: skip
