@@ -318,7 +318,7 @@ def test_bad_requests_are_one_line(result: Result, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--data"):
         resolve_check(Arguments(max_drop="0.5"))
     (tmp_path / "bad.onnx").write_bytes(result.files.onnx.read_bytes()[:-200])
-    with pytest.raises(ModelError, match="no ONNX file"):
+    with pytest.raises(ModelError, match="not a complete ONNX file"):
         look(tmp_path / "bad.onnx")
     model = onnx.load(result.files.onnx)
     model.graph.node[0].op_type = "Nonsense"

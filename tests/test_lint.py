@@ -487,8 +487,8 @@ def changed(change: Callable[[onnx.ModelProto], object]) -> bytes:
     ("content", "says"),
     [
         (b"", "no network"),
-        (b"not a model at all", "no ONNX file"),
-        (changed(lambda model: None)[:-40], "no ONNX file"),
+        (b"not a model at all", "not a complete ONNX file"),
+        (changed(lambda model: None)[:-40], "not a complete ONNX file"),
         (changed(lambda model: model.ClearField("graph")), "no network"),
         (changed(lambda model: setattr(model.graph.node[0], "domain", "evil")), "evil::QuantizeLinear"),
         (changed(lambda model: model.functions.append(helper.make_function("d", "f", [], [], [], []))), "functions"),

@@ -404,7 +404,7 @@ def write_bytes(data: bytes) -> Callable[[Path], object]:
         ("net.bin", write_bytes(b"\x08\x0a\x12\x07pytorch"), ["an ONNX file"]),
         ("net.pt", write_npz, ["NumPy .npz", "--data"]),
         ("net.py", write_bytes(b"def recipe(): ..."), ["Python file", "recipe()"]),
-        ("net.pt", write_bytes(b"hello world, no model"), ["no model file", "hello"]),
+        ("net.pt", write_bytes(b"hello world, no model"), ["not a model file", "hello"]),
         ("folder", Path.mkdir, ["is a directory", "name the file"]),
         ("net.safetensors", write_bytes(b"\xff" * 20), ["no safetensors"]),
         ("net.pt", write_bytes(b"\x80\x02"), ["net.pt"]),
@@ -479,7 +479,7 @@ def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
 def test_pipe_is_refused_without_waiting_on_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "net.pt")
-    refused(tmp_path / "net.pt", "no regular file")
+    refused(tmp_path / "net.pt", "not a regular file")
 
 
 # weights --------------------------------------------------------------------------------------------------------------

@@ -245,7 +245,9 @@ def test_members_that_differ_in_case_only_are_refused(tmp_path: Path, clean: dic
     refused(write_archive(tmp_path / "net.pt2", {**clean, "data/weights/WEIGHT_0": b"0"}), "ambiguous")
 
 
-@pytest.mark.parametrize(("name", "words"), [("data/aotinductor/model/code.so", "compiled"), ("data/constants/custom_obj_0", "no tensor")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("data/aotinductor/model/code.so", "compiled"), ("data/constants/custom_obj_0", "not a tensor")]
+)
 def test_archive_with_compiled_or_custom_objects_is_refused(tmp_path: Path, clean: dict[str, bytes], name: str, words: str) -> None:
     refused(write_archive(tmp_path / "net.pt2", {**clean, name: b"x"}), words, name)
 

@@ -268,7 +268,7 @@ def test_a_heat_map_is_no_larger_than_can_be_seen(allocated: Path, monkeypatch: 
 def test_a_method_without_interactions_says_so(run: Path) -> None:
     evidence = rewrite(run, "tables.json", lambda found: found.update(interactions=None))
 
-    assert interaction_chart(evidence).spec is None and "knows no interactions" in interaction_chart(evidence).absent
+    assert interaction_chart(evidence).spec is None and "estimates no interactions" in interaction_chart(evidence).absent
 
 
 def test_latency_is_held_against_the_plans_that_the_model_never_saw(allocated: Path) -> None:

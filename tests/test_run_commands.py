@@ -182,7 +182,7 @@ def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
 def test_the_commands_print_what_there_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(run)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "request 2, allocate of" in shown and "came to its end" in shown
+    assert "request 2, allocate of" in shown and "finished" in shown
     assert "changed since the previous request: max drop (10 → 9), observer (mse → minmax)" in shown
     assert "the last request would still compute: capture" in shown
 
@@ -210,4 +210,4 @@ def test_other_values_are_told_apart_by_a_hash(value: Any) -> None:
 
 
 def test_changes_name_both_values_unless_they_are_hashes() -> None:
-    assert changes({"a": "1", "b": "#1", "c": "x"}, {"a": "2", "b": "#2", "c": "x", "d": "y"}) == ["a (1 → 2)", "b", "d (unsaid → y)"]
+    assert changes({"a": "1", "b": "#1", "c": "x"}, {"a": "2", "b": "#2", "c": "x", "d": "y"}) == ["a (1 → 2)", "b", "d (not given → y)"]
