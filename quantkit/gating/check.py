@@ -173,7 +173,7 @@ def _conditions(asked: Asked, lock: Lock | None) -> Conditions:
         next_step = "pass --max-drop 0.2 or --max-latency-ratio 1.05"
         raise ConfigError("--against without a condition", "what must hold against that file", next_step)
     if lock is None or not lock.conditions.given():
-        got = f"nothing is asked of {asked.path}, and no {LOCK} beside it asks anything"
+        got = f"no condition for {asked.path}, neither given nor in a {LOCK} beside it"
         options = "--max-drop 0.5, --max-latency-ratio 0.6, --max-bytes 2MB or --require-int8 95%"
         raise ConfigError(got, "at least one condition", f"pass {options}")
     return lock.conditions

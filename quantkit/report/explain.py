@@ -201,7 +201,7 @@ def limits_of(evidence: Evidence) -> Bounds:
 
 def _chosen(group: Group, evidence: Evidence) -> str:
     if group.reason == PINNED:
-        return "chosen: pinned by --fix or --exclude"
+        return "chosen: pinned (--fix or --exclude)"
     if len(group.schemes) == 1:
         return "chosen: the only scheme on its menu"
     return "chosen in the plan that was picked" if evidence.picked else "chosen in the plan that the search found"
