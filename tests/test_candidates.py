@@ -146,7 +146,7 @@ def test_a_broken_plan_is_judged_by_its_own_drop_whatever_the_anchors_say(judge:
 def test_a_placement_gives_every_layer_of_a_group_its_scheme() -> None:
     box = toys.unpack(toys.TiedToy().eval())
     candidates = room.Candidates(Path(), box.captured.graph, box.groups, toys.ort_cpu, box.bank, Path(), "key")
-    placed = candidates.placement({"twice": "w4a8", "head": "fp32"})
+    placed = candidates.placement({"twice": "w4a8", "head": "fp32", "global_pool": "fp32"})
 
     assert {name: scheme.name for name, scheme in placed.schemes.items()} == dict.fromkeys(box.groups[0].layers, "w4a8")
 

@@ -50,7 +50,7 @@ def test_every_plan_comes_with_what_predictions_are_worth(tmp_path: Path) -> Non
 def test_interactions_are_reported_where_the_sensitivity_measures_them(tmp_path: Path) -> None:
     found = certificate_of(allocate(tmp_path / "run", sensitivity="displacement"))
     assert found.beyond_additive is not None and 0 <= found.beyond_additive <= 1
-    assert "no sum over layers" in certificate_line(found.to_json(), "points")
+    assert "not additive over layers" in certificate_line(found.to_json(), "points")
 
 
 def test_asked_again_nothing_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +74,8 @@ def test_a_second_search_forgets_nothing_that_the_first_one_measured(tmp_path: P
     monkeypatch.setattr(certify, "band", lambda predicted, measured: 1.0)
     searches, choices, chosen = pipeline.search, pipeline.choose, []
 
-    def narrower(bench: Any, request: Any, judge: Any, space: Space) -> SearchResult:
-        found = searches(bench, request, judge, space)
+    def narrower(bench: Any, request: Any, judge: Any, predictor: Any, space: Space) -> SearchResult:
+        found = searches(bench, request, judge, predictor, space)
         return space.judged(found.measured[:1]) if chosen else found
 
     def spy(*arguments: Any) -> Any:

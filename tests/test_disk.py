@@ -20,13 +20,13 @@ from quantkit.allocation.costs.measured import LatencyModel
 from quantkit.core.errors import OutputError
 from quantkit.core.table import Table
 from quantkit.runs.result import Result
-from quantkit.stages import scores_and_costs
+from quantkit.stages import scores_and_costs, search
 
 ROOT = Path(__file__).resolve().parent.parent
 # Everything that a job writes for good, by what its name begins with.
 WRITTEN = (
     "float.onnx", "captured.pt2", "history.jsonl", "request.json", "graph.json", "items.json", "ranges.json", "weights.npz", "scores.json",
-    "latency.json", "file_bytes.json", "front.json", "float_on_search.npz", "interactions.npz", "tables.json", "measured.jsonl",
+    "latency.json", "file_bytes.json", "front.json", "float_on_search.npz", "interactions.npz", "tables.json", "measured.jsonl", "finalists.json",
     "plan.json", "model.onnx", "accuracy.json", "file_latency.json", "profile.json", "simulation.json", "result.json", "shipped.onnx",
     "quantkit.lock.json",
 )  # fmt: skip
@@ -44,6 +44,7 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
     hurry(patch)
     remember(patch)
     patch.setattr(scores_and_costs, "measure_latency", known)
+    patch.setattr(search, "interleave", lambda sessions, feeds, rounds: np.ones((len(sessions), rounds)))
 
 
 @pytest.fixture(autouse=True)

@@ -174,7 +174,9 @@ def test_one_altered_weight_code_is_named_with_its_size(layer: str, tmp_path: Pa
     assert parting.layer == layer and parting.cause == "1 of its weight codes in the file is not the plan's"
     assert parting.share == pytest.approx((before != after).mean()) and 0 < parting.share < 1
     assert parting.difference == pytest.approx(np.abs(before - after).max()) and parting.difference > 0
-    assert parting.in_codes is (layer != "head") and found.layers_exact == pytest.approx(5 / 6)
+    assert parting.in_codes is (layer != "head") and found.layers_exact == pytest.approx(
+        6 / 7
+    )  # five weighted layers, an addition and a pool
     assert found.begins == (parting if found.exact < 1 else None)  # what `two` adds may fall below a ReLU's zero either way
     assert all(str(parting) in note for note in found.notes()) and found.notes()
 

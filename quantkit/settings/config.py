@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}", "key = value lines", "correct the line that is named") from error
+        raise ConfigError(f"{path} is not TOML: {error}", "key = value lines", "correct the line that is named") from error
     return table
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.allocation import Plan
 from quantkit.allocation.costs.timing import interleave
@@ -14,7 +15,7 @@ from quantkit.allocation.search import SEARCHES, Measure, Measured, SearchResult
 from quantkit.core.environment import describe
 from quantkit.core.metric import Outputs, check_budget
 from quantkit.core.spec import FLOAT
-from quantkit.core.statistics import can_be_kept
+from quantkit.core.statistics import can_be_kept, ratio_interval
 from quantkit.core.store import fingerprint
 from quantkit.data import KeptBatches, Subset, check_labels
 from quantkit.runs.workbench import Plain, Workbench
@@ -159,15 +160,26 @@ def choose(
             files = [candidates.emit(plan.allocation, candidates.folder / f"finalist-{place}.onnx") for place, plan in enumerate(finalists)]
             example = example_feeds(request, network)
             sessions = [candidates.open(path, threads=request.options.threads, example=example) for path in files]
-            return Plain([float(median) for median in np.median(interleave(sessions, example, rounds=ROUNDS), axis=1)])
+            return Plain(interleave(sessions, example, rounds=ROUNDS).tolist())
 
     host = describe()
     depends_on = {
         "weights": candidates.key, "plans": [dict(plan.allocation) for plan in finalists], "threads": request.options.threads,
         "processor": host["cpu"], "integer instructions": host["isa"],
     }  # fmt: skip
-    times: list[float] = bench.keep("finalists", depends_on, timed, Plain).value
-    return finalists[times.index(min(times))]
+    times = np.array(bench.keep("finalists", depends_on, timed, Plain).value)
+    return fastest(finalists, times, uniform)
+
+
+def fastest(plans: Sequence[Plan], times_ms: NDArray[np.float64], uniform: Sequence[Mapping[str, str]]) -> Plan:
+    """The plan of the least median time, `times_ms` being of shape [plans, rounds], interleaved; of those that tie with it, the simplest.
+
+    Two plans tie where the 95 % interval of their times' ratio reaches 1. A uniform plan is the simplest, then the one of fewest schemes,
+    then the one that stands first.
+    """
+    least = times_ms[np.median(times_ms, axis=1).argmin()]
+    tied = [plan for plan, row in zip(plans, times_ms, strict=True) if ratio_interval(row, least)[1] <= 1]
+    return min(tied, key=lambda plan: (plan.allocation not in uniform, len(set(plan.allocation.values()))))
 
 
 def labels_for(request: Request, subset: Subset, reference: Outputs) -> Any:

@@ -104,8 +104,8 @@ def measure_latency(
                 values[row, column] = sum(profiles[scheme].get(name, 0.0) for name in group.layers)
     table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), values)
     edges = crossings(graph, groups)
-    plans = _random_plans(groups, seed, FIT_PLANS + TEST_PLANS)
-    plans = [{g.name: g.schemes[0] for g in groups}, {g.name: g.schemes[1] if len(g.schemes) > 1 else g.schemes[0] for g in groups}, *plans]
+    alike = [{g.name: g.schemes[min(place, len(g.schemes) - 1)] for g in groups} for place in (0, 1)]
+    plans = [*alike, *_random_plans(groups, seed, FIT_PLANS + TEST_PLANS, alike)]
     measured = []
     for plan in plans:
         session = runtime.open_file(emit(plan), threads=threads, options=options, example=feeds)
@@ -132,8 +132,8 @@ def crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int
     return found
 
 
-def _random_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[str, str]]:
-    """Plans whose share of float layers varies from nearly none to nearly all, more of them near none."""
+def _random_plans(groups: Sequence[Group], seed: int, count: int, known: Sequence[Mapping[str, str]] = ()) -> list[dict[str, str]]:
+    """Plans whose share of float layers varies from nearly none to nearly all, more of them near none; none of `known` if others exist."""
     generator = np.random.default_rng(seed)
 
     def drawn(group: Group, share: float) -> str:
@@ -146,7 +146,7 @@ def _random_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[s
     for share in shares:
         tries = ({group.name: drawn(group, share) for group in groups} for _ in range(DRAWS))
         first = next(tries)
-        plans.append(next((plan for plan in (first, *tries) if plan not in plans), first))
+        plans.append(next((plan for plan in (first, *tries) if plan not in (*plans, *known)), first))
     return plans
 
 

@@ -43,11 +43,12 @@ def choose_qparams(low: Tensor, high: Tensor, spec: Format) -> QParams:
     """Fit `spec` to the range [low, high] (shape [] or [channels]), widened so that 0.0 is exact.
 
     An empty range (low == high == 0) gets scale 1. A scale that is stored in half is rounded up, so that the range stays covered.
+    No scale is below the least normal float32: those below it have few bits, and runtimes may flush them to 0.
     """
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
     scale = torch.maximum(-low, high) / spec.code_max if spec.symmetric else (high - low) / (spec.code_max - spec.code_min)
     scale = half_scale(scale) if spec.scale_bits == 16 else scale
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = torch.where(high > low, scale.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(scale))
     zero_point = torch.zeros_like(scale) if spec.symmetric else (spec.code_min - low / scale).round().clamp(spec.code_min, spec.code_max)
     return QParams(spec, scale, zero_point)
 
