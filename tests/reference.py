@@ -11,8 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.allocation import Edge
-from quantkit.core.graph import Group
+from quantkit.core.graph import Graph, Group
 from quantkit.core.table import Interactions, Table
+
+UNIT_ROUNDOFF = 2.0**-24  # of float32
+
+
+def pass_error(graph: Graph) -> float:
+    """How far a float32 pass forward and back may be off, relative to the norm of what it gives.
+
+    A sum of n products is off by at most n roundings of its terms, and an element of another layer by a few; what follows passes it on.
+    Orders of addition differ with the processor, the threads and the batch, all within this.
+    """
+    sums = [layer.macs // math.prod(layer.output_shape) for layer in graph.layers]
+    return 2 * sum(products + 4 for products in sums) * UNIT_ROUNDOFF
 
 
 def allocations(loss: Table, cost: Table, groups: Sequence[Group], fixed: Mapping[str, str] | None = None) -> Iterator[dict[str, str]]:

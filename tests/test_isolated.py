@@ -15,12 +15,17 @@ from quantkit.core.spec import parse_scheme
 from quantkit.network.captured import Captured
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity import aumann_shapley, displacement, fisher_output, kl, noise, pairs, weight_error
+from quantkit.sensitivity.context import RERUN_BATCH
 from quantkit.sensitivity.passes.float_forward import Interior, Operation
 from quantkit.sensitivity.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
+from reference import pass_error
 
 PAIRS = [("stem", "w4a8"), ("add", "w8a8"), ("down", "w8a8"), ("classifier", "w4a8")]
+
+
+EQUAL = 1e-9  # of sums in float64 of the same float32 outputs
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +43,9 @@ def placed(box: toys.Toybox, *chosen: tuple[str, str]) -> Placement:
 
 
 def outputs(box: toys.Toybox, *chosen: tuple[str, str]) -> Tensor:
+    """In batches of the passes' own size: another may add up in another order, and near a rounding boundary give another code."""
     simulation = Simulation(box.captured, placed(box, *chosen) if chosen else FLOAT_PLACEMENT, box.bank)
-    return simulation.run(dict(next(box.items.batches(24)).inputs))["output"][0].double()
+    return torch.cat([simulation.run(dict(batch.inputs))["output"][0] for batch in box.items.batches(RERUN_BATCH)]).double()
 
 
 def divergence(box: toys.Toybox, *chosen: tuple[str, str]) -> float:
@@ -50,25 +56,25 @@ def divergence(box: toys.Toybox, *chosen: tuple[str, str]) -> float:
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
 def test_kl_is_that_of_two_plain_forward_passes(box: toys.Toybox, pair: tuple[str, str]) -> None:
-    assert kl.estimate(toys.context(box)).table.at(*pair) == pytest.approx(divergence(box, pair), rel=2e-3)
+    assert kl.estimate(toys.context(box)).table.at(*pair) == pytest.approx(divergence(box, pair), rel=EQUAL)
 
 
 def test_kl_of_plain_values_is_half_their_squared_distance(box: toys.Toybox) -> None:
     wanted = 0.5 * float((outputs(box, PAIRS[0]) - outputs(box)).square().sum()) / 24
 
-    assert kl.estimate(toys.context(box, "identity")).table.at(*PAIRS[0]) == pytest.approx(wanted, rel=1e-4)
+    assert kl.estimate(toys.context(box, "identity")).table.at(*PAIRS[0]) == pytest.approx(wanted, rel=EQUAL)
 
 
 def test_measured_pairs_are_differences_of_divergences(box: toys.Toybox) -> None:
     scores = pairs.estimate(toys.context(box))
     assert scores.interactions is not None
     for one in PAIRS:
-        assert scores.table.at(*one) == pytest.approx(divergence(box, one), rel=2e-3)
+        assert scores.table.at(*one) == pytest.approx(divergence(box, one), rel=EQUAL)
         for other in PAIRS:
             found = scores.interactions.matrix[scores.interactions.index(*one), scores.interactions.index(*other)]
             alone = divergence(box, one), divergence(box, other)
             wanted = 2 * alone[0] if one == other else divergence(box, one, other) - sum(alone)
-            assert found == pytest.approx(wanted, abs=2e-3 * sum(alone))
+            assert found == pytest.approx(wanted, abs=EQUAL * sum(alone))
     same = scores.interactions.matrix[scores.interactions.index("stem", "w4a8"), scores.interactions.index("stem", "w8a8")]
     assert same == 0
 
@@ -78,7 +84,7 @@ def test_pairs_predict_any_two_groups_exactly(box: toys.Toybox) -> None:
     assert interactions is not None
 
     assert interactions.predicted({"stem": "w4a8", "down": "w8a8", "classifier": "fp32"}) == pytest.approx(
-        divergence(box, ("stem", "w4a8"), ("down", "w8a8")), rel=2e-3
+        divergence(box, ("stem", "w4a8"), ("down", "w8a8")), rel=EQUAL
     )
 
 
@@ -162,7 +168,7 @@ def test_fisher_of_outputs_is_a_loop_over_items_of_gradient_times_change(box: to
         (gradient,) = torch.autograd.grad(loss, move)
         total += float((gradient[0].double() * change[item].double()).square().sum())
 
-    assert fisher_output.estimate(toys.context(box)).table.at(*pair) == pytest.approx(0.5 * total / 24, rel=1e-3)
+    assert fisher_output.estimate(toys.context(box)).table.at(*pair) == pytest.approx(0.5 * total / 24, rel=2 * pass_error(graph))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" ".join)

@@ -104,6 +104,7 @@ def test_the_order_of_the_groups_changes_nothing(box: toys.Toybox, scores: dict[
 def test_the_size_of_the_batches_changes_nothing_beyond_rounding(
     box: toys.Toybox, scores: dict[str, Scores], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Another batch may add in another order, and then one activation in some thousands gets the code beside its own."""
     monkeypatch.setattr(contexts.Context, "batch_size", lambda *_: 4)
     values = scores[name].table.values
 

@@ -55,7 +55,8 @@ def divergence(curvature: Curvature) -> Measure:
 
     def of(unmoved: Outputs) -> Callable[[Outputs], Tensor]:
         if curvature == "identity":
-            return lambda moved: torch.stack([_half_square(b - a) for a, b in zip(unmoved, moved, strict=True)]).sum(dim=0)[:, None]
+            start = [output.double() for output in unmoved]
+            return lambda moved: torch.stack([_half_square(b - a) for a, b in zip(start, moved, strict=True)]).sum(dim=0)[:, None]
         known = [_rows(output).double().log_softmax(dim=-1) for output in unmoved]
 
         def distance(moved: Outputs) -> Tensor:
