@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.allocation.problem import SLACK
-from quantkit.core.spec import is_float
+from quantkit.core.spec import reads_float
 from quantkit.core.table import Table
 
 
@@ -36,7 +36,7 @@ class Resource:
 
     def total(self, allocation: Mapping[str, str]) -> float:
         """What an allocation uses of it."""
-        floats = {group: is_float(scheme) for group, scheme in allocation.items()}
+        floats = {group: reads_float(scheme) for group, scheme in allocation.items()}
         paid = (edge.cost for edge in self.edges if floats[edge.producer] != floats[edge.consumer])
         return math.fsum([self.offset, *(self.table.at(group, scheme) for group, scheme in allocation.items()), *paid])
 

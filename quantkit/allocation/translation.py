@@ -17,7 +17,7 @@ from quantkit.allocation.plan import Edge, Limit, Plan, Resource
 from quantkit.allocation.problem import Chosen, Crossings, Form, Problem, Within
 from quantkit.core.errors import ContractError, SchemeError, unknown
 from quantkit.core.graph import Group
-from quantkit.core.spec import is_float
+from quantkit.core.spec import reads_float
 from quantkit.core.table import Floats, Interactions, Table
 
 
@@ -41,7 +41,7 @@ def build(
     options = [(place, scheme) for place, group in enumerate(ordered) for scheme in _menu(group, tables)]
     place = np.array([place for place, _ in options], dtype=np.intp)
     schemes = tuple(scheme for _, scheme in options)
-    floats = np.array([is_float(scheme) for scheme in schemes])
+    floats = np.array([reads_float(scheme) for scheme in schemes])
 
     def form(resource: Resource) -> Form:
         crossings = _crossings(names, resource)

@@ -1,14 +1,14 @@
 """How a number is quantized (`QuantSpec`) and how a group is (`Scheme`). Standard library only.
 
-A scheme is composed of two specs and written `w8a8`, `w4a8`, `fp32`, `fp16`, `fp8`, `w4a16`; a name is parsed once, at the edge, by
-`parse_scheme`.
+A scheme is composed of two specs and written `w8a8`, `w4a8`, `w8d8`, `fp32`, `fp16`, `fp8`, `w4a16`; a name is parsed once, at the edge,
+by `parse_scheme`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantkit.core.errors import SchemeError
 
@@ -61,7 +61,8 @@ BLOCK_SIZES = (128, 64, 32, 16)  # for which TensorRT has weight-only kernels (q
 class QuantSpec:
     """An integer format: `bits` wide, signed or not, symmetric (zero_point 0) or not. Its scales are floats of `scale_bits`: 32 or 16.
 
-    With `codebook`, codes are places in a table of int8 levels that each tensor has of its own.
+    With `codebook`, codes are places in a table of int8 levels that each tensor has of its own. `dynamic` activations have no range of
+    their own: each call finds it in what it is given.
     """
 
     bits: int
@@ -70,6 +71,7 @@ class QuantSpec:
     granularity: Granularity
     scale_bits: int = 32
     codebook: bool = False
+    dynamic: bool = False
 
     @property
     def label(self) -> str:
@@ -137,23 +139,38 @@ class Scheme:
         return self.activations is None or self.activations.granularity is None
 
     @property
+    def is_dynamic(self) -> bool:
+        """Whether its layers compute in integers on activations that are quantized in each call: they read and give float tensors."""
+        return isinstance(self.activations, QuantSpec) and self.activations.dynamic
+
+    @property
+    def reads_float(self) -> bool:
+        """Whether what its layers read and give is float, so that nothing is converted between them and a float layer."""
+        return self.is_float or self.is_dynamic
+
+    @property
     def is_stored(self) -> bool:
         """Whether its layers compute in float32 with weights that lie narrower in the file."""
         return self.activations is None and self.weights is not None
 
     @property
-    def precision(self) -> tuple[int, int, int]:
-        """What sorts schemes by precision: bits of the activations, then of the weights, then a codebook before two levels before one."""
+    def precision(self) -> tuple[int, int, int, bool]:
+        """What sorts schemes by precision: bits of the activations, then of the weights, then a codebook before two levels before one.
+
+        Last, activations whose range is that of the call before those of a fixed one.
+        """
         weights = self.weights
         form = 0
         if isinstance(weights, QuantSpec):
             form = 2 if weights.codebook else int(isinstance(weights.granularity, PerGroup))
-        return (32 if self.activations is None else self.activations.bits, 32 if weights is None else weights.bits, form)
+        bits = [32 if spec is None else spec.bits for spec in (self.activations, weights)]
+        return (bits[0], bits[1], form, self.is_dynamic)
 
 
 FLOAT = Scheme("fp32", None, None)
 HALF = FloatFormat("half", 16)
 BYTE = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
+BYTE_IN_CALL = replace(BYTE, dynamic=True)
 FLOATING: Mapping[str, Scheme] = {
     "fp16": Scheme("fp16", HALF, HALF),
     "fp8": Scheme("fp8", FloatFormat("e4m3", 8, PerChannel(0)), FloatFormat("e4m3", 8, PerTensor())),
@@ -163,14 +180,16 @@ FLOATING: Mapping[str, Scheme] = {
 _INT8 = re.compile(r"w([2-8])a8")
 _TWO_LEVEL = re.compile(r"w([2-6])g(16)a8")
 _CODEBOOK = re.compile(r"c([2-6])a8")
+_DYNAMIC = re.compile(r"w([2-8])d8")
 _STORED = re.compile(r"w([2-8])a32")
 
 
 def parse_scheme(text: str) -> Scheme:
     """`"w4a8"` → weights 4-bit signed symmetric per output channel, activations 8-bit unsigned per tensor.
 
-    `w4g16a8` has a multiplier for each 16 input channels, `c4a8` a table of 16 levels; `w8a32` and `w16a32` (half) are stored so, and
-    compute in float32. Raises SchemeError for anything else that is not `fp32` or of FLOATING.
+    `w4g16a8` has a multiplier for each 16 input channels, `c4a8` a table of 16 levels; `w8d8` quantizes activations in each call, by their
+    own range there; `w8a32` and `w16a32` (half) are stored so, and compute in float32. Raises SchemeError for anything else that is not
+    `fp32` or of FLOATING.
     """
     if text == FLOAT.name:
         return FLOAT
@@ -182,9 +201,11 @@ def parse_scheme(text: str) -> Scheme:
         return Scheme(text, _weights(found, PerGroup(0, int(found[2]))), BYTE)
     if found := _CODEBOOK.fullmatch(text):
         return Scheme(text, _weights(found, PerChannel(0), codebook=True), BYTE)
+    if found := _DYNAMIC.fullmatch(text):
+        return Scheme(text, _weights(found, PerChannel(0)), BYTE_IN_CALL)
     if found := _STORED.fullmatch(text):
         return Scheme(text, _weights(found, PerChannel(0)), None)
-    wanted = f"fp32, {', '.join(FLOATING)}, or w<bits>a8 such as w8a8 or w4a8, w4g16a8, c4a8, w8a32"
+    wanted = f"fp32, {', '.join(FLOATING)}, or w<bits>a8 such as w8a8 or w4a8, w8d8, w4g16a8, c4a8, w8a32"
     raise SchemeError(f"unknown scheme {text!r}", wanted, "list schemes as --schemes w8a8,w4a8,fp32")
 
 
@@ -195,3 +216,8 @@ def _weights(found: re.Match[str], granularity: Granularity, codebook: bool = Fa
 def is_float(scheme: str) -> bool:
     """Whether layers under the scheme of that name compute in floating point."""
     return parse_scheme(scheme).is_float
+
+
+def reads_float(scheme: str) -> bool:
+    """Whether layers under the scheme of that name read and give float tensors."""
+    return parse_scheme(scheme).reads_float

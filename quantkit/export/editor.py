@@ -23,6 +23,7 @@ class Editor:
         self._graph = graph
         self._values = {str(value.name): value for node in graph for value in node.outputs}
         self._codes: dict[tuple[ir.Value, bool], ir.Value] = {}  # by value, and whether the codes are E4M3
+        self._in_call: dict[ir.Value, tuple[ir.Value, ...]] = {}
         self._folded = count()
 
     def value(self, name: str) -> ir.Value:
@@ -88,12 +89,18 @@ class Editor:
         node = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{stem}_QuantizeLinear")
         codes = node.outputs[0]
         codes.name, codes.shape, codes.type = f"{stem}_quantized", value.shape, zero_point.type
-        producer = value.producer()
-        if producer is not None:
-            self._graph.insert_after(producer, node)
-        else:
-            self._graph.insert_before(self._graph[0], node)
+        self._put_behind(value, node)
         self._codes[value, float8] = codes
+
+    def quantize_in_call(self, value: ir.Value, name: str) -> tuple[ir.Value, ...]:
+        """Codes, scale and zero point of `value`, by its range in each call; `name` is that of the node where there is none yet."""
+        if value not in self._in_call:
+            node = ir.node("DynamicQuantizeLinear", [value], name=name, num_outputs=3)
+            for output, suffix in zip(node.outputs, ("quantized", "scale", "zero_point"), strict=True):
+                output.name = f"{value.name}_call_{suffix}"
+            self._put_behind(value, node)
+            self._in_call[value] = tuple(node.outputs)
+        return self._in_call[value]
 
     def dequantize(self, value: ir.Value, reader: ir.Node, slot: int, *, float8: bool = False) -> None:
         """Let `reader` read a quantized `value` at `slot` through a DequantizeLinear of its own."""
@@ -157,6 +164,13 @@ class Editor:
         for place, output in enumerate(self._graph.outputs):
             if output is value:
                 self._graph.outputs[place] = node.outputs[0]
+
+    def _put_behind(self, value: ir.Value, node: ir.Node) -> None:
+        producer = value.producer()
+        if producer is not None:
+            self._graph.insert_after(producer, node)
+        else:
+            self._graph.insert_before(self._graph[0], node)
 
     def _name_output(self, node: ir.Node, name: str, like: ir.Value | None) -> None:
         output = node.outputs[0]

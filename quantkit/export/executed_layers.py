@@ -14,10 +14,12 @@ from quantkit.core.graph import Graph
 from quantkit.targets.placement import Placement
 
 Precision = Literal["int8", "float"]
-INTEGER = re.compile(r"QLinear\w+|QGemm|MatMulInteger\w*|ConvInteger|QAttention")
+INTEGER = re.compile(r"QLinear\w+|QGemm|MatMulInteger\w*|DynamicQuantizeMatMul|ConvInteger|QAttention")
 OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "conv": ("Conv", "FusedConv", "QLinearConv", "ConvInteger"),
-    "linear": ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"),
+    "linear": (
+        "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+    ),
     "add": ("Add", "QLinearAdd", "Conv", "FusedConv"),
     "concat": ("Concat", "QLinearConcat"),
     "mul": ("Mul", "QLinearMul", "QuickGelu"),
@@ -25,11 +27,11 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "leaky_relu": ("LeakyRelu", "QLinearLeakyRelu"),
     "avg_pool": ("AveragePool", "QLinearAveragePool"),
     "global_pool": ("ReduceMean", "GlobalAveragePool", "QLinearGlobalAveragePool"),
-}
+}  # fmt: skip
 TAKEN_IN = ("add", "sigmoid", "leaky_relu")  # a float kernel in front may take these in (a SiLU's product takes its sigmoid in)
 # The runtime's passes rename what they move: node_conv2d_5_token_50, relu_7_nchwc, conv2d_pre_q; _product is our own.
 PREFIX = "fused "
-SUFFIX = re.compile(r"(_token_\d+|_nchwc|_product|_pre_q|/\w+Fusion\S*|_quant|_QuantizeLinear)+$")
+SUFFIX = re.compile(r"(_token_\d+|_nchwc|_product|_sums|_call|_pre_q|/\w+Fusion\S*|_quant|_QuantizeLinear)+$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,13 +27,14 @@ def promised_bytes(plain_bytes: int, graph: Graph, placement: Placement, weight_
     """The bytes of the plan's file, if that of the plan which leaves everything float takes `plain_bytes`."""
     total = plain_bytes + sum(_quantizers(graph, placement)) + sum(_barriers(graph, placement))
     total -= POOLED * sum(layer.kind == "global_pool" and layer.name in placement.outputs for layer in graph.layers)
+    total += sum(_quantizing_in_call(graph, placement))
     shared: dict[str, int] = {}  # constants that several layers read
     counted = set[str]()
     for layer in graph.layers:
-        scheme = placement.schemes.get(layer.name) or placement.stored.get(layer.name)
+        scheme = placement.schemes.get(layer.name) or placement.stored.get(layer.name) or placement.dynamic.get(layer.name)
         if not layer.weight or not scheme:
             continue
-        total += _reading(layer, scheme) + sum(_unpacking(layer, scheme, placement))
+        total += (_reading_in_call if scheme.is_dynamic else _reading)(layer, scheme) + sum(_unpacking(layer, scheme, placement))
         shared |= _shared(layer, scheme, placement)
         if layer.weight not in counted:
             counted.add(layer.weight)
@@ -78,6 +79,25 @@ def _reading(layer: Layer, scheme: Scheme) -> int:
     return node + AXIS + _typed(own, len(layer.weight_shape)) + own - weight
 
 
+def _reading_in_call(layer: Layer, scheme: Scheme) -> int:
+    """The nodes that multiply codes and make the sums real, less what the product's own node no longer takes."""
+    assert isinstance(scheme.weights, QuantSpec)
+    codes = len(str(layer.weight)) + len(f"_w{scheme.weights.label}") + 6
+    name, given, own = len(layer.inputs[0]), len("_call_quantized"), len(_operation(layer))
+    sums, real, scales = own + 5, own + 5, own + 7
+    found = _node("MatMulInteger", name + given, codes, name + given + 1, sums, sums)  # the zero point's name is one longer
+    found += _node("Cast", sums, real, real) + _node("Mul", name + given - 4, codes, scales, scales)
+    return found + len("Mul") - len("MatMul") + real + scales - name - len(str(layer.weight))
+
+
+def _quantizing_in_call(graph: Graph, placement: Placement) -> Iterator[int]:
+    """The DynamicQuantizeLinear of each tensor that is quantized in each call."""
+    readers = {layer.inputs[0]: layer for layer in reversed(graph.layers) if layer.name in placement.dynamic}
+    for tensor, first in readers.items():
+        name = len(tensor) + len("_call_quantized")
+        yield _node("DynamicQuantizeLinear", len(tensor), name, name - 4, name + 1, len(_operation(first)) + 5)
+
+
 def _constants(layer: Layer, scheme: Scheme, placement: Placement) -> int:
     """What the names of codes, scales, multipliers and levels take, in place of the weight's own."""
     weight, rank = len(str(layer.weight)), len(layer.weight_shape)
@@ -114,7 +134,7 @@ def _unpacking(layer: Layer, scheme: Scheme, placement: Placement) -> Iterator[i
 def _shared(layer: Layer, scheme: Scheme, placement: Placement) -> dict[str, int]:
     """The bytes of what constants by name hold that several layers may read."""
     channels, spec = layer.weight_shape[layer.weight_axis], scheme.weights
-    found = {} if scheme.is_float else {f"zeros_{channels}": channels}
+    found = {} if scheme.reads_float else {f"zeros_{channels}": channels}
     if isinstance(spec, QuantSpec):
         form, streamed = _form(layer, spec, placement), _storage(spec, placement) == "bit_stream"
         if streamed or form == "groups":

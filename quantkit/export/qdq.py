@@ -31,7 +31,10 @@ NOTE = "mixed precision; narrow weight codes are unpacked while the session load
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """Names in the file: the codes that each (layer, slot) reads, and what each layer writes (codes, or a float value)."""
+    """Names in the file: the codes that each (layer, slot) reads, and what each layer writes (codes, or a float value).
+
+    A layer that quantizes in each call reads and writes float values.
+    """
 
     inputs: Mapping[Slot, str]
     outputs: Mapping[str, str]
@@ -58,6 +61,8 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
             _store_weight(editor, layer, placement, bank)
         elif layer.name in placement.stored:
             _store_float_weight(editor, layer, placement, bank)
+        elif layer.name in placement.dynamic:
+            _quantize_in_call(editor, layer, placement, bank)
     for (name, slot), barrier in placement.barriers.items():
         _set_barrier(editor, _operation(editor, name), slot, barrier)
     sources = {entry.node: entry.inputs for entry in graph.unsupported} | {layer.node: layer.inputs for layer in graph.layers}
@@ -69,7 +74,7 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
     editor.tidy()
     model.metadata_props["quantkit"] = NOTE
     ir.save(model, path)
-    return _names(editor, layers, placement)
+    return _names(editor, graph, placement)
 
 
 def _quantize_output(editor: Editor, layer: Layer, qparams: QParams) -> None:
@@ -134,6 +139,23 @@ def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank
         _, values, _ = _lying(node, layer, bank.stored_weight(layer, scheme))
         weight = from_half(editor, f"{layer.weight}_w16", values, node)
     node.replace_input_with(1, weight)
+
+
+def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
+    """MatMulInteger on what DynamicQuantizeLinear makes, its sums made real by both scales; the runtime has one kernel for all of it."""
+    node, spec = _operation(editor, layer.node), placement.dynamic[layer.name].weights
+    assert isinstance(spec, QuantSpec)
+    quantized, stem = bank.weight(layer, spec), f"{layer.weight}_w{spec.label}"
+    _, codes, axis = _lying(node, layer, quantized.codes)
+    stored = make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
+    given, scale, zero_point = editor.quantize_in_call(read(node, 0), f"{node.name}_call")
+    sums = editor.insert("MatMulInteger", [given, stored, zero_point], f"{node.name}_sums", node)
+    real = editor.insert("Cast", [sums], f"{node.name}_real", node, attributes={"to": ir.DataType.FLOAT})
+    own = editor.constant(f"{stem}_scale", quantized.qparams.scale.numpy())
+    scales = editor.insert("Mul", [scale, own], f"{node.name}_scales", node)
+    for slot, value in enumerate((real, scales)):
+        node.replace_input_with(slot, value)
+    editor.become(node, "Mul", 2)
 
 
 def _lying(node: ir.Node, layer: Layer, weight: Tensor) -> tuple[ir.Value, NDArray[np.float32], int]:
@@ -203,9 +225,13 @@ def _scale_afterwards(editor: Editor, name: str, qparams: QParams) -> None:
     editor.remove_unread(value)
 
 
-def _names(editor: Editor, layers: list[Layer], placement: Placement) -> Emitted:
+def _names(editor: Editor, graph: Graph, placement: Placement) -> Emitted:
     inputs, outputs = {}, {}
-    for layer in layers:
+    for layer in graph.layers:
+        if layer.name in placement.dynamic:
+            inputs[layer.name, 0], outputs[layer.name] = layer.inputs[0], str(editor.value(layer.node).name)
+        if layer.name not in placement.schemes:
+            continue
         for slot in (slot for slot in range(len(layer.inputs)) if (layer.name, slot) in placement.inputs):
             inputs[layer.name, slot] = str(_dequantizer(read(_operation(editor, layer.node), slot))[0].name)
         coded = layer.name in placement.outputs

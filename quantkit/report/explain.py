@@ -18,7 +18,7 @@ from quantkit.allocation.prediction.predictor import MeasuredPlan, Predictor
 from quantkit.allocation.search import Space
 from quantkit.core.errors import OutputError, RequestError
 from quantkit.core.graph import Group
-from quantkit.core.spec import is_float, parse_scheme
+from quantkit.core.spec import parse_scheme, reads_float
 from quantkit.report.format import bound_words, signed
 from quantkit.report.run_data import MEASURED_ONLY, OLD, Evidence
 from quantkit.runs.pick import Foresight
@@ -339,7 +339,7 @@ def _flow(evidence: Evidence, name: str) -> tuple[tuple[Reader, ...], tuple[str,
             continue
         scheme = None if layer is None else evidence.scheme_of(layer.name)
         kind = layer.kind if layer is not None else unsupported[node].operation if node in unsupported else "another operation"
-        converts = (own is None or is_float(own)) != (scheme is None or is_float(scheme))
+        converts = (own is None or reads_float(own)) != (scheme is None or reads_float(scheme))
         first.append(Reader(node if layer is None else layer.name, kind, scheme, converts))
     waiting, seen, joins = [outputs.get(name, name)], {name}, []
     while waiting:

@@ -5,6 +5,7 @@ The runtime is the fastest simulator there is, so candidates are measured here a
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,14 +129,24 @@ def convolve_in_runtime(x: Tensor, weight: Tensor, bias: Tensor, padding: int, g
     return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
 
+def quantizes_in_call(path: Path) -> bool:
+    """Whether the ranges of a file's activations are those of each call. By the operation's name, wherever it stands."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"DynamicQuantizeLinear") >= 0
+
+
 def feeds(batch: Batch, names: Iterable[str]) -> dict[str, NDArray[np.generic]]:
     """The arrays of `batch` under the file's input names."""
     return {name: tensor.numpy() for name, tensor in bind(batch.inputs, list(names)).items()}
 
 
 def evaluate(session: Session, subset: Subset | KeptBatches, batch_size: int) -> Outputs:
-    """The outputs for every item of `subset`, in its order. Raises DataError where they are not finite."""
-    rows = [session.run(feeds(batch, session.input_names)) for batch in subset.batches(session.batch or batch_size)]
+    """The outputs for every item of `subset`, in its order. Raises DataError where they are not finite.
+
+    A file that quantizes in each call is given one item at a time, so that no answer depends on an item's neighbours.
+    """
+    at_once = session.batch or (1 if quantizes_in_call(session.path) else batch_size)
+    rows = [session.run(feeds(batch, session.input_names)) for batch in subset.batches(at_once)]
     outputs = tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
     if not all(np.isfinite(output).all() for output in outputs if np.issubdtype(output.dtype, np.floating)):
         raise DataError(f"{session.path.name} returns NaN or infinite values", "finite outputs", "check the inputs' preprocessing")

@@ -16,9 +16,12 @@ from quantkit.core.errors import ModelError
 from quantkit.core.graph import Graph
 from quantkit.export.executed_layers import INTEGER, Executed, find_owner, plain
 from quantkit.export.executed_layers import read_executed as read_graph
+from quantkit.runtimes.dynamic_quantizer import NAME as DYNAMIC
+from quantkit.runtimes.dynamic_quantizer import multiplies_tokens, quantize_in_call
 from quantkit.runtimes.evaluation import Feeds, OnnxRuntimeSession, open_session
 from quantkit.runtimes.runtime import Kernel, Rival
-from quantkit.runtimes.static_quantizer import NAME, quantize_with_onnxruntime
+from quantkit.runtimes.static_quantizer import NAME as STATIC
+from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
 from quantkit.targets.placement import Placement
 
 TIMES, SHOWS_CODES = True, True
@@ -86,10 +89,15 @@ def layer_ms(
 
 
 def write_rivals(float_file: Path, feeds: Iterator[Feeds], folder: Path) -> Sequence[Rival]:
-    """Its own static quantizer, as its documentation recommends it for this processor."""
-    path = folder / "static.onnx"
-    quantize_with_onnxruntime(float_file, feeds, path, reduce_range=not has_vnni())
-    return [Rival(NAME if has_vnni() else f"{NAME} (reduced range)", path, path.stat().st_size)]
+    """Its own static quantizer, as its documentation recommends it for this processor; its dynamic one where tokens are multiplied."""
+    narrow, suffix = not has_vnni(), "" if has_vnni() else " (reduced range)"
+    static, dynamic = folder / "static.onnx", folder / "dynamic.onnx"
+    quantize_with_onnxruntime(float_file, feeds, static, reduce_range=narrow)
+    rivals = [Rival(f"{STATIC}{suffix}", static, static.stat().st_size)]
+    if multiplies_tokens(float_file):
+        quantize_in_call(float_file, dynamic, reduce_range=narrow)
+        rivals.append(Rival(f"{DYNAMIC}{suffix}", dynamic, dynamic.stat().st_size))
+    return rivals
 
 
 def optimize(path: Path, options: Mapping[str, str], folder: Path) -> Path:

@@ -27,20 +27,27 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 def quantize_with_onnxruntime(float_file: Path, feeds: Iterator[Feeds], path: Path, *, reduce_range: bool) -> None:
     """Write its U8S8 per-channel min-max file. `reduce_range` is what its documentation recommends for CPUs without VNNI."""
+    with quietly():
+        quantize_static(
+            float_file,
+            path,
+            _Reader(feeds),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=reduce_range,
+        )
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the quantizers' advice, which is for people who call them by hand."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            quantize_static(
-                float_file,
-                path,
-                _Reader(feeds),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                reduce_range=reduce_range,
-            )
+            yield
     finally:
         logger.setLevel(level)

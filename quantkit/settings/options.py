@@ -55,6 +55,13 @@ SCHEMES: dict[str, tuple[str, ...]] = {
         "c4a8",
         "c3a8",
         "c2a8",
+        "w8d8",
+        "w7d8",
+        "w6d8",
+        "w5d8",
+        "w4d8",
+        "w3d8",
+        "w2d8",
         "w6g16a8",
         "w5g16a8",
         "w4g16a8",
@@ -74,7 +81,10 @@ SCHEMES: dict[str, tuple[str, ...]] = {
 }
 # What is chosen from unless --schemes says otherwise. Narrow weights save bytes and no time, so a search for speed leaves them out.
 DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
-    "ort-cpu": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w6a8", "c5a8", "c4a8", "w16a32", "w8a32")},
+    "ort-cpu": {
+        "latency": ("fp32", "w8a8", "w8d8"),
+        "bytes": ("fp32", "w8a8", "w8d8", "w6a8", "w6d8", "c5a8", "c4a8", "w4d8", "w16a32", "w8a32"),
+    },
     "openvino": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w4a8", "w16a32")},
     "tensorrt": dict.fromkeys(("latency", "bytes"), ("fp16", "w8a8", "fp8", "w4a16")),
 }

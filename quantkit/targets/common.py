@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantkit.core.graph import Graph, Group, Layer
-from quantkit.core.spec import FLOAT, PerGroup, QuantSpec, Scheme, is_float, parse_scheme
+from quantkit.core.spec import FLOAT, PerGroup, QuantSpec, Scheme, parse_scheme, reads_float
 from quantkit.targets.placement import Adapted, Placement, Storage
 
 
@@ -23,7 +23,7 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     gates = _gates(graph)
     for layer in graph.layers:
         owners.setdefault(layer.weight or f"activation of {gates.get(layer.name, layer.name)}", []).append(layer)
-    widest = max((s for s in schemes if not s.is_float), key=lambda s: s.precision, default=FLOAT)
+    widest = max((s for s in schemes if not s.reads_float), key=lambda s: s.precision, default=FLOAT)
     found = []
     for key, layers in owners.items():
         menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))
@@ -52,6 +52,8 @@ def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bi
     """
     if scheme.is_float:
         return Placement({}, frozenset(), frozenset(), {}, stored=stored_narrow(graph, dict.fromkeys(layers, scheme)))
+    if scheme.is_dynamic:
+        return Placement({}, frozenset(), frozenset(), {}, dynamic=dict.fromkeys(layers, scheme))
     slots = ((name, slot) for name in layers for slot in range(len(graph.layer(name).inputs)))
     return Placement(dict.fromkeys(layers, scheme), frozenset(slots), frozenset(), {}, float_bias=float_bias)
 
@@ -77,11 +79,11 @@ def stored_narrow(graph: Graph, schemes: Mapping[str, Scheme]) -> dict[str, Sche
 def uniform(groups: Sequence[Group], scheme: str) -> dict[str, str]:
     """Every group under `scheme`; one that cannot take it, under the last of its menu that is float or not, as the scheme is.
 
-    A float scheme that only says how weights are stored leaves groups without weights as they are.
+    A float scheme that only says how weights are stored, or one that quantizes in each call, leaves groups that cannot take it as they are.
     """
     found = {}
     for group in groups:
-        alike = [name for name in group.schemes if is_float(name) == is_float(scheme)] or list(group.schemes)
+        alike = [name for name in group.schemes if reads_float(name) == reads_float(scheme)] or list(group.schemes)
         found[group.name] = scheme if scheme in group.schemes else FLOAT.name if FLOAT.name in alike else alike[-1]
     return found
 

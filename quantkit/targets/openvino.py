@@ -38,11 +38,14 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
 
 def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:
     """The allocation of another target's plan, by layer, as this one can run it: float weights that lie as codes become half."""
-    adapted, half = adapt_to_integers(allocation), parse_scheme("w16a32")
+    in_call = [name for name, scheme in allocation.items() if scheme.is_dynamic]
+    static = {name: parse_scheme("w4a8" if allocation[name].name == "w4d8" else "w8a8") for name in in_call}
+    adapted, half = adapt_to_integers({**allocation, **static}), parse_scheme("w16a32")
     codes = {name for name, scheme in adapted.schemes.items() if scheme.is_stored and isinstance(scheme.weights, QuantSpec)}
     pools = [layer.name for layer in graph.layers if layer.kind in FLOAT_KINDS and not allocation[layer.name].is_float]
     changes = [f"{name}: {allocation[name].name} became w16a32, as codes would make the layer int8" for name in sorted(codes)]
     changes += [f"{name}: {allocation[name].name} became fp32, as average pools of codes may come out wrong" for name in pools]
+    changes += [f"{name}: {allocation[name].name} became {static[name].name}, as activations have fixed ranges there" for name in in_call]
     schemes = {**adapted.schemes, **dict.fromkeys(codes, half), **dict.fromkeys(pools, FLOAT)}
     return Adapted(schemes, (*adapted.changes, *changes), adapted.notes)
 

@@ -3,17 +3,21 @@
 Activations are unsigned 8-bit per tensor, zero point at the lowest value, so that ReLU and Clip are absorbed; weights signed
 symmetric per output channel. Convolution, Add and Concat run in int8 only if all their inputs and their output carry
 Q/DQ; Gemm with an int32 bias may leave float. Nothing is tied but what the graph itself shares: a weight used twice.
+Linear layers over tokens may quantize their activations in each call instead (DynamicQuantizeMatMul, MatMulIntegerToFloat): the range is
+that of the whole tensor, so the file answers each item as the simulation does only where items are given one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
-from quantkit.core.graph import Graph, Layer, Unsupported
+from quantkit.core.graph import Graph, Group, Layer, Unsupported
 from quantkit.core.spec import PerTensor, QuantSpec, Scheme
-from quantkit.targets.common import adapt_to_integers, check_schemes, groups, isolate_layers, stored_narrow, weight_bytes_stored
+from quantkit.targets import common
+from quantkit.targets.common import adapt_to_integers, check_schemes, isolate_layers, stored_narrow, weight_bytes_stored
 from quantkit.targets.placement import Adapted, Barrier, Placement, Slot, Storage
 
 __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows", "weight_bytes"]
@@ -23,7 +27,8 @@ OPSET = 21  # INT4 initializers; the IR version that goes with it
 PACKAGE, MINIMUM_RUNTIME = "onnxruntime", "1.22"
 SCHEMES = (
     "fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8", "c6a8", "c5a8", "c4a8", "c3a8", "c2a8",
-    "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8", "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
+    "w8d8", "w7d8", "w6d8", "w5d8", "w4d8", "w3d8", "w2d8", "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8",
+    "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
 )  # fmt: skip
 # Narrow codes are made INT8 by nodes that the runtime folds while the session loads, so every width runs in the int8 kernel.
 STORAGE: Mapping[int, Storage] = {8: "int8", 4: "int4", **dict.fromkeys((2, 3, 5, 6, 7), "bit_stream")}
@@ -37,9 +42,19 @@ TAKEN = (*WEIGHTED, "avg_pool", "softmax", "_softmax", "add.Tensor")
 SESSION_OPTIONS: Mapping[str, str] = {}  # nothing is needed: what keeps a float layer float lies in the file
 
 
+def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
+    """As `common.groups`; activations are quantized in each call by linear layers over tokens alone."""
+    dynamic = {scheme.name for scheme in schemes if scheme.is_dynamic}
+    found = []
+    for group in common.groups(graph, schemes):
+        over_tokens = all(_is_over_tokens(graph.layer(name)) for name in group.layers)
+        found.append(group if over_tokens else replace(group, schemes=tuple(name for name in group.schemes if name not in dynamic)))
+    return tuple(found)
+
+
 def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     """Where Q/DQ go when each layer (by name) has the given scheme."""
-    schemes = {name: scheme for name, scheme in allocation.items() if not scheme.is_float}
+    schemes = {name: scheme for name, scheme in allocation.items() if not scheme.reads_float}
     int8_readers = {graph.source(tensor) for layer in graph.layers if layer.name in schemes for tensor in layer.inputs}
     outputs = frozenset(
         layer.name for layer in graph.layers if layer.name in schemes and (not _may_leave_float(layer) or layer.output in int8_readers)
@@ -52,7 +67,7 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     barriers = _barriers(graph, schemes, int8_readers, coded)
     return Placement(
         schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE,
-        stored=stored_narrow(graph, allocation),
+        stored=stored_narrow(graph, allocation), dynamic={name: scheme for name, scheme in allocation.items() if scheme.is_dynamic},
     )  # fmt: skip
 
 
@@ -120,5 +135,9 @@ def _operands(entry: Unsupported) -> tuple[str, ...]:
 
 def _float_biases(graph: Graph, names: Iterable[str]) -> frozenset[str]:
     """Of the quantized layers, those over tokens: a MatMul whose product is made real before an Add brings the bias."""
-    layers = [graph.layer(name) for name in names]
-    return frozenset(layer.name for layer in layers if layer.kind == "linear" and layer.bias and len(layer.output_shape) > 1)
+    return frozenset(name for name in names if graph.layer(name).bias and _is_over_tokens(graph.layer(name)))
+
+
+def _is_over_tokens(layer: Layer) -> bool:
+    """Whether it is a matrix product over the rows of each item: a MatMul in the file, not a Gemm."""
+    return layer.kind == "linear" and len(layer.output_shape) > 1

@@ -126,13 +126,15 @@ def compare_simulation(
     Raises ModelError where the file lacks a name of `emitted`.
     """
     watched = folder / "watched.onnx"
-    expose(path, [*emitted.inputs.values(), *emitted.outputs.values()], watched)
+    expose(path, {*emitted.inputs.values(), *emitted.outputs.values()} - set(captured.graph.inputs), watched)
     session = open_session(watched, threads=0, options=options)
     names = [output.name for output in session.handle.get_outputs()]
     bench = _Bench(captured, placement, bank, emitted)
     same_top, same_bits, left = [], [], len(subset)
-    for batch in network_batches(captured.graph, subset, min(batch_size, _fitting(captured.graph))):
-        values = dict(zip(names, session.run(feeds(batch, session.input_names)), strict=True))
+    at_once = 1 if placement.dynamic else min(batch_size, _fitting(captured.graph))
+    for batch in network_batches(captured.graph, subset, at_once):
+        given = feeds(batch, session.input_names)
+        values = {**given, **dict(zip(names, session.run(given), strict=True))}
         if left < batch.size:  # without what fills a fixed batch
             values = {name: value[:left] for name, value in values.items()}
         simulated = bench.simulation.run(batch.inputs)
@@ -145,7 +147,7 @@ def compare_simulation(
         left -= batch.size
         advance(batch.size)
     parted = bench.parted(lambda: _optimized(watched, options))
-    layers = len(placement.schemes)
+    layers = len(placement.schemes) + len(placement.dynamic)
     exact = 1.0 - len(parted) / layers if layers else 1.0
     agreement, bits = (float(np.concatenate(rows).mean()) for rows in (same_top, same_bits))
     return Parity(len(subset), agreement, bits, exact, parted, bench.begins(parted))
@@ -195,7 +197,7 @@ class _Bench:
         self.simulation = Simulation(captured, placement, bank, precise=True, block=_block())
         self._saturating = Simulation(captured, placement, bank, precise=True, lost=_lost)
         self._graph, self._placement, self._bank, self._emitted = captured.graph, placement, bank, emitted
-        self._layers = [layer for layer in captured.graph.layers if layer.name in placement.schemes]
+        self._layers = [layer for layer in captured.graph.layers if layer.name in {**placement.schemes, **placement.dynamic}]
         self._unequal: dict[str, _Tally] = {}  # given the file's own input codes
         # In runs from the network's input: by what a layer reads at a slot, what it writes (None), and the outputs (of no layer) by place.
         self._drifted: dict[tuple[str, int | None], _Tally] = {}
@@ -203,17 +205,23 @@ class _Bench:
     def compare_layers(self, values: Mapping[str, NDArray[Any]]) -> None:
         """What each layer makes of the file's own input codes, against what the file made of them."""
         for layer in self._layers:
+            if layer.name in self._placement.dynamic:
+                self._compare_layer(layer, [torch.from_numpy(values[self._emitted.inputs[layer.name, 0]])], values)
+                continue
             slots = [slot for slot in range(len(layer.inputs)) if (layer.name, slot) in self._placement.inputs]
             if len(slots) < len(layer.inputs):
                 continue  # an addition with one float branch: its sum has no codes to compare
             qparams = [self._bank.input_qparams(layer, slot) for slot in slots]
             codes = [torch.from_numpy(values[self._emitted.inputs[layer.name, slot]]).float() for slot in slots]
             inputs = [dequantize(one, grid) for one, grid in zip(codes, qparams, strict=True)]
-            theirs = torch.from_numpy(values[self._emitted.outputs[layer.name]]).float()
-            ours = self._on_grid(self.simulation.layer_output(layer, inputs), layer)
-            tally = self._unequal.setdefault(layer.name, _Tally())
-            if tally.add(ours, theirs):
-                tally.saturates &= torch.equal(self._on_grid(self._saturating.layer_output(layer, inputs), layer), theirs)
+            self._compare_layer(layer, inputs, values)
+
+    def _compare_layer(self, layer: Layer, inputs: list[Tensor], values: Mapping[str, NDArray[Any]]) -> None:
+        theirs = torch.from_numpy(values[self._emitted.outputs[layer.name]]).float()
+        ours = self._on_grid(self.simulation.layer_output(layer, inputs), layer)
+        tally = self._unequal.setdefault(layer.name, _Tally())
+        if tally.add(ours, theirs):
+            tally.saturates &= torch.equal(self._on_grid(self._saturating.layer_output(layer, inputs), layer), theirs)
 
     def compare_runs(self, simulated: Environment, values: Mapping[str, NDArray[Any]]) -> None:
         """What each layer reads and writes in a run from the network's input, against the file."""
@@ -222,6 +230,9 @@ class _Bench:
                 ours = quantize(simulated[layer.inputs[slot]], self._bank.input_qparams(layer, slot))
                 theirs = torch.from_numpy(values[self._emitted.inputs[layer.name, slot]]).float()
                 self._drifted.setdefault((layer.name, slot), _Tally()).add(ours, theirs)
+            if layer.name in self._placement.dynamic:
+                theirs = torch.from_numpy(values[self._emitted.inputs[layer.name, 0]])
+                self._drifted.setdefault((layer.name, 0), _Tally()).add(simulated[layer.inputs[0]], theirs)
             written = simulated[layer.output if layer.name in self._placement.outputs else layer.node]
             theirs = torch.from_numpy(values[self._emitted.outputs[layer.name]]).float()
             self._drifted.setdefault((layer.name, None), _Tally()).add(self._on_grid(written, layer), theirs)
@@ -248,8 +259,9 @@ class _Bench:
             if tally.differing and slot is not None:  # and nothing in front of it, save what is computed in float
                 source = self._graph.source(self._graph.layer(name).inputs[slot] if name else self._graph.outputs[slot])
                 maker = next((layer.name for layer in self._graph.layers if source in (layer.node, layer.output)), source)
-                rounding = tally.largest <= (1 if name else ROUNDING * tally.scale) and maker not in self._placement.schemes
-                return tally.difference(maker, name != "", FLOAT if rounding else UNKNOWN)
+                in_codes = name != "" and name not in self._placement.dynamic
+                rounding = tally.largest <= (1 if in_codes else ROUNDING * tally.scale) and maker not in self._placement.int8
+                return tally.difference(maker, in_codes, FLOAT if rounding else UNKNOWN)
         return None
 
     def _changed_weights(self, optimized: Path) -> dict[str, str]:
@@ -258,7 +270,7 @@ class _Bench:
         layers = {layer.name: layer for layer in self._layers if layer.weight}
         for weight in read_integer_weights(optimized):
             layer = layers.get(names.get(plain(weight.name), ""))
-            spec = None if layer is None else self._placement.schemes[layer.name].weights
+            spec = None if layer is None else {**self._placement.schemes, **self._placement.dynamic}[layer.name].weights
             if layer is not None and spec is not None:
                 planned = self._bank.weight(layer, spec).codes.numpy()
                 if planned.shape == weight.codes.shape and (count := int((planned != weight.codes).sum())):

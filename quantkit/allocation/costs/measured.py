@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 
 from quantkit.allocation.costs.timing import interleave
 from quantkit.core.graph import Graph, Group
-from quantkit.core.spec import is_float
+from quantkit.core.spec import is_float, reads_float
 from quantkit.core.table import Table
 from quantkit.runtimes import Feeds, Runtime
 from quantkit.targets.common import uniform
@@ -152,7 +152,7 @@ def _random_plans(groups: Sequence[Group], seed: int, count: int, known: Sequenc
 
 def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence[Mapping[str, str]], measured: np.ndarray) -> LatencyModel:
     """Least squares, no coefficient negative, relative to what was measured, on all plans but the last TEST_PLANS."""
-    crossed = [[size for a, b, size in edges if is_float(plan[a]) != is_float(plan[b])] for plan in plans]
+    crossed = [[size for a, b, size in edges if reads_float(plan[a]) != reads_float(plan[b])] for plan in plans]
     features = np.array([[1.0, table.total(plan), len(sizes), sum(sizes)] for plan, sizes in zip(plans, crossed, strict=True)])
     fit = slice(0, len(plans) - TEST_PLANS)
     scale = np.maximum(features[fit].max(axis=0), 1e-9)
@@ -169,4 +169,4 @@ def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence
 
 
 def _charged(edge: Boundary, allocation: Mapping[str, str]) -> float:
-    return edge.latency_ms if is_float(allocation[edge.producer]) != is_float(allocation[edge.consumer]) else 0.0
+    return edge.latency_ms if reads_float(allocation[edge.producer]) != reads_float(allocation[edge.consumer]) else 0.0

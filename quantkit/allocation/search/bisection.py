@@ -10,7 +10,7 @@ from quantkit.allocation import order
 from quantkit.allocation.search.measured import Measure, SearchResult, Space, Trials, precision
 from quantkit.allocation.search.repair import repair
 from quantkit.core.graph import Group
-from quantkit.core.spec import is_float
+from quantkit.core.spec import reads_float
 
 
 def bisect_precisions(measure: Measure, space: Space, *, repairs: int) -> SearchResult:
@@ -49,5 +49,5 @@ def _as_many_as_pass(trials: Trials, space: Space, standing: dict[str, str], gro
 def _can_save(space: Space, group: Group, standing: dict[str, str], scheme: str) -> bool:
     """Whether the group's own cost falls by more than nothing, at best with all its precision changes saved too."""
     now = standing[group.name]
-    changes = sum(edge.cost for edge in space.edges if group.name in (edge.producer, edge.consumer)) if is_float(now) else 0.0
+    changes = sum(edge.cost for edge in space.edges if group.name in (edge.producer, edge.consumer)) if reads_float(now) else 0.0
     return space.cost.at(group.name, scheme) < space.cost.at(group.name, now) + changes

@@ -70,7 +70,7 @@ class Trial:
         return cls(Plan.from_json(data["plan"]), Measured.from_json(data["measured"]))
 
 
-def precision(scheme: str) -> tuple[int, int, int]:
+def precision(scheme: str) -> tuple[int, int, int, bool]:
     """What sorts schemes by precision."""
     return parse_scheme(scheme).precision
 

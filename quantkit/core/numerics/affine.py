@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quantkit.core.spec import FloatFormat, Format, PerBlock, PerChannel
+from quantkit.core.spec import FloatFormat, Format, PerBlock, PerChannel, QuantSpec
 
 CLIP_RATIOS = tuple(1.0 - 0.02 * step for step in range(31))  # 1.0 down to 0.4: below that clipping always costs more than it gains
 COARSER_RATIOS = tuple(2.0 - 0.05 * step for step in range(20))  # 2.0 is 7 bits: no pair of codes can saturate there
@@ -51,6 +51,12 @@ def choose_qparams(low: Tensor, high: Tensor, spec: Format) -> QParams:
     scale = torch.where(high > low, scale.clamp(min=torch.finfo(torch.float32).tiny), torch.ones_like(scale))
     zero_point = torch.zeros_like(scale) if spec.symmetric else (spec.code_min - low / scale).round().clamp(spec.code_min, spec.code_max)
     return QParams(spec, scale, zero_point)
+
+
+def fit_each_item(x: Tensor, spec: QuantSpec) -> QParams:
+    """Fit `spec` to the range of each item of `x` (shape [items, …]): DynamicQuantizeLinear's own definition, for items one by one."""
+    rows = x.flatten(1)
+    return choose_qparams(rows.amin(dim=1), rows.amax(dim=1), replace(spec, granularity=PerChannel(0)))
 
 
 def refit(qparams: QParams, spec: Format) -> QParams:

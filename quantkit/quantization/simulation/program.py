@@ -3,7 +3,7 @@
 A quantized convolution or linear layer recovers the codes of its input, convolves integers in float32 (exact below 2^24, in
 float64 where the layer's bound is higher), adds the int32 bias, multiplies by float32((scale_x · scale_w) / scale_y) and rounds
 half to even. Operations without weights follow theirs (`kernels`); Concat requantizes. Exact on CPUs whose u8×s8 products do not
-saturate.
+saturate. A layer that quantizes in each call does so item by item, as a file does that is given one item at a time.
 
 Where the placement computes in half, layers multiply what their codes are worth, and the operands and results of every operation are
 rounded to half around a sum in float32: the file as it stands, one node after the other. The order in which such
@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from quantkit.core.graph import Layer
-from quantkit.core.numerics.affine import QParams, bias_codes, dequantize, fake_quantize, quantize, requantize
+from quantkit.core.numerics.affine import QParams, bias_codes, dequantize, fake_quantize, fit_each_item, quantize, requantize
 from quantkit.core.numerics.blocked import convolve
 from quantkit.core.numerics.functions import logistic
 from quantkit.core.spec import FloatFormat, QuantSpec, Scheme
@@ -62,7 +62,7 @@ class Simulation:
         self._graph, self._placement, self._bank = captured.graph, placement, bank
         self._precise, self._block, self._lost = precise, block, lost
         self._layers = {layer.node: layer for layer in captured.graph.layers if layer.name in placement.schemes}
-        self._layers |= {layer.node: layer for layer in captured.graph.layers if layer.name in placement.floating}
+        self._layers |= {layer.node: layer for layer in captured.graph.layers if layer.name in {**placement.floating, **placement.dynamic}}
         self._half = _nodes_in_half(captured, placement)
         stored = [layer for layer in captured.graph.layers if layer.name in placement.stored]
         self._stored = {
@@ -139,6 +139,8 @@ class Simulation:
 
     def _quantized(self, layer: Layer, inputs: list[Tensor]) -> Tensor:
         """The real output of a layer with quantized inputs: on its grid if it leaves as codes, else without its activation functions."""
+        if layer.name in self._placement.dynamic:
+            return self._in_call(layer, inputs[0])
         scheme = self._placement.schemes.get(layer.name) or self._placement.floating[layer.name]
         if self._half or layer.name in self._placement.floating or isinstance(scheme.weights, FloatFormat):
             return self._floating(layer, scheme, inputs)
@@ -175,6 +177,18 @@ class Simulation:
         if output is None:
             return accumulator.float() * scale.reshape(shape)
         return dequantize(requantize(accumulator.float(), (scale / output.scale).reshape(shape), output), output)
+
+    def _in_call(self, layer: Layer, x: Tensor) -> Tensor:
+        """A linear layer whose input is quantized by the range that each item has: its sums made real, and the bias added."""
+        scheme = self._placement.dynamic[layer.name]
+        assert isinstance(scheme.weights, QuantSpec) and isinstance(scheme.activations, QuantSpec)
+        weight, qparams = self._bank.weight(layer, scheme.weights), fit_each_item(x, scheme.activations)
+        node, codes = self._nodes[layer.node], quantize(x, qparams)
+        accumulator = _product(node, codes - qparams.shaped(qparams.zero_point, x.dim()), weight.codes)
+        lost = self._lost(layer, node, codes, qparams, weight.codes) if self._lost else None
+        accumulator = accumulator if lost is None else accumulator + lost
+        real = accumulator.float() * (qparams.shaped(qparams.scale, x.dim()) * weight.qparams.scale)
+        return real + self._bank.parameter(layer.bias).detach() if layer.bias else real
 
     def _floating(self, layer: Layer, scheme: Scheme, inputs: list[Tensor]) -> Tensor:
         """A layer that multiplies real values: its inputs and its weight on their grids, its bias as it is."""

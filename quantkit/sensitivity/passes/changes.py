@@ -8,8 +8,8 @@ from types import ModuleType
 from torch import Tensor
 
 from quantkit.core.graph import Graph, Group, Layer
-from quantkit.core.numerics.affine import dequantize, fake_quantize, nearest
-from quantkit.core.spec import FLOAT, parse_scheme
+from quantkit.core.numerics.affine import dequantize, fake_quantize, fit_each_item, nearest
+from quantkit.core.spec import FLOAT, QuantSpec, parse_scheme
 from quantkit.network.captured import Captured
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.quantization.weights import WeightBank
@@ -37,6 +37,8 @@ def input_change(bank: WeightBank, layer: Layer, slot: int, x: Tensor, scheme: s
     spec = parse_scheme(scheme).activations
     if spec is None:
         return None
+    if isinstance(spec, QuantSpec) and spec.dynamic:
+        return fake_quantize(x, fit_each_item(x, spec)) - x
     return (nearest(x, spec) if spec.granularity is None else fake_quantize(x, bank.input_qparams(layer, slot, spec))) - x
 
 
