@@ -110,8 +110,11 @@ class Toybox:
 
 def unpack(model: nn.Module | ExportedProgram, schemes: Sequence[str] = SCHEMES, observer: str = "minmax") -> Toybox:
     """Capture and calibrate."""
-    items = subset(24, seed=2)
-    captured = capture(model, {"x": images(2, seed=0)[0]})
+    return calibrated(capture(model, {"x": images(2, seed=0)[0]}), subset(24, seed=2), schemes, observer)
+
+
+def calibrated(captured: Captured, items: Subset, schemes: Sequence[str] = SCHEMES, observer: str = "minmax") -> Toybox:
+    """Any captured network on items of its own."""
     groups = find_groups(captured.graph, Options(schemes=tuple(schemes)))
     ranges = calibrate(captured, [dict(batch.inputs) for batch in network_batches(captured.graph, items, 8)])
     state = {name: value.detach() for name, value in captured.module.named_parameters(remove_duplicate=False)}

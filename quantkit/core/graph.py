@@ -15,11 +15,15 @@ from typing import Any
 Pair = tuple[str, str]  # (group, scheme)
 
 
+EMBEDDING = "embedding"  # the kind of layer
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One operation. Shapes leave the batch axis out; `macs` are multiply-accumulates for one item.
 
-    `weight_axis` is the axis of the output channels. `activation` names the functions absorbed behind the operation, in order.
+    An embedding reads indices, which are no activation: it has no inputs. `weight_axis` is the axis of the output channels (of an
+    embedding's table the rows). `activation` names the functions absorbed behind the operation, in order.
     """
 
     name: str
@@ -35,6 +39,16 @@ class Layer:
     output_shape: tuple[int, ...] = ()
     groups: int = 1
     macs: int = 0
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its weight is read row by row and multiplied by nothing: its codes are made float, whatever the scheme."""
+        return self.kind == EMBEDDING
+
+    @property
+    def weight_slot(self) -> int:
+        """Where its operation reads the weight."""
+        return 0 if self.is_table else 1
 
     @property
     def weight_count(self) -> int:

@@ -20,6 +20,7 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "linear": (
         "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
     ),
+    "embedding": ("Gather", "Mul"),
     "add": ("Add", "QLinearAdd", "Conv", "FusedConv"),
     "concat": ("Concat", "QLinearConcat"),
     "mul": ("Mul", "QLinearMul", "QuickGelu"),

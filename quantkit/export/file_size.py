@@ -20,6 +20,7 @@ STREAM = (
 )  # fmt: skip
 ATTRIBUTES = {"BitShift": 23, "Cast": 11}
 POOLED = 77  # a ReduceMean's attributes and axes, which a GlobalAveragePool of codes has not
+INDICES = len("input_ids")  # what a table is mostly asked by
 AXIS, BATCH = 13, 3  # the attribute of a weight's DequantizeLinear; the name of the batch axis
 
 
@@ -34,7 +35,8 @@ def promised_bytes(plain_bytes: int, graph: Graph, placement: Placement, weight_
         scheme = placement.schemes.get(layer.name) or placement.stored.get(layer.name) or placement.dynamic.get(layer.name)
         if not layer.weight or not scheme:
             continue
-        total += (_reading_in_call if scheme.is_dynamic else _reading)(layer, scheme) + sum(_unpacking(layer, scheme, placement))
+        reading = _reading_rows if layer.is_table else _reading_in_call if scheme.is_dynamic else _reading
+        total += reading(layer, scheme) + sum(_unpacking(layer, scheme, placement))
         shared |= _shared(layer, scheme, placement)
         if layer.weight not in counted:
             counted.add(layer.weight)
@@ -90,6 +92,16 @@ def _reading_in_call(layer: Layer, scheme: Scheme) -> int:
     return found + len("Mul") - len("MatMul") + real + scales - name - len(str(layer.weight))
 
 
+def _reading_rows(layer: Layer, scheme: Scheme) -> int:
+    """The nodes that make rows of codes real, in place of a Gather from the table."""
+    weight, own = len(str(layer.weight)), len(_operation(layer))
+    if not isinstance(scheme.weights, QuantSpec):
+        return FOLDED - weight
+    codes, rows, real, scales = weight + len(f"_w{scheme.weights.label}") + 6, own + 5, own + 5, own + 7
+    found = _node("Gather", codes, INDICES, rows, rows) + _node("Gather", codes, INDICES, scales, scales) + _node("Cast", rows, real, real)
+    return found + len("Mul") - len("Gather") - AXIS + real + scales - weight - INDICES
+
+
 def _quantizing_in_call(graph: Graph, placement: Placement) -> Iterator[int]:
     """The DynamicQuantizeLinear of each tensor that is quantized in each call."""
     readers = {layer.inputs[0]: layer for layer in reversed(graph.layers) if layer.name in placement.dynamic}
@@ -105,13 +117,14 @@ def _constants(layer: Layer, scheme: Scheme, placement: Placement) -> int:
         return len("_w16_codes")
     suffix = len(f"_w{scheme.weights.label}")
     more = _constant(weight + suffix + 7, 1) if _form(layer, scheme.weights, placement) else 0
-    return suffix + 6 + _constant(weight + suffix + 6, rank if scheme.is_float else 1) + more
+    return suffix + 6 + _constant(weight + suffix + 6, rank if scheme.is_float or layer.is_table else 1) + more
 
 
 def _unpacking(layer: Layer, scheme: Scheme, placement: Placement) -> Iterator[int]:
     """The nodes that the runtime folds; the first of them reads the codes in the place of the node behind them."""
     spec, cast = scheme.weights, _node("Cast", FOLDED, FOLDED, FOLDED)
-    stored = len(str(layer.weight)) + len("_w8_codes") - FOLDED if scheme.is_float else 0
+    in_float = scheme.is_float and not (layer.is_table and isinstance(spec, QuantSpec))
+    stored = len(str(layer.weight)) + len("_w8_codes") - FOLDED if in_float else 0
     if not isinstance(spec, QuantSpec):
         yield cast + stored
         return
@@ -121,7 +134,7 @@ def _unpacking(layer: Layer, scheme: Scheme, placement: Placement) -> Iterator[i
         yield sum(_node(kind, FOLDED, len(constant), FOLDED, FOLDED) for kind, constant in STREAM) + stored
         if layer.weight_count * spec.bits % 8:
             yield _node("Reshape", FOLDED, 4, FOLDED, FOLDED) + _node("Slice", FOLDED, 5, 9, FOLDED, FOLDED)
-    elif storage == "int4" or scheme.is_float:
+    elif storage == "int4" or in_float:
         yield cast + stored
     if storage == "bit_stream" and not form:
         yield cast

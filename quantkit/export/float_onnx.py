@@ -66,8 +66,8 @@ def read_parameters(path: Path, graph: Graph) -> dict[str, Tensor]:
             continue
         last = produced[layer.node]
         node = next((made for made in map(_producer, last.inputs) if made is not None and made.name == product_name(layer.node)), last)
-        weight = _constant(node.inputs[1], layer.name)
-        plain = node.op_type == "Conv" or (node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0)))
+        weight = _constant(node.inputs[layer.weight_slot], layer.name)
+        plain = layer.is_table or node.op_type == "Conv" or (node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0)))
         found[layer.weight] = weight if plain else weight.T.contiguous()
         if layer.bias:
             biases = [value for value in (last.inputs if node is not last else node.inputs[2:]) if value is not None and value.const_value]

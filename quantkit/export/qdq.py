@@ -129,6 +129,9 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
 def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
     """The weight of a layer that computes in float, made float32 while the session loads; the runtime would not fold a DequantizeLinear."""
     node, scheme = _operation(editor, layer.node), placement.stored[layer.name]
+    if layer.is_table and isinstance(scheme.weights, QuantSpec):
+        _gather_codes(editor, node, layer, scheme.weights, placement, bank)
+        return
     if isinstance(scheme.weights, QuantSpec):
         spec, stem = scheme.weights, f"{layer.weight}_w{scheme.weights.label}"
         quantized = bank.weight(layer, spec, in_float=True)
@@ -138,7 +141,20 @@ def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank
     else:
         _, values, _ = _lying(node, layer, bank.stored_weight(layer, scheme))
         weight = from_half(editor, f"{layer.weight}_w16", values, node)
-    node.replace_input_with(1, weight)
+    node.replace_input_with(layer.weight_slot, weight)
+
+
+def _gather_codes(editor: Editor, node: ir.Node, layer: Layer, spec: QuantSpec, placement: Placement, bank: WeightBank) -> None:
+    """Rows of codes, made float by the scales of those rows: no more of the table becomes float than is asked for."""
+    quantized, stem, indices = bank.weight(layer, spec, in_float=True), f"{layer.weight}_w{spec.label}", read(node, 1)
+    _, codes, axis = _lying(node, layer, quantized.codes)
+    stored = make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
+    scales = editor.constant(f"{stem}_scale", quantized.qparams.scale.numpy()[:, None])
+    rows = editor.insert("Gather", [stored, indices], f"{node.name}_rows", node)
+    real = editor.insert("Cast", [rows], f"{node.name}_real", node, attributes={"to": ir.DataType.FLOAT})
+    node.replace_input_with(0, real)
+    node.replace_input_with(1, editor.insert("Gather", [scales, indices], f"{node.name}_scales", node))
+    editor.become(node, "Mul", 2)
 
 
 def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
@@ -160,7 +176,7 @@ def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: 
 
 def _lying(node: ir.Node, layer: Layer, weight: Tensor) -> tuple[ir.Value, NDArray[np.float32], int]:
     """The weight in the file, this one as it lies there, and the axis of its output channels. Raises ContractError where they differ."""
-    old = read(node, 1)
+    old = read(node, layer.weight_slot)
     if old.const_value is None:
         raise ContractError(f"the weight of {layer.name} is not a constant in the float file", "an initializer", "report this network")
     values, axis = weight.numpy(), layer.weight_axis

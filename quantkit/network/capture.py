@@ -22,7 +22,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
 from quantkit.core.errors import CaptureError, DataError
-from quantkit.core.graph import Graph, Layer, Mover, Unsupported
+from quantkit.core.graph import EMBEDDING, Graph, Layer, Mover, Unsupported
 from quantkit.core.graph import Tensor as GraphTensor
 from quantkit.network.captured import Captured
 from quantkit.network.folding import ATEN, CLIPS, bounds, fold_batch_norm, operand
@@ -271,6 +271,7 @@ def _layer(
 ) -> Layer:
     kind = LAYERS[node.target]
     weight, bias = (operand(node, place) if kind in WEIGHTED else None for place in (1, 2))
+    weight = operand(node, 0) if kind == EMBEDDING else weight
     shape = tuple(module.get_parameter(str(weight.target)).shape) if weight is not None else ()
     functions = tuple("relu" if user.target is ATEN.relu.default else "clip:{}:{}".format(*bounds(user)) for user in behind)
     path = str(weight.target).rpartition(".")[0] if weight is not None else ".".join(filter(None, (_module_path(node), kind)))
@@ -283,7 +284,7 @@ def _layer(
         kind,
         node.name,
         behind[-1].name if behind else node.name,
-        tuple(source.name for source in (read_tensors(node)[:1] if kind in WEIGHTED else read_tensors(node))),
+        () if kind == EMBEDDING else tuple(source.name for source in read_tensors(node)[: 1 if kind in WEIGHTED else None]),
         functions,
         str(weight.target) if weight is not None else None,
         str(bias.target) if bias is not None else None,
@@ -291,7 +292,7 @@ def _layer(
         output_shape=shapes[node.name],
         groups=cast("int", node.args[6]) if kind == "conv" and len(node.args) > 6 else 1,
         # 0 stands for a symbolic side, as of a token axis: macs are then for one position.
-        macs=prod(side or 1 for side in shapes[node.name]) * prod(shape[1:]) if weight is not None else 0,
+        macs=prod(side or 1 for side in shapes[node.name]) * prod(shape[1:]) if kind in WEIGHTED else 0,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from quantkit.core.graph import EMBEDDING
 from quantkit.network.folding import ATEN, covers_map, operand
 
 LAYERS: Mapping[object, str] = {
@@ -23,6 +24,7 @@ LAYERS: Mapping[object, str] = {
     ATEN.avg_pool1d.default: "avg_pool",
     ATEN.avg_pool2d.default: "avg_pool",
     ATEN.mean.dim: "global_pool",
+    ATEN.embedding.default: EMBEDDING,
 }
 WEIGHTED = ("conv", "linear")
 DIVISOR = 6  # the place of an average pool's own divisor
@@ -99,6 +101,8 @@ def refusal(node: fx.Node, module: fx.GraphModule, flowing: set[fx.Node]) -> str
     kind = LAYERS.get(node.target, "pad" if node.target in PADS else "")
     if kind in WEIGHTED:
         return _refuse_weighted(node, module, flowing)
+    if kind == EMBEDDING:
+        return _refuse_table(node, module, flowing)
     sources = read_tensors(node)
     if not all(source in flowing for source in sources):
         return "reads a constant"
@@ -114,6 +118,13 @@ def _refuse_weighted(node: fx.Node, module: fx.GraphModule, flowing: set[fx.Node
         if source is not None and (source.op != "get_attr" or str(source.target) not in parameters):
             return f"its {name} is computed, not a parameter"
     return "" if operand(node, 0) in flowing else "reads a constant"
+
+
+def _refuse_table(node: fx.Node, module: fx.GraphModule, flowing: set[fx.Node]) -> str:
+    table, parameters = operand(node, 0), dict(module.named_parameters(remove_duplicate=False))
+    if table is None or table.op != "get_attr" or str(table.target) not in parameters:
+        return "its table is computed, not a parameter"
+    return "" if operand(node, 1) in flowing else "reads a constant"
 
 
 def _refuse_addition(node: fx.Node) -> str:

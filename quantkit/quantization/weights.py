@@ -101,10 +101,14 @@ class WeightBank:
                 self._done[key] = self._kept(layer, fitted, label) if label in self._rounded else self._round(layer, fitted, in_float)
         return self._done[key]
 
+    def under(self, layer: Layer, scheme: Scheme) -> QuantizedWeight:
+        """The layer's weight under `scheme`, which gives it a format."""
+        assert scheme.weights is not None
+        return self.weight(layer, scheme.weights, in_float=_stays_float(layer, scheme))
+
     def stored_weight(self, layer: Layer, scheme: Scheme) -> Tensor:
         """The float32 weight that a file has of a layer which computes in float and is stored narrower."""
-        assert scheme.weights is not None
-        quantized = self.weight(layer, scheme.weights, in_float=True)
+        quantized = self.under(layer, scheme)
         return dequantize(quantized.codes, quantized.qparams)
 
     def squared_error(self, layer: Layer, scheme: Scheme) -> float:
@@ -112,7 +116,7 @@ class WeightBank:
         if scheme.weights is None:
             return 0.0
         weight = self._parameters[str(layer.weight)].detach()
-        quantized = self.weight(layer, scheme.weights, in_float=scheme.is_float)
+        quantized = self.under(layer, scheme)
         return float((dequantize(quantized.codes, quantized.qparams) - weight).double().square().sum()) * quantized.alignment
 
     def rounded(self, wanted: Iterable[tuple[Layer, Scheme]]) -> dict[str, NDArray[Any]]:
@@ -122,7 +126,7 @@ class WeightBank:
             spec = scheme.weights
             if spec is None or spec.granularity is None:
                 continue
-            weight, label = self.weight(layer, spec, in_float=scheme.is_float), _label(layer, spec, scheme.is_float)
+            weight, label = self.under(layer, scheme), _label(layer, spec, _stays_float(layer, scheme))
             found[label] = _packed(weight.codes.cpu(), spec)
             found[f"{label} scale"] = weight.qparams.scale.cpu().numpy()
             found[f"{label} alignment"] = np.array(weight.alignment)
@@ -179,6 +183,11 @@ def _fitted(layer: Layer, spec: Format) -> Format:
     blocks = spec.granularity.fitting(layer.weight_shape[spec.granularity.axis])
     assert blocks is not None, f"no block divides the weight of {layer.name}"
     return replace(spec, granularity=blocks)
+
+
+def _stays_float(layer: Layer, scheme: Scheme) -> bool:
+    """Whether the weight is multiplied as a real number under `scheme`, or not at all."""
+    return scheme.is_float or layer.is_table
 
 
 def _label(layer: Layer, spec: Format, in_float: bool) -> str:

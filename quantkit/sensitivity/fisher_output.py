@@ -28,7 +28,7 @@ def estimate(context: Context) -> Scores:
             gradients = recorded.gradients(cotangents, [site.output for site in recorded.sites])
             for site, gradient in zip(recorded.sites, gradients, strict=True):
                 for scheme in owners[site.layer.name].schemes:
-                    moved = changes.of(site.layer, scheme, [x.detach() for x in site.inputs], site.output.detach())
+                    moved = changes.of(site.layer, scheme, site.read, site.output.detach())
                     if moved is not None:
                         sums[owners[site.layer.name].name, scheme] += float((gradient * moved).double().square().sum())
             items += batch.size

@@ -17,7 +17,7 @@ def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
 def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     """One group a layer, save that layers which share a weight are one, and so are the two of a SiLU.
 
-    An operation without weights takes the widest scheme only.
+    An operation without weights takes the widest scheme only; a table, what leaves its neighbours float.
     """
     owners: dict[str, list[Layer]] = {}
     gates = _gates(graph)
@@ -27,6 +27,8 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     found = []
     for key, layers in owners.items():
         menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))
+        if any(layer.is_table for layer in layers):
+            menu = [s.name for s in schemes if s.reads_float]
         alone = "a weight's bits are its own" if layers[0].weight else "one activation decision"
         reason = alone if len(layers) == 1 else f"share the weight {key}" if layers[0].weight else "one SiLU: one kernel in float"
         found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), reason))
@@ -50,10 +52,9 @@ def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bi
 
     Outputs are left to their readers, so that no activation is counted twice when scores are added.
     """
-    if scheme.is_float:
-        return Placement({}, frozenset(), frozenset(), {}, stored=stored_narrow(graph, dict.fromkeys(layers, scheme)))
-    if scheme.is_dynamic:
-        return Placement({}, frozenset(), frozenset(), {}, dynamic=dict.fromkeys(layers, scheme))
+    if scheme.reads_float:
+        given = dict.fromkeys(layers, scheme)
+        return Placement({}, frozenset(), frozenset(), {}, stored=stored_narrow(graph, given), dynamic=quantized_in_call(graph, given))
     slots = ((name, slot) for name in layers for slot in range(len(graph.layer(name).inputs)))
     return Placement(dict.fromkeys(layers, scheme), frozenset(slots), frozenset(), {}, float_bias=float_bias)
 
@@ -72,8 +73,14 @@ def adapt_to_integers(allocation: Mapping[str, Scheme]) -> Adapted:
 
 
 def stored_narrow(graph: Graph, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-    """Of `schemes` by layer, those of layers that compute in float32 with weights that are stored narrower."""
-    return {name: scheme for name, scheme in schemes.items() if scheme.is_stored and graph.layer(name).weight}
+    """Of `schemes` by layer, those of layers that compute in float32 with weights that are stored narrower, tables among them."""
+    layers = {name: graph.layer(name) for name in schemes}
+    return {name: s for name, s in schemes.items() if (s.is_stored and layers[name].weight) or (s.is_dynamic and layers[name].is_table)}
+
+
+def quantized_in_call(graph: Graph, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """Of `schemes` by layer, those of layers that quantize what they read in each call."""
+    return {name: scheme for name, scheme in schemes.items() if scheme.is_dynamic and not graph.layer(name).is_table}
 
 
 def uniform(groups: Sequence[Group], scheme: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from quantkit.core.graph import Graph, Group, Layer, Unsupported
 from quantkit.core.spec import PerTensor, QuantSpec, Scheme
 from quantkit.targets import common
-from quantkit.targets.common import adapt_to_integers, check_schemes, isolate_layers, stored_narrow, weight_bytes_stored
+from quantkit.targets.common import adapt_to_integers, check_schemes, isolate_layers, quantized_in_call, stored_narrow, weight_bytes_stored
 from quantkit.targets.placement import Adapted, Barrier, Placement, Slot, Storage
 
 __all__ = ["adapt", "check_schemes", "groups", "isolate", "place", "product_rows", "weight_bytes"]
@@ -43,12 +43,13 @@ SESSION_OPTIONS: Mapping[str, str] = {}  # nothing is needed: what keeps a float
 
 
 def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
-    """As `common.groups`; activations are quantized in each call by linear layers over tokens alone."""
+    """As `common.groups`; activations are quantized in each call by linear layers over tokens alone, and so are tables called."""
     dynamic = {scheme.name for scheme in schemes if scheme.is_dynamic}
     found = []
     for group in common.groups(graph, schemes):
-        over_tokens = all(_is_over_tokens(graph.layer(name)) for name in group.layers)
-        found.append(group if over_tokens else replace(group, schemes=tuple(name for name in group.schemes if name not in dynamic)))
+        layers = [graph.layer(name) for name in group.layers]
+        takes = all(layer.is_table or _is_over_tokens(layer) for layer in layers)
+        found.append(group if takes else replace(group, schemes=tuple(name for name in group.schemes if name not in dynamic)))
     return tuple(found)
 
 
@@ -67,7 +68,7 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     barriers = _barriers(graph, schemes, int8_readers, coded)
     return Placement(
         schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE,
-        stored=stored_narrow(graph, allocation), dynamic={name: scheme for name, scheme in allocation.items() if scheme.is_dynamic},
+        stored=stored_narrow(graph, allocation), dynamic=quantized_in_call(graph, allocation),
     )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ MOST_FILTER = 32  # numbers of one channel's filter, of an fp8 convolution
 WHY: Mapping[str, str] = {
     "channels": f"convolutions of fewer than {LEAST_CHANNELS} channels have no 8-bit kernel",
     "filter": f"an fp8 convolution's filter has at most {MOST_FILTER} numbers a channel",
+    "table": "a table of embeddings is read from, and multiplied by nothing",
     "grouped": f"fp8 wants {LEAST_CHANNELS} channels in each group",
     "product": "4-bit weights are for matrix products, in blocks of 16 to 128",
 }
@@ -146,6 +147,8 @@ def _refusal(layer: Layer, scheme: Scheme) -> str | None:
         return None
     if scheme.name not in SCHEMES or not layer.weight:  # a concatenation carries what its inputs are
         return None if layer.kind == "add" and scheme.name == "w8a8" else ""
+    if layer.is_table:
+        return "table"
     if scheme.name == "w4a16":
         return None if layer.kind == "linear" and PerBlock(1, 128).fitting(layer.weight_shape[1]) else "product"
     if layer.kind != "conv":

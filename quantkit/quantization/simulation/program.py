@@ -66,7 +66,8 @@ class Simulation:
         self._half = _nodes_in_half(captured, placement)
         stored = [layer for layer in captured.graph.layers if layer.name in placement.stored]
         self._stored = {
-            layer.node: {_weight_node(self._nodes[layer.node]): bank.stored_weight(layer, placement.stored[layer.name])} for layer in stored
+            layer.node: {_weight_node(self._nodes[layer.node], layer.weight_slot): bank.stored_weight(layer, placement.stored[layer.name])}
+            for layer in stored
         }
         self._absorbed = {name for layer in self._layers.values() if layer.name in placement.outputs for name in self._behind(layer)}
 
@@ -254,8 +255,8 @@ def _nodes_in_half(captured: Captured, placement: Placement) -> frozenset[str]:
     return frozenset(half)
 
 
-def _weight_node(node: fx.Node) -> str:
-    weight = operand(node, 1)
+def _weight_node(node: fx.Node, slot: int) -> str:
+    weight = operand(node, slot)
     assert weight is not None
     return weight.name
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from types import ModuleType
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from quantkit.core.graph import Graph, Group, Layer
 from quantkit.core.numerics.affine import dequantize, fake_quantize, fit_each_item, nearest
@@ -22,7 +23,7 @@ def weight_change(bank: WeightBank, layer: Layer, scheme: str) -> Tensor | None:
     wanted = parse_scheme(scheme)
     if wanted.weights is None or layer.weight is None:
         return None
-    quantized = bank.weight(layer, wanted.weights, in_float=wanted.is_float)
+    quantized = bank.under(layer, wanted)
     return dequantize(quantized.codes, quantized.qparams) - bank.parameter(layer.weight).detach()
 
 
@@ -88,10 +89,13 @@ class OutputChanges:
         }
 
     def of(self, layer: Layer, scheme: str, inputs: Iterable[Tensor], output: Tensor) -> Tensor | None:
-        """ΔY in the shape of `output`; None where the layer cannot take the scheme, or it is fp32."""
+        """ΔY in the shape of `output`; None where the layer cannot take the scheme, or it is fp32. A table's `inputs` are its indices."""
         simulation = self._simulations.get((layer.name, scheme))
         if simulation is None:
             return None
+        if layer.is_table:
+            (indices,) = inputs
+            return F.embedding(indices, self._bank.stored_weight(layer, parse_scheme(scheme))) - output
         if not parse_scheme(scheme).is_stored:
             return simulation.layer_output(layer, inputs) - output
         node = self._nodes[layer.node]

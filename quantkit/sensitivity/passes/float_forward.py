@@ -21,6 +21,11 @@ class Operation:
     def __init__(self, node: fx.Node, layer: Layer, environment: Mapping[fx.Node, Any]) -> None:
         self.node, self._layer, self._environment = node, layer, environment
 
+    @property
+    def indices(self) -> Tensor:
+        """The rows that a table is asked for."""
+        return cast("Tensor", self._environment[cast("fx.Node", self.node.args[1])])
+
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
         """The operation's result."""
         slots = iter(inputs)
@@ -76,12 +81,14 @@ def record(captured: Captured, inputs: Mapping[str, Tensor], shift: Shift | None
     def meet(layer: Layer, given: tuple[Tensor, ...], operation: Operation) -> Tensor:
         edges = tuple(x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in given)
         output = operation(edges)
+        output = output if output.requires_grad else output.detach().requires_grad_()  # a table's
+        read = (operation.indices,) if layer.is_table else tuple(edge.detach() for edge in edges)
         added = None
         if shift is not None:
             with torch.no_grad():
-                added = shift(layer, tuple(edge.detach() for edge in edges), output.detach())
+                added = shift(layer, read, output.detach())
         output = output if added is None else output + added
-        sites.append(Site(layer, operation.node, edges, output, added))
+        sites.append(Site(layer, operation.node, edges, output, added, read))
         return output
 
     with torch.enable_grad():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from quantkit.data.batch import Batch
 from quantkit.network.captured import Captured
@@ -76,15 +77,15 @@ def _squared_norms(uses: Sequence[tuple[Site, Tensor]]) -> Tensor:
     """‖Σ_uses Σ_positions (∂ℓ/∂Y) x'‖² of each item."""
     site = uses[0][0]
     outputs, products = site.layer.weight_shape[0] // site.layer.groups, site.layer.weight_count // site.layer.weight_shape[0]
-    positions = sum(gradient[0].numel() // site.layer.weight_shape[0] for _, gradient in uses)
+    positions = sum(gradient[0].numel() // (products if one.layer.is_table else outputs * site.layer.groups) for one, gradient in uses)
     short = positions * (outputs + products) < outputs * products
     held = site.layer.groups * (positions * products + (2 * positions * positions if short else outputs * products))
     step = max(1, MOST_NUMBERS // held)
     found = []
     for start in range(0, len(site.output), step):
         part = slice(start, start + step)
-        x = _joined([columns(one.node, one.layer, one.inputs[0].detach()[part]) for one, _ in uses])
-        y = _joined([_by_channel(one, gradient[part]) for one, gradient in uses])
+        x = _joined([_multiplied(one, gradient, part) for one, gradient in uses])
+        y = _joined([_by_channel(one, gradient, part) for one, gradient in uses])
         squares = (x.mT @ x) * (y.mT @ y) if short else (y @ x.mT).square()
         found.append(squares.double().sum(dim=(1, 2, 3)).cpu())
     return torch.cat(found)
@@ -94,7 +95,17 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]  # of one part a copy would cost as much as the products
 
 
-def _by_channel(site: Site, gradient: Tensor) -> Tensor:
-    """∂ℓ/∂Y as [items, groups, channels of a group, positions]."""
+def _multiplied(site: Site, gradient: Tensor, part: slice) -> Tensor:
+    """What each output multiplies, [items, groups, products, positions]; of a table, what each row is changed by."""
+    if site.layer.is_table:
+        return gradient[part].flatten(1, -2).mT[:, None].float()
+    return columns(site.node, site.layer, site.read[0][part])
+
+
+def _by_channel(site: Site, gradient: Tensor, part: slice) -> Tensor:
+    """∂ℓ/∂Y as [items, groups, channels of a group, positions]; of a table, which row each position is."""
+    if site.layer.is_table:
+        return F.one_hot(site.read[0][part].flatten(1), site.layer.weight_shape[0]).mT[:, None].float()
+    gradient = gradient[part]
     rows = gradient.flatten(2) if site.layer.kind == "conv" else gradient.reshape(len(gradient), -1, gradient.shape[-1]).mT
     return rows.reshape(len(rows), site.layer.groups, -1, rows.shape[-1]).float()

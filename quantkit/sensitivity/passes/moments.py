@@ -22,7 +22,7 @@ def second_moments(captured: Captured, batches: Iterable[Batch], advance: Callab
 
     Layers of more than MOST_PRODUCTS products are left out. Sums over batches run in float64; `advance(items)` after each.
     """
-    wanted = {layer.node: layer for layer in captured.graph.layers if layer.weight and _products(layer) <= MOST_PRODUCTS}
+    wanted = {layer.node: layer for layer in captured.graph.layers if layer.inputs and layer.weight and _products(layer) <= MOST_PRODUCTS}
     total: dict[str, Tensor] = {}
     outputs: dict[str, int] = {}
 

@@ -19,7 +19,8 @@ Shift = Callable[[Layer, tuple[Tensor, ...], Tensor], Tensor | None]
 class Site:
     """One layer as a recorded run met it: what it read, one edge a slot that only this layer reads, and what it gave.
 
-    `shift` is what was added to the operation's result; `output` has it in.
+    `shift` is what was added to the operation's result; `output` has it in. `read` is what it read without gradients: the inputs, or a
+    table's indices.
     """
 
     layer: Layer
@@ -27,6 +28,7 @@ class Site:
     inputs: tuple[Tensor, ...]
     output: Tensor
     shift: Tensor | None
+    read: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
