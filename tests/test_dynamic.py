@@ -29,7 +29,7 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.first, self.second, self.third = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH, bias=False)
         self.head = nn.Linear(WIDTH, 3)
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         y = self.first(x)
         weights = (self.query(y) @ self.key(y).transpose(1, 2) / WIDTH**0.5).softmax(dim=-1)
         x = x + self.out(weights @ self.value(y))
-        x = x + self.down(F.gelu(self.up(self.second(x))))
+        x = self.third(x + self.down(F.gelu(self.up(self.second(x)))))
         return self.head(x.mean(dim=1))
 
 
@@ -88,6 +88,27 @@ def test_one_kernel_computes_a_layer_and_layers_of_one_input_share_its_codes(wor
     kinds = [node.op_type for node in onnx.load(optimized).graph.node]
     assert kinds.count("DynamicQuantizeLinear") == 1 and kinds.count("MatMulIntegerToFloat") == 3  # query, key, value
     assert kinds.count("DynamicQuantizeMatMul") == 3 and "MatMulInteger" not in kinds and "Cast" not in kinds
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "w8d8", "w8a8"])
+def test_a_float_addition_is_not_taken_into_the_norm_behind_it(work: Bench, scheme: str) -> None:
+    """The runtime's SkipLayerNormalization takes longer than the addition and the norm that it replaces."""
+    placement = work.place({**menu(work, scheme), "add.2": "fp32"})
+    path, _ = work.emit(placement, "apart.onnx")
+    kinds = {}
+    for file in (path, work.float_file):
+        optimized = path.with_suffix(".optimized.onnx")
+        open_session(file, threads=1, optimized=optimized)
+        kinds[file] = [node.op_type for node in onnx.load(optimized).graph.node]
+    assert placement.sums == {work.graph.layer("add.2").node}
+    assert "SkipLayerNormalization" in kinds[work.float_file] and "SkipLayerNormalization" not in kinds[path]
+    assert kinds[path].count("Sum") == 1 and work.executed(path, placement).mismatches == ()
+    plain, apart = (open_session(file, threads=1).run({"x": items().numpy()})[0] for file in (work.float_file, path))
+    assert scheme != "fp32" or np.abs(plain - apart).max() <= 1e-5 * np.abs(plain).max()
+
+
+def test_an_addition_of_codes_in_front_of_a_norm_stays_what_it_is(work: Bench) -> None:
+    assert work.place(menu(work, "w8a8")).sums == frozenset()
 
 
 def test_static_and_dynamic_layers_stand_in_one_file(work: Bench) -> None:

@@ -111,6 +111,12 @@ def gathered(path: Path, node: str, words: Tensor) -> np.ndarray:
     return np.asarray(onnx.reference.ReferenceEvaluator(model).run([node], {"ids": words.numpy()})[0])
 
 
+def test_a_scheme_that_it_cannot_take_leaves_it_float(work: Bench) -> None:
+    """As in the uniform baseline, which has one scheme for all."""
+    placement = work.place(dict.fromkeys((layer.name for layer in work.graph.layers), "w8a8"))
+    assert table(work).name not in placement.schemes and "mix" in placement.schemes
+
+
 @pytest.mark.parametrize("scheme", ["w8a32", "w5a32", "w4a32", "w16a32"])
 def test_the_size_of_the_file_is_known_before_it_is_written(work: Bench, scheme: str) -> None:
     floats = dict.fromkeys((layer.name for layer in work.graph.layers), "fp32")

@@ -21,7 +21,7 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = {
         "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
     ),
     "embedding": ("Gather", "Mul"),
-    "add": ("Add", "QLinearAdd", "Conv", "FusedConv"),
+    "add": ("Add", "Sum", "QLinearAdd", "Conv", "FusedConv"),
     "concat": ("Concat", "QLinearConcat"),
     "mul": ("Mul", "QLinearMul", "QuickGelu"),
     "sigmoid": ("Sigmoid", "QLinearSigmoid"),

@@ -63,6 +63,8 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
             _store_float_weight(editor, layer, placement, bank)
         elif layer.name in placement.dynamic:
             _quantize_in_call(editor, layer, placement, bank)
+    for name in placement.sums:
+        editor.become(editor.producer(name), "Sum", 2)
     for (name, slot), barrier in placement.barriers.items():
         _set_barrier(editor, _operation(editor, name), slot, barrier)
     sources = {entry.node: entry.inputs for entry in graph.unsupported} | {layer.node: layer.inputs for layer in graph.layers}

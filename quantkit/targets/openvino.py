@@ -58,7 +58,7 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     pools = [(layer.node, layer.inputs[0]) for layer in graph.layers if layer.kind == POOL]
     pools += [(entry.node, entry.inputs[0]) for entry in graph.unsupported if entry.operation.startswith(POOL)]
     barriers: dict[Slot, Barrier] = {(node, 0): "max" for node, source in pools if graph.source(source) in coded}
-    return replace(placed, barriers=barriers, unscaled=frozenset(), storage=STORAGE, made=False)
+    return replace(placed, barriers=barriers, unscaled=frozenset(), sums=frozenset(), storage=STORAGE, made=False)
 
 
 def weight_bytes(layer: Layer, scheme: Scheme) -> int:

@@ -36,6 +36,7 @@ ACTIVATIONS = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor(
 AVERAGE, POOL = "mean.dim", "global_pool"  # in float both are one operation, of which the runtime makes no int8 kernel
 CLIPS = ("relu.default", "relu6.default", "hardtanh.default", "clamp.default")
 BATCH_NORM = "_native_batch_norm_legit_no_training.default"
+LAYER_NORM = "layer_norm"
 WEIGHTED = ("conv", "linear", "addmm", "matmul", "mm")  # of operations that are no layers, those that may still hold a constant weight
 # Operations that are no layers as they stand and that the runtime would run in int8 all the same, in other arithmetic or slower.
 TAKEN = (*WEIGHTED, "avg_pool", "softmax", "_softmax", "add.Tensor")
@@ -55,7 +56,8 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
 
 def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     """Where Q/DQ go when each layer (by name) has the given scheme."""
-    schemes = {name: scheme for name, scheme in allocation.items() if not scheme.reads_float}
+    tables = {layer.name for layer in graph.layers if layer.is_table}
+    schemes = {name: scheme for name, scheme in allocation.items() if not scheme.reads_float and name not in tables}
     int8_readers = {graph.source(tensor) for layer in graph.layers if layer.name in schemes for tensor in layer.inputs}
     outputs = frozenset(
         layer.name for layer in graph.layers if layer.name in schemes and (not _may_leave_float(layer) or layer.output in int8_readers)
@@ -68,7 +70,7 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     barriers = _barriers(graph, schemes, int8_readers, coded)
     return Placement(
         schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE,
-        stored=stored_narrow(graph, allocation), dynamic=quantized_in_call(graph, allocation),
+        stored=stored_narrow(graph, allocation), dynamic=quantized_in_call(graph, allocation), sums=_sums(graph, schemes),
     )  # fmt: skip
 
 
@@ -94,6 +96,17 @@ def product_rows(layer: Layer, weight: Tensor) -> tuple[Tensor, bool]:
     """
     rows = weight.movedim(1, -1).reshape(weight.shape[0], -1)
     return rows, not (layer.kind == "conv" and layer.groups == weight.shape[0])
+
+
+def _sums(graph: Graph, schemes: Mapping[str, Scheme]) -> frozenset[str]:
+    """Float additions that only a layer norm reads: the runtime would make SkipLayerNormalization of both, which takes longer than the two.
+
+    On MiniLM-L6 (AVX512-VNNI, 1.32) a fifth of the whole plan's time (docs/targets/ort-cpu.md).
+    """
+    norms = {entry.inputs[0]: entry.node for entry in graph.unsupported if entry.operation.startswith(LAYER_NORM)}
+    normalized = {name for name, norm in norms.items() if graph.readers(name) == {norm}}
+    layers = {layer.node for layer in graph.layers if layer.kind == "add" and layer.name not in schemes and layer.output in normalized}
+    return frozenset(layers | {entry.node for entry in graph.unsupported if entry.operation == "add.Tensor" and entry.node in normalized})
 
 
 def _may_leave_float(layer: Layer) -> bool:
