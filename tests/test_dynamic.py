@@ -18,6 +18,7 @@ from quantkit.data import Batch, collect, whole
 from quantkit.export.file_size import promised_bytes
 from quantkit.network.capture import capture
 from quantkit.quantization.simulation.program import Simulation
+from quantkit.runtimes import ort_cpu as runtime
 from quantkit.runtimes.evaluation import evaluate, open_session, quantizes_in_call
 from quantkit.targets import find_target, ort_cpu
 
@@ -174,6 +175,19 @@ def test_an_input_of_the_network_may_be_quantized_in_each_call(tmp_path: Path) -
     path, emitted = work.emit(placement)
     found = work.parity(path, placement, emitted)
     assert (found.layers_exact, found.exact, found.agreement) == (1.0, 1.0, 1.0)
+
+
+def test_the_dynamic_quantizer_is_a_baseline_where_tokens_are_multiplied(work: Bench, tmp_path: Path) -> None:
+    image = bench("chain", tmp_path)
+    found = {}
+    for label, one in (("tokens", work), ("image", image)):
+        feeds = ({"x": row[None].numpy()} for row in one.inputs["x"])
+        found[label] = runtime.write_rivals(one.float_file, feeds, tmp_path)
+    assert [rival.name.split(" (")[0] for rival in found["image"]] == ["onnxruntime quantize_static"]
+    static, dynamic = found["tokens"]
+    assert dynamic.name.startswith("onnxruntime quantize_dynamic") and dynamic.bytes == dynamic.path.stat().st_size
+    kinds = [node.op_type for node in onnx.load(dynamic.path).graph.node]
+    assert kinds.count("MatMulInteger") >= 6 and quantizes_in_call(dynamic.path) and not quantizes_in_call(static.path)
 
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])
