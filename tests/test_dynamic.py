@@ -69,6 +69,11 @@ def test_only_linear_layers_over_tokens_may_quantize_in_each_call(work: Bench) -
     assert menus["head"] == ("w8a8", "fp32") and menus["query"] == ("w8a8", "w8d8", "fp32")
 
 
+def test_a_layer_that_cannot_stays_float(work: Bench) -> None:
+    placement = work.place(dict.fromkeys((layer.name for layer in work.graph.layers), "w8d8"))
+    assert "head" not in placement.dynamic and "head" not in placement.schemes
+
+
 @pytest.mark.parametrize("scheme", ["w8d8", "w5d8", "w4d8"])
 def test_the_file_answers_with_the_bits_of_the_simulation(work: Bench, scheme: str) -> None:
     placement = work.place(menu(work, scheme))

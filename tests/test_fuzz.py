@@ -16,17 +16,20 @@ from networks import Bench
 from quantkit.core.environment import isa_label
 from quantkit.network.capture import capture
 from quantkit.settings.options import SCHEMES
+from quantkit.targets import ort_cpu
 
 FAST, ALL = 12, 300
 REPORT = "QUANTKIT_FUZZ_REPORT"  # a file to which each network adds a line, for `tools/bench.py targets`
 
 
 def allocation(work: Bench, random: np.random.Generator) -> dict[str, str]:
-    """Any scheme for layers with weights, int8 or float for the others; how many are float varies from plan to plan."""
+    """Any scheme of its menu for each layer; how many are float varies from plan to plan."""
     share = random.random()
     found = {}
+    groups = ort_cpu.groups(work.graph, ort_cpu.check_schemes(SCHEMES["ort-cpu"]))
+    menus = {name: [scheme for scheme in group.schemes if scheme != "fp32"] for group in groups for name in group.layers}
     for layer in work.graph.layers:
-        menu = [scheme for scheme in SCHEMES["ort-cpu"] if scheme != "fp32"] if layer.weight else ["w8a8"]
+        menu = menus[layer.name]
         found[layer.name] = "fp32" if random.random() < share else str(random.choice(menu))
     return found
 

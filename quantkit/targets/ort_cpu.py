@@ -68,9 +68,10 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     means += [(layer.node, layer.inputs[0]) for layer in graph.layers if layer.kind == POOL and layer.name not in schemes]
     averages = {node for node, source in means if graph.source(source) in coded}
     barriers = _barriers(graph, schemes, int8_readers, coded)
+    in_call = {name: scheme for name, scheme in quantized_in_call(graph, allocation).items() if _is_over_tokens(graph.layer(name))}
     return Placement(
         schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE,
-        stored=stored_narrow(graph, allocation), dynamic=quantized_in_call(graph, allocation), sums=_sums(graph, schemes),
+        stored=stored_narrow(graph, allocation), dynamic=in_call, sums=_sums(graph, schemes),
     )  # fmt: skip
 
 
