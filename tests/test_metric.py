@@ -48,6 +48,38 @@ def test_mse_and_psnr_are_their_formulas_over_all_outputs() -> None:
     assert not METRICS["mse"].higher_is_better
 
 
+def test_spearman_is_the_correlation_of_ranks_with_ties_shared() -> None:
+    scores = np.array([0.3, -1.0, 2.0, 2.0, 0.0, 0.9])[:, None].astype(np.float32)
+    labels, index = np.array([1.5, 0.0, 4.0, 5.0, 1.5, 1.0]), np.array([0, 1, 2, 3, 5])
+    ranks, wanted = np.array([2, 1, 4.5, 4.5, 3.0]), np.array([3, 1, 4, 5, 2.0])
+    covariance = ((ranks - 3) * (wanted - 3)).sum() / np.sqrt(((ranks - 3) ** 2).sum() * ((wanted - 3) ** 2).sum())
+
+    assert METRICS["spearman"].score((scores,), labels, index) == pytest.approx(100 * covariance)
+    assert METRICS["spearman"].score((scores[:, 0],), labels, index) == pytest.approx(100 * covariance)
+    assert METRICS["spearman"].score((np.ones((6, 1)),), labels) == 0.0
+    with pytest.raises(MetricError, match="one number for each item"):
+        METRICS["spearman"].score((np.ones((6, 2)),), labels)
+
+
+def test_perplexity_is_over_the_positions_that_have_a_label() -> None:
+    random = np.random.default_rng(3)
+    scores, labels = random.normal(size=(5, 4, 7)).astype(np.float32), random.integers(0, 7, (5, 4))
+    labels[1, 2:], labels[3] = -100, -100
+    index = np.array([0, 1, 3, 4, 4])
+    losses = []
+    for item in index:
+        for place in range(4):
+            if labels[item, place] >= 0:
+                powers = np.exp(scores[item, place].astype(np.float64))
+                losses.append(-math.log(powers[labels[item, place]] / powers.sum()))
+
+    assert METRICS["perplexity"].score((scores,), labels, index) == pytest.approx(math.exp(np.mean(losses)))
+    assert not METRICS["perplexity"].higher_is_better
+    for wrong, says in ((labels[:, :3], "next token of each position"), (np.full((5, 4), -100), "no position with a label")):
+        with pytest.raises(MetricError, match=says):
+            METRICS["perplexity"].score((scores,), wrong)
+
+
 def test_equal_outputs_have_a_finite_psnr() -> None:
     assert METRICS["psnr"].score((SCORES,), (SCORES,)) == 100.0
 

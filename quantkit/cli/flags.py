@@ -25,7 +25,7 @@ MaxLatency = Annotated[str | None, Option(help="Time of one inference at most: 5
 MaxBops = Annotated[str | None, Option(help="Bit operations at most, MACs · weight bits · activation bits: 2.5G, or 0.1x.")]
 AverageBits = Annotated[str | None, Option(help="Bits of the weights on average at most, such as 4.5.")]
 TimeLimit = Annotated[str | None, Option(help="Stop the search after this time, with the best plan so far: 10m, 90s, 1h.")]
-Metric = Annotated[str | None, Option(help="top1, top5, agreement, mse, psnr or module:function.")]
+Metric = Annotated[str | None, Option(help="top1, top5, agreement, mse, psnr, spearman, perplexity or module:function.")]
 Undecided = Annotated[str | None, _choice("undecided", "What decides where the confidence interval does not")]
 Certificate = Annotated[int | None, _number("certificate", "On how many unseen plans predictions are tested; 0 measures none")]
 Confidence = Annotated[

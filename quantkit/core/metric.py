@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from quantkit.core.errors import MetricError, unknown
 
@@ -245,6 +246,30 @@ def _psnr(outputs: Outputs, reference: Any, index: Index) -> float:
     return PSNR_OF_EQUALS_DB if error == 0 or peak == 0 else min(PSNR_OF_EQUALS_DB, 10 * float(np.log10(peak**2 / error)))
 
 
+def _spearman(outputs: Outputs, labels: Any, index: Index) -> float:
+    """100 · Spearman's rank correlation of one number an item with its label; 0 where either is the same for all."""
+    scores, wanted = np.asarray(outputs[0][index], np.float64), np.asarray(labels)[index].astype(np.float64)
+    if scores.size != len(index) or wanted.size != len(index):
+        got = f"outputs of shape {list(outputs[0].shape)} and labels of shape {list(np.shape(labels))} for metric spearman"
+        raise MetricError(got, "one number for each item", "pick another metric")
+    one, other = (rankdata(values.ravel()) for values in (scores, wanted))
+    varies = np.ptp(one) > 0 and np.ptp(other) > 0
+    return 100 * float(np.corrcoef(one, other)[0, 1]) if varies else 0.0
+
+
+def _perplexity(outputs: Outputs, labels: Any, index: Index) -> float:
+    """exp of the mean negative log-likelihood of the labels, in nats, over all positions whose label is not negative."""
+    scores, wanted = _first(outputs, "perplexity")[index], np.asarray(labels)[index]
+    if scores.shape[:-1] != wanted.shape:
+        got = f"labels of shape {list(np.shape(labels))} for outputs of shape {list(outputs[0].shape)}"
+        raise MetricError(got, f"the next token of each position, {list(outputs[0].shape[:-1])}", "pass them as labels; -100 for padding")
+    known = wanted >= 0
+    if not known.any():
+        raise MetricError("no position with a label for metric perplexity", "labels of at least 0", "-100 is for padding alone")
+    likelihood = np.take_along_axis(_log_softmax(scores), np.maximum(wanted, 0)[..., None].astype(np.int64), axis=-1)[..., 0]
+    return float(np.exp(-likelihood[known].mean()))
+
+
 def _as_outputs(reference: Any) -> Outputs:
     return reference if isinstance(reference, tuple) else (np.asarray(reference),)
 
@@ -265,4 +290,6 @@ METRICS = {
     "agreement": Metric("agreement", POINTS, True, _mean_of(_agreement), _agreement, "float"),
     "mse": Metric("mse", "mean squared error", False, _mean_of(_squared_error), _squared_error, "float", "identity"),
     "psnr": Metric("psnr", "dB", True, _psnr, None, "float", "identity"),
+    "spearman": Metric("spearman", "Spearman points", True, _spearman, None, "labels", "identity"),
+    "perplexity": Metric("perplexity", "perplexity", False, _perplexity),
 }
