@@ -74,7 +74,7 @@ def test_a_layer_that_cannot_stays_float(work: Bench) -> None:
     assert "head" not in placement.dynamic and "head" not in placement.schemes
 
 
-@pytest.mark.parametrize("scheme", ["w8d8", "w5d8", "w4d8"])
+@pytest.mark.parametrize("scheme", ["w8d8", "w5d8", "w4d8", "c5d8", "c4d8"])
 def test_the_file_answers_with_the_bits_of_the_simulation(work: Bench, scheme: str) -> None:
     placement = work.place(menu(work, scheme))
     path, emitted = work.emit(placement, f"{scheme}.onnx")
@@ -165,7 +165,7 @@ def test_files_are_known_by_the_operation(work: Bench) -> None:
     assert [quantizes_in_call(path) for path in (work.float_file, static, dynamic)] == [False, False, True]
 
 
-@pytest.mark.parametrize("scheme", ["w8d8", "w5d8", "w4d8"])
+@pytest.mark.parametrize("scheme", ["w8d8", "w5d8", "w4d8", "c5d8", "c4d8"])
 def test_the_size_of_the_file_is_known_before_it_is_written(work: Bench, scheme: str) -> None:
     placement = work.place(menu(work, scheme))
     path, _ = work.emit(placement)

@@ -424,9 +424,9 @@ def test_zip_without_a_model_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "net.zip", "holds no model")
 
 
-def test_transformers_directory_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_transformers_folder_of_no_known_architecture_is_told_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    refused(tmp_path, "transformers directory", "from_pretrained", "package.module:function")
+    refused(tmp_path, "names the architecture nothing", "from_pretrained", "package.module:function")
 
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:

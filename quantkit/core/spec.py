@@ -179,7 +179,7 @@ FLOATING: Mapping[str, Scheme] = {
 }
 _INT8 = re.compile(r"w([2-8])a8")
 _TWO_LEVEL = re.compile(r"w([2-6])g(16)a8")
-_CODEBOOK = re.compile(r"c([2-6])a8")
+_CODEBOOK = re.compile(r"c([2-6])([ad])8")
 _DYNAMIC = re.compile(r"w([2-8])d8")
 _STORED = re.compile(r"w([2-8])a32")
 
@@ -187,9 +187,9 @@ _STORED = re.compile(r"w([2-8])a32")
 def parse_scheme(text: str) -> Scheme:
     """`"w4a8"` → weights 4-bit signed symmetric per output channel, activations 8-bit unsigned per tensor.
 
-    `w4g16a8` has a multiplier for each 16 input channels, `c4a8` a table of 16 levels; `w8d8` quantizes activations in each call, by their
-    own range there; `w8a32` and `w16a32` (half) are stored so, and compute in float32. Raises SchemeError for anything else that is not
-    `fp32` or of FLOATING.
+    `w4g16a8` has a multiplier for each 16 input channels, `c4a8` a table of 16 levels; `w8d8` and `c4d8` quantize activations in each call,
+    by their own range there; `w8a32` and `w16a32` (half) are stored so, and compute in float32. Raises SchemeError for anything else that
+    is not `fp32` or of FLOATING.
     """
     if text == FLOAT.name:
         return FLOAT
@@ -200,7 +200,7 @@ def parse_scheme(text: str) -> Scheme:
     if found := _TWO_LEVEL.fullmatch(text):
         return Scheme(text, _weights(found, PerGroup(0, int(found[2]))), BYTE)
     if found := _CODEBOOK.fullmatch(text):
-        return Scheme(text, _weights(found, PerChannel(0), codebook=True), BYTE)
+        return Scheme(text, _weights(found, PerChannel(0), codebook=True), BYTE if found[2] == "a" else BYTE_IN_CALL)
     if found := _DYNAMIC.fullmatch(text):
         return Scheme(text, _weights(found, PerChannel(0)), BYTE_IN_CALL)
     if found := _STORED.fullmatch(text):

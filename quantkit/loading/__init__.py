@@ -1,4 +1,4 @@
-"""Networks as they come in: from a file of any kind, from package.module:function, from memory.
+"""Networks as they come in: from a file of any kind, a folder of transformers, package.module:function, from memory.
 
 `load_model` detects the kind of a file by its content, not its name, and no file may run code without permission.
 """
@@ -15,12 +15,25 @@ from quantkit.core.errors import ModelError
 from quantkit.loading import kinds
 from quantkit.loading.archive import read_archive
 from quantkit.loading.callables import is_reference, load_callable
+from quantkit.loading.folder import hash_folder, image_settings, is_folder, label_numbers, read_folder, reads_text, tokenize
 from quantkit.loading.model import LoadedModel, check_finite, check_module, check_program, from_module, parse_input_shape
 from quantkit.loading.pickled import read_pickled
 from quantkit.loading.state import fill, read_safetensors
 from quantkit.loading.torchscript import read_torchscript, to_program
 
-__all__ = ["LoadedModel", "check_finite", "from_module", "load_model", "parse_input_shape", "to_program"]
+__all__ = [
+    "LoadedModel",
+    "check_finite",
+    "from_module",
+    "image_settings",
+    "is_folder",
+    "label_numbers",
+    "load_model",
+    "parse_input_shape",
+    "reads_text",
+    "to_program",
+    "tokenize",
+]
 
 _Read = Callable[[Path, str | None, bool], nn.Module | torch.export.ExportedProgram]
 _READERS: dict[str, _Read] = {
@@ -33,16 +46,22 @@ _WHOLE = (kinds.ARCHIVE, kinds.TORCHSCRIPT)
 
 
 def load_model(source: str, *, arch: str | None = None, trust_pickle: bool = False) -> LoadedModel:
-    """The network in the file `source`, or the one that `package.module:function` returns.
+    """The network in the file `source`, in a folder that `transformers` saved, or the one that `package.module:function` returns.
 
     `arch` is the package.module:function that builds the network for a file that holds only weights. `trust_pickle` lets
-    a file run any code. ModelError for what cannot be read or needs one of the two.
+    a file run any code, and a folder's own. ModelError for what cannot be read or needs one of the two.
     """
     path = Path(source).expanduser()
     if not path.exists() and is_reference(source):
         if arch is not None:
             raise _needless(source, arch)
         return load_callable(source)
+    if is_folder(path):
+        if arch is not None:
+            raise _needless(path.name, arch)
+        module, example = read_folder(path, trust_pickle)
+        check_module(module)
+        return LoadedModel(path.resolve().name, source, hash_folder(path), module, None, example)
     kind = kinds.recognise(path)
     if arch is not None and kind in _WHOLE:
         raise _needless(path.name, arch)

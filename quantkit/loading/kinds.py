@@ -11,7 +11,10 @@ from quantkit.core.errors import ModelError
 
 ARCHIVE, TORCHSCRIPT, PICKLED, SAFETENSORS = "torch.export archive", "TorchScript", "pickled", "safetensors"
 
-_MODEL_FILES = "a .pt2 archive, a pickled module or state dict (.pt, .pth), .safetensors, TorchScript, or package.module:function"
+_MODEL_FILES = (
+    "a .pt2 archive, a pickled module or state dict (.pt, .pth), .safetensors, TorchScript, a transformers folder (config.json), "
+    "or package.module:function"
+)
 # What people pass that is not a torch model → what was wanted, what to do.
 _REFUSED = {
     "an ONNX file": (
@@ -23,10 +26,6 @@ _REFUSED = {
         "a model file here",
         "a file with a function recipe() is a recipe; for another function write package.module:function",
     ),
-    "a transformers directory": (
-        "a model file",
-        "write a function that returns the model (from_pretrained) and pass package.module:function",
-    ),
     "a directory": (_MODEL_FILES, "name the file inside it"),
 }
 
@@ -37,7 +36,7 @@ def recognise(path: Path) -> str:
         if not path.exists():
             raise ModelError(f"no file {str(path)!r}", _MODEL_FILES, _nearest(path))
         if path.is_dir():
-            _refuse(path, "a transformers directory" if (path / "config.json").is_file() else "a directory")
+            _refuse(path, "a directory")
         if not path.is_file():
             raise ModelError(f"{str(path)!r} is not a regular file", _MODEL_FILES, "name a file")
         with path.open("rb") as file:

@@ -22,7 +22,8 @@ class LoadedModel:
     """A network and where it came from. Exactly one of `module` (in eval mode, ours alone) and `program` is set.
 
     `digest` is a sha256 in hex: of the file's bytes; of the file's bytes and the architecture's name, for a state dict;
-    of class name and state dict for what has no file. A TorchScript `module` still needs `loading.to_program`.
+    of class name and state dict for what has no file. A TorchScript `module` still needs `loading.to_program`. `example`: inputs of two
+    items, where the file says what the network takes.
     """
 
     name: str
@@ -30,6 +31,7 @@ class LoadedModel:
     digest: str
     module: nn.Module | None
     program: torch.export.ExportedProgram | None
+    example: Mapping[str, torch.Tensor] | None = None
 
 
 def from_module(module: nn.Module) -> LoadedModel:

@@ -19,6 +19,7 @@ from quantkit import loading
 from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, RequestError
 from quantkit.core.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
 from quantkit.data import Batch, Dataset, Preprocessing, Splits, Subset, collect, open_dataset, split, whole
+from quantkit.data.text import SEPARATORS, read_texts
 from quantkit.loading import LoadedModel
 from quantkit.runtimes import find_runtime
 from quantkit.settings.bounds import parse_bounds, parse_seconds
@@ -69,7 +70,7 @@ def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> R
     if not given:
         raise DataError(*NO_DATA)
     model = _load(network, said)
-    splits = _open(given, preprocessing, said, options.split_seed)
+    splits = _open(given, _reading(network, said, preprocessing), said, options.split_seed)
     _check_labels_exist(metric, splits)
     check_budget(budget.points(100.0), min(len(splits.search), len(splits.gate)), metric.unit)
     model, example = _example(model, said, splits)
@@ -82,7 +83,7 @@ def resolve_model(source: Source, arguments: Arguments) -> tuple[LoadedModel, Ma
     options, given = _options(said), _given(said)
     model = _load(network, said)
     needed = given and model.program is None and said.input_shape is None
-    splits = _open(given, _preprocessing(said), said, options.split_seed) if needed else None
+    splits = _open(given, _reading(network, said, _preprocessing(said)), said, options.split_seed) if needed else None
     return (*_example(model, said, splits), options)
 
 
@@ -103,7 +104,7 @@ def resolve_check(arguments: Arguments) -> Check | None:
         return None
     promised = arguments.max_drop is not None or arguments.keep is not None
     budget = parse_budget(arguments.max_drop, arguments.keep) if promised else None
-    items, metric = whole(_dataset(arguments.data, _preprocessing(arguments))), resolve_metric(arguments.metric or "top1")
+    items, metric = whole(_dataset(arguments.data, Reading(_preprocessing(arguments)))), resolve_metric(arguments.metric or "top1")
     _check_label(metric, items)
     return Check(items, metric, budget)
 
@@ -128,7 +129,7 @@ def resolve_items(
         return None
     own = _preprocessing(arguments)
     wanted = _preprocessing(said) if own != Preprocessing() or preprocessing is None else preprocessing
-    items, resolved = whole(_dataset(source, wanted)), resolve_metric(arguments.metric or metric or said.metric or "top1")
+    items, resolved = whole(_dataset(source, Reading(wanted))), resolve_metric(arguments.metric or metric or said.metric or "top1")
     _check_label(resolved, items)
     return items, resolved
 
@@ -227,22 +228,55 @@ def _load(network: Source, said: Arguments) -> LoadedModel:
     return network if isinstance(network, LoadedModel) else loading.from_module(network)
 
 
-def _open(given: Mapping[str, Any], preprocessing: Preprocessing, said: Arguments, seed: int) -> Splits:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How files of data are read: pictures by their preprocessing, texts by the tokenizer of a folder, to so many tokens."""
+
+    preprocessing: Preprocessing
+    folder: Path | None = None
+    tokens: int | None = None
+
+    def texts(self, path: Path) -> Dataset:
+        """The labelled texts in `path`, as the folder's network takes them. Raises DataError where there is no such folder."""
+        if self.folder is None:
+            got = f"{path} holds texts, and the model has no tokenizer"
+            raise DataError(got, "a transformers folder as the model, or .npz of token ids", "pass the folder, or tokenize the texts first")
+        texts, labels = read_texts(path)
+        return collect([Batch(loading.tokenize(self.folder, texts, self.tokens), loading.label_numbers(self.folder, labels))])
+
+
+def _reading(network: Source, said: Arguments, preprocessing: Preprocessing) -> Reading:
+    """As the folder of the network says, if it is one, where nothing else was asked for."""
+    folder = Path(network).expanduser() if isinstance(network, (str, Path)) else None
+    if folder is None or not loading.is_folder(folder):
+        return Reading(preprocessing)
+    if loading.reads_text(folder):
+        return Reading(preprocessing, folder, None if said.input_shape is None else _shape(said)[1])
+    return Reading(Preprocessing(**loading.image_settings(folder)) if preprocessing == Preprocessing() else preprocessing)
+
+
+def _shape(said: Arguments) -> tuple[int, ...]:
+    text = said.input_shape if isinstance(said.input_shape, str) else "x".join(map(str, said.input_shape or ()))
+    return loading.parse_input_shape(text)
+
+
+def _open(given: Mapping[str, Any], reading: Reading, said: Arguments, seed: int) -> Splits:
     only = given["data"] if set(given) == {"data"} else None
     if isinstance(only, Splits):
         return only
     if isinstance(only, Mapping) and set(only) <= {*SPLITS, "data"}:
         given, only = only, None
     paths = [value for value in given.values() if isinstance(value, (str, Path))]
-    if not paths and preprocessing != Preprocessing():
+    if not paths and reading.preprocessing != Preprocessing():
         raise DataError("preprocessing options beside data in memory", "them beside files", "preprocess what the data yields")
-    source = {name: _dataset(value, preprocessing) for name, value in given.items()} if only is None else _dataset(only, preprocessing)
+    source = {name: _dataset(value, reading) for name, value in given.items()} if only is None else _dataset(only, reading)
     return split(source, seed=seed, calibration=said.calibration_items, search=said.search_items, gate=said.gate_items)
 
 
-def _dataset(value: Any, preprocessing: Preprocessing) -> Dataset:
+def _dataset(value: Any, reading: Reading) -> Dataset:
     if isinstance(value, (str, Path)):
-        return open_dataset(Path(value).expanduser(), preprocessing)
+        path = Path(value).expanduser()
+        return reading.texts(path) if path.suffix in SEPARATORS else open_dataset(path, reading.preprocessing)
     if all(hasattr(value, name) for name in ("item", "digest", "describe")):
         return value  # type: ignore[no-any-return]
     if isinstance(value, torch.utils.data.Dataset):
@@ -269,11 +303,12 @@ def _check_label(metric: Metric, items: Subset) -> None:
 def _example(model: LoadedModel, said: Arguments, splits: Splits | None) -> tuple[LoadedModel, Mapping[str, Tensor] | None]:
     """An example of the inputs, and the model, converted by it where that is needed."""
     example: Mapping[str, Tensor] | None = None
-    if said.input_shape is not None:
-        text = said.input_shape if isinstance(said.input_shape, str) else "x".join(map(str, said.input_shape))
-        example = {"0": torch.zeros(EXAMPLE_ITEMS, *loading.parse_input_shape(text)[1:])}
-    elif splits is not None:
+    if splits is not None and (model.example or said.input_shape is None):
         example = next(iter(splits.calibration.batches(EXAMPLE_ITEMS))).inputs
+    elif model.example:
+        example = model.example
+    elif said.input_shape is not None:
+        example = {"0": torch.zeros(EXAMPLE_ITEMS, *_shape(said)[1:])}
     if example is None and model.program is None:
         raise ModelError(f"{model.name} needs an example input", "its shape, or data", "pass --input-shape 1x3x224x224, or --data")
     return (model, None) if example is None else (loading.to_program(model, example), example)

@@ -27,7 +27,8 @@ OPSET = 21  # INT4 initializers; the IR version that goes with it
 PACKAGE, MINIMUM_RUNTIME = "onnxruntime", "1.22"
 SCHEMES = (
     "fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8", "c6a8", "c5a8", "c4a8", "c3a8", "c2a8",
-    "w8d8", "w7d8", "w6d8", "w5d8", "w4d8", "w3d8", "w2d8", "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8",
+    "w8d8", "w7d8", "w6d8", "w5d8", "w4d8", "w3d8", "w2d8", "c6d8", "c5d8", "c4d8", "c3d8", "c2d8",
+    "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8",
     "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
 )  # fmt: skip
 # Narrow codes are made INT8 by nodes that the runtime folds while the session loads, so every width runs in the int8 kernel.
