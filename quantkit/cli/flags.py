@@ -17,7 +17,10 @@ def _number(option: str, text: str) -> Any:
     return Option(help=f"{text} (default: {getattr(Options(), option)}).")
 
 
-Model = Annotated[str, Argument(help="A .pt2 archive, a pickled module, a transformers folder, package.module:function, a recipe file, or weights with --arch.")]
+Model = Annotated[
+    str,
+    Argument(help="A .pt2 archive, pickled module or transformers folder, package.module:function, a recipe, or weights with --arch."),
+]
 MaxDrop = Annotated[str | None, Option(help="The drop allowed, in the metric's unit (0.5), or relative to the float score (0.5%).")]
 Keep = Annotated[str | None, Option(help="The share of the float score to keep, such as 99.9%.")]
 MaxBytes = Annotated[str | None, Option(help="Bytes of the file at most: 2MB, or 0.25x of the float file.")]
