@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from networks import NETWORKS, bench, captured, images
 from numpy.typing import NDArray
+from test_pipeline import allocate, hurry, remember
 from torch import Tensor, nn
 
 from quantkit.calibration.ranges import calibrate
@@ -23,7 +24,7 @@ from quantkit.quantization.rounding.gptq import DAMPING, round_gptq
 from quantkit.quantization.rounding.grid import MOST
 from quantkit.quantization.rounding.two_level import multiplier_limit
 from quantkit.quantization.weights import WeightBank
-from quantkit.sensitivity.passes.moments import MOST_PRODUCTS, second_moments
+from quantkit.sensitivity.passes.moments import MOST_PRODUCTS, second_moments, without_moments
 from quantkit.settings.options import CHOICES
 from quantkit.targets import ort_cpu
 
@@ -216,7 +217,20 @@ def test_moments_of_a_layer_too_large_are_left_out() -> None:
             return self.small(self.large(x).relu())
 
     x = torch.randn(2, MOST_PRODUCTS + 1)
-    assert set(second_moments(capture(Two(), {"x": x}), [Batch({"x": x})], lambda _: None)) == {"small"}
+    captured = capture(Two(), {"x": x})
+    assert set(second_moments(captured, [Batch({"x": x})], lambda _: None)) == {"small"}
+    assert without_moments(captured.graph) == ("large",)
+
+
+@pytest.mark.parametrize(("rounding", "most", "told"), [("gptq", 60, True), ("gptq", 72, False), ("nearest", 60, False)])
+def test_a_result_names_the_layers_that_the_method_does_not_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounding: str, most: int, told: bool
+) -> None:
+    hurry(monkeypatch)
+    remember(monkeypatch)
+    monkeypatch.setattr("quantkit.sensitivity.passes.moments.MOST_PRODUCTS", most)
+    notes = [note for note in allocate(tmp_path / "run", rounding=rounding, certificate=0).notes if "nearest codes" in note]
+    assert notes == (["Rounded to the nearest codes, as they have too many inputs for gptq: down."] if told else [])
 
 
 @pytest.mark.parametrize("name", ["inception", "tokens"])

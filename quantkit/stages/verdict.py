@@ -15,6 +15,7 @@ from quantkit.allocation.prediction.certificate import Certificate
 from quantkit.allocation.prediction.predictor import Predictor
 from quantkit.allocation.search import SearchResult, Trial
 from quantkit.core.environment import describe
+from quantkit.core.graph import Graph
 from quantkit.core.metric import Outputs
 from quantkit.core.statistics import Verdict, stands
 from quantkit.core.store import write_atomically
@@ -22,6 +23,7 @@ from quantkit.data import KeptBatches
 from quantkit.export.companions import write_companions
 from quantkit.export.executed_layers import Executed
 from quantkit.export.session_file import write_session
+from quantkit.quantization.rounding import BLIND
 from quantkit.runs.outcome import Gain, Refused
 from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
 from quantkit.runs.workbench import Plain, Workbench
@@ -29,6 +31,7 @@ from quantkit.runtimes import Rival
 from quantkit.runtimes.evaluation import evaluate, feeds
 from quantkit.sensitivity import Scores
 from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.sensitivity.passes.moments import without_moments
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.network import UNIFORM, Network, example_feeds
@@ -186,7 +189,7 @@ def report(
         seconds={stage: round(seconds, 3) for stage, seconds in bench.seconds.items()},
         environment=describe(),
         fingerprint=key,
-        notes=(*explained, *_notes(request, costs, verified, accurate or found.best is None, refused, len(graph.unsupported))),
+        notes=(*explained, *_notes(request, costs, verified, accurate or found.best is None, refused, graph)),
         bounds=bounds,
         certificate=certificate and replace(certificate, measured_drop=verified.verdict.drop),
         gained=_gain(request, costs, verified) if kept else None,
@@ -221,7 +224,7 @@ def check_bounds(request: Request, predictor: Predictor, verified: Verified) -> 
     return tuple(rows)
 
 
-def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, refused: Sequence[Refused], unsupported: int) -> tuple[str, ...]:
+def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, refused: Sequence[Refused], graph: Graph) -> tuple[str, ...]:
     notes = []
     if not kept:
         notes.append("The plan passed on the search split and misses on the gate split: more search items, or a larger --max-drop.")
@@ -241,8 +244,11 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, refus
         promised, written = verified.promised_bytes, verified.files.onnx.stat().st_size
         notes.append(f"Bytes: promised {promised:,}, written {written:,} ({100 * (written / promised - 1):+.1f} %).")
     notes += [*verified.parity.notes(), *filter(None, [verified.parity.of(len(request.splits.gate))])]
-    if unsupported:
-        notes.append(f"{unsupported} operations have no 8-bit form here and stay float: `quantkit inspect` lists them.")
+    if graph.unsupported:
+        notes.append(f"{len(graph.unsupported)} operations have no 8-bit form here and stay float: `quantkit inspect` lists them.")
+    nearest = without_moments(graph) if request.options.rounding not in BLIND else ()
+    if nearest:
+        notes.append(f"Rounded to the nearest codes, as they have too many inputs for {request.options.rounding}: {', '.join(nearest)}.")
     return tuple(notes)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from quantkit.core.graph import Layer
+from quantkit.core.graph import Graph, Layer
 from quantkit.data.batch import Batch
 from quantkit.network.captured import Captured
 
@@ -40,6 +40,11 @@ def second_moments(captured: Captured, batches: Iterable[Batch], advance: Callab
         Watch(captured.module).run(*[batch.inputs[name] for name in captured.graph.inputs])
         advance(batch.size)
     return {name: (moments / outputs[name]).float() for name, moments in total.items()}
+
+
+def without_moments(graph: Graph) -> tuple[str, ...]:
+    """The layers that `second_moments` leaves out, by name: rounding knows nothing of what they multiply, and takes the nearest codes."""
+    return tuple(layer.name for layer in graph.layers if layer.inputs and layer.weight and _products(layer) > MOST_PRODUCTS)
 
 
 def _products(layer: Layer) -> int:
