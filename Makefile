@@ -11,17 +11,24 @@ STAMP := $(VENV)/.ready
 # Two processes of one thread each: most tests wait for Python, and idle threads that spin would take each other's cores.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest -n 2 --dist loadfile
 
+# Branches tried, in percent: of the whole package, and of plain arithmetic and text, which has no excuse for an untried one.
+FLOORS = $(RUN) -m coverage report --format=total --fail-under=90 && $(RUN) -m coverage report --fail-under=95 --include='$(PLAIN)'
+PLAIN = quantkit/core/*.py,quantkit/allocation/*.py,quantkit/allocation/search/*.py,$(SETTINGS)
+SETTINGS = quantkit/settings/bounds.py,quantkit/settings/config.py,quantkit/settings/options.py,quantkit/settings/recipe.py
+
 .PHONY: demo test test-all test-matrix browser check bench bench-sensitivity results docs
 
 demo: $(STAMP)
 	$(RUN) -m quantkit demo
 
 test: $(STAMP)
-	$(PYTEST) -m "not slow" --cov
+	$(PYTEST) -m "not slow" --cov --cov-report=
+	$(FLOORS)
 
 test-all: $(STAMP) browser
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[refine]'
-	$(PYTEST) --cov
+	$(PYTEST) --cov --cov-report=
+	$(FLOORS)
 
 test-matrix: $(STAMP)
 	$(RUN) tools/run_matrix.py

@@ -169,15 +169,17 @@ def test_archive_member_that_would_run_code_is_refused_and_does_not_run(tmp_path
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("member", sorted(NEW_FORMAT.keys() - NOT_LIVE))
-def test_the_payloads_above_do_run_in_bare_torch(tmp_path: Path, clean: dict[str, bytes], member: str) -> None:
-    content, marker = dict(clean), tmp_path / "it_ran"
-    NEW_FORMAT[member](content, marker)
-    path = write_archive(tmp_path / "net.pt2", content)
-    with contextlib.suppress(Exception), silenced():
-        torch.export.load(path).module()(EXAMPLE)
-    if not marker.exists():
-        pytest.skip(f"torch {torch.__version__} no longer runs this one")
+def test_most_payloads_above_do_run_in_bare_torch(tmp_path: Path, clean: dict[str, bytes]) -> None:
+    """A newer torch may refuse some of them itself; were most of them dead, the tests above would prove nothing."""
+    live = set()
+    for number, member in enumerate(sorted(NEW_FORMAT.keys() - NOT_LIVE)):
+        content, marker = dict(clean), tmp_path / f"it_ran_{number}"
+        NEW_FORMAT[member](content, marker)
+        path = write_archive(tmp_path / f"net_{number}.pt2", content)
+        with contextlib.suppress(Exception), silenced():
+            torch.export.load(path).module()(EXAMPLE)
+        live |= {member} if marker.exists() else set()
+    assert len(live) > len(NEW_FORMAT) / 2, f"torch {torch.__version__} runs only {', '.join(sorted(live))}: write new ones"
 
 
 OLD_FORMAT = ["serialized_state_dict.pt", "serialized_constants.pt", "serialized_example_inputs.pt", "serialized_state_dict.json"]
