@@ -189,11 +189,11 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     tables = _measure(bench, request, network, scratch)
     candidates = tables.candidates
     found, plan = _searched(bench, request, network, tables)
-    certificate, tested = certify(bench, request, tables.judge, tables.prior, tables.predictor, plan, tables.seen, 0)
+    certificate, tested = certify(bench, request, tables.judge, tables.prior, tables.predictor, tables.scores.gram, plan, tables.seen, 0)
     if certificate is not None and not certificate.is_within_band:  # what was measured is learned from, and the plan solved again
         tables = tables.refitted(bench, request, tested)
         found, plan = _searched(bench, request, network, tables, found.measured)
-        certificate, _ = certify(bench, request, tables.judge, tables.prior, tables.predictor, plan, tables.seen, 1)
+        certificate, _ = certify(bench, request, tables.judge, tables.prior, tables.predictor, tables.scores.gram, plan, tables.seen, 1)
     tables.write_front(bench)
     write_plan(bench, candidates, tables.frame, plan.allocation)
     alternative = find_alternative(tables.space, found, plan)

@@ -9,7 +9,8 @@ import toys
 from quantkit.allocation import solve
 from quantkit.core.graph import Group
 from quantkit.core.table import Interactions, Table
-from quantkit.sensitivity import SENSITIVITIES, Scores, augmented, displacement, gauss_newton
+from quantkit.sensitivity import SENSITIVITIES, Scores, augmented, gauss_newton
+from quantkit.sensitivity.gram import measure
 
 SCHEMES = ("fp32", "w8a8", "w4a8")
 
@@ -69,7 +70,7 @@ def test_no_direction_gains(seed: int) -> None:
 
 def test_on_a_network_it_is_both_methods_together(scores: Scores) -> None:
     context = toys.context(toys.toybox())
-    combined = augmented.combine(gauss_newton.estimate(context).table, *displacement.measure_both(context), context)
+    combined = augmented.combine(gauss_newton.estimate(context).table, *measure(context), context)
     assert scores.interactions is not None and combined.interactions is not None
 
     np.testing.assert_array_equal(scores.table.values, combined.table.values)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import toys
 from test_pipeline import data, hurry, remember
+from torch import Tensor, nn
 from toys import trained
 
 import quantkit
 from quantkit import pipeline
-from quantkit.allocation.prediction.certificate import Certificate
+from quantkit.allocation.prediction.certificate import Agreement, Certificate, beyond_additive
 from quantkit.allocation.search import SearchResult, Space
 from quantkit.report.format import certificate_line
 from quantkit.runs.result import Result
+from quantkit.sensitivity import kl
 from quantkit.stages import certify
 
 
@@ -44,13 +49,48 @@ def test_every_plan_comes_with_what_predictions_are_worth(tmp_path: Path) -> Non
     assert found.fitted.spearman is not None and found.items == 120  # all of the search split
     assert json.loads((tmp_path / "run" / "result.json").read_text())["certificate"] == found.to_json()
     assert f"on {found.plans} plans" in certificate_line(found.to_json(), "points")
-    assert found.beyond_additive is None  # `kl` measures no interactions
+    assert found.beyond_additive is not None and found.additive == found.fitted  # `kl` predicts by sums, and measures pairs beside
 
 
 def test_interactions_are_reported_where_the_sensitivity_measures_them(tmp_path: Path) -> None:
     found = certificate_of(allocate(tmp_path / "run", sensitivity="displacement"))
     assert found.beyond_additive is not None and 0 <= found.beyond_additive <= 1
     assert "not additive over layers" in certificate_line(found.to_json(), "points")
+
+
+def test_a_sensitivity_without_pairs_says_nothing_of_them(tmp_path: Path) -> None:
+    found = certificate_of(allocate(tmp_path / "run", sensitivity="weight_error"))
+    assert found.beyond_additive is None and "additive over layers" not in certificate_line(found.to_json(), "points")
+
+
+class Twins(nn.Module):
+    """Two branches of equal weights; their results are added, or stand side by side in the output."""
+
+    def __init__(self, added: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other, self.added = nn.Linear(192, 8), nn.Linear(192, 8), added
+        self.other.load_state_dict(self.one.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.one(x.flatten(1)), self.other(x.flatten(1))
+        return one + other if self.added else torch.cat([one, other * 2], dim=1)
+
+
+@pytest.mark.parametrize("added", [True, False], ids=["planted", "none"])
+def test_interactions_that_a_network_has_are_seen_and_none_where_it_has_none(added: bool) -> None:
+    """Equal errors that are added weigh four times one of them; those of different outputs have nothing to do with each other."""
+    box = toys.unpack(Twins(added).eval())
+    scores = kl.estimate(toys.context(box, "identity"))
+    plans = [dict(zip(("one", "other"), pair, strict=True)) for pair in itertools.product(toys.SCHEMES, repeat=2)]
+    plans = [{group.name: plan.get(group.name, "fp32") for group in box.groups} for plan in plans]
+    share = beyond_additive(scores.table, scores.gram, plans)
+    agreement = Agreement(0.9, 0.8)
+    found = Certificate(9, 9, 24, agreement, agreement, agreement, share, 1.5, 0.01, 0.02, 0, 0.3, 0.2)
+
+    assert scores.interactions is None and share is not None
+    assert ("which predictions by sums miss" in certificate_line(found.to_json(), "points")) is added
+    assert share > 0.1 if added else share < 1e-9
 
 
 def test_asked_again_nothing_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

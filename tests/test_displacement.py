@@ -19,7 +19,8 @@ from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity import context as contexts
 from quantkit.sensitivity import kl
 from quantkit.sensitivity.context import RERUN_BATCH
-from quantkit.sensitivity.displacement import estimate, gram, measure_both, measure_gram
+from quantkit.sensitivity.displacement import estimate
+from quantkit.sensitivity.gram import gram, measure
 from quantkit.sensitivity.passes import outputs
 from quantkit.sensitivity.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.targets import ort_cpu
@@ -32,7 +33,7 @@ def box() -> toys.Toybox:
 
 @pytest.fixture(scope="module")
 def measured(box: toys.Toybox) -> Interactions:
-    return measure_gram(toys.context(box))
+    return measure(toys.context(box))[0]
 
 
 def scores_of(box: toys.Toybox, group: str | None = None, scheme: str = "fp32") -> np.ndarray:
@@ -73,7 +74,7 @@ def explicit(box: toys.Toybox, one: tuple[str, str], other: tuple[str, str], cur
 
 @pytest.mark.parametrize("curvature", ["softmax", "identity"])
 def test_the_gram_is_the_sum_over_items_with_the_curvature_written_out(box: toys.Toybox, curvature: str) -> None:
-    found = measure_gram(toys.context(box, curvature))  # type: ignore[arg-type]
+    found = measure(toys.context(box, curvature))[0]  # type: ignore[arg-type]
     pairs = [("stem", "w4a8"), ("stem", "w8a8"), ("down", "w4a8"), ("classifier", "w4a8")]
 
     for one in pairs:
@@ -117,7 +118,7 @@ def test_small_perturbations_diverge_as_predicted(scheme: str) -> None:
     log_p, log_q = F.log_softmax(torch.from_numpy(scores_of(box)), 1), F.log_softmax(moved, 1)
     divergence = float((log_p.exp() * (log_p - log_q)).sum(1).mean())
 
-    assert measure_gram(toys.context(box)).predicted(chosen) == pytest.approx(divergence, rel=0.3)
+    assert measure(toys.context(box))[0].predicted(chosen) == pytest.approx(divergence, rel=0.3)
 
 
 def test_weights_that_are_only_stored_narrow_move_the_outputs_as_the_weights_alone_do() -> None:
@@ -148,7 +149,7 @@ def test_batches_add_up_to_a_mean_over_items() -> None:
 
 def test_isolated_divergences_come_from_the_same_passes(box: toys.Toybox) -> None:
     context = toys.context(box)
-    np.testing.assert_allclose(measure_both(context)[1].values, kl.estimate(context).table.values, rtol=1e-9)
+    np.testing.assert_allclose(measure(context)[1].values, kl.estimate(context).table.values, rtol=1e-9)
 
 
 def test_wide_outputs_are_sketched_to_nearly_the_same_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,10 +163,10 @@ def test_wide_outputs_are_sketched_to_nearly_the_same_matrix(monkeypatch: pytest
 
     torch.manual_seed(0)
     context = toys.context(toys.unpack(Wide().eval()))
-    exact = measure_gram(context).matrix
+    exact = measure(context)[0].matrix
     monkeypatch.setattr(outputs, "WIDE", 599)
     monkeypatch.setattr(outputs, "SKETCH", 128)
-    sketched = measure_gram(context).matrix
+    sketched = measure(context)[0].matrix
     lengths = np.sqrt(np.outer(exact.diagonal(), exact.diagonal()))
 
     assert not np.array_equal(sketched, exact)
@@ -177,20 +178,20 @@ def test_wide_outputs_are_sketched_to_nearly_the_same_matrix(monkeypatch: pytest
     ("passes", "wanted"), [(1.0, 16), (20.0, 20), (1e9, 24)], ids=["at least a batch", "what is affordable", "all there are"]
 )
 def test_macs_bound_the_items(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch, passes: float, wanted: int) -> None:
-    few, fewer = (measure_gram(toys.context(box, items=box.items.first(count))).matrix for count in (wanted, wanted - 1))
+    few, fewer = (measure(toys.context(box, items=box.items.first(count)))[0].matrix for count in (wanted, wanted - 1))
     context = toys.context(box)
     monkeypatch.setattr(contexts, "MOST_MACS", passes * context.reruns * context.macs)
-    bounded = measure_gram(toys.context(box)).matrix
+    bounded = measure(toys.context(box))[0].matrix
 
     np.testing.assert_array_equal(bounded, few)
     assert not np.array_equal(bounded, fewer)
 
 
 def test_most_items_bound_them_too(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = measure_gram(toys.context(box, items=box.items.first(9))).matrix
+    few = measure(toys.context(box, items=box.items.first(9)))[0].matrix
     monkeypatch.setattr(contexts, "MOST_ITEMS", 9)
 
-    np.testing.assert_array_equal(measure_gram(toys.context(box)).matrix, few)
+    np.testing.assert_array_equal(measure(toys.context(box))[0].matrix, few)
 
 
 def test_a_network_of_fixed_batch_is_scored_in_full_batches() -> None:
@@ -205,7 +206,7 @@ def test_a_network_of_fixed_batch_is_scored_in_full_batches() -> None:
     torch.manual_seed(0)
     program = torch.export.export(Fixed().eval(), (torch.zeros(4, 3, 8, 8),))
     box = toys.unpack(program)
-    whole, short = (measure_gram(toys.context(box, items=box.items.first(count))).matrix for count in (4, 3))
+    whole, short = (measure(toys.context(box, items=box.items.first(count)))[0].matrix for count in (4, 3))
 
     assert box.captured.graph.batch == 4
     assert np.isfinite(short).all() and short.any() and not np.array_equal(whole, short)
@@ -216,4 +217,4 @@ def test_items_are_bound_by_the_names_of_the_networks_inputs(box: toys.Toybox) -
     renamed = whole(collect([Batch({"picture": inputs}, labels)]))
     same = box.items.first(8)
 
-    np.testing.assert_array_equal(measure_gram(toys.context(box, items=renamed)).matrix, measure_gram(toys.context(box, items=same)).matrix)
+    np.testing.assert_array_equal(measure(toys.context(box, items=renamed))[0].matrix, measure(toys.context(box, items=same))[0].matrix)

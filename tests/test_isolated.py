@@ -14,8 +14,9 @@ from quantkit.core.numerics.affine import dequantize
 from quantkit.core.spec import parse_scheme
 from quantkit.network.captured import Captured
 from quantkit.quantization.simulation.program import Simulation
-from quantkit.sensitivity import aumann_shapley, displacement, fisher_output, kl, noise, pairs, weight_error
+from quantkit.sensitivity import aumann_shapley, fisher_output, kl, noise, pairs, weight_error
 from quantkit.sensitivity.context import RERUN_BATCH
+from quantkit.sensitivity.gram import measure
 from quantkit.sensitivity.passes.float_forward import Interior, Operation
 from quantkit.sensitivity.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.targets import ort_cpu
@@ -102,7 +103,7 @@ class Branches(nn.Module):
 def test_where_outputs_are_linear_in_the_errors_the_gram_is_what_pairs_measure() -> None:
     torch.manual_seed(2)
     context = toys.context(toys.unpack(Branches().eval()), "identity")
-    gram, measured = displacement.measure_gram(context), pairs.estimate(context).interactions
+    gram, measured = measure(context)[0], pairs.estimate(context).interactions
     assert measured is not None
     crossed = [(one, other) for one in ("w8a8", "w4a8") for other in ("w8a8", "w4a8")]
     size = gram.matrix[gram.index("left", "w8a8"), gram.index("left", "w8a8")]

@@ -13,6 +13,8 @@ from quantkit.settings.bounds import show_amount
 RESOURCES = {"latency": "time", "bops": "bit operations", "average_bits": "bits a weight"}
 NAMED = 8  # names told in full before "and N more"
 
+INTERACTING = 0.1  # of the predicted variance: where sums over layers miss more, the certificate says so
+
 
 def verdict_line(result: Mapping[str, Any]) -> str:
     """One sentence: kept or not, what was lost of what may be, how sure that is."""
@@ -112,9 +114,11 @@ def certificate_line(certificate: Mapping[str, Any], unit: str) -> str:
         return f"Predictions: {tested} do not differ, so the predictions cannot be assessed."
     ranks = f"rank correlation {fitted['spearman']:.2f}, R² {fitted['r2']:.2f}"
     share = certificate["beyond_additive"]  # None: the sensitivity measures no interactions
-    rows = ([] if share is None else [("fitted without interactions", additive)]) + [("as estimated", prior)]
+    rows = ([] if fitted == additive else [("fitted without interactions", additive)]) + [("as estimated", prior)]
     others = [f"{name} {row['spearman']:.2f}" for name, row in rows if row["spearman"] is not None]
     beyond = "" if share is None else f"; {100 * share:.0f} % of the predicted variance is not additive over layers"
+    if share is not None and share >= INTERACTING and fitted == additive:
+        beyond += ", which predictions by sums miss: `--sensitivity augmented` has pairs"
     away = "" if certificate["is_within_band"] else f", outside the band of a factor {certificate['band']:.2f}"
     own = f"this plan's divergence {certificate['predicted']:.3g} predicted, {certificate['measured']:.3g} measured{away}"
     drops = f"its drop {certificate['predicted_drop']:.2f} {unit} predicted, {certificate['measured_drop']:.2f} measured"

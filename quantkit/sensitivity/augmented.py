@@ -6,7 +6,7 @@ dependencies and guides a bisection with both. This is therefore our reconstruct
     M[a, b] = λ G[a, b]  (a ≠ b),      M[a, a] = max(2 D_a, 2 Ω_a, λ G[a, a])
     s_i(b)  = ½ M[(i,b), (i,b)] + ½ Σ_{j≠i} max(λ G[(i,b), (j,b)], 0)
 
-G is the Gram matrix of logit displacements and D the isolated divergences of the same passes (displacement.py), Ω the term of the trace
+G is the Gram matrix of logit displacements and D the isolated divergences of the same passes (gram.py), Ω the term of the trace
 (gauss_newton.py: the Hessian's by first-order passes, which is far less noisy than Hutchinson's at the same price); all in nats. The self
 term takes whichever sees more damage: the trace looks at the loss close by, the divergence at this very perturbation with its activations.
 λ = SHARE: whole, the matrix is exploited by a solver, which finds the pairs whose errors seem to undo each other on the few items it is
@@ -22,13 +22,14 @@ import numpy as np
 from quantkit.core.table import Interactions, Table
 from quantkit.sensitivity import displacement, gauss_newton
 from quantkit.sensitivity.context import Context, Cost, Scores
+from quantkit.sensitivity.gram import measure
 
 SHARE = 0.25
 
 
 def estimate(context: Context) -> Scores:
     """s as the table, M as the interactions."""
-    gram, isolated = displacement.measure_both(context)
+    gram, isolated = measure(context)
     return combine(gauss_newton.estimate(context).table, gram, isolated, context)
 
 

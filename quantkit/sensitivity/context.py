@@ -151,17 +151,22 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """One number for each (group, scheme), and all pairs of them where the method gives them."""
+    """One number for each (group, scheme), and all pairs of them where the method predicts by them.
+
+    `gram` are pairs that came with the same passes and that nothing is predicted by: they tell how far sums over groups can reach.
+    """
 
     table: Table
     interactions: Interactions | None = None
+    gram: Interactions | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
-        return {"table": self.table.to_json(), "interactions": self.interactions.to_json() if self.interactions else None}
+        pairs = {"interactions": self.interactions, "gram": self.gram}
+        return {"table": self.table.to_json(), **{name: value.to_json() if value else None for name, value in pairs.items()}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Scores:
         """The inverse of `to_json`."""
-        pairs = data["interactions"]
-        return cls(Table.from_json(data["table"]), Interactions.from_json(pairs) if pairs else None)
+        pairs = (Interactions.from_json(data[name]) if data[name] else None for name in ("interactions", "gram"))
+        return cls(Table.from_json(data["table"]), *pairs)

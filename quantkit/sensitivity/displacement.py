@@ -6,55 +6,24 @@ space (outputs.py):
     G[a, b] = 1/N Σ_n u_a[n]' F_n u_b[n],      predicted loss of an allocation x = ½ x' G x
 
 G is a Gram matrix, so positive semi-definite; its diagonal / 2 is the damage of a group alone, its off-diagonal what groups add
-together. Covers weights and activations, needs no labels and no gradients. (The quadratic form of CLADO, arXiv 2307.05657,
-without its measured pairs; the Gram form is ours.) Wide outputs are sketched, which keeps all this in expectation.
+together (gram.py). Covers weights and activations, needs no labels and no gradients. The quadratic form of CLADO, arXiv 2307.05657,
+without its measured pairs; the Gram form is ours.
 Takes, for each item (as many as `Context.affordable`), one forward pass and for each (group, scheme) what lies behind the group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
-from numpy.typing import NDArray
 
-from quantkit.core.table import Floats, Interactions, Table
-from quantkit.sensitivity.context import RERUN, Context, Cost, Scores
-from quantkit.sensitivity.passes.outputs import beside, divergence, whitened
+from quantkit.core.table import Interactions, Table
+from quantkit.sensitivity.context import Context, Cost, Scores
+from quantkit.sensitivity.gram import measure
 
 
 def estimate(context: Context) -> Scores:
     """Half the Gram diagonal as the table, and the whole Gram matrix as interactions."""
-    interactions = measure_gram(context)
+    interactions, _ = measure(context)
     return Scores(score(interactions, context), interactions)
-
-
-def measure_gram(context: Context) -> Interactions:
-    """G over all (group, scheme), fp32 and impossible pairs zero, from one perturbed pass for each."""
-    return measure_both(context)[0]
-
-
-def measure_both(context: Context) -> tuple[Interactions, Table]:
-    """G, and from the same passes the isolated divergences (kl.py), of which half its diagonal is the quadratic form."""
-    perturbed = context.engine.alone(context.groups)
-    batches = context.batches("displacements", context.affordable(context.reruns), context.batch_size(RERUN, len(perturbed.rows)))
-    measure = beside(divergence(context.curvature), whitened(context.curvature, context.seed))
-    found, isolated = gram(perturbed.displace(batches, measure))
-    places = [context.place(*pair) for (pair,) in perturbed.rows]
-    entries = {(row, column): float(found[a, b]) for a, row in enumerate(places) for b, column in enumerate(places)}
-    alone_ = {pair: float(value) for (pair,), value in zip(perturbed.rows, isolated, strict=True)}
-    return context.interactions(entries), context.table("kl", lambda group, scheme: alone_[group.name, scheme])
-
-
-def gram(displaced: Iterable[NDArray[np.floating]]) -> tuple[Floats, Floats]:
-    """Of [rows, items, coordinates] a batch, means over items, in float64: inner products of all but the first coordinate, and that."""
-    total, first, items = np.zeros((0, 0)), np.zeros(0), 0
-    for batch in displaced:
-        rows = batch[:, :, 1:].reshape(len(batch), batch.shape[1] * (batch.shape[2] - 1)).astype(np.float64)
-        total = rows @ rows.T + (total if items else 0.0)
-        first = batch[:, :, 0].sum(axis=1, dtype=np.float64) + (first if items else 0.0)
-        items += batch.shape[1]
-    return np.asarray(total / max(items, 1), np.float64), np.asarray(first / max(items, 1), np.float64)
 
 
 def score(interactions: Interactions, context: Context) -> Table:

@@ -51,11 +51,15 @@ def certify(
     judge: Judge,
     prior: Predictor,
     fitted: Predictor,
+    gram: Interactions | None,
     plan: Plan,
     seen: Sequence[MeasuredLoss],
     refits: int,
 ) -> tuple[Certificate | None, tuple[MeasuredLoss, ...]]:
-    """The certificate on plans about `plan` that were not `seen`, and what was measured of them; None where there are too few plans."""
+    """The certificate on plans about `plan` that were not `seen`, and what was measured of them; None where there are too few plans.
+
+    Where the predictor is additive, the `gram` tells what it may miss.
+    """
     if not request.options.certificate or bench.is_late():
         return None, ()
     small = _small(judge)
@@ -79,7 +83,7 @@ def certify(
         fitted=Agreement.of(predicted, measured),
         additive=Agreement.of(predict(fit_losses(_isolated(prior), None, seen).loss, None), measured),
         prior=Agreement.of(predict(prior.loss, prior.interactions), measured),
-        beyond_additive=beyond_additive(fitted.loss, fitted.interactions, plans),
+        beyond_additive=beyond_additive(fitted.loss, fitted.interactions or gram, plans),
         band=band(predicted, measured),
         predicted=mine,
         measured=own,

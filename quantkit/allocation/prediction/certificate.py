@@ -36,11 +36,11 @@ class Certificate:
     """`fitted` is the predictor that plans were solved with, `additive` one fitted to the same plans without interactions, `prior` the
     sensitivity as it was estimated; all on the same `plans` unseen plans, measured on `items` items, after `trained` others.
 
-    `beyond_additive` is the share of the predicted variance that no sum over groups explains; None where the sensitivity measures no
-    interactions, so that nothing is known of them (`additive` equals `fitted` then). `band` is the factor within which the
-    measured divergence of most tested plans lies of the predicted one; `predicted` and `measured` are those of the plan that ships, on
-    the same items. `predicted_drop` is what the search expected of it, `measured_drop` what the gate split showed. `refits` counts how
-    often a prediction outside the band made the plan be solved again.
+    `beyond_additive` is the share of the predicted variance that no sum over groups explains, by the fitted interactions; where plans are
+    predicted by sums, and `additive` equals `fitted`, by the Gram matrix of the same passes; None where neither was measured. `band` is the
+    factor within which the measured divergence of most tested plans lies of the predicted one; `predicted` and `measured` are those of the
+    plan that ships, on the same items. `predicted_drop` is what the search expected of it, `measured_drop` what the gate split showed.
+    `refits` counts how often a prediction outside the band made the plan be solved again.
     """
 
     plans: int
