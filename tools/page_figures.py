@@ -131,6 +131,31 @@ def smallest(spine: Mapping[str, float]) -> str:
     return prose("With `--minimize bytes --max-drop 1.0`:", f"{'; '.join(rows)}.")
 
 
+def transformers(results: Results) -> str:
+    """README: MiniLM beside the one-line quantizers."""
+    found, rows = results.figures("transformers.json"), []
+    for label, what in TRANSFORMERS.items():
+        mine = {key.removeprefix(f"{label}."): value for key, value in found.items() if key.startswith(f"{label}.")}
+        if "drop" in mine:
+            rows.append([
+                what, f"{number(mine['drop'])} ({number(mine['drop_worst'])})", number(mine["dynamic_drop"]), number(mine["static_drop"]),
+                number(mine["latency_over_float"]), number(mine["latency_over_dynamic"]), number(mine["bytes_over_float"]),
+                number(mine["bytes_over_dynamic"]),
+            ])  # fmt: skip
+    head = (
+        "network, what is minimised under which promise", "points lost, mean (worst)", "`quantize_dynamic` loses", "`quantize_static` loses",
+        "time relative to float", "time relative to `quantize_dynamic`", "bytes relative to float", "bytes relative to `quantize_dynamic`",
+    )  # fmt: skip
+    return f"{table(head, rows)}\n\n{prose(results.origin('transformers.json'), 'One thread, batch 1.')}"
+
+
+TRANSFORMERS = {
+    "minilm_sst2": "MiniLM-L6 on SST-2, time, 0.5 points",
+    "minilm_sst2.bytes": "MiniLM-L6 on SST-2, bytes, 1.0 point",
+    "minilm_stsb": "MiniLM-L6 on STS-b, time, 0.5 points of Spearman's correlation",
+}
+
+
 def openvino(results: Results) -> str:
     """The table of plans made for OpenVINO."""
     found, rows = results.figures("targets.json"), []
@@ -254,7 +279,7 @@ def gates(results: Results) -> str:
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "summary": summary,
-    "promises": promises, "stored-narrow": stored_narrow, "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,
+    "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow, "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,
     "default": default, "costs": costs, "certificates": certificates, "gates": gates,
 }  # fmt: skip
 
