@@ -143,7 +143,7 @@ def transformers(results: Results) -> str:
                 number(mine["bytes_over_dynamic"]),
             ])  # fmt: skip
     head = (
-        "network, what is minimised under which promise", "points lost, mean (worst)", "`quantize_dynamic` loses", "`quantize_static` loses",
+        "network, what is minimised, promise", "points lost, mean (worst)", "`quantize_dynamic` loses", "`quantize_static` loses",
         "time relative to float", "time relative to `quantize_dynamic`", "bytes relative to float", "bytes relative to `quantize_dynamic`",
     )  # fmt: skip
     return f"{table(head, rows)}\n\n{prose(results.origin('transformers.json'), 'One thread, batch 1.')}"
@@ -279,7 +279,8 @@ def gates(results: Results) -> str:
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "summary": summary,
-    "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow, "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,
+    "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow,
+    "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,
     "default": default, "costs": costs, "certificates": certificates, "gates": gates,
 }  # fmt: skip
 
