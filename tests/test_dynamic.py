@@ -16,6 +16,7 @@ from quantkit.core.numerics.affine import dequantize, fit_each_item, quantize
 from quantkit.core.spec import BYTE_IN_CALL, parse_scheme
 from quantkit.data import Batch, collect, whole
 from quantkit.export.file_size import promised_bytes
+from quantkit.export.float_onnx import read_parameters
 from quantkit.network.capture import capture
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.runtimes import ort_cpu as runtime
@@ -180,6 +181,30 @@ def test_an_input_of_the_network_may_be_quantized_in_each_call(tmp_path: Path) -
     path, emitted = work.emit(placement)
     found = work.parity(path, placement, emitted)
     assert (found.layers_exact, found.exact, found.agreement) == (1.0, 1.0, 1.0)
+
+
+class Twice(nn.Module):
+    """A weight used twice, of a size that the exporter does not transpose by itself then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.head = nn.Linear(384, 384), nn.Linear(384, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.twice(F.relu(self.twice(x)))))
+
+
+@pytest.mark.parametrize("scheme", ["w8d8", "w8a8", "w4a32"])
+def test_a_large_weight_that_several_layers_share_is_stored_once(scheme: str, tmp_path: Path) -> None:
+    inputs = {"x": torch.randn(3, 5, 384, generator=torch.Generator().manual_seed(2))}
+    work = Bench(capture(build(Twice), inputs), inputs, tmp_path)
+    placement = work.place({layer.name: scheme if layer.weight else "fp32" for layer in work.graph.layers})
+    path, emitted = work.emit(placement)
+    found, parameters = work.parity(path, placement, emitted), read_parameters(work.float_file, work.graph)
+
+    assert found.layers_exact == 1.0 and work.executed(path, placement).mismatches == ()
+    assert work.float_file.stat().st_size < 1.2 * 4 * 384 * 384 and path.stat().st_size < 0.4 * 4 * 384 * 384
+    assert torch.equal(parameters["twice.weight"], work.captured.module.get_parameter("twice.weight"))
 
 
 def test_the_dynamic_quantizer_is_a_baseline_where_tokens_are_multiplied(work: Bench, tmp_path: Path) -> None:

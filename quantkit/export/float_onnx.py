@@ -45,6 +45,7 @@ def export_float(captured: Captured, path: Path, opset: int) -> None:
         if name not in outputs:
             value.name = name
     _name_nodes(graph, captured.graph)
+    _fold_transposed_weights(graph)
     for node in graph:
         for key in TRACES:
             node.metadata_props.pop(key, None)
@@ -100,6 +101,29 @@ def _name_nodes(target: ir.Graph, graph: Graph) -> None:
                 product = value.producer() if value is not None else None
                 if product is not None and product.op_type == "MatMul":
                     product.name = product_name(layer.node)
+
+
+def _fold_transposed_weights(target: ir.Graph) -> None:
+    """The exporter leaves a large weight that several linear layers share behind a Transpose each: it is stored transposed, once."""
+    transposed: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
+    for node in list(target):
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        if source is None or source.name not in target.initializers or source.const_value is None:
+            continue
+        array = source.const_value.numpy()
+        order = node.attributes.get_ints("perm", tuple(range(array.ndim))[::-1])
+        key = (str(source.name), tuple(order))
+        if key not in transposed:
+            name = str(node.outputs[0].name)
+            value = ir.Value(name=f"{name}_stored", const_value=ir.tensor(array.transpose(order).copy(), name=f"{name}_stored"))
+            value.shape, value.type = node.outputs[0].shape, node.outputs[0].type
+            target.register_initializer(value)
+            transposed[key] = value
+        node.outputs[0].replace_all_uses_with(transposed[key])
+        target.remove(node, safe=True)
+    for name, _ in transposed:
+        if not target.initializers[name].uses() and not target.initializers[name].is_graph_output():
+            del target.initializers[name]
 
 
 def product_name(node: str) -> str:
