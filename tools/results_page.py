@@ -120,7 +120,7 @@ SECTIONS = (
     ),
     Section(
         "transformers.json", "Transformers", r"(\w+(?:\.bytes)?)\.(\w+)", "python tools/bench_transformers.py",
-        "MiniLM-L6 on SST-2 and STS-b, three split seeds: `--max-drop 0.5` for latency, `--minimize bytes --max-drop 1.0` in the column "
+        "MiniLM-L6 on SST-2 and STS-b, over `seeds` split seeds: `--max-drop 0.5` for latency, `--minimize bytes --max-drop 1.0` in the column "
         "that ends in `.bytes`. `dynamic` is ONNX Runtime's `quantize_dynamic`, per channel; drops are means over the seeds, on items "
         "that no search saw.",
     ),
