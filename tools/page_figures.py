@@ -137,13 +137,15 @@ def transformers(results: Results) -> str:
     for label, what in TRANSFORMERS.items():
         mine = {key.removeprefix(f"{label}."): value for key, value in found.items() if key.startswith(f"{label}.")}
         if "drop" in mine:
+            named = f"{what} ({mine['seeds']:.0f} seed{'s'[: mine['seeds'] > 1]})"
             rows.append([
-                f"{what} ({mine['seeds']:.0f} seed{'s'[: mine['seeds'] > 1]})", f"{number(mine['drop'])} ({number(mine['drop_worst'])})", number(mine["dynamic_drop"]), number(mine["static_drop"]),
+                named, f"{number(mine['drop'])} ({number(mine['drop_worst'])})", number(mine["dynamic_drop"]), number(mine["static_drop"]),
                 number(mine["latency_over_float"]), number(mine["latency_over_dynamic"]), number(mine["bytes_over_float"]),
                 number(mine["bytes_over_dynamic"]),
             ])  # fmt: skip
     head = (
-        "network, what is minimised, promise (split seeds)", "points lost, mean (worst)", "`quantize_dynamic` loses", "`quantize_static` loses",
+        "network, what is minimised, promise (split seeds)", "points lost, mean (worst)",
+        "`quantize_dynamic` loses", "`quantize_static` loses",
         "time relative to float", "time relative to `quantize_dynamic`", "bytes relative to float", "bytes relative to `quantize_dynamic`",
     )  # fmt: skip
     return f"{table(head, rows)}\n\n{prose(results.origin('transformers.json'), 'One thread, batch 1.')}"
