@@ -121,8 +121,8 @@ SECTIONS = (
     Section(
         "transformers.json", "Transformers", r"(\w+(?:\.bytes)?)\.(\w+)", "python tools/bench_transformers.py",
         "MiniLM-L6 on SST-2 and STS-b, over `seeds` split seeds: `--max-drop 0.5` for latency, `--minimize bytes --max-drop 1.0` in the "
-        "column that ends in `.bytes`. `dynamic` is ONNX Runtime's `quantize_dynamic`, per channel; drops are means over the seeds, on items "
-        "that no search saw.",
+        "column that ends in `.bytes`. `dynamic` is ONNX Runtime's `quantize_dynamic`, per channel; drops are means over the seeds, on "
+        "items that no search saw.",
     ),
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
     Section("report.json", "The report", r"(\w+)\.report\.(\w+)", "python tools/bench_report.py", "The page in a real headless Chromium."),
