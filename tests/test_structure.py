@@ -85,6 +85,12 @@ def test_the_command_line_loads_nothing_heavy(arguments: list[str] | None) -> No
     assert shown.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_fixture_loads_nothing_into_the_pytest_of_others() -> None:
+    """Every pytest of an environment imports it before it measures coverage of anything."""
+    shown = run("-c", "import sys, quantkit.cli.pytest_plugin; print([name for name in sorted(sys.modules) if name.startswith('quantkit')])")
+    assert ast.literal_eval(shown.stdout) == ["quantkit", "quantkit.cli", "quantkit.cli.pytest_plugin"]
+
+
 def test_the_surface_is_a_sorted_list_of_what_can_be_imported() -> None:
     package = importlib.import_module("quantkit")
 
