@@ -87,7 +87,8 @@ def test_the_command_line_loads_nothing_heavy(arguments: list[str] | None) -> No
 
 def test_the_fixture_loads_nothing_into_the_pytest_of_others() -> None:
     """Every pytest of an environment imports it before it measures coverage of anything."""
-    shown = run("-c", "import sys, quantkit.cli.pytest_plugin; print([name for name in sorted(sys.modules) if name.startswith('quantkit')])")
+    loaded = "[name for name in sorted(sys.modules) if name.startswith('quantkit')]"
+    shown = run("-c", f"import sys, quantkit.cli.pytest_plugin; print({loaded})")
     assert ast.literal_eval(shown.stdout) == ["quantkit", "quantkit.cli", "quantkit.cli.pytest_plugin"]
 
 
