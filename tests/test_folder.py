@@ -110,9 +110,10 @@ def test_labels_may_be_names(bert: Path) -> None:
 
 def test_a_folder_is_allocated_like_any_network(bert: Path, tmp_path: Path) -> None:
     data = sentences(tmp_path / "data.tsv", 240)
-    result = quantkit.allocate(str(bert), data=data, max_drop=50.0, run=tmp_path / "run", certificate=0)
+    pinned = {"network.bert.encoder.layer.0.intermediate.dense": "w8d8"}  # what is fastest hangs on the clock
+    result = quantkit.allocate(str(bert), data=data, max_drop=50.0, run=tmp_path / "run", certificate=0, fix=pinned)
     assert result.executed.as_planned and result.simulation.layers_exact == 1.0
-    assert any(row.scheme == "w8d8" for row in result.allocation)
+    assert pinned.items() <= {row.group: row.scheme for row in result.allocation}.items()
     assert [base.name.split(" (")[0] for base in result.baselines][-1] == "onnxruntime quantize_dynamic"
 
 
