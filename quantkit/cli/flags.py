@@ -31,14 +31,9 @@ TimeLimit = Annotated[str | None, Option(help="Stop the search after this time, 
 Metric = Annotated[str | None, Option(help="top1, top5, agreement, mse, psnr, spearman, perplexity or module:function.")]
 Undecided = Annotated[str | None, _choice("undecided", "What decides where the confidence interval does not")]
 Certificate = Annotated[int | None, _number("certificate", "On how many unseen plans predictions are tested; 0 measures none")]
-Confidence = Annotated[
-    float | None,
-    Option(
-        help="How sure the search must be that the gate will keep the promise \
-(default: 0.85, or 0.5 where the gate's items are too few to prove it)."
-    ),
-]
-Data = Annotated[str | None, Option(help="An image folder, .npz or .safetensors, to be cut into three splits.")]
+Confidence = Annotated[float | None, Option(help="How sure the search must be that the gate will keep the promise \
+(default: 0.85, or 0.5 where the gate's items are too few to prove it).")]
+Data = Annotated[str | None, Option(help="An image folder, .npz, .safetensors, or .tsv of texts, to be cut into three splits.")]
 CalibrationData = Annotated[str | None, Option(help="Items for the ranges only.")]
 SearchData = Annotated[str | None, Option(help="Items that the search may evaluate.")]
 GateData = Annotated[str | None, Option(help="Items for the verdict only.")]

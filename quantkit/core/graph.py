@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 Pair = tuple[str, str]  # (group, scheme)
-
-
-EMBEDDING = "embedding"  # the kind of layer
+EMBEDDING = "embedding"  # the kind of a layer that reads rows of its weight
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ SESSION_OPTIONS: Mapping[str, str] = {}  # nothing is needed: what keeps a float
 
 
 def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
-    """As `common.groups`; activations are quantized in each call by linear layers over tokens alone, and so are tables called."""
+    """As `common.groups`; activations are quantized in each call by linear layers over tokens alone; the same names store a table."""
     dynamic = {scheme.name for scheme in schemes if scheme.is_dynamic}
     found = []
     for group in common.groups(graph, schemes):

@@ -126,7 +126,8 @@ def compare_simulation(
     Raises ModelError where the file lacks a name of `emitted`.
     """
     watched = folder / "watched.onnx"
-    expose(path, {*emitted.inputs.values(), *emitted.outputs.values()} - set(captured.graph.inputs), watched)
+    written = (name for name in (*emitted.inputs.values(), *emitted.outputs.values()) if name not in captured.graph.inputs)
+    expose(path, written, watched)
     session = open_session(watched, threads=0, options=options)
     names = [output.name for output in session.handle.get_outputs()]
     bench = _Bench(captured, placement, bank, emitted)
