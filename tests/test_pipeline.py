@@ -647,7 +647,7 @@ def test_the_batch_size_reaches_the_files_and_calibration(tmp_path: Path, spy: S
 
     def spied(captured: Any, batches: Any) -> Any:
         listed = list(batches)
-        sizes.update(len(batch["x"]) for batch in listed)
+        sizes.update(batch.size for batch in listed)
         return calibrate(captured, listed)
 
     monkeypatch.setattr("quantkit.stages.network.calibrate", spied)

@@ -56,13 +56,14 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
         _quantize_inputs(editor, layer, placement, bank)
         if layer.weight:
             _store_weight(editor, layer, placement, bank)
+    in_call: dict[str, str] = {}
     for layer in graph.layers:
         if layer.name in placement.floating:
             _store_weight(editor, layer, placement, bank)
         elif layer.name in placement.stored:
             _store_float_weight(editor, layer, placement, bank)
         elif layer.name in placement.dynamic:
-            _quantize_in_call(editor, layer, placement, bank)
+            in_call[layer.name] = _quantize_in_call(editor, layer, placement, bank)
     for name in placement.sums:
         editor.become(editor.producer(name), "Sum", 2)
     for (name, slot), barrier in placement.barriers.items():
@@ -76,7 +77,7 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
     editor.tidy()
     model.metadata_props["quantkit"] = NOTE
     ir.save(model, path)
-    return _names(editor, graph, placement)
+    return _names(editor, graph, placement, in_call)
 
 
 def _quantize_output(editor: Editor, layer: Layer, qparams: QParams) -> None:
@@ -159,14 +160,18 @@ def _gather_codes(editor: Editor, node: ir.Node, layer: Layer, spec: QuantSpec, 
     editor.become(node, "Mul", 2)
 
 
-def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
-    """MatMulInteger on what DynamicQuantizeLinear makes, its sums made real by both scales; the runtime has one kernel for all of it."""
+def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> str:
+    """MatMulInteger on what DynamicQuantizeLinear makes, its sums made real by both scales; the runtime has one kernel for all of it.
+
+    The name of what it reads: the exporter drops operations that do nothing, and a name with each.
+    """
     node, spec = _operation(editor, layer.node), placement.dynamic[layer.name].weights
     assert isinstance(spec, QuantSpec)
     quantized, stem = bank.weight(layer, spec), f"{layer.weight}_w{spec.label}"
     _, codes, axis = _lying(node, layer, quantized.codes)
     stored = make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
-    given, scale, zero_point = editor.quantize_in_call(read(node, 0), f"{node.name}_call")
+    source = read(node, 0)
+    given, scale, zero_point = editor.quantize_in_call(source, f"{node.name}_call")
     sums = editor.insert("MatMulInteger", [given, stored, zero_point], f"{node.name}_sums", node)
     real = editor.insert("Cast", [sums], f"{node.name}_real", node, attributes={"to": ir.DataType.FLOAT})
     own = editor.constant(f"{stem}_scale", quantized.qparams.scale.numpy())
@@ -174,6 +179,7 @@ def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: 
     for slot, value in enumerate((real, scales)):
         node.replace_input_with(slot, value)
     editor.become(node, "Mul", 2)
+    return str(source.name)
 
 
 def _lying(node: ir.Node, layer: Layer, weight: Tensor) -> tuple[ir.Value, NDArray[np.float32], int]:
@@ -243,11 +249,11 @@ def _scale_afterwards(editor: Editor, name: str, qparams: QParams) -> None:
     editor.remove_unread(value)
 
 
-def _names(editor: Editor, graph: Graph, placement: Placement) -> Emitted:
+def _names(editor: Editor, graph: Graph, placement: Placement, in_call: Mapping[str, str]) -> Emitted:
     inputs, outputs = {}, {}
     for layer in graph.layers:
         if layer.name in placement.dynamic:
-            inputs[layer.name, 0], outputs[layer.name] = layer.inputs[0], str(editor.value(layer.node).name)
+            inputs[layer.name, 0], outputs[layer.name] = in_call[layer.name], str(editor.value(layer.node).name)
         if layer.name not in placement.schemes:
             continue
         for slot in (slot for slot in range(len(layer.inputs)) if (layer.name, slot) in placement.inputs):

@@ -75,6 +75,10 @@ class WeightBank:
             self._graph, parameters, activations, self._product_rows, rounding=self._rounding, moments=moments, rounded=self._rounded
         )
 
+    def for_graph(self, graph: Graph, parameters: Mapping[str, Tensor], activations: Mapping[str, QParams]) -> WeightBank:
+        """What was rounded, for another graph with layers of the same names and weights."""
+        return WeightBank(graph, parameters, activations, self._product_rows, rounding=self._rounding, rounded=self._rounded)
+
     def parameter(self, name: str) -> Tensor:
         """The float parameter of that name."""
         return self._parameters[name]

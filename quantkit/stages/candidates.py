@@ -11,10 +11,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.allocation.search import Measured
 from quantkit.core.graph import Graph, Group
-from quantkit.core.metric import Metric, Outputs, divergence
+from quantkit.core.metric import Metric, Outputs, divergence, unpadded
 from quantkit.core.spec import FLOAT, parse_scheme
 from quantkit.core.statistics import UNKNOWN_RATE, Expectation, Verdict, noise
 from quantkit.core.store import Run, fingerprint
@@ -100,6 +101,7 @@ class Judge:
     batch_size: int
     seed: int
     items: KeptBatches  # those of `search`
+    counted: NDArray[np.bool_] | None = None  # which of their tokens are no padding
 
     def expect(self, anchors: Sequence[Mapping[str, str]]) -> Callable[[Mapping[str, str]], Measured]:
         """How to measure a plan once the anchors are: with their drops and divergences behind the judgement whether it passes."""
@@ -153,7 +155,8 @@ class Judge:
         verdict = judge(self.metric, self.reference, outputs, self.labels, self.budget, self.seed)
         look = {
             "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,
-            "divergence": divergence(self.reference, outputs, self.metric.curvature), "bytes": float(path.stat().st_size),
+            "divergence": divergence(*(unpadded(o, self.counted) for o in (self.reference, outputs)), self.metric.curvature),
+            "bytes": float(path.stat().st_size),
         }  # fmt: skip
         self.store.append({"key": fingerprint(self.key, dict(allocation)), "allocation": dict(allocation), "look": look})
         return look

@@ -126,9 +126,16 @@ def _small(judge: Judge) -> Judge:
     items = judge.search.first(ITEMS)
     count = len(items)
     return replace(
-        judge, search=items, items=KeptBatches(items), labels=None if judge.labels is None else judge.labels[:count],
-        reference=tuple(output[:count] for output in judge.reference), key=fingerprint(judge.key, "certificate", count),
+        judge, search=items, items=KeptBatches(items), labels=_first(judge.labels, count), counted=_first(judge.counted, count),
+        reference=_first(judge.reference, count), key=fingerprint(judge.key, "certificate", count),
     )  # fmt: skip
+
+
+def _first(values: Any, count: int) -> Any:
+    """Of the first items: of arrays, or several of them."""
+    if isinstance(values, tuple):
+        return tuple(value[:count] for value in values)
+    return None if values is None else values[:count]
 
 
 def _isolated(predictor: Predictor) -> Table:
