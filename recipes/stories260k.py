@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -95,10 +96,11 @@ def encode(text: str, tokens: dict[bytes, int], scores: list[float]) -> list[int
     """Byte pairs: of neighbours that are a token together, those with the highest score are joined first."""
     parts = [character.encode() for character in f" {text}"]
     while True:
-        pairs = [(scores[tokens[one + two]], -place) for place, (one, two) in enumerate(zip(parts, parts[1:], strict=False)) if one + two in tokens]
-        if not pairs:
+        joined = [one + two for one, two in pairwise(parts)]
+        found = [(scores[tokens[text]], -place) for place, text in enumerate(joined) if text in tokens]
+        if not found:
             break
-        place = -max(pairs)[1]
+        place = -max(found)[1]
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
     ids = [BOS]
     for part in parts:
@@ -154,8 +156,10 @@ def recipe() -> quantkit.Recipe:
         name="stories260k",
         model=network,
         data={
-            "calibration": collect([part(own, 0, CALIBRATION)]), "search": collect([part(own, CALIBRATION, WRITTEN)]), "gate": collect(real),
-        },  # fmt: skip
+            "calibration": collect([part(own, 0, CALIBRATION)]),
+            "search": collect([part(own, CALIBRATION, WRITTEN)]),
+            "gate": collect(real),
+        },
         metric="perplexity",
         max_drop="2%",
         minimize="bytes",

@@ -250,8 +250,8 @@ def _top(count: int, name: str) -> Callable[[Outputs, Any], PerItem]:
 def _agreement(outputs: Outputs, reference: Any) -> PerItem:
     """Positions of which the reference says nothing (NaN) are left out."""
     scores, others = _first(outputs, "agreement"), _as_outputs(reference)[0]
-    same = (scores.argmax(axis=-1) == others.argmax(axis=-1)) & ~np.isnan(scores).any(axis=-1)
-    return _share(same, ~np.isnan(others).any(axis=-1))
+    same = np.asarray((scores.argmax(axis=-1) == others.argmax(axis=-1)) & ~np.isnan(scores).any(axis=-1))
+    return _share(same, np.asarray(~np.isnan(others).any(axis=-1)))
 
 
 def _squared_error(outputs: Outputs, reference: Any) -> PerItem:

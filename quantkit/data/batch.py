@@ -14,7 +14,6 @@ from torch import Tensor
 from quantkit.core.errors import DataError
 from quantkit.core.metric import NO_LABEL
 
-
 PADDING_MASK = "attention_mask"  # the input that tells padding from tokens, as transformers call it
 
 

@@ -22,9 +22,9 @@ class Variant:
     """Another form of a network: the same parameters under the same names, other inputs. It is exported with the network's plan.
 
     `example`: its inputs by name; `dynamic`: by input, the axes behind the batch whose size may differ from call to call, and is at least 2
-    in the example. `typical`: inputs to compare and to time with, where those are others. `names`: what an input is called in the file, where
-    that is no name of an argument; `outputs`: what the outputs are called, in their order. Best known: the step of a decoder that is given
-    the keys and values of the tokens before.
+    in the example. `typical`: inputs to compare and to time with, where those are others. `names`: what an input is called in the file,
+    where that is no name of an argument; `outputs`: what the outputs are called, in their order. Best known: the step of a decoder that is
+    given the keys and values of the tokens before.
     """
 
     module: nn.Module

@@ -278,7 +278,12 @@ def _clips_at_zero(node: fx.Node) -> bool:
 
 
 def _layer(
-    node: fx.Node, behind: Sequence[fx.Node], module: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], taken: Mapping[str, Layer], batch: str
+    node: fx.Node,
+    behind: Sequence[fx.Node],
+    module: fx.GraphModule,
+    shapes: Mapping[str, tuple[int, ...]],
+    taken: Mapping[str, Layer],
+    batch: str,
 ) -> Layer:
     kind = LAYERS[node.target]
     weight, bias = (operand(node, place) if kind in WEIGHTED else None for place in (1, 2))

@@ -40,7 +40,7 @@ def spell_weighted(module: fx.GraphModule) -> None:
 
 def _spell_product(module: fx.GraphModule, node: fx.Node) -> None:
     """bias + x · W with parameters, as GPT-2 writes its layers: a linear layer, whose weight lies transposed."""
-    bias, x, weight = cast("tuple[fx.Node, fx.Node, fx.Node]", node.args[:3])
+    bias, _, weight = cast("tuple[fx.Node, fx.Node, fx.Node]", node.args[:3])
     readers = [one for one in module.graph.nodes if one.op == "get_attr" and one.target == weight.target]
     uses = [(user, place) for one in readers for user in one.users for place, source in enumerate(user.args) if source is one]
     if weight.op != "get_attr" or bias.op != "get_attr" or any(user.target is not ATEN.addmm.default or place != 2 for user, place in uses):

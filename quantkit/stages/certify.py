@@ -14,7 +14,7 @@ from quantkit.core.table import Interactions, Table
 from quantkit.data import KeptBatches
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import EVERYTHING, Request
-from quantkit.stages.candidates import Judge
+from quantkit.stages.candidates import Judge, first_items
 from quantkit.stages.search import measure_anchors
 
 TRAINED = 24
@@ -126,16 +126,9 @@ def _small(judge: Judge) -> Judge:
     items = judge.search.first(ITEMS)
     count = len(items)
     return replace(
-        judge, search=items, items=KeptBatches(items), labels=_first(judge.labels, count), counted=_first(judge.counted, count),
-        reference=_first(judge.reference, count), key=fingerprint(judge.key, "certificate", count),
+        judge, search=items, items=KeptBatches(items), labels=first_items(judge.labels, count), counted=first_items(judge.counted, count),
+        reference=first_items(judge.reference, count), key=fingerprint(judge.key, "certificate", count),
     )  # fmt: skip
-
-
-def _first(values: Any, count: int) -> Any:
-    """Of the first items: of arrays, or several of them."""
-    if isinstance(values, tuple):
-        return tuple(value[:count] for value in values)
-    return None if values is None else values[:count]
 
 
 def _isolated(predictor: Predictor) -> Table:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 import quantkit
@@ -27,8 +27,8 @@ from quantkit.core.errors import ContractError, SchemeError, unknown
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import FLOAT, is_float, parse_scheme
 from quantkit.core.store import fingerprint, write_atomically
-from quantkit.export.float_onnx import export_float
 from quantkit.data import Batch
+from quantkit.export.float_onnx import export_float
 from quantkit.loading import LoadedModel
 from quantkit.network.capture import capture, check_inputs
 from quantkit.network.captured import Captured

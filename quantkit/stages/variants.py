@@ -1,4 +1,4 @@
-"""The network's other forms under the plan that was found: a file each, compared with its simulation and timed beside its own float file."""
+"""The network's other forms under the plan: a file each, compared with its simulation and timed beside its own float file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def _write(
     captured = capture(variant.module, variant.example, variant.dynamic)
     graph, bank = captured.graph, _bank(captured, candidates, name)
     planned = {layer: allocation[group.name] for group in candidates.groups for layer in group.layers}
-    placement = target.place(graph, {one.name: parse_scheme(planned.get(one.name, FLOAT.name)) if one.weight else FLOAT for one in graph.layers})
+    named = {layer.name: planned.get(layer.name, FLOAT.name) if layer.weight else FLOAT.name for layer in graph.layers}
+    placement = target.place(graph, {layer: parse_scheme(scheme) for layer, scheme in named.items()})
     with write_atomically(float_file) as temporary:
         export_float(captured, temporary, target.OPSET)
     with write_atomically(final) as temporary:
@@ -87,7 +88,8 @@ def _bank(captured: Captured, candidates: Candidates, name: str) -> WeightBank:
         if not torch.equal(parameters[layer.weight], candidates.bank.parameter(str(twin.weight))):
             got = f"the weight of {layer.name} in the variant {name} is not the network's"
             raise ModelError(got, "a form of the same network", "share the modules, so that parameters have the same names and values")
-        pairs = [(captured.graph.source(mine), candidates.graph.source(theirs)) for mine, theirs in zip(layer.inputs, twin.inputs, strict=True)]
+        sides = zip(layer.inputs, twin.inputs, strict=True)
+        pairs = [(captured.graph.source(mine), candidates.graph.source(theirs)) for mine, theirs in sides]
         for mine, theirs in [*pairs, (layer.output, twin.output)]:
             if theirs in candidates.bank.activations:
                 activations[mine] = candidates.bank.activations[theirs]
