@@ -75,12 +75,17 @@ FOLDERS: Mapping[str, Callable[[], nn.Module]] = {
 NAMES = (*MODULES, *FOLDERS)
 
 
+def file_name(name: str) -> str:
+    """The name as part of a file's, and of a figure's."""
+    return name.lower().replace("/", "_").replace(" ", "_").replace("-", "_")
+
+
 def source(name: str, folder: Path) -> nn.Module | str:
     """The network: a module, or the path of a folder that is written below `folder`."""
     torch.manual_seed(0)
     if name in MODULES:
         return MODULES[name]().eval()
-    path = folder / name.lower().replace(" ", "-")
+    path = folder / file_name(name)
     FOLDERS[name]().eval().save_pretrained(path)  # type: ignore[operator]
     return str(path)
 

@@ -294,8 +294,8 @@ def can_be_kept(values: Floats, n: int, budget: float) -> bool:
 
 def looked_at(look: Mapping[str, float], items: int) -> Verdict:
     """What was measured of a candidate, `look`, as a verdict without a decision; over `items`, where it does not say how many."""
-    n, values = int(look.get("items", items)), [look[key] for key in ("float", "quantized", "drop", "low", "high")]
-    return Verdict("undecided", n, *values, None)
+    n = int(look.get("items", items))
+    return Verdict("undecided", n, look["float"], look["quantized"], look["drop"], look["low"], look["high"], None)
 
 
 def noise(verdict: Verdict) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import torch
 
 from quantkit.core.errors import ContractError, ModelError
@@ -16,6 +15,7 @@ from quantkit.core.store import write_atomically
 from quantkit.data import Batch, collect, whole
 from quantkit.export.float_onnx import export_float
 from quantkit.export.qdq import emit
+from quantkit.export.renaming import rename
 from quantkit.loading.model import Variant
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
@@ -99,13 +99,7 @@ def _bank(captured: Captured, candidates: Candidates, name: str) -> WeightBank:
 def _rename(candidates: Candidates, path: Path, graph: Graph, variant: Variant, example: Feeds) -> None:
     """Give inputs and outputs their names in the file. Raises ContractError where it then answers otherwise."""
     before = candidates.open(path, threads=1, example=example).run(example)
-    model = ir.load(path)
-    for value in model.graph.inputs:
-        value.name = variant.names.get(str(value.name), value.name)
-    for value, name in zip(model.graph.outputs, variant.outputs or graph.outputs, strict=True):
-        value.name = name
-    with write_atomically(path) as temporary:
-        ir.save(model, temporary)
+    rename(path, variant.names, variant.outputs or graph.outputs)
     renamed = {variant.names.get(name, name): array for name, array in example.items()}
     after = candidates.open(path, threads=1, example=renamed).run(renamed)
     if not all(np.array_equal(one, other) for one, other in zip(before, after, strict=True)):
