@@ -171,8 +171,8 @@ def _zoo(found: Mapping[str, float]) -> str:
     exact = [value for key, value in found.items() if key.startswith("zoo.") and key.endswith(".layers_exact")]
     all_exact, served, named = sum(value == 1 for value in exact), f"{found['zoo.served']:.0f}", f"{found['zoo.named']:.0f}"
     return (
-        f"Of {named} architectures in small, with random weights (`tests/transformer_zoo.py`), {served} are allocated and run as planned, and "
-        f"in {all_exact} every quantized layer has the bits of the simulation."
+        f"Of {named} architectures in small, with random weights (`tests/transformer_zoo.py`), {served} are allocated and run as planned, "
+        f"and in {all_exact} every quantized layer has the bits of the simulation."
     )
 
 

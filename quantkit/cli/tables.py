@@ -23,7 +23,7 @@ def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
     console.print(_comparison(result))
     console.print(_schemes(result))
     console.print(_executed(result["executed"]), markup=False)
-    for row in result["variants"]:
+    for row in result.get("variants", ()):
         console.print(_variant(row), markup=False, soft_wrap=True)
     for label, path in _files(result):
         console.print(f"{label:<12}{path}", markup=False, soft_wrap=True)

@@ -33,6 +33,8 @@ def read_texts(path: Path) -> tuple[list[str], list[str]]:
 
     Raises DataError for a file that is missing, empty or not UTF-8, and for a line without a label, by its number.
     """
+    if path.suffix not in SEPARATORS:
+        raise DataError(f"{path} for a network that wants labels", "a .tsv or .csv, a text and its label in each line", "add the labels")
     if not path.exists():
         raise DataError(f"no file {path}", "a .tsv or .csv of texts and labels", "check the path")
     separator = SEPARATORS[path.suffix]

@@ -43,16 +43,17 @@ class Step(nn.Module):
 def step_variant(network: Any) -> Variant:
     """The variant of a causal language model, which must be the module that the network itself calls `network`.
 
-    Typical inputs: one new token behind EXAMPLE_TOKENS, the keys and values of which are the network's own.
+    Typical inputs: one new token behind EXAMPLE_TOKENS (or as many as fit), the keys and values of which are the network's own.
     """
     step, generator = Step(network).eval(), torch.Generator().manual_seed(0)
-    ids = torch.randint(0, network.config.vocab_size, (2, EXAMPLE_TOKENS + 1), generator=generator)
+    past = min(EXAMPLE_TOKENS, getattr(network.config, "max_position_embeddings", EXAMPLE_TOKENS + 2) - 2)
+    ids = torch.randint(0, network.config.vocab_size, (2, past + 1), generator=generator)
     with torch.no_grad():
         layers = network(input_ids=ids[:, :-1], use_cache=True).past_key_values.layers
     tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
     cache = {f"past_{place}": tensor for place, tensor in enumerate(tensors)}
     typical = {"input_ids": ids[:, -1:], "attention_mask": torch.ones_like(ids), **cache}
-    example = {**typical, "input_ids": ids[:, -2:], "attention_mask": torch.ones(2, EXAMPLE_TOKENS + 2, dtype=torch.int64)}
+    example = {**typical, "input_ids": ids[:, -2:], "attention_mask": torch.ones(2, past + 2, dtype=torch.int64)}
     kinds = [f"{number}.{kind}" for number in range(len(layers)) for kind in ("key", "value")]
     names = {mine: f"past_key_values.{kind}" for mine, kind in zip(cache, kinds, strict=True)}
     outputs = ("logits", *(f"present.{kind}" for kind in kinds))

@@ -182,5 +182,5 @@ class Result:
             gained=Gain(**data["gained"]) if data["gained"] else None,
             refused=tuple(Refused(**row) for row in data["refused"]),
             minimize=data["minimize"],
-            variants=tuple(VariantRow.from_json(row, run) for row in data["variants"]),
+            variants=tuple(VariantRow.from_json(row, run) for row in data.get("variants", ())),
         )

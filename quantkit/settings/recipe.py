@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.core.errors import ConfigError, QuantkitError, unknown
-from quantkit.loading.model import Variant
+
+if TYPE_CHECKING:
+    from quantkit.loading.model import Variant
 
 COUNTS = ("calibration", "search", "gate", "batch_size", "threads")
 TEXTS = ("name", "keep", "target", "minimize", "sensitivity", "search_method", "observer", "rounding")
