@@ -54,6 +54,7 @@ from quantkit.stages.refused import find_alternative, search_chances
 from quantkit.stages.scores_and_costs import Costs, cost_groups, find_front, score_groups
 from quantkit.stages.search import choose, explain, measure_anchors, open_judge, search
 from quantkit.stages.stored_result import keep_result
+from quantkit.stages.variants import write_variants
 from quantkit.stages.verdict import check_bounds, report, verify_plan
 from quantkit.targets import find_target
 
@@ -198,11 +199,13 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     write_plan(bench, candidates, tables.frame, plan.allocation)
     alternative = find_alternative(tables.space, found, plan)
     verified = verify_plan(bench, request, network, candidates, plan.allocation, alternative)
+    variants = write_variants(bench, request, candidates, plan.allocation)
     bounds, explained = check_bounds(request, tables.predictor, verified), explain(request, tables.judge, tables.space, found)
     chances, confidence = search_chances(candidates, found, alternative), tables.judge.confidence
-    return report(
+    result = report(
         bench, request, candidates, tables.scores, tables.costs, found, verified, bounds, explained, certificate, chances, confidence, job
     )
+    return replace(result, variants=variants)
 
 
 def _searched(

@@ -186,7 +186,7 @@ class Bench:
         self.float_file = self.folder / "float.onnx"
         if not self.float_file.exists():
             export_float(self.captured, self.float_file, ort_cpu.OPSET)
-        ranges = calibrate(self.captured, [self.inputs])
+        ranges = calibrate(self.captured, [Batch(dict(self.inputs))])
         state = dict(self.captured.module.named_parameters(remove_duplicate=False))
         self.bank = WeightBank(self.graph, state, ranges.qparams(self.observer, self.graph), ort_cpu.product_rows)
 

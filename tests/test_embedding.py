@@ -161,3 +161,31 @@ def test_other_targets_keep_it_float_or_half(work: Bench, target: object) -> Non
     groups = target.groups(work.graph, target.check_schemes([*target.SCHEMES]))  # type: ignore[attr-defined]
     (group,) = [group for group in groups if table(work).name in group.layers]
     assert {parse_scheme(scheme).is_float for scheme in group.schemes} == {True}
+
+class Words(nn.Module):
+    """Words → scores of the next one, by the table itself, for each place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.mix = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(F.gelu(self.mix(self.words(ids))))
+
+
+@pytest.mark.parametrize("scheme", ["w8d8", "w4d8", "w5d8", "c4d8", "w8a8", "w8a32", "w4a32", "w5a32", "w16a32"])
+def test_a_table_that_is_a_matrix_too_lies_in_the_file_once(scheme: str, tmp_path: Path) -> None:
+    inputs = {"ids": ids()}
+    work = Bench(capture(build(Words), inputs), inputs, tmp_path)
+    placement = work.place(dict.fromkeys((layer.name for layer in work.graph.layers), scheme))
+    path, emitted = work.emit(placement)
+    assert work.executed(path, placement).mismatches == ()
+    large = [entry.name for entry in onnx.load(path).graph.initializer if np.prod(entry.dims) >= VOCABULARY * WIDTH * 0.45]
+    assert len(large) == 1, large
+    parity = work.parity(path, placement, emitted) if scheme.endswith("a8") else None
+    assert parity is None or parity.layers_exact == 1.0
+    plain, _ = work.emit(work.place({}), "plain.onnx")
+    promised = promised_bytes(plain.stat().st_size, work.graph, placement, ort_cpu.weight_bytes)
+    assert abs(promised - path.stat().st_size) < 0.05 * path.stat().st_size

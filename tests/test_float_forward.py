@@ -8,6 +8,7 @@ import toys
 from torch import Tensor
 
 from quantkit.core.graph import Layer
+from quantkit.data import Batch
 from quantkit.network.captured import Captured
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity.passes.curvature import differentiable
@@ -98,7 +99,7 @@ def moved_by(captured: Captured, inputs: dict[str, Tensor], where: tuple[str, in
 def test_gradients_are_of_that_edge_alone(box: toys.Toybox, where: tuple[str, int] | str) -> None:
     inputs, cotangent = inputs_of(box), torch.randn(8, toys.CLASSES)
     with differentiable(box.captured.module, []):
-        recorded = record(box.captured, inputs)
+        recorded = record(box.captured, Batch(inputs))
         site = next(site for site in recorded.sites if site.layer.name == (where if isinstance(where, str) else where[0]))
         tensor = site.output if isinstance(where, str) else site.inputs[where[1]]
         (found,) = recorded.gradients([cotangent], [tensor])
@@ -117,7 +118,7 @@ def test_a_shift_moves_the_outputs_and_is_a_constant_to_gradients(box: toys.Toyb
         return move.expand_as(output) if layer.name == "down" else None
 
     with differentiable(box.captured.module, []):
-        recorded = record(box.captured, inputs, shift)
+        recorded = record(box.captured, Batch(inputs), shift)
         wanted = moved_by(box.captured, inputs, "down", move)
 
     torch.testing.assert_close(recorded.outputs[0], wanted)

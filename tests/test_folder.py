@@ -194,3 +194,71 @@ def test_quotation_marks_stand_for_themselves_beside_a_tab(tmp_path: Path) -> No
     (tmp_path / "quotes.csv").write_text('"good, bad",0\n')
     assert read_texts(tmp_path / "quotes.tsv") == (['"good" film'], ["1"])
     assert read_texts(tmp_path / "quotes.csv") == (["good, bad"], ["0"])
+
+
+@pytest.fixture(scope="module")
+def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal language model of random weights with the same dozen words."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt"
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=len(VOCABULARY), n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=3
+    )
+    transformers.GPT2LMHeadModel(config).eval().save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def texts(path: Path, count: int = 120) -> Path:
+    random = np.random.default_rng(0)
+    path.write_text("\n\n".join(" ".join(random.choice(WORDS, 4 + row % 30)) for row in range(count)) + "\n")
+    return path
+
+
+def test_texts_alone_are_labelled_by_their_next_tokens(gpt: Path, tmp_path: Path) -> None:
+    request = resolve(str(gpt), Arguments(data=texts(tmp_path / "texts.txt"), metric="perplexity", max_drop="5%"))
+    for split in (request.splits.calibration, request.splits.search, request.splits.gate):
+        for place in range(len(split)):
+            item = split.item(place)
+            ids, mask, labels = item.inputs["input_ids"], item.inputs["attention_mask"].bool(), item.label
+            assert len(ids) == 16 and labels is not None
+            count = int(mask.sum())
+            assert count >= 2 and labels[: count - 1].tolist() == ids[1:count].tolist() and (labels[count - 1 :] == -100).all()
+
+
+def test_long_texts_are_cut_into_windows_and_nothing_is_lost(gpt: Path) -> None:
+    text = " ".join(WORDS * 5)  # forty words and two signs
+    windows = folders.tokenize_windows(gpt, [text, "good film"], 8)
+    assert windows["input_ids"].shape == (7, 8) and windows["attention_mask"].sum(dim=1).tolist() == [8, 8, 8, 8, 8, 2, 4]
+    joined = windows["input_ids"][:6][windows["attention_mask"][:6].bool()].tolist()
+    assert joined == [VOCABULARY.index(word) for word in ("[CLS]", *WORDS * 5, "[SEP]")]
+
+
+def test_a_language_model_gets_a_decoder(gpt: Path, tmp_path: Path) -> None:
+    result = quantkit.allocate(
+        str(gpt), data=texts(tmp_path / "texts.txt"), metric="perplexity", max_drop="50%", certificate=0, minimize="bytes",
+        schemes="w8a32,fp32", run=tmp_path / "run",
+    )  # fmt: skip
+    assert [row.name for row in result.variants] == ["decoder"] and (tmp_path / "run" / "decoder.onnx").is_file()
+    assert result.executed.as_planned and result.variants[0].as_planned
+
+
+def test_texts_for_a_language_model_bring_no_labels(gpt: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"for a network that continues texts; wanted a \.txt with a text in each line"):
+        resolve(str(gpt), Arguments(data=sentences(tmp_path / "data.tsv"), metric="perplexity", max_drop="5%"))
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(DataError, match="has no lines"):
+        resolve(str(gpt), Arguments(data=tmp_path / "empty.txt", metric="perplexity", max_drop="5%"))
+
+
+def test_texts_without_labels_are_for_language_models(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a text and its label"):
+        resolve(str(bert), Arguments(data=texts(tmp_path / "texts.txt"), max_drop=5.0))
+
+
+def test_an_encoder_of_two_is_loaded_alone(tmp_path: Path) -> None:
+    config = transformers.T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    transformers.T5EncoderModel(config).eval().save_pretrained(tmp_path / "t5")
+    module = load_model(str(tmp_path / "t5")).module
+    assert module is not None and not any("decoder" in name for name, _ in module.named_parameters())

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from test_folding import IMAGE, unlifted, written
 from torch import Tensor, fx, nn
 
+from quantkit.network.capture import capture
 from quantkit.network.folding import ATEN, bounds
 from quantkit.network.normalize import simplify
+from quantkit.targets import ort_cpu
 
 
 def test_what_is_computed_twice_is_merged() -> None:
@@ -113,3 +115,70 @@ def test_a_sigmoid_beside_a_silu_is_computed_once() -> None:
     module = unlifted(written(lambda m, x: F.silu(x) + torch.sigmoid(x))(), IMAGE)
     simplify(module)
     assert len(module.graph.find_nodes(op="call_function", target=ATEN.sigmoid.default)) == 1
+
+
+class Attention(nn.Module):
+    """torch.nn's own, which turns tokens first, and ends in a linear layer over all tokens of all items in a row."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.attend, self.head = nn.MultiheadAttention(16, 4, batch_first=batch_first), nn.Linear(16, 3)
+        self.batch_first = batch_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = x if self.batch_first else x.transpose(0, 1)
+        y = self.attend(given, given, given, need_weights=False)[0]
+        return self.head(y if self.batch_first else y.transpose(0, 1))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_layers_over_tokens_have_items_first(batch_first: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Attention(batch_first).eval(), torch.randn(3, 5, 16)
+    captured = capture(model, {"x": x})
+    linear = [layer for layer in captured.graph.layers if layer.kind == "linear"]
+    assert len(linear) == 3 and all(layer.item_first and layer.output_shape[0] == 5 for layer in linear)
+    with torch.no_grad():
+        torch.testing.assert_close(captured.module(x), model(x))
+    turns = [node for node in captured.module.graph.nodes if node.target is ATEN.transpose.int and sorted(node.args[1:]) == [0, 1]]
+    assert sum(node.args[0] in turns for node in captured.module.graph.nodes if node.target is ATEN.linear.default) <= 1  # what was attended
+
+
+class Transposed(nn.Module):
+    """x · W + b with W lying as GPT-2's layers have it; with `shared`, W is read in another way too."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(6))
+        self.shared = shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.addmm(self.bias, x.view(-1, 8), self.weight).view(*x.shape[:2], 6)
+        return y + self.weight.sum() if self.shared else y
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_product_with_a_transposed_weight_is_a_linear_layer(shared: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Transposed(shared).eval(), torch.randn(3, 5, 8)
+    before = model.weight.detach().clone()
+    captured = capture(model, {"x": x})
+    linear = [layer for layer in captured.graph.layers if layer.kind == "linear"]
+    if shared:
+        assert not linear
+    else:
+        (layer,) = linear
+        assert layer.weight_shape == (6, 8) and layer.output_shape == (5, 6) and layer.item_first and layer.bias is not None
+    with torch.no_grad():
+        torch.testing.assert_close(captured.module(x), model(x))
+    assert torch.equal(model.weight, before)
+
+
+def test_rows_of_windows_are_not_items() -> None:
+    """Several rows an item: then a range for each row is not that of a call, and the layer may not quantize in each call."""
+    model = written(lambda m, x: m.layer(x.reshape(-1, 2, 4)).reshape(x.shape[0], -1), layer=nn.Linear(4, 4))()
+    captured = capture(model, {"x": torch.randn(2, 4, 2, 4)})
+    (layer,) = (layer for layer in captured.graph.layers if layer.kind == "linear")
+    assert not layer.item_first
+    (group,) = (one for one in ort_cpu.groups(captured.graph, ort_cpu.check_schemes(["w8a8", "w8d8"])) if layer.name in one.layers)
+    assert "w8d8" not in group.schemes and "w8a8" in group.schemes

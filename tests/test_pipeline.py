@@ -127,10 +127,10 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     found = Spy()
     evaluate = evaluation.evaluate
 
-    def spied(session: Any, subset: Any, batch_size: int) -> Any:
+    def spied(session: Any, subset: Any, batch_size: int, *early: Any) -> Any:
         found.evaluated.append(session.path.name)
         found.batch_sizes.add(batch_size)
-        return evaluate(session, subset, batch_size)
+        return evaluate(session, subset, batch_size, *early)
 
     for room in (candidates, search, verdict):
         monkeypatch.setattr(room, "evaluate", spied)
@@ -156,6 +156,7 @@ SHAPES: dict[str, Any] = {
     "certificate": (dict, type(None)),
     "executed": {"as_planned": bool, "int8": int, "float": int, "int8_macs": float, "mismatches": list},
     "simulation": {"items": int, "agreement": float, "exact": float, "layers_exact": float},
+    "variants": list,
     "files": {"onnx": str, "float_onnx": str, "session": (str, type(None)), "alternative": (str, type(None))},
     "seconds": dict, "environment": dict, "fingerprint": str, "notes": (list, type(None)),
 }  # fmt: skip
@@ -647,7 +648,7 @@ def test_the_batch_size_reaches_the_files_and_calibration(tmp_path: Path, spy: S
 
     def spied(captured: Any, batches: Any) -> Any:
         listed = list(batches)
-        sizes.update(len(batch["x"]) for batch in listed)
+        sizes.update(batch.size for batch in listed)
         return calibrate(captured, listed)
 
     monkeypatch.setattr("quantkit.stages.network.calibrate", spied)

@@ -252,7 +252,7 @@ def test_what_a_bank_has_rounded_another_takes() -> None:
     inputs = NETWORKS["inception"][1]()
     moments = second_moments(network, [Batch(inputs)], lambda _: None)
     state = dict(network.module.named_parameters(remove_duplicate=False))
-    activations = calibrate(network, [inputs]).qparams("minmax", network.graph)
+    activations = calibrate(network, [Batch(inputs)]).qparams("minmax", network.graph)
     first = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounding=round_gptq, moments=moments)
     schemes = [parse_scheme(name) for name in ("w4a8", "w8a8", "w8a32", "c4a8", "w4g16a8", "w16a32", "fp32")]
     wanted = [(layer, scheme) for layer in network.graph.layers if layer.weight for scheme in schemes]
@@ -270,7 +270,7 @@ def test_alignment_says_how_far_the_error_meets_the_inputs() -> None:
     network = captured("residual")
     inputs = images()
     state = dict(network.module.named_parameters(remove_duplicate=False))
-    activations = calibrate(network, [inputs]).qparams("minmax", network.graph)
+    activations = calibrate(network, [Batch(inputs)]).qparams("minmax", network.graph)
     moments = second_moments(network, [Batch(inputs)], lambda _: None)
     same = {name: torch.eye(value.shape[1]).expand_as(value) for name, value in moments.items()}
     layer = next(layer for layer in network.graph.layers if layer.name == "two")
@@ -347,7 +347,7 @@ def test_bell_shaped_weights_lose_less_under_a_codebook_and_zeros_stay_zero() ->
 def test_weights_of_a_float_layer_may_saturate_in_pairs_since_nothing_adds_them_so() -> None:
     network = captured("residual")
     state = dict(network.module.named_parameters(remove_duplicate=False))
-    activations = calibrate(network, [images()]).qparams("minmax", network.graph)
+    activations = calibrate(network, [Batch(images())]).qparams("minmax", network.graph)
     bank = WeightBank(network.graph, state, activations, ort_cpu.product_rows)
     layer, scheme = network.graph.layer("two"), parse_scheme("w8a32")
     free = bank.weight(layer, spec(8), in_float=True)

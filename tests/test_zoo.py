@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformer_zoo
 from networks import Bench
 from torch import Tensor, nn
 
+import quantkit
 from quantkit.network.capture import capture
 
 models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
@@ -81,3 +83,16 @@ def test_a_deployed_network_runs_as_planned(name: str, tmp_path: Path) -> None:
     if REPORT in os.environ:
         with Path(os.environ[REPORT]).open("a") as file:
             file.write(json.dumps({"network": name, "layers": len(work.graph.layers), "uniform_int8_macs": shares[0]}) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", transformer_zoo.NAMES)
+def test_a_transformer_is_allocated_and_runs_as_planned(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    result = quantkit.allocate(
+        transformer_zoo.source(name, tmp_path), data=[quantkit.Batch(transformer_zoo.inputs(name))], metric="agreement", max_drop=20.0,
+        certificate=0, minimize="bytes", schemes="w8d8,w8a8,w4a32,fp32", run=tmp_path / "run",
+    )  # fmt: skip
+    assert result.executed.as_planned and result.simulation.layers_exact == 1.0
+    assert result.bytes["ratio"] < 0.6
+    assert all(row.as_planned and row.layers_exact == 1.0 for row in result.variants)

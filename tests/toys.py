@@ -116,7 +116,7 @@ def unpack(model: nn.Module | ExportedProgram, schemes: Sequence[str] = SCHEMES,
 def calibrated(captured: Captured, items: Subset, schemes: Sequence[str] = SCHEMES, observer: str = "minmax") -> Toybox:
     """Any captured network on items of its own."""
     groups = find_groups(captured.graph, Options(schemes=tuple(schemes)))
-    ranges = calibrate(captured, [dict(batch.inputs) for batch in network_batches(captured.graph, items, 8)])
+    ranges = calibrate(captured, network_batches(captured.graph, items, 8))
     state = {name: value.detach() for name, value in captured.module.named_parameters(remove_duplicate=False)}
     bank = WeightBank(captured.graph, state, ranges.qparams(observer, captured.graph), ort_cpu.product_rows)
     return Toybox(captured, groups, bank, items)

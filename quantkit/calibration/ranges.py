@@ -14,6 +14,7 @@ from quantkit.calibration.observers import ACTIVATION, Observed, observe, read_r
 from quantkit.core.graph import Graph
 from quantkit.core.numerics.affine import QParams, choose_qparams, fit_average
 from quantkit.core.spec import QuantSpec
+from quantkit.data.batch import Batch, of_tokens
 from quantkit.network.captured import Captured
 
 
@@ -80,18 +81,25 @@ def observed_tensors(graph: Graph) -> set[str]:
 
 
 @torch.no_grad()
-def calibrate(captured: Captured, batches: Iterable[Mapping[str, Tensor]]) -> Ranges:
-    """Run the float network over `batches` and observe every tensor of `observed_tensors`, in memory that does not grow with the data."""
+def calibrate(captured: Captured, batches: Iterable[Batch]) -> Ranges:
+    """Run the float network over `batches` and observe every tensor of `observed_tensors`, in memory that does not grow with the data.
+
+    What a network computes of padding is not observed, where a tensor has a row for each token.
+    """
     wanted = observed_tensors(captured.graph)
     seen: dict[str, Observed] = {}
 
     class Watch(fx.Interpreter):
+        counted: Tensor | None = None
+
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if n.name in wanted:
-                seen[n.name] = observe(seen.get(n.name), value)
+                seen[n.name] = observe(seen.get(n.name), of_tokens(value, self.counted))
             return value
 
     for batch in batches:
-        Watch(captured.module).run(*[batch[name] for name in captured.graph.inputs])
+        watch = Watch(captured.module)
+        watch.counted = batch.counted
+        watch.run(*[batch.inputs[name] for name in captured.graph.inputs])
     return Ranges(seen)

@@ -23,6 +23,8 @@ def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
     console.print(_comparison(result))
     console.print(_schemes(result))
     console.print(_executed(result["executed"]), markup=False)
+    for row in result.get("variants", ()):
+        console.print(_variant(row), markup=False, soft_wrap=True)
     for label, path in _files(result):
         console.print(f"{label:<12}{path}", markup=False, soft_wrap=True)
 
@@ -163,6 +165,16 @@ def _executed(executed: Mapping[str, Any]) -> str:
     if executed["as_planned"]:
         return f"\nThe runtime runs every layer as planned; {share}.\n"
     return f"\nThe runtime does not run these as planned: {named([str(mismatch) for mismatch in executed['mismatches']])}; {share}.\n"
+
+
+def _variant(row: Mapping[str, Any]) -> str:
+    """Another form of the network: what its file takes of its own float file, and how exact it is."""
+    latency, time = row["latency"], ""
+    if latency:
+        time = f", {latency['ratio']:.2f} of its time ({latency['quantized_ms']:.3g} ms a call)"
+    differs = "" if row["exact"] == 1 else f"; {100 * (row['layers_exact'] or 0):.1f} % of its layers compute the simulation's codes"
+    planned = "as planned" if row["as_planned"] else "not as planned"
+    return f"{row['name']}.onnx: {row['bytes_ratio']:.2f} of its float file's bytes{time}; it runs {planned}{differs}"
 
 
 def _files(result: Mapping[str, Any]) -> list[tuple[str, str]]:

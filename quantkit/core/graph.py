@@ -21,7 +21,8 @@ class Layer:
     """One operation. Shapes leave the batch axis out; `macs` are multiply-accumulates for one item.
 
     An embedding reads indices, which are no activation: it has no inputs. `weight_axis` is the axis of the output channels (of an
-    embedding's table the rows). `activation` names the functions absorbed behind the operation, in order.
+    embedding's table the rows). `item_first`: whether the first axis of what it reads is the items, and not, as of windows of a
+    picture, several rows an item. `activation` names the functions absorbed behind the operation, in order.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Layer:
     output_shape: tuple[int, ...] = ()
     groups: int = 1
     macs: int = 0
+    item_first: bool = True
 
     @property
     def is_table(self) -> bool:

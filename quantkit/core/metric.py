@@ -27,6 +27,7 @@ Index = NDArray[np.int64]
 PerItem = NDArray[np.float64]
 
 POINTS = "points"
+NO_LABEL = -100  # of a position that has none
 # Equal outputs have no finite ratio. So `--max-drop 60` asks for at least 40 dB.
 PSNR_OF_EQUALS_DB = 100.0
 
@@ -37,7 +38,8 @@ class Metric:
 
     With reference "float" the labels handed to both are the float model's outputs. `curvature` is the metric of the output space
     that interactions are taken in: "softmax" for class scores, "identity" for plain values. `source` is the text of a user's own
-    function, so that a changed one is another metric.
+    function, so that a changed one is another metric. `prepare`, where given, is `function` in two steps: what it takes of the outputs
+    once, and what it then says of an index.
     """
 
     name: str
@@ -48,6 +50,13 @@ class Metric:
     reference: Literal["labels", "float"] = "labels"
     curvature: Literal["softmax", "identity"] = "softmax"
     source: str = ""
+    prepare: Callable[[Outputs, Any], Callable[[Index], float]] | None = None
+
+    def scorer(self, outputs: Outputs, labels: Any) -> Callable[[Index], float]:
+        """`score` of these outputs, for whoever asks for many indices."""
+        if self.prepare is None or labels is None:
+            return lambda index: self.score(outputs, labels, index)
+        return self.prepare(outputs, labels)
 
     def score(self, outputs: Outputs, labels: Any, index: Index | None = None) -> float:
         """The value over the items of `index`, or over all. Raises MetricError where labels are missing, or the value is not finite."""
@@ -69,6 +78,14 @@ class Budget:
     def points(self, float_score: float) -> float:
         """The budget in the metric's own unit."""
         return self.value if self.kind == "absolute" else abs(float_score) * self.value / 100
+
+
+def unpadded(outputs: Outputs, counted: NDArray[np.bool_] | None, value: float = 0.0) -> Outputs:
+    """Outputs [items, tokens, …] with `value` where a token does not count; others as they are. `counted` has shape [items, tokens]."""
+    if counted is None:
+        return outputs
+    fits = [output.ndim == 3 and output.shape[:2] == counted.shape for output in outputs]
+    return tuple(np.where(counted[..., None], out, np.float32(value)) if fit else out for out, fit in zip(outputs, fits, strict=True))
 
 
 def divergence(reference: Outputs, outputs: Outputs, curvature: Literal["softmax", "identity"]) -> float:
@@ -209,8 +226,11 @@ def _first(outputs: Outputs, name: str) -> NDArray[Any]:
     return outputs[0]
 
 
-def _share(right: NDArray[np.bool_]) -> PerItem:
-    return np.asarray(100.0 * right.reshape(len(right), -1).mean(axis=1), dtype=np.float64)
+def _share(right: NDArray[np.bool_], known: NDArray[np.bool_]) -> PerItem:
+    """In percent of the positions that are known; where an item has none, nothing can be wrong."""
+    right, known = ((values.reshape(len(values), -1)) for values in (right | ~known, known))
+    wrong = (~right).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    return np.asarray(100.0 * (1.0 - wrong), dtype=np.float64)
 
 
 def _top(count: int, name: str) -> Callable[[Outputs, Any], PerItem]:
@@ -221,28 +241,31 @@ def _top(count: int, name: str) -> Callable[[Outputs, Any], PerItem]:
             raise MetricError(got, f"labels {list(scores.shape[:-1])} for {name}", "pass class labels, or another metric")
         # A stable order breaks ties as argmax does; NaN beats no class, so that a network that gives NaN is never right.
         best = np.argsort(-scores, axis=-1, kind="stable")[..., :count] if count > 1 else scores.argmax(axis=-1)[..., None]
-        return _share((best == wanted[..., None]).any(axis=-1) & ~np.isnan(scores).any(axis=-1))
+        known = wanted != NO_LABEL if wanted.ndim > 1 else np.ones(wanted.shape, bool)
+        return _share((best == wanted[..., None]).any(axis=-1) & ~np.isnan(scores).any(axis=-1), known)
 
     return per_item
 
 
 def _agreement(outputs: Outputs, reference: Any) -> PerItem:
+    """Positions of which the reference says nothing (NaN) are left out."""
     scores, others = _first(outputs, "agreement"), _as_outputs(reference)[0]
-    return _share((scores.argmax(axis=-1) == others.argmax(axis=-1)) & ~np.isnan(scores).any(axis=-1))
+    same = np.asarray((scores.argmax(axis=-1) == others.argmax(axis=-1)) & ~np.isnan(scores).any(axis=-1))
+    return _share(same, np.asarray(~np.isnan(others).any(axis=-1)))
 
 
 def _squared_error(outputs: Outputs, reference: Any) -> PerItem:
-    """Per item, the mean over all outputs' elements."""
+    """Per item, the mean over all outputs' elements, save those of which the reference says nothing (NaN)."""
     pairs = zip(outputs, _as_outputs(reference), strict=True)
     errors = [np.square(mine.astype(np.float64) - other).reshape(len(mine), -1) for mine, other in pairs]
-    return np.asarray(np.concatenate(errors, axis=1).mean(axis=1), dtype=np.float64)
+    return np.asarray(np.nanmean(np.concatenate(errors, axis=1), axis=1), dtype=np.float64)
 
 
 def _psnr(outputs: Outputs, reference: Any, index: Index) -> float:
     """10 log10(peak² / mean squared error), in dB; the peak is the range of the reference over all items, whatever the index."""
     references = _as_outputs(reference)
     error = float(_squared_error(tuple(o[index] for o in outputs), tuple(r[index] for r in references)).mean())
-    peak = max(float(r.max()) for r in references) - min(float(r.min()) for r in references)
+    peak = max(float(np.nanmax(r)) for r in references) - min(float(np.nanmin(r)) for r in references)
     return PSNR_OF_EQUALS_DB if error == 0 or peak == 0 else min(PSNR_OF_EQUALS_DB, 10 * float(np.log10(peak**2 / error)))
 
 
@@ -258,16 +281,27 @@ def _spearman(outputs: Outputs, labels: Any, index: Index) -> float:
 
 
 def _perplexity(outputs: Outputs, labels: Any, index: Index) -> float:
+    return _likelihoods(outputs, labels)(index)
+
+
+def _likelihoods(outputs: Outputs, labels: Any) -> Callable[[Index], float]:
     """exp of the mean negative log-likelihood of the labels, in nats, over all positions whose label is not negative."""
-    scores, wanted = _first(outputs, "perplexity")[index], np.asarray(labels)[index]
+    scores, wanted = _first(outputs, "perplexity"), np.asarray(labels)
     if scores.shape[:-1] != wanted.shape:
         got = f"labels of shape {list(np.shape(labels))} for outputs of shape {list(outputs[0].shape)}"
         raise MetricError(got, f"the next token of each position, {list(outputs[0].shape[:-1])}", "pass them as labels; -100 for padding")
-    known = wanted >= 0
-    if not known.any():
-        raise MetricError("no position with a label for metric perplexity", "labels of at least 0", "-100 is for padding alone")
-    likelihood = np.take_along_axis(_log_softmax(scores), np.maximum(wanted, 0)[..., None].astype(np.int64), axis=-1)[..., 0]
-    return float(np.exp(-likelihood[known].mean()))
+    losses, known = np.zeros(len(scores)), (wanted >= 0).reshape(len(wanted), -1)
+    for item, (rows, classes) in enumerate(zip(scores, wanted, strict=True)):  # one by one, as float64 takes twice the room
+        likelihood = np.take_along_axis(_log_softmax(rows), np.maximum(classes, 0)[..., None].astype(np.int64), axis=-1)[..., 0]
+        losses[item] = -likelihood[classes >= 0].sum()
+    counts = known.sum(axis=1)
+
+    def of(index: Index) -> float:
+        if not counts[index].any():
+            raise MetricError("no position with a label for metric perplexity", "labels of at least 0", "-100 is for padding alone")
+        return float(np.exp(losses[index].sum() / counts[index].sum()))
+
+    return of
 
 
 def _as_outputs(reference: Any) -> Outputs:
@@ -291,5 +325,5 @@ METRICS = {
     "mse": Metric("mse", "mean squared error", False, _mean_of(_squared_error), _squared_error, "float", "identity"),
     "psnr": Metric("psnr", "dB", True, _psnr, None, "float", "identity"),
     "spearman": Metric("spearman", "Spearman points", True, _spearman, None, "labels", "identity"),
-    "perplexity": Metric("perplexity", "perplexity", False, _perplexity),
+    "perplexity": Metric("perplexity", "perplexity", False, _perplexity, prepare=_likelihoods),
 }

@@ -14,7 +14,7 @@ A ratio of paired timings is decided in the same words (`decide_ratio`), and wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil, hypot, inf, isfinite, sqrt
 from statistics import NormalDist
@@ -290,6 +290,12 @@ def can_be_kept(values: Floats, n: int, budget: float) -> bool:
     """
     step = _step(values, values)
     return not step or budget >= step or (1 - budget / step) ** n <= ERROR_RATE
+
+
+def looked_at(look: Mapping[str, float], items: int) -> Verdict:
+    """What was measured of a candidate, `look`, as a verdict without a decision; over `items`, where it does not say how many."""
+    n = int(look.get("items", items))
+    return Verdict("undecided", n, look["float"], look["quantized"], look["drop"], look["low"], look["high"], None)
 
 
 def noise(verdict: Verdict) -> float:

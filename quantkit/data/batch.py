@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.core.errors import DataError
+from quantkit.core.metric import NO_LABEL
+
+PADDING_MASK = "attention_mask"  # the input that tells padding from tokens, as transformers call it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +38,12 @@ class Batch:
     def size(self) -> int:
         """How many items it holds."""
         return len(next(iter(self.inputs.values())))
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Which tokens count, bool [items, tokens]: `mask`, or else the input PADDING_MASK; None where all do."""
+        found = self.inputs.get(PADDING_MASK) if self.mask is None else self.mask
+        return None if found is None or found.dim() != 2 else found.bool()
 
 
 class Dataset(Protocol):
@@ -86,14 +95,27 @@ def bind(inputs: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor
     )
 
 
+def of_tokens(values: Tensor, counted: Tensor | None) -> Tensor:
+    """The rows of tokens that count, [tokens, …], where `values` has a row for each token; all of `values` otherwise.
+
+    Behind a matrix product the first axis may be both, items and tokens.
+    """
+    if counted is None or values.dim() < 2:
+        return values
+    if values.dim() > 2 and values.shape[:2] == counted.shape:
+        return values[counted]
+    return values[counted.flatten()] if len(values) == counted.numel() and counted.shape[1] > 1 else values
+
+
 def check_labels(labels: NDArray[Any], classes: int, of: str = "") -> None:
     """Raises DataError where a class label is not an integer or lies outside 0..classes-1, naming the first such item.
 
-    `labels` has shape [items, …]; `of` says behind the item's number where it is counted.
+    `labels` has shape [items, …]; with a label for each position, NO_LABEL is none. `of` says behind the item's number where it is counted.
     """
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"labels{of} of type {labels.dtype}", f"whole class numbers 0..{classes - 1}", "store class labels as integers")
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    known = labels != NO_LABEL if labels.ndim > 1 else np.ones(labels.shape, bool)
+    wrong = np.flatnonzero(known & ((labels < 0) | (labels >= classes)))
     if wrong.size:
         item = np.unravel_index(wrong[0], labels.shape)[0]
         got = f"item {item}{of} has label {labels.flat[wrong[0]]}" + (f" ({wrong.size} labels are out of range)" if wrong.size > 1 else "")

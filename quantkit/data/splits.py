@@ -16,6 +16,7 @@ from quantkit.core.errors import DataError, unknown
 from quantkit.data.batch import Batch, Dataset, Item, stack
 
 KEPT_BYTES = 512 << 20
+COUNTED_AT_ONCE = 64
 
 CALIBRATION_SHARE = 0.2
 CALIBRATION_LIMIT = 512
@@ -64,6 +65,13 @@ class Subset:
                 "add the missing labels, or leave all out",
             )
         return np.stack(present) if present else None
+
+    def counted(self) -> NDArray[np.bool_] | None:
+        """Which tokens of each item count, [items, tokens]; None where all do."""
+        if not len(self) or stack([self.item(0)]).counted is None:
+            return None
+        found = [batch.counted for batch in self.batches(COUNTED_AT_ONCE)]
+        return np.concatenate([rows.numpy() for rows in found if rows is not None])
 
     def digests(self) -> tuple[str, ...]:
         """The content hash of every item, in order."""

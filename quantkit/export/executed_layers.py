@@ -30,6 +30,7 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "global_pool": ("ReduceMean", "GlobalAveragePool", "QLinearGlobalAveragePool"),
 }  # fmt: skip
 TAKEN_IN = ("add", "sigmoid", "leaky_relu")  # a float kernel in front may take these in (a SiLU's product takes its sigmoid in)
+GONE = (*TAKEN_IN, "mul")  # of these nothing may be left in float: the runtime has kernels for GELU and norms that are spelt out
 # The runtime's passes rename what they move: node_conv2d_5_token_50, relu_7_nchwc, conv2d_pre_q; _product is our own.
 PREFIX = "fused "
 SUFFIX = re.compile(r"(_token_\d+|_nchwc|_product|_sums|_call|_pre_q|/\w+Fusion\S*|_quant|_QuantizeLinear)+$")
@@ -75,14 +76,14 @@ def find_owner(graph: Graph) -> Callable[[str, str], str | None]:
 
 
 def read_executed(optimized: Path, graph: Graph, placement: Placement) -> Executed:
-    """Compare the optimised graph with the placement. A layer whose node is gone is a mismatch, save one of TAKEN_IN in float."""
+    """Compare the optimised graph with the placement. A layer whose node is gone is a mismatch, save one of GONE in float."""
     found = _kinds(optimized, graph)
     precisions: dict[str, Precision] = {}
     mismatches = []
     for layer in graph.layers:
         planned: Precision = "int8" if layer.name in placement.int8 else "float"
         kind = found.get(layer.name)
-        if kind is None and layer.kind in TAKEN_IN and planned == "float":
+        if kind is None and layer.kind in GONE and planned == "float":
             kind = "Conv"
         if kind is None:
             mismatches.append(f"{layer.name}: planned {planned}, not found in the runtime's graph")

@@ -30,7 +30,7 @@ def promised_bytes(plain_bytes: int, graph: Graph, placement: Placement, weight_
     total -= POOLED * sum(layer.kind == "global_pool" and layer.name in placement.outputs for layer in graph.layers)
     total += sum(_quantizing_in_call(graph, placement))
     shared: dict[str, int] = {}  # constants that several layers read
-    counted = set[str]()
+    counted, tables = set[str](), {layer.weight for layer in graph.layers if layer.is_table and placement.made}
     for layer in graph.layers:
         scheme = placement.schemes.get(layer.name) or placement.stored.get(layer.name) or placement.dynamic.get(layer.name)
         if not layer.weight or not scheme:
@@ -38,6 +38,10 @@ def promised_bytes(plain_bytes: int, graph: Graph, placement: Placement, weight_
         reading = _reading_rows if layer.is_table else _reading_in_call if scheme.is_dynamic else _reading
         total += reading(layer, scheme) + sum(_unpacking(layer, scheme, placement))
         shared |= _shared(layer, scheme, placement)
+        if layer.weight in tables and layer.kind == "linear" and len(layer.output_shape) > 1:  # its float weight lies there, transposed
+            total += _node("Transpose", FOLDED, FOLDED, FOLDED) - 4 * layer.weight_count - _constant(len(layer.weight), 2)
+            if not scheme.is_float:  # the product wants its scales in one axis, the table in two
+                total += 4 * layer.weight_shape[0] + _constant(len(layer.weight) + len("_w8_scale_2"), 1)
         if layer.weight not in counted:
             counted.add(layer.weight)
             total += weight_bytes(layer, scheme) - weight_bytes(layer, FLOAT) + _constants(layer, scheme, placement)

@@ -22,7 +22,7 @@ from quantkit.export.editor import Editor, array_of, code_type, read
 from quantkit.export.float16 import compute_in_half
 from quantkit.export.float_onnx import product_name
 from quantkit.export.storage import from_half, make_codes, make_float
-from quantkit.quantization.weights import WeightBank
+from quantkit.quantization.weights import QuantizedWeight, WeightBank
 from quantkit.targets.placement import Barrier, Placement, Slot
 
 LOWEST = np.array(-3e38, np.float32)  # max(x, this) is x, and no pattern of the runtime sees through it
@@ -45,6 +45,7 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
     model = ir.load(float_file)
     editor = Editor(model.graph)
     layers = [layer for layer in graph.layers if layer.name in placement.schemes]
+    tied = frozenset(str(layer.weight) for layer in graph.layers if layer.is_table and placement.made)
     islands = {node: layer.name in (placement.float32 or ()) for layer in graph.layers for node in _nodes(editor, layer)}
     for layer in layers:
         if layer.kind == "global_pool" and isinstance(placement.schemes[layer.name].activations, QuantSpec):
@@ -55,14 +56,15 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
     for layer in layers:
         _quantize_inputs(editor, layer, placement, bank)
         if layer.weight:
-            _store_weight(editor, layer, placement, bank)
+            _store_weight(editor, layer, placement, bank, tied)
+    in_call: dict[str, str] = {}
     for layer in graph.layers:
         if layer.name in placement.floating:
-            _store_weight(editor, layer, placement, bank)
+            _store_weight(editor, layer, placement, bank, tied)
         elif layer.name in placement.stored:
-            _store_float_weight(editor, layer, placement, bank)
+            _store_float_weight(editor, layer, placement, bank, tied)
         elif layer.name in placement.dynamic:
-            _quantize_in_call(editor, layer, placement, bank)
+            in_call[layer.name] = _quantize_in_call(editor, layer, placement, bank, tied)
     for name in placement.sums:
         editor.become(editor.producer(name), "Sum", 2)
     for (name, slot), barrier in placement.barriers.items():
@@ -76,7 +78,7 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
     editor.tidy()
     model.metadata_props["quantkit"] = NOTE
     ir.save(model, path)
-    return _names(editor, graph, placement)
+    return _names(editor, graph, placement, in_call)
 
 
 def _quantize_output(editor: Editor, layer: Layer, qparams: QParams) -> None:
@@ -98,7 +100,7 @@ def _quantize_inputs(editor: Editor, layer: Layer, placement: Placement, bank: W
             editor.dequantize(value, node, slot, float8=isinstance(qparams.spec, FloatFormat))
 
 
-def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
+def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank, tied: frozenset[str]) -> None:
     node, in_float = _operation(editor, layer.node), layer.name in placement.floating
     spec = (placement.floating if in_float else placement.schemes)[layer.name].weights
     assert spec is not None
@@ -110,7 +112,7 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
         stem = f"{layer.weight}_{spec.name}"
         stored = editor.constant(f"{stem}_codes", codes.astype(code_type(spec)))
     else:
-        stored = make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
+        stored = _codes(editor, stem, codes, axis, spec, placement, node, turned=layer.weight in tied and axis == 1)
     if isinstance(blocks, PerBlock):
         scales = scale.numpy() if axis == layer.weight_axis else scale.numpy().T
         inputs = [stored, editor.constant(f"{stem}_scale", np.ascontiguousarray(scales))]
@@ -128,27 +130,32 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
         _store_bias(editor, layer, node, bank.parameter(layer.bias), scale, bank.input_qparams(layer, 0).scale)
 
 
-def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
+def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank, tied: frozenset[str]) -> None:
     """The weight of a layer that computes in float, made float32 while the session loads; the runtime would not fold a DequantizeLinear."""
     node, scheme = _operation(editor, layer.node), placement.stored[layer.name]
     if layer.is_table and isinstance(scheme.weights, QuantSpec):
-        _gather_codes(editor, node, layer, scheme.weights, placement, bank)
+        _gather_codes(editor, node, layer, scheme.weights, placement, bank.under(layer, scheme))
         return
     if isinstance(scheme.weights, QuantSpec):
         spec, stem = scheme.weights, f"{layer.weight}_w{scheme.weights.label}"
-        quantized = bank.weight(layer, spec, in_float=True)
-        _, codes, axis = _lying(node, layer, quantized.codes)
-        scale = quantized.qparams.scale.numpy().reshape([-1 if place == axis else 1 for place in range(codes.ndim)])
-        weight = make_float(editor, stem, codes.astype(np.int8), scale, spec.bits, placement, node)
+        quantized = bank.under(layer, scheme)
+        values, scale = quantized.codes, quantized.qparams.scale
     else:
-        _, values, _ = _lying(node, layer, bank.stored_weight(layer, scheme))
-        weight = from_half(editor, f"{layer.weight}_w16", values, node)
-    node.replace_input_with(layer.weight_slot, weight)
+        values, scale = bank.stored_weight(layer, scheme), None
+    _, lying, axis = _lying(node, layer, values)
+    turned = layer.weight in tied and axis == 1  # a matrix that is a table too lies there once, as the table has it
+    lying, axis = (lying.T, 0) if turned else (lying, axis)
+    if scale is None:
+        weight = from_half(editor, f"{layer.weight}_w16", lying, node)
+    else:
+        spread = scale.numpy().reshape([-1 if place == axis else 1 for place in range(lying.ndim)])
+        weight = make_float(editor, stem, lying.astype(np.int8), spread, spec.bits, placement, node)
+    node.replace_input_with(layer.weight_slot, editor.fold("Transpose", [weight], node) if turned else weight)
 
 
-def _gather_codes(editor: Editor, node: ir.Node, layer: Layer, spec: QuantSpec, placement: Placement, bank: WeightBank) -> None:
+def _gather_codes(editor: Editor, node: ir.Node, layer: Layer, spec: QuantSpec, placement: Placement, quantized: QuantizedWeight) -> None:
     """Rows of codes, made float by the scales of those rows: no more of the table becomes float than is asked for."""
-    quantized, stem, indices = bank.weight(layer, spec, in_float=True), f"{layer.weight}_w{spec.label}", read(node, 1)
+    stem, indices = f"{layer.weight}_w{spec.label}", read(node, 1)
     _, codes, axis = _lying(node, layer, quantized.codes)
     stored = make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
     scales = editor.constant(f"{stem}_scale", quantized.qparams.scale.numpy()[:, None])
@@ -159,14 +166,18 @@ def _gather_codes(editor: Editor, node: ir.Node, layer: Layer, spec: QuantSpec, 
     editor.become(node, "Mul", 2)
 
 
-def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank) -> None:
-    """MatMulInteger on what DynamicQuantizeLinear makes, its sums made real by both scales; the runtime has one kernel for all of it."""
+def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank, tied: frozenset[str]) -> str:
+    """MatMulInteger on what DynamicQuantizeLinear makes, its sums made real by both scales; the runtime has one kernel for all of it.
+
+    The name of what it reads: the exporter drops operations that do nothing, and a name with each.
+    """
     node, spec = _operation(editor, layer.node), placement.dynamic[layer.name].weights
     assert isinstance(spec, QuantSpec)
     quantized, stem = bank.weight(layer, spec), f"{layer.weight}_w{spec.label}"
     _, codes, axis = _lying(node, layer, quantized.codes)
-    stored = make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
-    given, scale, zero_point = editor.quantize_in_call(read(node, 0), f"{node.name}_call")
+    stored = _codes(editor, stem, codes, axis, spec, placement, node, turned=layer.weight in tied and axis == 1)
+    source = read(node, 0)
+    given, scale, zero_point = editor.quantize_in_call(source, f"{node.name}_call")
     sums = editor.insert("MatMulInteger", [given, stored, zero_point], f"{node.name}_sums", node)
     real = editor.insert("Cast", [sums], f"{node.name}_real", node, attributes={"to": ir.DataType.FLOAT})
     own = editor.constant(f"{stem}_scale", quantized.qparams.scale.numpy())
@@ -174,6 +185,16 @@ def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: 
     for slot, value in enumerate((real, scales)):
         node.replace_input_with(slot, value)
     editor.become(node, "Mul", 2)
+    return str(source.name)
+
+
+def _codes(
+    editor: Editor, stem: str, codes: NDArray[np.float32], axis: int, spec: QuantSpec, placement: Placement, node: ir.Node, *, turned: bool
+) -> ir.Value:
+    """The codes as the kernel reads them; of a matrix that is a table too (`turned`), they lie in the file once, as the table has them."""
+    if turned:
+        return editor.fold("Transpose", [make_codes(editor, stem, codes.T.astype(np.int8), 0, spec, placement, node)], node)
+    return make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
 
 
 def _lying(node: ir.Node, layer: Layer, weight: Tensor) -> tuple[ir.Value, NDArray[np.float32], int]:
@@ -243,11 +264,11 @@ def _scale_afterwards(editor: Editor, name: str, qparams: QParams) -> None:
     editor.remove_unread(value)
 
 
-def _names(editor: Editor, graph: Graph, placement: Placement) -> Emitted:
+def _names(editor: Editor, graph: Graph, placement: Placement, in_call: Mapping[str, str]) -> Emitted:
     inputs, outputs = {}, {}
     for layer in graph.layers:
         if layer.name in placement.dynamic:
-            inputs[layer.name, 0], outputs[layer.name] = layer.inputs[0], str(editor.value(layer.node).name)
+            inputs[layer.name, 0], outputs[layer.name] = in_call[layer.name], str(editor.value(layer.node).name)
         if layer.name not in placement.schemes:
             continue
         for slot in (slot for slot in range(len(layer.inputs)) if (layer.name, slot) in placement.inputs):

@@ -15,7 +15,18 @@ from quantkit.core.errors import ModelError
 from quantkit.loading import kinds
 from quantkit.loading.archive import read_archive
 from quantkit.loading.callables import is_reference, load_callable
-from quantkit.loading.folder import hash_folder, image_settings, is_folder, label_numbers, read_folder, reads_text, tokenize
+from quantkit.loading.folder import (
+    continues_text,
+    hash_folder,
+    image_settings,
+    is_folder,
+    label_numbers,
+    next_tokens,
+    read_folder,
+    reads_text,
+    tokenize,
+    tokenize_windows,
+)
 from quantkit.loading.model import LoadedModel, check_finite, check_module, check_program, from_module, parse_input_shape
 from quantkit.loading.pickled import read_pickled
 from quantkit.loading.state import fill, read_safetensors
@@ -24,15 +35,18 @@ from quantkit.loading.torchscript import read_torchscript, to_program
 __all__ = [
     "LoadedModel",
     "check_finite",
+    "continues_text",
     "from_module",
     "image_settings",
     "is_folder",
     "label_numbers",
     "load_model",
+    "next_tokens",
     "parse_input_shape",
     "reads_text",
     "to_program",
     "tokenize",
+    "tokenize_windows",
 ]
 
 _Read = Callable[[Path, str | None, bool], nn.Module | torch.export.ExportedProgram]
@@ -59,9 +73,9 @@ def load_model(source: str, *, arch: str | None = None, trust_pickle: bool = Fal
     if is_folder(path):
         if arch is not None:
             raise _needless(path.name, arch)
-        module, example = read_folder(path, trust_pickle)
+        module, example, variants = read_folder(path, trust_pickle)
         check_module(module)
-        return LoadedModel(path.resolve().name, source, hash_folder(path), module, None, example)
+        return LoadedModel(path.resolve().name, source, hash_folder(path), module, None, example, variants)
     kind = kinds.recognise(path)
     if arch is not None and kind in _WHOLE:
         raise _needless(path.name, arch)

@@ -17,18 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.core.errors import DataError, ModelError
+from quantkit.core.metric import NO_LABEL
 from quantkit.loading.boundary import foreign
+from quantkit.loading.decoder import step_variant
+from quantkit.loading.model import Variant
 
 CONFIG, TOKENIZERS, PIXELS = "config.json", ("tokenizer.json", "vocab.txt", "tokenizer_config.json"), "preprocessor_config.json"
 WEIGHTS = ("*.safetensors", "*.bin")
+CAUSAL = "AutoModelForCausalLM"
 # How an architecture's name ends → the class that loads it. Those of pictures read pixels, all others tokens.
 HEADS: Mapping[str, str] = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
+    "ForCausalLM": CAUSAL,
+    "LMHeadModel": CAUSAL,
     "ForImageClassification": "AutoModelForImageClassification",
+    "EncoderModel": "AutoModelForTextEncoding",
     "Model": "AutoModel",
 }
 PICTURES = "ForImageClassification"
@@ -71,8 +76,8 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).is_file()
 
 
-def read_folder(path: Path, trust_code: bool) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The network, wrapped, and inputs of two items.
+def read_folder(path: Path, trust_code: bool) -> tuple[nn.Module, dict[str, Tensor], dict[str, Variant]]:
+    """The network, wrapped, inputs of two items, and of a causal language model the step with its cache as the variant `decoder`.
 
     ModelError where `transformers` is missing, the architecture is none of HEADS, weights are missing or cut off, or the folder wants code
     of its own to run and `trust_code` does not allow it.
@@ -98,10 +103,11 @@ def read_folder(path: Path, trust_code: bool) -> tuple[nn.Module, dict[str, Tens
     if architecture.endswith(PICTURES):
         size, channels = config.get("image_size", 224), config.get("num_channels", 3)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        return Picture(network).eval(), {"pixel_values": torch.zeros(2, channels, height, width)}
+        return Picture(network).eval(), {"pixel_values": torch.zeros(2, channels, height, width)}, {}
     tokens = min(EXAMPLE_TOKENS, positions(path))
     ones = torch.ones(2, tokens, dtype=torch.int64)
-    return Text(network).eval(), {"input_ids": ones, "attention_mask": ones}
+    variants = {"decoder": step_variant(network.eval())} if auto == CAUSAL else {}
+    return Text(network).eval(), {"input_ids": ones, "attention_mask": ones}, variants
 
 
 def hash_folder(path: Path) -> str:
@@ -123,21 +129,37 @@ def tokenize(path: Path, texts: Sequence[str], tokens: int | None) -> dict[str, 
     for row, text in enumerate(texts, 1):
         if not text.strip():
             raise DataError(f"row {row} has no text", "a sentence", "leave the row out, or correct it")
-    most = positions(path)
-    if tokens is not None and tokens > most:
-        raise DataError(f"{tokens} tokens for a network of {most} positions", f"at most {most}", f"--input-shape 1x{most}")
-    if not any((path / name).is_file() for name in TOKENIZERS):
-        raise ModelError(f"no tokenizer in {path}", ", ".join(TOKENIZERS), "save it there: tokenizer.save_pretrained(folder)")
+    most = _checked_positions(path, tokens)
     with foreign(f"the tokenizer in {path} fails", "one that transformers reads offline", "tokenizer.save_pretrained(folder)"):
-        read = _transformers().AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-        if read.pad_token is None:
-            read.pad_token = read.eos_token
+        read = _tokenizer(path)
         length = tokens
         if length is None:
             longest = max(len(row) for row in read(list(texts), truncation=True, max_length=min(LONGEST, most))["input_ids"])
             length = min(most, -(-longest // STEP) * STEP)
         found = read(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return {name: found[name] for name in ("input_ids", "attention_mask")}
+
+
+def tokenize_windows(path: Path, texts: Sequence[str], tokens: int | None) -> dict[str, Tensor]:
+    """As `tokenize`, but what is longer is cut into windows of that length, and nothing is lost but a last single token."""
+    most = _checked_positions(path, tokens)
+    with foreign(f"the tokenizer in {path} fails", "one that transformers reads offline", "tokenizer.save_pretrained(folder)"):
+        read = _tokenizer(path)
+        rows = read(list(texts))["input_ids"]
+    length = tokens or min(most, LONGEST, -(-max(map(len, rows)) // STEP) * STEP)
+    windows = [row[first : first + length] for row in rows for first in range(0, len(row), length)]
+    windows = [window for window in windows if len(window) > 1]
+    ids = torch.tensor([window + [read.pad_token_id] * (length - len(window)) for window in windows])
+    mask = torch.tensor([[1] * len(window) + [0] * (length - len(window)) for window in windows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def next_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
+    """The label of each position: the token behind it, or NO_LABEL where that is padding or there is none."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    labels = torch.full_like(ids, NO_LABEL)
+    labels[:, :-1] = torch.where(mask[:, 1:] > 0, ids[:, 1:], NO_LABEL)
+    return labels
 
 
 def label_numbers(path: Path, labels: Sequence[str]) -> Tensor:
@@ -177,6 +199,11 @@ def positions(path: Path) -> int:
     return int(most) - (padding + 1 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0)
 
 
+def continues_text(path: Path) -> bool:
+    """Whether its network gives scores of the next token."""
+    return _head(path, _config(path))[1] == CAUSAL
+
+
 def reads_text(path: Path) -> bool:
     """Whether its network takes tokens."""
     return not _head(path, _config(path))[0].endswith(PICTURES)
@@ -202,6 +229,23 @@ def _head(path: Path, config: Mapping[str, Any]) -> tuple[str, str]:
         do = "write a function that returns the model (from_pretrained) and pass package.module:function"
         raise ModelError(got, f"one that ends in {', '.join(HEADS)}", do)
     return architecture, auto
+
+
+def _checked_positions(path: Path, tokens: int | None) -> int:
+    """The most tokens that the network takes; the errors of `tokenize`."""
+    most = positions(path)
+    if tokens is not None and tokens > most:
+        raise DataError(f"{tokens} tokens for a network of {most} positions", f"at most {most}", f"--input-shape 1x{most}")
+    if not any((path / name).is_file() for name in TOKENIZERS):
+        raise ModelError(f"no tokenizer in {path}", ", ".join(TOKENIZERS), "save it there: tokenizer.save_pretrained(folder)")
+    return most
+
+
+def _tokenizer(path: Path) -> Any:
+    read = _transformers().AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    if read.pad_token is None:
+        read.pad_token = read.eos_token
+    return read
 
 
 def _transformers() -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -18,12 +18,30 @@ IN_MEMORY = "memory"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Variant:
+    """Another form of a network: the same parameters under the same names, other inputs. It is exported with the network's plan.
+
+    `example`: its inputs by name; `dynamic`: by input, the axes behind the batch whose size may differ from call to call, and is at least 2
+    in the example. `typical`: inputs to compare and to time with, where those are others. `names`: what an input is called in the file,
+    where that is no name of an argument; `outputs`: what the outputs are called, in their order. Best known: the step of a decoder that is
+    given the keys and values of the tokens before.
+    """
+
+    module: nn.Module
+    example: Mapping[str, torch.Tensor]
+    dynamic: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    typical: Mapping[str, torch.Tensor] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
     """A network and where it came from. Exactly one of `module` (in eval mode, ours alone) and `program` is set.
 
     `digest` is a sha256 in hex: of the file's bytes; of the file's bytes and the architecture's name, for a state dict;
     of class name and state dict for what has no file. A TorchScript `module` still needs `loading.to_program`. `example`: inputs of two
-    items, where the file says what the network takes.
+    items, where the file says what the network takes. `variants`: its other forms, by the name of the file that each becomes.
     """
 
     name: str
@@ -32,6 +50,7 @@ class LoadedModel:
     module: nn.Module | None
     program: torch.export.ExportedProgram | None
     example: Mapping[str, torch.Tensor] | None = None
+    variants: Mapping[str, Variant] = field(default_factory=dict)
 
 
 def from_module(module: nn.Module) -> LoadedModel:

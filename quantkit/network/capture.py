@@ -30,7 +30,7 @@ from quantkit.network.normalize import simplify, spell_weighted
 from quantkit.network.operations import LAYERS, MOVERS, WEIGHTED, has_values, operation_name, read_tensors, refusal
 
 # Written out before planning: the exporter loses their names.
-DECOMPOSED = (ATEN.adaptive_avg_pool2d.default, ATEN.adaptive_avg_pool1d.default)
+DECOMPOSED = (ATEN.adaptive_avg_pool2d.default, ATEN.adaptive_avg_pool1d.default, ATEN.diff.default)
 # Operations that still learn, and the place of their `training` argument.
 TRAINING: Mapping[object, int] = {
     ATEN.batch_norm.default: 5,
@@ -42,13 +42,18 @@ EXAMPLE_BATCH = 2  # a batch of 1 would be specialised
 LOGGERS = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
 
 
-def capture(model: nn.Module | ExportedProgram, example: Mapping[str, Tensor] | Sequence[Tensor]) -> Captured:
+def capture(
+    model: nn.Module | ExportedProgram,
+    example: Mapping[str, Tensor] | Sequence[Tensor],
+    dynamic: Mapping[str, Sequence[int]] | None = None,
+) -> Captured:
     """The canonical graph of `model`, which is left as it was.
 
-    `example` holds the inputs, batch axis first, by name or in order; only shapes and dtypes matter. The batch becomes a symbol
-    unless `model` is a program, whose own symbols are kept. Raises CaptureError with torch.export's reason in one line.
+    `example` holds the inputs, batch axis first, by name or in order; only shapes and dtypes matter. The batch becomes a symbol, and so do
+    the `dynamic` axes of an input, unless `model` is a program, whose own symbols are kept. Raises CaptureError
+    with torch.export's reason in one line.
     """
-    program = model if isinstance(model, ExportedProgram) else _export(model, example)
+    program = model if isinstance(model, ExportedProgram) else _export(model, example, dynamic or {})
     if any(_trains(node) for node in program.graph.nodes):
         raise CaptureError("the archive was exported in training mode", "an inference graph", "call model.eval() before exporting")
     first = _decompose(program)
@@ -75,16 +80,21 @@ def quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _export(model: nn.Module, example: Mapping[str, Tensor] | Sequence[Tensor]) -> ExportedProgram:
+def _export(
+    model: nn.Module, example: Mapping[str, Tensor] | Sequence[Tensor], dynamic: Mapping[str, Sequence[int]]
+) -> ExportedProgram:
     inputs = _enlarged(example)
     by_name = takes_names(model, inputs)
-    batch = Dim("batch")
-    return _run_export(model, () if by_name else tuple(inputs.values()), inputs if by_name else {}, [{0: batch}] * len(inputs))
+    # AUTO: one size may be the sum of two others, as a mask's over the cache and the new tokens.
+    axes = [{0: Dim("batch"), **dict.fromkeys(dynamic.get(name, ()), Dim.AUTO)} for name in inputs]
+    return _run_export(model, () if by_name else tuple(inputs.values()), inputs if by_name else {}, axes)
 
 
 def takes_names(model: nn.Module, inputs: Iterable[str]) -> bool:
-    """Whether `forward` is called with the inputs by name, and not in order."""
+    """Whether `forward` is called with the inputs by name, and not in order, as where it takes any number of them."""
     takes = inspect.signature(model.forward).parameters
+    if any(kind.kind is kind.VAR_POSITIONAL for kind in takes.values()):
+        return False
     return any(name in takes for name in inputs) or any(kind.kind is kind.VAR_KEYWORD for kind in takes.values())
 
 
@@ -208,6 +218,8 @@ def _describe(program: ExportedProgram, module: fx.GraphModule) -> Graph:
     shapes = {node.name: tuple(int(s) if isinstance(s, int) else 0 for s in node.meta["val"].shape[1:]) for node in nodes}
     outputs = tuple(node.name for node in pytree.tree_leaves(module.graph.output_node().args) if isinstance(node, fx.Node))
     flowing = _flowing(module)
+    inputs = inputs_of(program)
+    batch = str(inputs[0].meta["val"].shape[0]) if inputs else ""
     layers: dict[str, Layer] = {}
     movers: list[Mover] = []
     unsupported: list[Unsupported] = []
@@ -223,7 +235,7 @@ def _describe(program: ExportedProgram, module: fx.GraphModule) -> Graph:
             unsupported.append(Unsupported(node.name, operation_name(node), reads, reason))
         elif target in LAYERS:
             behind = _activations(node, outputs)
-            layer = _layer(node, behind, module, shapes, layers)
+            layer = _layer(node, behind, module, shapes, layers, batch)
             layers[layer.name] = layer
             absorbed.update(user.name for user in behind)
         elif source is not None:
@@ -233,7 +245,6 @@ def _describe(program: ExportedProgram, module: fx.GraphModule) -> Graph:
         for node in nodes
         if node.op != "get_attr" and node.meta["val"].is_floating_point()
     )
-    inputs = inputs_of(program)
     first = inputs[0].meta["val"].shape[0] if inputs else 1
     fixed = first if isinstance(first, int) else None
     names = tuple(node.name for node in inputs)
@@ -267,7 +278,12 @@ def _clips_at_zero(node: fx.Node) -> bool:
 
 
 def _layer(
-    node: fx.Node, behind: Sequence[fx.Node], module: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], taken: Mapping[str, Layer]
+    node: fx.Node,
+    behind: Sequence[fx.Node],
+    module: fx.GraphModule,
+    shapes: Mapping[str, tuple[int, ...]],
+    taken: Mapping[str, Layer],
+    batch: str,
 ) -> Layer:
     kind = LAYERS[node.target]
     weight, bias = (operand(node, place) if kind in WEIGHTED else None for place in (1, 2))
@@ -293,6 +309,7 @@ def _layer(
         groups=cast("int", node.args[6]) if kind == "conv" and len(node.args) > 6 else 1,
         # 0 stands for a symbolic side, as of a token axis: macs are then for one position.
         macs=prod(side or 1 for side in shapes[node.name]) * prod(shape[1:]) if kind in WEIGHTED else 0,
+        item_first=str(node.meta["val"].shape[0]) == batch if node.meta["val"].dim() else False,
     )
 
 

@@ -14,6 +14,7 @@ from quantkit.network.folding import ATEN, bounds, covers_map, operand
 
 CONVOLUTIONS: Mapping[int, Callable[..., Any]] = {3: ATEN.conv1d.default, 4: ATEN.conv2d.default}
 WEIGHTED = (*CONVOLUTIONS.values(), ATEN.linear.default)
+VIEWS = (ATEN.view.default, ATEN.reshape.default, ATEN._unsafe_view.default)
 NAMED_PADDING: Mapping[object, Callable[..., Any]] = {ATEN.conv1d.padding: ATEN.conv1d.default, ATEN.conv2d.padding: ATEN.conv2d.default}
 
 
@@ -28,11 +29,32 @@ def spell_weighted(module: fx.GraphModule) -> None:
             form = CONVOLUTIONS.get(len(node.args[0].meta["val"].shape))
             if form and not transposed:
                 node.target, node.args = form, (*node.args[:3], stride, padding, dilation, groups)
+        if node.target is ATEN.addmm.default and not node.kwargs:
+            _spell_product(module, node)
         if node.target in WEIGHTED:
             for source in node.args[1:3]:
                 if isinstance(source, fx.Node) and source.op == "get_attr":
                     _adopt(module, str(source.target))
     module.recompile()
+
+
+def _spell_product(module: fx.GraphModule, node: fx.Node) -> None:
+    """bias + x · W with parameters, as GPT-2 writes its layers: a linear layer, whose weight lies transposed."""
+    bias, _, weight = cast("tuple[fx.Node, fx.Node, fx.Node]", node.args[:3])
+    readers = [one for one in module.graph.nodes if one.op == "get_attr" and one.target == weight.target]
+    uses = [(user, place) for one in readers for user in one.users for place, source in enumerate(user.args) if source is one]
+    if weight.op != "get_attr" or bias.op != "get_attr" or any(user.target is not ATEN.addmm.default or place != 2 for user, place in uses):
+        return
+    room, _, own = str(weight.target).rpartition(".")
+    owner = module.get_submodule(room)
+    if own not in owner._parameters or bias.meta["val"].dim() != 1:
+        return
+    transposed = cast("torch.Tensor", owner._parameters[own]).detach().T.contiguous()
+    owner.register_parameter(own, nn.Parameter(transposed, requires_grad=False))
+    for one in readers:
+        one.meta["val"] = one.meta["val"].T
+    for user, _ in uses:
+        user.target, user.args = ATEN.linear.default, (user.args[1], user.args[2], user.args[0])
 
 
 def _adopt(module: fx.GraphModule, name: str) -> None:
@@ -51,8 +73,13 @@ def simplify(module: fx.GraphModule) -> None:
     The ONNX exporter would do the last two, and so lose a name.
     """
     for node in list(module.graph.nodes):
+        if node.target is ATEN.linear.default:
+            _spell_rows(node)
+    for node in list(module.graph.nodes):
         if node.target in SPELLINGS:
             SPELLINGS[node.target](node)
+        elif node.target is ATEN._assert_tensor_metadata.default:  # of a cast; a simulation in float64 would fail it
+            module.graph.erase_node(node)
     first: dict[str, fx.Node] = {}
     for node in list(module.graph.nodes):
         if node.op == "get_attr" or (node.op == "call_function" and not _is_random(node)):
@@ -60,6 +87,61 @@ def simplify(module: fx.GraphModule) -> None:
             if twin is not node:
                 _replace(node, twin)
     module.recompile()
+
+
+def _spell_rows(node: fx.Node) -> None:
+    """A linear layer over all tokens of all items in a row keeps its items apart, items first: then it is known whose token each is.
+
+    x → [rows, in] → linear → [a, b, out] becomes x → [a, b, in] → linear; and where `b` are the items, it is turned before and behind.
+    """
+    x, shape = cast("fx.Node", node.args[0]), node.meta["val"].shape
+    views = list(node.users)
+    if len(shape) == 2 and x.target in VIEWS and views and all(view.target in VIEWS for view in views):
+        sizes = cast("Sequence[Any]", views[0].args[1])
+        fits = len(sizes) == 3 and all(str(view.meta["val"].shape) == str(views[0].meta["val"].shape) for view in views)
+        if not fits or str(views[0].meta["val"].shape[2]) != str(shape[1]) or isinstance(shape[0], int):
+            return
+        width = x.meta["val"].shape[-1]
+        with node.graph.inserting_before(views[0]):
+            split = node.graph.call_function(ATEN.view.default, (x, [*sizes[:2], width]))
+            split.meta = {"val": x.meta["val"].reshape(*views[0].meta["val"].shape[:2], width)}
+            apart = node.graph.call_function(ATEN.linear.default, (split, *node.args[1:]))
+        apart.meta = {**node.meta, "val": views[0].meta["val"]}
+        for view in views:
+            _replace(view, apart)
+        node.graph.erase_node(node)
+        node = apart
+    _turn_items_first(node)
+
+
+def _turn_items_first(node: fx.Node) -> None:
+    """linear(x) of x [tokens, items, width] is turn(linear(turn(x))); what was turned twice in a row is not turned."""
+    x, value = cast("fx.Node", node.args[0]), node.meta["val"]
+    if value.dim() != 3 or not isinstance(value.shape[0], int) or isinstance(value.shape[1], int):
+        return
+    turned = {user for user in node.users if _turns(user)}
+    with node.graph.inserting_before(node):
+        first = x.args[0] if _turns(x) else node.graph.call_function(ATEN.transpose.int, (x, 0, 1))
+        first = cast("fx.Node", first)
+        first.meta.setdefault("val", x.meta["val"].transpose(0, 1))
+        product = node.graph.call_function(ATEN.linear.default, (first, *node.args[1:]))
+        product.meta = {**node.meta, "val": value.transpose(0, 1)}
+        back = node.graph.call_function(ATEN.transpose.int, (product, 0, 1))
+        back.meta = {"val": value}
+    for user in turned:
+        _replace(user, product)
+    node.replace_all_uses_with(back)
+    node.graph.erase_node(node)
+    for unread in (back, x):
+        if not unread.users and unread.op == "call_function":
+            unread.graph.erase_node(unread)
+
+
+def _turns(node: fx.Node) -> bool:
+    """Whether it exchanges the first two axes and no others."""
+    if node.target is ATEN.transpose.int:
+        return sorted(cast("int", axis) % node.meta["val"].dim() for axis in node.args[1:]) == [0, 1]
+    return node.target is ATEN.permute.default and list(cast("Sequence[int]", node.args[1]))[:3] == [1, 0, 2]
 
 
 def _spell_concatenation(node: fx.Node) -> None:
@@ -131,7 +213,8 @@ def _spell_mean(node: fx.Node) -> None:
 
 def _spell_addition(node: fx.Node) -> None:
     """The larger summand first: where the smaller is spread over it, the order decides how the runtime rounds."""
-    shapes = [str(entry.meta["val"].shape) if isinstance(entry, fx.Node) else "" for entry in node.args]
+    values = [entry.meta["val"] if isinstance(entry, fx.Node) else None for entry in node.args]
+    shapes = [str(value.shape) if isinstance(value, torch.Tensor) else "" for value in values]
     if node.kwargs.get("alpha", 1) == 1 and shapes[1] == str(node.meta["val"].shape) != shapes[0]:
         node.args = (node.args[1], node.args[0])
 

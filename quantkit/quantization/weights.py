@@ -62,6 +62,7 @@ class WeightBank:
     ) -> None:
         self._graph, self._parameters, self.activations, self._product_rows = graph, parameters, activations, product_rows
         self._rounding, self._moments, self._rounded = rounding, moments or {}, rounded or {}
+        self._matrices = {str(layer.weight): layer for layer in reversed(graph.layers) if layer.weight and not layer.is_table}
         self._done: dict[tuple[str, int], QuantizedWeight] = {}  # by label, and the bits of the scales
 
     def to(self, device: torch.device) -> WeightBank:
@@ -74,6 +75,10 @@ class WeightBank:
         return WeightBank(
             self._graph, parameters, activations, self._product_rows, rounding=self._rounding, moments=moments, rounded=self._rounded
         )
+
+    def for_graph(self, graph: Graph, parameters: Mapping[str, Tensor], activations: Mapping[str, QParams]) -> WeightBank:
+        """What was rounded, for another graph with layers of the same names and weights."""
+        return WeightBank(graph, parameters, activations, self._product_rows, rounding=self._rounding, rounded=self._rounded)
 
     def parameter(self, name: str) -> Tensor:
         """The float parameter of that name."""
@@ -102,8 +107,9 @@ class WeightBank:
         return self._done[key]
 
     def under(self, layer: Layer, scheme: Scheme) -> QuantizedWeight:
-        """The layer's weight under `scheme`, which gives it a format."""
+        """The layer's weight under `scheme`, which gives it a format; a table that is a matrix too has that matrix's codes."""
         assert scheme.weights is not None
+        layer = self._matrices.get(str(layer.weight), layer) if layer.is_table else layer
         return self.weight(layer, scheme.weights, in_float=_stays_float(layer, scheme))
 
     def stored_weight(self, layer: Layer, scheme: Scheme) -> Tensor:

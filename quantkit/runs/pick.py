@@ -21,7 +21,7 @@ from quantkit.allocation.prediction.predictor import PICKED, MeasuredPlan, Predi
 from quantkit.allocation.search import Measured, Space, Trial
 from quantkit.core.errors import RequestError
 from quantkit.core.metric import Budget
-from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWN_RATE, Expectation, Verdict, noise
+from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWN_RATE, Expectation, looked_at, noise
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.settings.bounds import Bounds
 
@@ -112,7 +112,7 @@ class Foresight:
         near = judging["near"]
         close = [(space.plan(allocation).predicted_loss, look) for allocation, look in looks if look["divergence"] <= near]
         drops, divergences = (np.array([look[key] for _, look in close]) for key in ("drop", "divergence"))
-        noises = np.array([noise(_verdict(look, judging["search_items"])) for _, look in close])
+        noises = np.array([noise(looked_at(look, judging["search_items"])) for _, look in close])
         losses = sum(loss for loss, _ in close)
         ratio = float(divergences.sum()) / losses if losses > 0 else 1.0
         told = Expectation.fit(drops, noises, divergences)
@@ -122,7 +122,7 @@ class Foresight:
     def measured(self, look: Mapping[str, float], points: float | None) -> Measured:
         """As the search judges it."""
         told = self.expectation if look["divergence"] <= self.near else UNKNOWN_RATE
-        verdict = _verdict(look, self.search_items)
+        verdict = looked_at(look, self.search_items)
         passes = points is None or told.chance_kept(verdict, look["divergence"], self.gate_items, points) >= self.confidence
         return Measured(look["drop"], passes, look)
 
@@ -154,10 +154,6 @@ def find_measured_plans(folder: Path, key: str) -> list[MeasuredPlan]:
         if record["key"] == fingerprint(key, record["allocation"]):
             found[record["key"]] = (record["allocation"], record["look"])
     return list(found.values())
-
-
-def _verdict(look: Mapping[str, float], items: int) -> Verdict:
-    return Verdict("undecided", items, look["float"], look["quantized"], look["drop"], look["low"], look["high"], None)
 
 
 def _write(folder: Path, plan: Plan, predictor: Predictor, kept: Mapping[str, Any]) -> None:

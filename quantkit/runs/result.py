@@ -70,6 +70,33 @@ class Files:
     alternative: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class VariantRow:
+    """Another form of the network under the same plan: its file and its float file (absolute paths), and what was measured of both.
+
+    `bytes_ratio` and `latency` are over its own float file, on its own example; `layers_exact` and `exact` as of a `Parity`.
+    """
+
+    name: str
+    onnx: Path
+    float_onnx: Path
+    bytes_ratio: float
+    latency: Latency | None
+    as_planned: bool
+    layers_exact: Number | None
+    exact: Number
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form."""
+        return {**asdict(self), "onnx": str(self.onnx), "float_onnx": str(self.float_onnx)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], run: Path | None = None) -> VariantRow:
+        """The inverse of `to_json`; with `run`, the files are looked for in that folder."""
+        paths = {key: run / Path(data[key]).name if run else Path(data[key]) for key in ("onnx", "float_onnx")}
+        return cls(**{**data, **paths, "latency": None if data["latency"] is None else Latency(**data["latency"])})
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
     """Everything that a job found. `kept` is what the exit code says, `gained` what it is worth: None where the float network ships."""
@@ -96,6 +123,7 @@ class Result:
     gained: Gain | None = None
     refused: tuple[Refused, ...] = ()
     minimize: str = "latency"
+    variants: tuple[VariantRow, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields of `result.json`, exactly."""
@@ -117,6 +145,7 @@ class Result:
             "certificate": self.certificate and self.certificate.to_json(),
             "executed": asdict(self.executed),
             "simulation": self.simulation.shares(),
+            "variants": [row.to_json() for row in self.variants],
             "files": {key: None if path is None else str(path) for key, path in asdict(self.files).items()},
             "seconds": dict(self.seconds),
             "environment": dict(self.environment),
@@ -153,4 +182,5 @@ class Result:
             gained=Gain(**data["gained"]) if data["gained"] else None,
             refused=tuple(Refused(**row) for row in data["refused"]),
             minimize=data["minimize"],
+            variants=tuple(VariantRow.from_json(row, run) for row in data.get("variants", ())),
         )

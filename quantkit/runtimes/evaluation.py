@@ -6,7 +6,7 @@ The runtime is the fastest simulator there is, so candidates are measured here a
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -140,14 +140,30 @@ def feeds(batch: Batch, names: Iterable[str]) -> dict[str, NDArray[np.generic]]:
     return {name: tensor.numpy() for name, tensor in bind(batch.inputs, list(names)).items()}
 
 
-def evaluate(session: Session, subset: Subset | KeptBatches, batch_size: int) -> Outputs:
-    """The outputs for every item of `subset`, in its order. Raises DataError where they are not finite.
+@dataclass(frozen=True, slots=True)
+class Early:
+    """When to stop: once, after at least so many `items`, where `enough` says so of their outputs."""
+
+    items: int
+    enough: Callable[[Outputs], bool]
+
+
+def _joined(rows: Sequence[Outputs]) -> Outputs:
+    return tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
+
+
+def evaluate(session: Session, subset: Subset | KeptBatches, batch_size: int, early: Early | None = None) -> Outputs:
+    """The outputs for every item of `subset`, in its order, or of the first where `early` says so. Raises DataError for what is not finite.
 
     A file that quantizes in each call is given one item at a time, so that no answer depends on an item's neighbours.
     """
     at_once = session.batch or (1 if quantizes_in_call(session.path) else batch_size)
-    rows = [session.run(feeds(batch, session.input_names)) for batch in subset.batches(at_once)]
-    outputs = tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
+    rows: list[Outputs] = []
+    for batch in subset.batches(at_once):
+        rows.append(session.run(feeds(batch, session.input_names)))
+        if early is not None and len(rows) == -(-early.items // at_once) and early.enough(_joined(rows)):
+            break
+    outputs = _joined(rows)
     if not all(np.isfinite(output).all() for output in outputs if np.issubdtype(output.dtype, np.floating)):
         raise DataError(f"{session.path.name} returns NaN or infinite values", "finite outputs", "check the inputs' preprocessing")
     return outputs

@@ -40,11 +40,11 @@ def estimate(context: Context) -> Scores:
     with context.engine.differentiable([]):
         for batch in context.batches("Aumann–Shapley", context.items.first(ITEMS), context.batch_size(FIRST_ORDER)):
             with torch.no_grad():
-                unmoved = context.engine.outputs(batch.inputs)
+                unmoved = context.engine.outputs(batch)
             for scheme in (name for name in context.schemes if name != FLOAT.name):
                 for step in range(STEPS):
                     share = (step + 0.5) / STEPS
-                    recorded = context.engine.record(batch.inputs, partial(shift, share, scheme))
+                    recorded = context.engine.record(batch, partial(shift, share, scheme))
                     sites = [site for site in recorded.sites if site.shift is not None]
                     pulled = pull_back(context.curvature, unmoved, tuple(output.detach() for output in recorded.outputs))
                     for site, gradient in zip(sites, recorded.gradients(pulled, [site.output for site in sites]), strict=True):

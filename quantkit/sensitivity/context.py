@@ -129,7 +129,7 @@ class Context:
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss over a batch (`outputs.task_loss`)."""
-        return task_loss(self.curvature, self.engine.outputs(batch.inputs), self.labels(batch))
+        return task_loss(self.curvature, self.engine.outputs(batch), self.labels(batch))
 
 
 @dataclass(frozen=True, slots=True)

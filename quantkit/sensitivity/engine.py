@@ -62,8 +62,8 @@ class Engine(Protocol):
     def parameter(self, name: str) -> Tensor:
         """The float parameter of that name."""
 
-    def outputs(self, inputs: Mapping[str, Tensor]) -> Outputs:
-        """The float network's outputs, for inputs by name."""
+    def outputs(self, batch: Batch) -> Outputs:
+        """The float network's outputs, zero at padding."""
 
     def alone(self, groups: Sequence[Group]) -> Perturbed:
         """Each (group, scheme) quantized alone: its weights, and what its layers read."""
@@ -89,7 +89,7 @@ class Engine(Protocol):
     def differentiable(self, weights: Sequence[str], twice: bool = False) -> AbstractContextManager[dict[str, Tensor]]:
         """Yields these parameters by name, the only ones that require gradients meanwhile; `twice` where second ones will be taken."""
 
-    def record(self, inputs: Mapping[str, Tensor], shift: Shift | None = None) -> Recorded:
+    def record(self, batch: Batch, shift: Shift | None = None) -> Recorded:
         """A run that gradients can be taken of, within `differentiable`; a shift moves a layer's result and is a constant to gradients."""
 
     def squared_gradients(

@@ -23,7 +23,7 @@ def estimate(context: Context) -> Scores:
     owners = {name: group for group in context.groups for name in group.layers}
     with context.engine.differentiable([]):
         for batch in context.batches("Fisher of outputs", context.items.first(ITEMS), context.batch_size(FIRST_ORDER)):
-            recorded = context.engine.record(batch.inputs)
+            recorded = context.engine.record(batch)
             cotangents = at_labels(context.curvature, recorded.outputs, context.labels(batch), generator)
             gradients = recorded.gradients(cotangents, [site.output for site in recorded.sites])
             for site, gradient in zip(recorded.sites, gradients, strict=True):

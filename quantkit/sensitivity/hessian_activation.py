@@ -31,7 +31,7 @@ def estimate(context: Context) -> Scores:
 
         def trials() -> Iterator[Trial]:
             for batch in context.batches("Hessian traces", context.items.first(ITEMS), context.batch_size(SECOND_ORDER)):
-                recorded = context.engine.record(batch.inputs)
+                recorded = context.engine.record(batch)
                 errors.add(recorded.sites)
                 edges = {name: x for site in recorded.sites for name, x in zip(edge_names(site.layer), site.inputs, strict=True)}
                 sizes.update({name: x[0].numel() for name, x in edges.items()})

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.core.errors import ConfigError, QuantkitError, unknown
+
+if TYPE_CHECKING:
+    from quantkit.loading.model import Variant
 
 COUNTS = ("calibration", "search", "gate", "batch_size", "threads")
 TEXTS = ("name", "keep", "target", "minimize", "sensitivity", "search_method", "observer", "rounding")
@@ -25,7 +28,7 @@ class Recipe:
     `model`: a module, or anything that the command line takes as MODEL. `data`: a dataset; datasets by name, `calibration` with
     `search` and `gate`, or with `data`, which is halved; three splits; a path; or what yields batches. `calibration`, `search` and
     `gate` count items. `fix` pins groups to schemes, `exclude` keeps groups that match a pattern in float. Raises ConfigError for
-    values of another type.
+    values of another type. `variants`: other forms of the network, to be exported with its plan, by the name of the file.
     """
 
     model: Any
@@ -47,6 +50,7 @@ class Recipe:
     observer: str | None = None
     rounding: str | None = None
     fix: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, Variant] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     input_shape: tuple[int, ...] | None = None
     calibration: int | None = None

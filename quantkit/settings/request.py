@@ -19,7 +19,7 @@ from quantkit import loading
 from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, RequestError
 from quantkit.core.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
 from quantkit.data import Batch, Dataset, Preprocessing, Splits, Subset, collect, open_dataset, split, whole
-from quantkit.data.text import SEPARATORS, read_texts
+from quantkit.data.text import LINES, SEPARATORS, read_lines, read_texts
 from quantkit.loading import LoadedModel
 from quantkit.runtimes import find_runtime
 from quantkit.settings.bounds import parse_bounds, parse_seconds
@@ -220,7 +220,7 @@ def _preprocessing(said: Arguments) -> Preprocessing:
 def _load(network: Source, said: Arguments) -> LoadedModel:
     if isinstance(network, Recipe):
         model = _load(network.model, said)
-        return replace(model, name=network.name or model.name)
+        return replace(model, name=network.name or model.name, variants={**model.variants, **network.variants})
     if isinstance(network, (str, Path)):
         return loading.load_model(str(network), arch=said.arch, trust_pickle=bool(said.trust_pickle))
     if said.arch is not None:
@@ -241,13 +241,17 @@ class Reading:
         if self.folder is None:
             got = f"{path} holds texts, and the model has no tokenizer"
             raise DataError(got, "a transformers folder as the model, or .npz of token ids", "pass the folder, or tokenize the texts first")
+        if loading.continues_text(self.folder):
+            inputs = loading.tokenize_windows(self.folder, read_lines(path), self.tokens)
+            return collect([Batch(inputs, loading.next_tokens(inputs))])
         texts, labels = read_texts(path)
         return collect([Batch(loading.tokenize(self.folder, texts, self.tokens), loading.label_numbers(self.folder, labels))])
 
 
 def _reading(network: Source, said: Arguments, preprocessing: Preprocessing) -> Reading:
     """As the folder of the network says, if it is one, where nothing else was asked for."""
-    folder = Path(network).expanduser() if isinstance(network, (str, Path)) else None
+    source = network.model if isinstance(network, Recipe) else network
+    folder = Path(source).expanduser() if isinstance(source, (str, Path)) else None
     if folder is None or not loading.is_folder(folder):
         return Reading(preprocessing)
     if loading.reads_text(folder):
@@ -276,7 +280,7 @@ def _open(given: Mapping[str, Any], reading: Reading, said: Arguments, seed: int
 def _dataset(value: Any, reading: Reading) -> Dataset:
     if isinstance(value, (str, Path)):
         path = Path(value).expanduser()
-        return reading.texts(path) if path.suffix in SEPARATORS else open_dataset(path, reading.preprocessing)
+        return reading.texts(path) if path.suffix in (*SEPARATORS, LINES) else open_dataset(path, reading.preprocessing)
     if all(hasattr(value, name) for name in ("item", "digest", "describe")):
         return value  # type: ignore[no-any-return]
     if isinstance(value, torch.utils.data.Dataset):

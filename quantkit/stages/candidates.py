@@ -11,25 +11,37 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.allocation.search import Measured
 from quantkit.core.graph import Graph, Group
-from quantkit.core.metric import Metric, Outputs, divergence
+from quantkit.core.metric import Metric, Outputs, divergence, unpadded
 from quantkit.core.spec import FLOAT, parse_scheme
-from quantkit.core.statistics import UNKNOWN_RATE, Expectation, Verdict, noise
+from quantkit.core.statistics import UNKNOWN_RATE, Expectation, looked_at, noise
 from quantkit.core.store import Run, fingerprint
 from quantkit.data import KeptBatches, Subset
 from quantkit.export.file_size import promised_bytes
 from quantkit.export.qdq import Emitted, emit
 from quantkit.quantization.weights import WeightBank
 from quantkit.runtimes import Feeds, Runtime, Session, find_runtime
-from quantkit.runtimes.evaluation import evaluate
+from quantkit.runtimes.evaluation import Early, evaluate
 from quantkit.targets.common import uniform
 from quantkit.targets.placement import Placement
 from quantkit.verification.verify import judge
 
 # Beyond 0.2 nats a network is broken, and says nothing about small losses. A squared distance is what a loss is made of, however large.
 NEAR = {"softmax": 0.2, "identity": math.inf}
+
+
+EARLY = 64  # items that are looked at first
+HOPELESS = 2  # times NEAR: then no more are
+
+
+def first_items(values: Any, count: int) -> Any:
+    """Of the first items: of an array, or of several of them."""
+    if isinstance(values, tuple):
+        return tuple(value[:count] for value in values)
+    return None if values is None else values[:count]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +112,7 @@ class Judge:
     batch_size: int
     seed: int
     items: KeptBatches  # those of `search`
+    counted: NDArray[np.bool_] | None = None  # which of their tokens are no padding
 
     def expect(self, anchors: Sequence[Mapping[str, str]]) -> Callable[[Mapping[str, str]], Measured]:
         """How to measure a plan once the anchors are: with their drops and divergences behind the judgement whether it passes."""
@@ -108,7 +121,7 @@ class Judge:
         def measure(allocation: Mapping[str, str]) -> Measured:
             look = self.measure(allocation)
             expectation = told if look["divergence"] <= near else UNKNOWN_RATE
-            chance = expectation.chance_kept(self._verdict(look), look["divergence"], self.gate_items, self.budget)
+            chance = expectation.chance_kept(looked_at(look, len(self.search)), look["divergence"], self.gate_items, self.budget)
             return Measured(look["drop"], chance >= self.confidence, {**look, "chance_kept": chance})
 
         return measure
@@ -117,7 +130,7 @@ class Judge:
         """How drop follows divergence, on these plans as far as they are not broken."""
         looks = [look for look in map(self.measure, anchors) if look["divergence"] <= self.near]
         drops, divergences = (np.array([look[key] for look in looks]) for key in ("drop", "divergence"))
-        return Expectation.fit(drops, np.array([noise(self._verdict(look)) for look in looks]), divergences)
+        return Expectation.fit(drops, np.array([noise(looked_at(look, len(self.search))) for look in looks]), divergences)
 
     @property
     def near(self) -> float:
@@ -136,27 +149,37 @@ class Judge:
         own = {r["key"]: r for r in self.store.records() if r["key"] == fingerprint(self.key, r["allocation"])}
         return [(dict(record["allocation"]), dict(record["look"])) for record in own.values()]
 
-    def _verdict(self, look: Mapping[str, float]) -> Verdict:
-        return Verdict("undecided", len(self.search), look["float"], look["quantized"], look["drop"], look["low"], look["high"], None)
-
     def knows(self, allocation: Mapping[str, str]) -> bool:
         """Whether the journal holds it."""
         return self._recorded(allocation) is not None
 
     def measure(self, allocation: Mapping[str, str]) -> dict[str, float]:
-        """Drop, interval, divergence and bytes on the search split, from the journal or measured now."""
+        """Drop, interval, divergence and bytes on the search split, from the journal or measured now; of a broken network on a few."""
         recorded = self._recorded(allocation)
         if recorded is not None:
             return recorded
         path = self.candidates.emit(allocation)
-        outputs = evaluate(self.candidates.open(path, threads=0), self.items, self.batch_size)
-        verdict = judge(self.metric, self.reference, outputs, self.labels, self.budget, self.seed)
-        look = {
-            "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,
-            "divergence": divergence(self.reference, outputs, self.metric.curvature), "bytes": float(path.stat().st_size),
-        }  # fmt: skip
+        session = self.candidates.open(path, threads=0)
+        outputs = evaluate(session, self.items, self.batch_size, Early(EARLY, lambda found: self._is_hopeless(self._look(path, found))))
+        look = self._look(path, outputs)
         self.store.append({"key": fingerprint(self.key, dict(allocation)), "allocation": dict(allocation), "look": look})
         return look
+
+    def _is_hopeless(self, look: Mapping[str, float]) -> bool:
+        """Whether the network is broken and no other item will mend it: drop and divergence both say so."""
+        return look["divergence"] > HOPELESS * NEAR[self.metric.curvature] and look["low"] > self.budget
+
+    def _look(self, path: Path, outputs: Outputs) -> dict[str, float]:
+        """What is measured of the outputs for the first items."""
+        count = len(outputs[0])
+        reference, labels, counted = (first_items(values, count) for values in (self.reference, self.labels, self.counted))
+        verdict = judge(self.metric, reference, outputs, labels, self.budget, self.seed)
+        apart = divergence(unpadded(reference, counted), unpadded(outputs, counted), self.metric.curvature)
+        return {
+            "items": count,
+            "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,
+            "divergence": apart, "bytes": float(path.stat().st_size),
+        }  # fmt: skip
 
     def _recorded(self, allocation: Mapping[str, str]) -> dict[str, float] | None:
         key = fingerprint(self.key, dict(allocation))

@@ -14,7 +14,7 @@ from quantkit.core.table import Interactions, Table
 from quantkit.data import KeptBatches
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import EVERYTHING, Request
-from quantkit.stages.candidates import Judge
+from quantkit.stages.candidates import Judge, first_items
 from quantkit.stages.search import measure_anchors
 
 TRAINED = 24
@@ -126,8 +126,8 @@ def _small(judge: Judge) -> Judge:
     items = judge.search.first(ITEMS)
     count = len(items)
     return replace(
-        judge, search=items, items=KeptBatches(items), labels=None if judge.labels is None else judge.labels[:count],
-        reference=tuple(output[:count] for output in judge.reference), key=fingerprint(judge.key, "certificate", count),
+        judge, search=items, items=KeptBatches(items), labels=first_items(judge.labels, count), counted=first_items(judge.counted, count),
+        reference=first_items(judge.reference, count), key=fingerprint(judge.key, "certificate", count),
     )  # fmt: skip
 
 

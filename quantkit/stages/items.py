@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from quantkit.core.errors import DataError, ModelError
 from quantkit.core.metric import METRICS, Metric
 from quantkit.data import Item, Subset, bind, check_labels
+from quantkit.data.batch import stack
 from quantkit.loading import LoadedModel
 from quantkit.loading.boundary import foreign
 from quantkit.network.capture import check_program_inputs, inputs_of, takes_names
@@ -133,6 +134,13 @@ def _check_item(name: str, item: Item, first: Item) -> None:
             raise DataError(got, wanted_is, "resize and crop images (--resize 256 --crop 224); pad sequences")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise DataError(f"{name} has NaN or infinity in {key!r}", "finite numbers", "remove or repair it")
+    _check_padding(name, item)
+
+
+def _check_padding(name: str, item: Item) -> None:
+    counted = stack([item]).counted
+    if counted is not None and not bool(counted.any()):
+        raise DataError(f"{name} is padding throughout", "at least one token that its mask counts", "remove it, or correct its mask")
 
 
 def _check_labels(split: str, metric: Metric, labels: Sequence[Tensor], items: int, classes: int | None) -> None:

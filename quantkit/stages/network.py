@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 import quantkit
@@ -27,6 +27,7 @@ from quantkit.core.errors import ContractError, SchemeError, unknown
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import FLOAT, is_float, parse_scheme
 from quantkit.core.store import fingerprint, write_atomically
+from quantkit.data import Batch
 from quantkit.export.float_onnx import export_float
 from quantkit.loading import LoadedModel
 from quantkit.network.capture import capture, check_inputs
@@ -186,9 +187,9 @@ def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ra
     def compute() -> Ranges:
         with bench.progress.stage("calibrate", len(items), "items") as advance:
 
-            def batches() -> Iterator[Mapping[str, Tensor]]:
+            def batches() -> Iterator[Batch]:
                 for batch in network_batches(graph, items, min(options.batch_size, CALIBRATION_BATCH), options.device):
-                    yield batch.inputs
+                    yield batch
                     advance(batch.size)
 
             return calibrate(network.on_device, batches())

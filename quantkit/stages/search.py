@@ -13,7 +13,7 @@ from quantkit.allocation.costs.timing import interleave
 from quantkit.allocation.prediction.predictor import Predictor, explain_shortage
 from quantkit.allocation.search import SEARCHES, Measure, Measured, SearchResult, Space, TimeIsUp, Trial
 from quantkit.core.environment import describe
-from quantkit.core.metric import Outputs, check_budget
+from quantkit.core.metric import METRICS, NO_LABEL, Outputs, check_budget, unpadded
 from quantkit.core.spec import FLOAT
 from quantkit.core.statistics import can_be_kept, ratio_interval
 from quantkit.core.store import fingerprint
@@ -183,12 +183,17 @@ def fastest(plans: Sequence[Plan], times_ms: NDArray[np.float64], uniform: Seque
 
 
 def labels_for(request: Request, subset: Subset, reference: Outputs) -> Any:
-    """The subset's labels, checked against the number of classes; None where the metric compares with the float file."""
+    """The subset's labels, checked against the number of classes; None where the metric compares with the float file.
+
+    Our own metrics leave padding out: it has no label, and what the float file makes of it is no reference.
+    """
+    counted, own = subset.counted(), METRICS.get(request.metric.name) is request.metric
     if request.metric.reference == "float":
-        return None
+        return unpadded(reference, counted, np.nan) if own and counted is not None else None
     labels = subset.labels()
     if labels is not None and np.issubdtype(labels.dtype, np.integer) and request.metric.curvature == "softmax":
         check_labels(labels, reference[0].shape[-1])
+        labels = np.where(counted, labels, NO_LABEL) if own and counted is not None and counted.shape == labels.shape else labels
     return labels
 
 
@@ -238,5 +243,5 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
     bench.progress.note(f"{told}, {megabytes:.0f} MB a candidate")
     return Judge(
         candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), confidence,
-        options.batch_size, options.seed, KeptBatches(subset),
+        options.batch_size, options.seed, KeptBatches(subset), subset.counted(),
     )  # fmt: skip

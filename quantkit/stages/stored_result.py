@@ -43,4 +43,5 @@ def _read(kept: Mapping[str, Any], bench: Workbench) -> Result:
 
 def _digests(result: Result) -> list[str | None]:
     paths = [result.files.onnx, result.files.float_onnx, result.files.session, result.files.alternative]
+    paths += [path for row in result.variants for path in (row.onnx, row.float_onnx)]
     return [hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None for path in paths]

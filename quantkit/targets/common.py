@@ -75,7 +75,8 @@ def adapt_to_integers(allocation: Mapping[str, Scheme]) -> Adapted:
 def stored_narrow(graph: Graph, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
     """Of `schemes` by layer, those of layers that compute in float32 with weights that are stored narrower, tables among them."""
     layers = {name: graph.layer(name) for name in schemes}
-    return {name: s for name, s in schemes.items() if (s.is_stored and layers[name].weight) or (s.is_dynamic and layers[name].is_table)}
+    tables = {name for name, scheme in schemes.items() if layers[name].is_table and isinstance(scheme.weights, QuantSpec)}
+    return {name: scheme for name, scheme in schemes.items() if (scheme.is_stored and layers[name].weight) or name in tables}
 
 
 def quantized_in_call(graph: Graph, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:

@@ -50,7 +50,7 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     found = []
     for group in common.groups(graph, schemes):
         layers = [graph.layer(name) for name in group.layers]
-        takes = all(layer.is_table or _is_over_tokens(layer) for layer in layers)
+        takes = all(layer.is_table or _may_quantize_in_call(layer) for layer in layers)
         found.append(group if takes else replace(group, schemes=tuple(name for name in group.schemes if name not in dynamic)))
     return tuple(found)
 
@@ -69,7 +69,7 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     means += [(layer.node, layer.inputs[0]) for layer in graph.layers if layer.kind == POOL and layer.name not in schemes]
     averages = {node for node, source in means if graph.source(source) in coded}
     barriers = _barriers(graph, schemes, int8_readers, coded)
-    in_call = {name: scheme for name, scheme in quantized_in_call(graph, allocation).items() if _is_over_tokens(graph.layer(name))}
+    in_call = {name: scheme for name, scheme in quantized_in_call(graph, allocation).items() if _may_quantize_in_call(graph.layer(name))}
     return Placement(
         schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE,
         stored=stored_narrow(graph, allocation), dynamic=in_call, sums=_sums(graph, schemes),
@@ -152,6 +152,11 @@ def _operands(entry: Unsupported) -> tuple[str, ...]:
 def _float_biases(graph: Graph, names: Iterable[str]) -> frozenset[str]:
     """Of the quantized layers, those over tokens: a MatMul whose product is made real before an Add brings the bias."""
     return frozenset(name for name in names if graph.layer(name).bias and _is_over_tokens(graph.layer(name)))
+
+
+def _may_quantize_in_call(layer: Layer) -> bool:
+    """Whether a range for each item is the range of what a call of one item reads."""
+    return _is_over_tokens(layer) and layer.item_first
 
 
 def _is_over_tokens(layer: Layer) -> bool:

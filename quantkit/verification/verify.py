@@ -33,13 +33,16 @@ class Latency:
 
 
 def judge(metric: Metric, reference: Outputs, outputs: Outputs, labels: Any, budget: float, seed: int) -> Verdict:
-    """The paired verdict of `outputs` against the float file's `reference` on the same items."""
-    truth = reference if metric.reference == "float" else labels
+    """The paired verdict of `outputs` against the float file's `reference` on the same items.
+
+    `labels`: for a metric that compares with the float file its answers, where not all of them count; else None.
+    """
+    truth = reference if metric.reference == "float" and labels is None else labels
     count = len(outputs[0])
     per_item = (metric.per_item(reference, truth), metric.per_item(outputs, truth)) if metric.per_item else None
     return decide(
-        float_score=lambda index: metric.score(reference, truth, index),
-        quantized_score=lambda index: metric.score(outputs, truth, index),
+        float_score=metric.scorer(reference, truth),
+        quantized_score=metric.scorer(outputs, truth),
         n=count,
         budget=budget,
         higher_is_better=metric.higher_is_better,

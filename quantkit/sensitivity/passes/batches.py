@@ -18,11 +18,11 @@ def network_batches(graph: Graph, items: Items, size: int, device: torch.device 
     """
     for batch in items.batches(graph.batch or size):
         inputs = {name: tensor.to(device) for name, tensor in bind(batch.inputs, graph.inputs).items()}
-        labels = None if batch.labels is None else batch.labels.to(device)
+        labels, mask = (None if value is None else value.to(device) for value in (batch.labels, batch.counted))
         if graph.batch and batch.size < graph.batch:
             inputs = {name: _filled(tensor, graph.batch) for name, tensor in inputs.items()}
-            labels = None if labels is None else _filled(labels, graph.batch)
-        yield Batch(inputs, labels)
+            labels, mask = (None if value is None else _filled(value, graph.batch) for value in (labels, mask))
+        yield Batch(inputs, labels, mask)
 
 
 def _filled(rows: Tensor, count: int) -> Tensor:

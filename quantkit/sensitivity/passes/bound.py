@@ -17,7 +17,7 @@ from quantkit.data.batch import Batch
 from quantkit.network.captured import Captured
 from quantkit.quantization.weights import WeightBank
 from quantkit.sensitivity.passes import changes, curvature, float_forward, gradients, perturbed
-from quantkit.sensitivity.passes.outputs import Outputs
+from quantkit.sensitivity.passes.outputs import Outputs, unpadded
 from quantkit.sensitivity.passes.recorded import Recorded, Shift, Site
 from quantkit.sensitivity.passes.trace import SquaredGradients, Trace, Trial
 
@@ -39,9 +39,10 @@ class Passes:
         """The float parameter of that name."""
         return self.bank.parameter(name).detach()
 
-    def outputs(self, inputs: Mapping[str, Tensor]) -> Outputs:
-        """The float network's; inputs go in by name, however they were exported."""
-        return tuple(pytree.tree_leaves(fx.Interpreter(self.captured.module).run(*[inputs[name] for name in self.graph.inputs])))
+    def outputs(self, batch: Batch) -> Outputs:
+        """The float network's, zero at padding; inputs go in by name, however they were exported."""
+        found = fx.Interpreter(self.captured.module).run(*[batch.inputs[name] for name in self.graph.inputs])
+        return unpadded(tuple(pytree.tree_leaves(found)), batch.counted)
 
     def alone(self, groups: Sequence[Group]) -> perturbed.Perturbed:
         """As `perturbed.alone`."""
@@ -79,9 +80,9 @@ class Passes:
                 stack.enter_context(curvature.second_order_kernels())
             yield stack.enter_context(curvature.differentiable(self.captured.module, weights))
 
-    def record(self, inputs: Mapping[str, Tensor], shift: Shift | None = None) -> Recorded:
-        """As `interior.record`."""
-        return float_forward.record(self.captured, inputs, shift)
+    def record(self, batch: Batch, shift: Shift | None = None) -> Recorded:
+        """As `float_forward.record`."""
+        return float_forward.record(self.captured, batch, shift)
 
     def squared_gradients(
         self, batches: Iterable[Batch], cotangents: gradients.Cotangents, see: Callable[[Sequence[Site]], None] | None = None

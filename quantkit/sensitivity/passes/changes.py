@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from quantkit.core.graph import Graph, Group, Layer
 from quantkit.core.numerics.affine import dequantize, fake_quantize, fit_each_item, nearest
 from quantkit.core.spec import FLOAT, QuantSpec, parse_scheme
+from quantkit.data.batch import of_tokens
 from quantkit.network.captured import Captured
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.quantization.weights import WeightBank
@@ -64,7 +65,7 @@ class InputErrors:
                         continue
                     if spec not in errors:
                         change = input_change(self._bank, site.layer, slot, x, scheme)
-                        errors[spec] = 0.0 if change is None else float(change.double().square().sum())
+                        errors[spec] = 0.0 if change is None else float(of_tokens(change, site.counted).double().square().sum())
                     key = (site.layer.name, slot, scheme)
                     self._sums[key] = self._sums.get(key, 0.0) + errors[spec]
         self._items += items

@@ -10,8 +10,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from quantkit.core.graph import Layer
+from quantkit.data.batch import Batch
 from quantkit.network.captured import Captured
-from quantkit.sensitivity.passes.outputs import Outputs
+from quantkit.sensitivity.passes.outputs import Outputs, unpadded
 from quantkit.sensitivity.passes.recorded import Recorded, Shift, Site
 
 
@@ -74,7 +75,7 @@ class Interior(fx.Interpreter):
         return tuple(pytree.tree_leaves(self.run(initial_env=known)))
 
 
-def record(captured: Captured, inputs: Mapping[str, Tensor], shift: Shift | None = None) -> Recorded:
+def record(captured: Captured, batch: Batch, shift: Shift | None = None) -> Recorded:
     """Run the float network on a batch, each layer's result moved by `shift(layer, inputs, result)`, which is a constant to gradients."""
     sites: list[Site] = []
 
@@ -88,9 +89,9 @@ def record(captured: Captured, inputs: Mapping[str, Tensor], shift: Shift | None
             with torch.no_grad():
                 added = shift(layer, read, output.detach())
         output = output if added is None else output + added
-        sites.append(Site(layer, operation.node, edges, output, added, read))
+        sites.append(Site(layer, operation.node, edges, output, added, read, batch.counted))
         return output
 
     with torch.enable_grad():
-        outputs = Interior(captured, meet).outputs(inputs)
+        outputs = unpadded(Interior(captured, meet).outputs(batch.inputs), batch.counted)
     return Recorded(outputs, tuple(sites))

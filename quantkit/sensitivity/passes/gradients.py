@@ -37,7 +37,7 @@ def squared_gradients(
     sizes: dict[str, int] = {}
     with differentiable(captured.module, []):
         for batch in batches:
-            recorded = record(captured, batch.inputs)
+            recorded = record(captured, batch)
             rows = [_of_one_draw(recorded, drawn, see is not None) for drawn in cotangents(recorded, batch)]
             for name in rows[0]:
                 values = torch.stack([row[name] for row in rows])

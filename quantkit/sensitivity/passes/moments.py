@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from quantkit.core.graph import Graph, Layer
-from quantkit.data.batch import Batch
+from quantkit.data.batch import Batch, of_tokens
 from quantkit.network.captured import Captured
 
 MOST_PRODUCTS = 4608  # of one output: 512 channels of 3×3; a matrix of more would take over 85 MB
@@ -20,24 +20,30 @@ MOST_PRODUCTS = 4608  # of one output: 512 channels of 3×3; a matrix of more wo
 def second_moments(captured: Captured, batches: Iterable[Batch], advance: Callable[[int], None]) -> dict[str, Tensor]:
     """By layer name, shape [groups, products, products], products in the order of weight.flatten(1); uncentred, float32.
 
-    Layers of more than MOST_PRODUCTS products are left out. Sums over batches run in float64; `advance(items)` after each.
+    Layers of more than MOST_PRODUCTS products are left out, and padding. Sums over batches run in float64; `advance(items)` after each.
     """
     wanted = {layer.node: layer for layer in captured.graph.layers if layer.inputs and layer.weight and _products(layer) <= MOST_PRODUCTS}
     total: dict[str, Tensor] = {}
     outputs: dict[str, int] = {}
 
     class Watch(fx.Interpreter):
+        counted: Tensor | None = None
+
         def run_node(self, n: fx.Node) -> Any:
             if n.name in wanted:
                 layer, (arguments, _) = wanted[n.name], self.fetch_args_kwargs_from_env(n)
-                rows = columns(n, layer, cast("Tensor", arguments[0])).permute(1, 2, 0, 3).flatten(2)
+                x = cast("Tensor", arguments[0])
+                x = of_tokens(x, self.counted) if layer.kind == "linear" else x
+                rows = columns(n, layer, x).permute(1, 2, 0, 3).flatten(2)
                 moments = (rows @ rows.mT).double()
                 total[layer.name] = total[layer.name] + moments if layer.name in total else moments
                 outputs[layer.name] = outputs.get(layer.name, 0) + rows.shape[-1]
             return super().run_node(n)
 
     for batch in batches:
-        Watch(captured.module).run(*[batch.inputs[name] for name in captured.graph.inputs])
+        watch = Watch(captured.module)
+        watch.counted = batch.counted
+        watch.run(*[batch.inputs[name] for name in captured.graph.inputs])
         advance(batch.size)
     return {name: (moments / outputs[name]).float() for name, moments in total.items()}
 

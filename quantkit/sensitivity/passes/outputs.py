@@ -2,7 +2,7 @@
 
 Its metric is F, the curvature of the divergence to the float network: diag(p) − p p' for class scores ("softmax"), a mean over an
 item's positions; 1 for plain values ("identity"). Several outputs add up. F = S S' with S = diag(√p) − p √p'. Shapes of outputs are
-[items, …, classes].
+[items, …, classes]. A position of padding, or without a label, counts as one that does not move.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quantkit.core.metric import NO_LABEL
 from quantkit.data.batch import check_labels
 
 WIDE = 8192  # coordinates of one item; more are sketched
@@ -23,6 +24,14 @@ SKETCH = 2048  # coordinates that are left: inner products are then off by √(2
 Curvature = Literal["softmax", "identity"]
 Outputs = tuple[Tensor, ...]
 Measure = Callable[[Outputs], Callable[[Outputs], Tensor]]  # of the float outputs; then of moved ones: [items, coordinates]
+
+
+def unpadded(outputs: Outputs, counted: Tensor | None) -> Outputs:
+    """Zeros at the positions that do not count (`Batch.counted`): they do not move, and no loss hangs on them."""
+    if counted is None:
+        return outputs
+    fits = [output.dim() == 3 and output.shape[:2] == counted.shape for output in outputs]
+    return tuple(output * counted[..., None] if fit else output for output, fit in zip(outputs, fits, strict=True))
 
 
 def whitened(curvature: Curvature, seed: int) -> Measure:
@@ -107,8 +116,10 @@ def at_labels(curvature: Curvature, outputs: Outputs, labels: Tensor | None, gen
     found = drawn(curvature, outputs, 1, generator)[0]
     if curvature == "softmax" and (classes := class_labels(outputs[0], labels)) is not None:
         rows = _rows(outputs[0])
-        wanted = F.one_hot(classes.reshape(rows.shape[:2]), rows.shape[-1])
-        found[0] = ((rows.softmax(dim=-1) - wanted) / rows.shape[1]).reshape(outputs[0].shape)
+        classes = classes.reshape(rows.shape[:2])
+        known = (classes != NO_LABEL)[..., None]
+        wanted = F.one_hot(classes.clamp(min=0), rows.shape[-1])
+        found[0] = (known * (rows.softmax(dim=-1) - wanted) / rows.shape[1]).reshape(outputs[0].shape)
     return found
 
 
@@ -124,7 +135,8 @@ def task_loss(curvature: Curvature, outputs: Outputs, labels: Tensor | None) -> 
     for place, scores in enumerate(outputs):
         rows = scores.flatten(0, -2)
         classes = class_labels(scores, labels) if place == 0 else None
-        losses.append(F.cross_entropy(rows, rows.detach().argmax(dim=1) if classes is None else classes.flatten()))
+        targets = rows.detach().argmax(dim=1) if classes is None else classes.flatten()
+        losses.append(F.cross_entropy(rows, targets, ignore_index=NO_LABEL))
     return torch.stack(losses).sum()
 
 
@@ -132,7 +144,7 @@ def class_labels(scores: Tensor, labels: Tensor | None) -> Tensor | None:
     """`labels` if there is one class for each position of `scores`. Raises DataError where it is not a class of the network."""
     if labels is None or labels.is_floating_point() or labels.shape != scores.shape[:-1]:
         return None
-    check_labels(labels.flatten().cpu().numpy(), scores.shape[-1])
+    check_labels(labels.cpu().numpy(), scores.shape[-1])
     return labels.long()
 
 

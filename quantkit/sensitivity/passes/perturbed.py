@@ -19,13 +19,13 @@ from torch import Tensor
 
 from quantkit.core.graph import Graph, Group, Layer, Pair
 from quantkit.core.spec import FLOAT, parse_scheme
-from quantkit.data.batch import Batch
+from quantkit.data.batch import Batch, of_tokens
 from quantkit.network.captured import Captured
 from quantkit.quantization.simulation.program import Environment, Simulation
 from quantkit.quantization.weights import WeightBank
 from quantkit.sensitivity.passes.changes import input_change, weight_changes
 from quantkit.sensitivity.passes.float_forward import Interior, Operation
-from quantkit.sensitivity.passes.outputs import Measure, Outputs
+from quantkit.sensitivity.passes.outputs import Measure, Outputs, unpadded
 from quantkit.targets.placement import Placement
 
 FLOAT_PLACEMENT = Placement({}, frozenset(), frozenset(), {})
@@ -33,14 +33,14 @@ FLOAT_PLACEMENT = Placement({}, frozenset(), frozenset(), {})
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Perturbed:
-    """`rows` names what is changed in each run; `outputs(base, first)` yields what comes out, in that order.
+    """`rows` names what is changed in each run; `outputs(base, first, counted)` yields what comes out, in that order.
 
-    `base` is what the float network `plain` makes of a batch whose first item is number `first` of all.
+    `base` is what the float network `plain` makes of a batch whose first item is number `first` of all; `counted` tells its padding.
     """
 
     rows: tuple[tuple[Pair, ...], ...]
     plain: Simulation
-    outputs: Callable[[Environment, int], Iterator[Outputs]]
+    outputs: Callable[[Environment, int, Tensor | None], Iterator[Outputs]]
 
     def displace(self, batches: Iterable[Batch], measure: Measure) -> Iterator[NDArray[np.floating]]:
         """`measure` of every row, one array of shape [rows, items, coordinates] for each batch."""
@@ -51,8 +51,9 @@ class Perturbed:
 
     def _displaced(self, batch: Batch, first: int, measure: Measure) -> NDArray[np.floating]:
         base = self.plain.run(batch.inputs)  # held no longer than this call: the next batch finds the room
-        coordinates = measure(base["output"])
-        rows = [coordinates(outputs).cpu().numpy() for outputs in self.outputs(base, first)]
+        counted = batch.counted
+        coordinates = measure(unpadded(base["output"], counted))
+        rows = [coordinates(unpadded(outputs, counted)).cpu().numpy() for outputs in self.outputs(base, first, counted)]
         return np.stack(rows) if rows else np.zeros((0, batch.size, 1), np.float32)
 
     def means(self, batches: Iterable[Batch], measure: Measure) -> dict[tuple[Pair, ...], float]:
@@ -74,7 +75,7 @@ def alone(captured: Captured, groups: Sequence[Group], target: ModuleType, bank:
     placements, nodes = _isolated(captured.graph, groups, target), _nodes(captured.graph, groups)
     simulations = {pair: Simulation(captured, placement, bank) for pair, placement in placements.items()}
 
-    def outputs(base: Environment, first: int) -> Iterator[Outputs]:  # noqa: ARG001 - nothing here is drawn
+    def outputs(base: Environment, first: int, counted: Tensor | None) -> Iterator[Outputs]:  # noqa: ARG001 - nothing here is drawn
         for (group, _), simulation in simulations.items():
             yield simulation.rerun(base, nodes[group])["output"]
 
@@ -94,7 +95,7 @@ def in_pairs(captured: Captured, groups: Sequence[Group], target: ModuleType, ba
     }
     single = {pair: Simulation(captured, placement, bank) for pair, placement in placements.items()}
 
-    def outputs(base: Environment, first: int) -> Iterator[Outputs]:  # noqa: ARG001 - nothing here is drawn
+    def outputs(base: Environment, first: int, counted: Tensor | None) -> Iterator[Outputs]:  # noqa: ARG001 - nothing here is drawn
         for one, simulation in single.items():
             moved = simulation.rerun(base, nodes[one[0]])
             yield moved["output"]
@@ -115,10 +116,10 @@ def noisy(captured: Captured, groups: Sequence[Group], bank: WeightBank, repeats
     nodes = _nodes(captured.graph, groups)
     runs = [(group, scheme, n) for group in groups for _, scheme in quantizable([group]) for n in range(repeats)]
 
-    def outputs(base: Environment, first: int) -> Iterator[Outputs]:
+    def outputs(base: Environment, first: int, counted: Tensor | None) -> Iterator[Outputs]:
         for group, scheme, repeat in runs:
             weights = _noisy_weights(captured.graph, bank, group, scheme, (seed, repeat))
-            meet = _meeting(bank, group, scheme, weights, (seed, repeat), first)
+            meet = _meeting(bank, group, scheme, weights, (seed, repeat), first, counted)
             with torch.no_grad():
                 yield Interior(captured, meet).rerun(base, nodes[group.name])
 
@@ -153,7 +154,13 @@ def _noisy_weights(graph: Graph, bank: WeightBank, group: Group, scheme: str, se
 
 
 def _meeting(
-    bank: WeightBank, group: Group, scheme: str, weights: Mapping[str, Tensor], seed: tuple[int, int], first: int
+    bank: WeightBank,
+    group: Group,
+    scheme: str,
+    weights: Mapping[str, Tensor],
+    seed: tuple[int, int],
+    first: int,
+    counted: Tensor | None,
 ) -> Callable[[Layer, tuple[Tensor, ...], Operation], Tensor]:
     def meet(layer: Layer, inputs: tuple[Tensor, ...], operation: Operation) -> Tensor:
         if layer.name not in group.layers:
@@ -162,7 +169,8 @@ def _meeting(
         for slot, x in enumerate(inputs):
             change = input_change(bank, layer, slot, x, scheme)
             if change is not None:
-                deviation = change.flatten(1).square().mean(dim=1).sqrt().reshape(-1, *[1] * (x.dim() - 1))
+                rows = [of_tokens(one[None], None if counted is None else counted[item : item + 1]) for item, one in enumerate(change)]
+                deviation = torch.stack([one.square().mean().sqrt() for one in rows]).reshape(-1, *[1] * (x.dim() - 1))
                 noise = [_normal(row, *seed, f"{layer.name} {slot} {first + item}") for item, row in enumerate(x)]
                 x = x + deviation * torch.stack(noise)
             moved.append(x)

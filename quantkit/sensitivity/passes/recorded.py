@@ -20,7 +20,7 @@ class Site:
     """One layer as a recorded run met it: what it read, one edge a slot that only this layer reads, and what it gave.
 
     `shift` is what was added to the operation's result; `output` has it in. `read` is what it read without gradients: the inputs, or a
-    table's indices.
+    table's indices. `counted` tells padding, as a batch does.
     """
 
     layer: Layer
@@ -29,6 +29,7 @@ class Site:
     output: Tensor
     shift: Tensor | None
     read: tuple[Tensor, ...]
+    counted: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
