@@ -141,7 +141,8 @@ def test_layers_over_tokens_have_items_first(batch_first: bool) -> None:
     with torch.no_grad():
         torch.testing.assert_close(captured.module(x), model(x))
     turns = [node for node in captured.module.graph.nodes if node.target is ATEN.transpose.int and sorted(node.args[1:]) == [0, 1]]
-    assert sum(node.args[0] in turns for node in captured.module.graph.nodes if node.target is ATEN.linear.default) <= 1  # what was attended
+    linears = [node for node in captured.module.graph.nodes if node.target is ATEN.linear.default]
+    assert sum(node.args[0] in turns for node in linears) <= 1  # what was attended
 
 
 class Transposed(nn.Module):

@@ -119,10 +119,15 @@ SECTIONS = (
         "`fitted` (and `spearman`), fitted without interactions (`additive`), as estimated (`prior`).",
     ),
     Section(
-        "transformers.json", "Transformers", r"(\w+(?:\.bytes)?)\.(\w+)", "python tools/bench_transformers.py",
+        "transformers.json", "Transformers", r"((?!zoo)\w+(?:\.bytes)?)\.(\w+)", "python tools/bench_transformers.py",
         "MiniLM-L6 on SST-2 and STS-b, over `seeds` split seeds: `--max-drop 0.5` for latency, `--minimize bytes --max-drop 1.0` in the "
         "column that ends in `.bytes`. `dynamic` is ONNX Runtime's `quantize_dynamic`, per channel; drops are means over the seeds, on "
-        "items that no search saw.",
+        "items that no search saw. `stories260k`: `--minimize bytes --max-drop 2% --average-bits 5`, weights alone.",
+    ),
+    Section(
+        "transformers.json", "Transformers in small", r"zoo\.(?:(\w+)\.)?(\w+)", "python tools/bench_transformers.py --parts zoo",
+        "Architectures with random weights (`tests/transformer_zoo.py`), `--metric agreement --minimize bytes`: whether the file runs as "
+        "planned, the share of quantized layers with the bits of the simulation, and of multiply-accumulates in int8.",
     ),
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
     Section("report.json", "The report", r"(\w+)\.report\.(\w+)", "python tools/bench_report.py", "The page in a real headless Chromium."),
