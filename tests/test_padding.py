@@ -119,13 +119,13 @@ def test_metrics_leave_padding_out() -> None:
     assert apart[0] == pytest.approx(apart[1]) and apart[0] > 0
 
 
-def test_an_item_of_padding_alone_is_refused(network: Tagger) -> None:
+def test_an_item_of_padding_alone_is_refused(network: Tagger, tmp_path: Path) -> None:
     mask = MASK.repeat(10, 1)
     mask[5] = False
     x = torch.randn(len(mask), TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
     data = [Batch({"x": x}, labels(0).repeat(10, 1), mask)]
     with pytest.raises(DataError, match="is padding throughout; wanted at least one token that its mask counts"):
-        quantkit.allocate(network, data=data, max_drop=5.0)
+        quantkit.allocate(network, data=data, max_drop=5.0, run=tmp_path / "run")
 
 
 def test_a_whole_job_does_not_see_padding(network: Tagger, tmp_path: Path) -> None:
