@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,12 @@ def test_others_are_measured_whole(session: Counting, kind: str) -> None:
         answers = -answers
     look = judge(session, answers, "mse" if kind == "plain values" else "top1").measure({"group": "w8a8"})
     assert sum(session.sizes) == look["items"] == ITEMS
+
+
+def test_what_was_left_early_is_measured_whole_under_a_larger_budget(session: Counting) -> None:
+    small = judge(session, scores(1))
+    assert small.measure({"group": "w2a8"})["items"] == EARLY
+    large = replace(small, budget=99.0)
+    assert not large.knows({"group": "w2a8"}) and small.knows({"group": "w2a8"})
+    assert large.measure({"group": "w2a8"})["items"] == ITEMS and large.knows({"group": "w2a8"})
+    assert small.measure({"group": "w2a8"})["items"] == ITEMS  # what is there is taken

@@ -100,6 +100,12 @@ def test_token_labels_count_by_item() -> None:
     assert METRICS["top1"].score((scores,), labels) == pytest.approx(75)
 
 
+def test_values_that_are_nan_are_no_small_error() -> None:
+    broken = np.full((4, 6), np.nan, np.float32)
+    with pytest.raises(MetricError, match="nan"):
+        METRICS["mse"].score((broken,), (np.zeros((4, 6), np.float32),))
+
+
 def test_a_network_that_gives_nan_is_never_right() -> None:
     broken = np.full((4, 6), np.nan)
 

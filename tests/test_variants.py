@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,21 @@ def test_a_decoder_with_its_cache_goes_token_by_token(tmp_path: Path) -> None:
         np.testing.assert_allclose(scores[:, 0], wanted[:, place], rtol=1e-3, atol=1e-4)
         cache = dict(zip(cache, present, strict=True))
     assert all(value.shape == (1, 2, 12, 8) for value in cache.values())
+
+
+def test_another_variant_is_another_job(network: Running, result: Result) -> None:
+    fixed = {"up": "w8a8", "down": "w4a32", "head": "w8d8"}
+    asked = recipe(network, Step(network), fix=fixed)
+    (variant,) = asked.variants.values()
+    more = replace(asked, variants={"step": variant, "other": replace(variant, outputs=("y", "z"))})
+    again = quantkit.allocate(more, run=result.run)
+    assert [row.name for row in again.variants] == ["step", "other"]
+    assert [value.name for value in onnx.load(again.variants[1].onnx).graph.output] == ["y", "z"]
+
+
+def test_a_dynamic_axis_of_one_is_refused(network: Running, tmp_path: Path) -> None:
+    asked = recipe(network, Step(network))
+    (variant,) = asked.variants.values()
+    one = replace(variant, example={**variant.example, "x": inputs()[:2, :1]})
+    with pytest.raises(ModelError, match="a dynamic axis of size 1 in its example of 'x'"):
+        quantkit.allocate(replace(asked, variants={"step": one}), run=tmp_path / "run")

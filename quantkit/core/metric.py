@@ -257,8 +257,11 @@ def _agreement(outputs: Outputs, reference: Any) -> PerItem:
 def _squared_error(outputs: Outputs, reference: Any) -> PerItem:
     """Per item, the mean over all outputs' elements, save those of which the reference says nothing (NaN)."""
     pairs = zip(outputs, _as_outputs(reference), strict=True)
-    errors = [np.square(mine.astype(np.float64) - other).reshape(len(mine), -1) for mine, other in pairs]
-    return np.asarray(np.nanmean(np.concatenate(errors, axis=1), axis=1), dtype=np.float64)
+    rows = [(one.reshape(len(one), -1).astype(np.float64), other.reshape(len(other), -1)) for one, other in pairs]
+    mine, theirs = (np.concatenate(side, axis=1) for side in zip(*rows, strict=True))
+    known = ~np.isnan(theirs)
+    errors = np.square(np.where(known, mine - theirs, 0.0)).sum(axis=1)
+    return np.asarray(errors / np.maximum(known.sum(axis=1), 1), dtype=np.float64)
 
 
 def _psnr(outputs: Outputs, reference: Any, index: Index) -> float:

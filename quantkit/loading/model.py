@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,13 @@ class Variant:
     typical: Mapping[str, torch.Tensor] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """What its files hang on besides the network's weights, as JSON: the module's class, and what goes in and out."""
+        inputs = {name: [list(value.shape), str(value.dtype)] for name, value in {**self.example, **(self.typical or {})}.items()}
+        dynamic = {name: list(axes) for name, axes in self.dynamic.items()}
+        kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
+        return {"module": kind, "inputs": inputs, "dynamic": dynamic, "names": dict(self.names), "outputs": list(self.outputs)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -182,5 +182,8 @@ class Judge:
         }  # fmt: skip
 
     def _recorded(self, allocation: Mapping[str, str]) -> dict[str, float] | None:
+        """The last that the journal holds; nothing where it was left early under a smaller budget, which says too little now."""
         key = fingerprint(self.key, dict(allocation))
-        return next((dict(record["look"]) for record in self.store.records() if record["key"] == key), None)
+        look = next((dict(record["look"]) for record in reversed(self.store.records()) if record["key"] == key), None)
+        is_whole = look is None or look.get("items", len(self.search)) == len(self.search)
+        return look if is_whole or self._is_hopeless(look or {}) else None

@@ -75,7 +75,8 @@ def job_fingerprint(request: Request) -> str:
     options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run")}
     splits = [subset.fingerprint() for subset in (request.splits.calibration, request.splits.search, request.splits.gate)]
     metric = (request.metric.name, request.metric.source)
-    return fingerprint(request.model.digest, splits, metric, asdict(request.budget), options, _versions())
+    variants = {name: variant.describe() for name, variant in request.model.variants.items()}
+    return fingerprint(request.model.digest, splits, metric, asdict(request.budget), options, variants, _versions())
 
 
 def request_inputs(request: Request, network: Network) -> dict[str, str]:
