@@ -26,7 +26,7 @@ def verdict_line(result: Mapping[str, Any]) -> str:
         "broken": "sure at 95 %",
         "undecided": "though these items are too few to be sure" if result["kept"] else "or not proven to be, on these items",
     }[decision]
-    of = "" if unit == budget["metric"] else f" of {budget['metric']}"
+    of = "" if budget["metric"] in unit.lower() else f" of {budget['metric']}"
     lost = f"{verdict['drop']:.2f} {unit}{of} lost, at most {budget['max_drop']:.2f} allowed"
     interval = f"95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}, on {verdict['n']} items that the search never saw"
     over = [f"{row['name'].replace('_', ' ')} {bound_words(row)}" for row in result.get("bounds", ()) if not row["kept"]]
