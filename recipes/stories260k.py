@@ -165,7 +165,7 @@ def recipe() -> quantkit.Recipe:
         metric="perplexity",
         max_drop="2%",
         minimize="bytes",
-        variants={"decoder": step_variant(network.network)},
+        variants={} if (step := step_variant(network.network)) is None else {"decoder": step},
     )
 
 

@@ -235,6 +235,11 @@ def test_long_texts_are_cut_into_windows_and_nothing_is_lost(gpt: Path) -> None:
     assert joined == [VOCABULARY.index(word) for word in ("[CLS]", *WORDS * 5, "[SEP]")]
 
 
+def test_texts_of_single_tokens_are_refused(gpt: Path) -> None:
+    with pytest.raises(DataError, match="no text has two tokens"):
+        folders.tokenize_windows(gpt, ["good"], 1)
+
+
 def test_a_language_model_gets_a_decoder(gpt: Path, tmp_path: Path) -> None:
     result = quantkit.allocate(
         str(gpt), data=texts(tmp_path / "texts.txt"), metric="perplexity", max_drop="50%", certificate=0, minimize="bytes",

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import quantkit
-from quantkit.core.errors import ModelError
+from quantkit.core.errors import ConfigError, ModelError
 from quantkit.data import Batch
 from quantkit.export.integer_weights import read_integer_weights
+from quantkit.loading.decoder import step_variant
 from quantkit.loading.model import Variant
 from quantkit.runs.result import Result
 from quantkit.runtimes.evaluation import open_session
@@ -147,6 +148,12 @@ def test_a_decoder_with_its_cache_goes_token_by_token(tmp_path: Path) -> None:
         np.testing.assert_allclose(scores[:, 0], wanted[:, place], rtol=1e-3, atol=1e-4)
         cache = dict(zip(cache, present, strict=True))
     assert all(value.shape == (1, 2, 12, 8) for value in cache.values())
+    empty = {name: value[:, :, :0] for name, value in cache.items()}  # and the prompt at once, then several behind it
+    first, *present = step.run({"input_ids": ids[:1, :7].numpy(), "attention_mask": np.ones((1, 7), np.int64), **empty})
+    rest = step.run(
+        {"input_ids": ids[:1, 7:].numpy(), "attention_mask": np.ones((1, 12), np.int64), **dict(zip(cache, present, strict=True))}
+    )[0]  # fmt: skip
+    np.testing.assert_allclose(np.concatenate([first, rest], axis=1), wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_another_variant_is_another_job(network: Running, result: Result) -> None:
@@ -165,3 +172,31 @@ def test_a_dynamic_axis_of_one_is_refused(network: Running, tmp_path: Path) -> N
     one = replace(variant, example={**variant.example, "x": inputs()[:2, :1]})
     with pytest.raises(ModelError, match="a dynamic axis of size 1 in its example of 'x'"):
         quantkit.allocate(replace(asked, variants={"step": one}), run=tmp_path / "run")
+
+
+class Loop(Step):
+    """A form that cannot be captured."""
+
+    def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x, before if float(before.sum()) > 0 else -before)
+
+
+def test_what_cannot_be_captured_is_left_out_and_the_result_stands(network: Running, tmp_path: Path) -> None:
+    result = quantkit.allocate(recipe(network, Loop(network)), run=tmp_path / "run")
+    assert result.variants == () and result.files.onnx.is_file() and not (tmp_path / "run" / "step.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["model", "float", "../step", "Step.onnx", ""])
+def test_a_variant_is_not_called_as_another_file_is(network: Running, name: str) -> None:
+    variant = Variant(Step(network), {"x": inputs()[:2]})
+    with pytest.raises(ConfigError, match="recipe has a variant"):
+        quantkit.Recipe(model=network, data=[], variants={name: variant})
+
+
+def test_a_cache_that_does_not_only_grow_has_no_step() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MistralConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        sliding_window=4, max_position_embeddings=16,
+    )  # fmt: skip
+    assert step_variant(transformers.MistralForCausalLM(config).eval()) is None

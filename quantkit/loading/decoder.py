@@ -40,16 +40,20 @@ class Step(nn.Module):
         return (found.logits, *(tensor for layer in found.past_key_values.layers for tensor in (layer.keys, layer.values)))
 
 
-def step_variant(network: Any) -> Variant:
+def step_variant(network: Any) -> Variant | None:
     """The variant of a causal language model, which must be the module that the network itself calls `network`.
 
-    Typical inputs: one new token behind EXAMPLE_TOKENS (or as many as fit), the keys and values of which are the network's own.
+    None where its cache is not one of keys and values that only grow, as of sliding windows or state spaces. Typical inputs: one new token
+    behind EXAMPLE_TOKENS (or as many as fit), the keys and values of which are the network's own.
     """
     step, generator = Step(network).eval(), torch.Generator().manual_seed(0)
     past = min(EXAMPLE_TOKENS, getattr(network.config, "max_position_embeddings", EXAMPLE_TOKENS + 2) - 2)
     ids = torch.randint(0, network.config.vocab_size, (2, past + 1), generator=generator)
     with torch.no_grad():
-        layers = network(input_ids=ids[:, :-1], use_cache=True).past_key_values.layers
+        kept = getattr(network(input_ids=ids[:, :-1], use_cache=True), "past_key_values", None)
+    layers = getattr(kept, "layers", ())
+    if not layers or any(type(layer).__name__ != "DynamicLayer" for layer in layers):
+        return None
     tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
     cache = {f"past_{place}": tensor for place, tensor in enumerate(tensors)}
     typical = {"input_ids": ids[:, -1:], "attention_mask": torch.ones_like(ids), **cache}

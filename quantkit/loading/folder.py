@@ -106,8 +106,8 @@ def read_folder(path: Path, trust_code: bool) -> tuple[nn.Module, dict[str, Tens
         return Picture(network).eval(), {"pixel_values": torch.zeros(2, channels, height, width)}, {}
     tokens = min(EXAMPLE_TOKENS, positions(path))
     ones = torch.ones(2, tokens, dtype=torch.int64)
-    variants = {"decoder": step_variant(network.eval())} if auto == CAUSAL else {}
-    return Text(network).eval(), {"input_ids": ones, "attention_mask": ones}, variants
+    step = step_variant(network.eval()) if auto == CAUSAL else None
+    return Text(network).eval(), {"input_ids": ones, "attention_mask": ones}, {} if step is None else {"decoder": step}
 
 
 def hash_folder(path: Path) -> str:
@@ -149,7 +149,10 @@ def tokenize_windows(path: Path, texts: Sequence[str], tokens: int | None) -> di
     length = tokens or min(most, LONGEST, -(-max(map(len, rows)) // STEP) * STEP)
     windows = [row[first : first + length] for row in rows for first in range(0, len(row), length)]
     windows = [window for window in windows if len(window) > 1]
-    ids = torch.tensor([window + [read.pad_token_id] * (length - len(window)) for window in windows])
+    if not windows:
+        raise DataError("no text has two tokens", "a token to go by and one behind it", "pass longer texts, or a larger --input-shape")
+    padding = read.pad_token_id or 0  # masked, so any token will do
+    ids = torch.tensor([window + [padding] * (length - len(window)) for window in windows])
     mask = torch.tensor([[1] * len(window) + [0] * (length - len(window)) for window in windows])
     return {"input_ids": ids, "attention_mask": mask}
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quantkit.loading.model import Variant
 
 COUNTS = ("calibration", "search", "gate", "batch_size", "threads")
+TAKEN = ("alternative", "float", "model", "picked")  # names of other files
 TEXTS = ("name", "keep", "target", "minimize", "sensitivity", "search_method", "observer", "rounding")
 
 
@@ -71,6 +72,10 @@ class Recipe:
         for key in TEXTS:
             if not isinstance(getattr(self, key), str | None):
                 raise ConfigError(f"recipe has {key} = {getattr(self, key)!r}", "a text", "put it in quotes, or leave it out")
+        for name in self.variants:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in TAKEN:
+                wanted = f"small letters, digits and _, and none of {', '.join(TAKEN)}"
+                raise ConfigError(f"recipe has a variant {name!r}", wanted, "choose another name: it becomes a file's")
         for key in ("schemes", "exclude"):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, (tuple, list)) or not all(isinstance(part, str) for part in value)):

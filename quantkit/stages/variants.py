@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quantkit.core.errors import ContractError, ModelError
+from quantkit.core.errors import CaptureError, ContractError, ModelError
 from quantkit.core.graph import Graph
 from quantkit.core.spec import FLOAT, parse_scheme
 from quantkit.core.store import write_atomically
@@ -26,21 +26,32 @@ from quantkit.runtimes.evaluation import Feeds, feeds
 from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
-from quantkit.verification.parity import Parity, compare_outputs, compare_simulation
+from quantkit.verification.parity import compare_outputs, compare_simulation
 from quantkit.verification.verify import time_sessions
 
 
 def write_variants(bench: Workbench, request: Request, candidates: Candidates, allocation: Mapping[str, str]) -> tuple[VariantRow, ...]:
     """Each variant's files in the run directory, named after it, and what was measured of them.
 
-    Layers with weights take the plan's schemes, by name; operations without weights stay float. Raises ModelError where a layer has another
-    weight than the network's layer of that name.
+    Layers with weights take the plan's schemes, by name; operations without weights stay float. What cannot be captured is left out with a
+    note: the network's own result stands. Raises ModelError where a layer has another weight than the network's layer of that name.
     """
     variants = request.model.variants
     if not variants:
         return ()
     with bench.timed("variants", f"write {', '.join(variants)}"):
-        return tuple(_write(bench, request, candidates, allocation, name, variant) for name, variant in variants.items())
+        rows = [_tried(bench, request, candidates, allocation, name, variant) for name, variant in variants.items()]
+        return tuple(row for row in rows if row is not None)
+
+
+def _tried(
+    bench: Workbench, request: Request, candidates: Candidates, allocation: Mapping[str, str], name: str, variant: Variant
+) -> VariantRow | None:
+    try:
+        return _write(bench, request, candidates, allocation, name, variant)
+    except CaptureError as error:
+        bench.progress.note(f"{name}.onnx is not written: {error}")
+        return None
 
 
 def _write(
@@ -65,7 +76,6 @@ def _write(
     example = feeds(next(network_batches(graph, items, 1)), graph.inputs)
     sessions = [candidates.open(path, threads=request.options.threads, example=example) for path in (float_file, final)]
     ran = runtime.read_executed(final, graph, placement, options, scratch)
-    parity: Parity
     if runtime.SHOWS_CODES:
         parity = compare_simulation(captured, placement, bank, final, emitted, items, len(items), scratch, _silent, options)
     else:
