@@ -148,7 +148,8 @@ SHAPES: dict[str, Any] = {
     "schema": int, "run": str, "kept": bool, "minimize": str, "gained": (dict, type(None)), "refused": (list, type(None)),
     "budget": {"max_drop": float, "unit": str, "metric": str},
     "bounds": list,
-    "verdict": {"decision": str, "n": int, "float": float, "quantized": float, "drop": float, "low": float, "high": float},
+    "verdict": {"decision": str, "n": int, "float": float, "quantized": float, "drop": float, "low": float, "high": float,
+                "counted_drop": (float, type(None))},
     "latency": {"float_ms": float, "quantized_ms": float, "ratio": float, "low": float, "high": float, "threads": int, "batch": int},
     "bytes": {"float": int, "quantized": int, "ratio": float},
     "baselines": [{"name": str, "drop": float, "latency_ratio": float, "bytes_ratio": float}],
@@ -200,7 +201,8 @@ def test_what_is_reported_is_what_the_file_does(done: Result) -> None:
     float_score, quantized_score = score(done.files.float_onnx), score(done.files.onnx)
     assert done.verdict.n == len(gate)
     assert (done.verdict.float, done.verdict.quantized) == (pytest.approx(float_score), pytest.approx(quantized_score))
-    assert done.verdict.drop == pytest.approx(float_score - quantized_score)
+    assert done.verdict.counted_drop == pytest.approx(float_score - quantized_score)
+    assert done.verdict.low <= done.verdict.drop <= done.verdict.high
     assert done.bytes == {
         "float": done.files.float_onnx.stat().st_size,
         "quantized": done.files.onnx.stat().st_size,
@@ -384,7 +386,7 @@ def test_an_impossible_promise_writes_the_nearest_plan_and_says_what_binds(tmp_p
 
 @pytest.mark.parametrize(("undecided", "kept"), [("point", True), ("fail", False), ("pass", True)])
 def test_what_decides_an_undecided_verdict(done: Result, undecided: str, kept: bool, tmp_path: Path) -> None:
-    result = allocate(tmp_path / "run", exclude=["*"], max_drop=2.0, data=data(150), undecided=undecided)
+    result = allocate(tmp_path / "run", exclude=["*"], max_drop=2.0, data=data(150), metric="agreement", undecided=undecided)
 
     assert (result.verdict.decision, result.verdict.drop) == ("undecided", 0.0)
     assert result.kept is kept

@@ -203,6 +203,7 @@ def test_the_same_seed_gives_the_same_verdict_and_json_holds_all_of_it() -> None
         "low": pytest.approx(-0.6, abs=0.3),
         "high": pytest.approx(2.7, abs=0.3),
         "items_to_decide": None,
+        "counted_drop": None,
     }
 
 
@@ -275,6 +276,23 @@ def test_whether_a_gate_can_prove_a_budget_is_what_the_verdict_says_of_equal_ans
 
 def test_values_that_are_not_right_or_wrong_can_always_be_proven() -> None:
     assert can_be_kept(np.linspace(0, 1, 9), 9, 0.001)
+
+
+def test_with_margins_fewer_items_can_prove_a_budget() -> None:
+    """As the verdict on equal answers with equal margins says."""
+    least = next(n for n in range(2, 1200) if can_be_kept(np.full(n, 100.0), n, 0.5, with_margins=True))
+    values = {n: np.full(n, 100.0) for n in (least - 1, least)}
+    score = lambda index: 100.0  # noqa: E731
+    decisions = [
+        decide(
+            float_score=score, quantized_score=score, n=n, budget=0.5, higher_is_better=True, per_item=(equal, equal),
+            margins=(equal, equal), resamples=50,
+        ).decision
+        for n, equal in values.items()
+    ]  # fmt: skip
+
+    assert least == 142
+    assert decisions == ["undecided", "kept"]
 
 
 @pytest.mark.parametrize("confidence", [0.6, 0.85])

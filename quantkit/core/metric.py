@@ -39,7 +39,8 @@ class Metric:
     With reference "float" the labels handed to both are the float model's outputs. `curvature` is the metric of the output space
     that interactions are taken in: "softmax" for class scores, "identity" for plain values. `source` is the text of a user's own
     function, so that a changed one is another metric. `prepare`, where given, is `function` in two steps: what it takes of the outputs
-    once, and what it then says of an index.
+    once, and what it then says of an index. `margins`, where given, are per item how far its answer is from the other one: above 0 where it
+    is right; None for outputs that have no such distance.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Metric:
     curvature: Literal["softmax", "identity"] = "softmax"
     source: str = ""
     prepare: Callable[[Outputs, Any], Callable[[Index], float]] | None = None
+    margins: Callable[[Outputs, Any], PerItem | None] | None = None
 
     def scorer(self, outputs: Outputs, labels: Any) -> Callable[[Index], float]:
         """`score` of these outputs, for whoever asks for many indices."""
@@ -247,6 +249,23 @@ def _top(count: int, name: str) -> Callable[[Outputs, Any], PerItem]:
     return per_item
 
 
+def _margins(count: int) -> Callable[[Outputs, Any], PerItem | None]:
+    """The score of the item's class less the `count`-th best of the others; None unless each item is one row of scores."""
+
+    def margins(outputs: Outputs, labels: Any) -> PerItem | None:
+        scores, wanted = outputs[0].astype(np.float64), np.asarray(labels)
+        if scores.ndim != 2 or scores.shape[1] <= count or wanted.shape != scores.shape[:1] or wanted.dtype.kind not in "iu":
+            return None
+        if wanted.min() < 0 or wanted.max() >= scores.shape[1]:
+            return None
+        rows = np.arange(len(scores))
+        own = scores[rows, wanted]
+        scores[rows, wanted] = -np.inf
+        return np.asarray(own - np.partition(scores, -count, axis=1)[:, -count], dtype=np.float64)
+
+    return margins
+
+
 def _agreement(outputs: Outputs, reference: Any) -> PerItem:
     """Positions of which the reference says nothing (NaN) are left out."""
     scores, others = _first(outputs, "agreement"), _as_outputs(reference)[0]
@@ -322,8 +341,8 @@ def _mean_of(per_item: Callable[[Outputs, Any], PerItem]) -> Callable[[Outputs, 
 _TOP1, _TOP5 = _top(1, "top1"), _top(5, "top5")
 
 METRICS = {
-    "top1": Metric("top1", POINTS, True, _mean_of(_TOP1), _TOP1),
-    "top5": Metric("top5", POINTS, True, _mean_of(_TOP5), _TOP5),
+    "top1": Metric("top1", POINTS, True, _mean_of(_TOP1), _TOP1, margins=_margins(1)),
+    "top5": Metric("top5", POINTS, True, _mean_of(_TOP5), _TOP5, margins=_margins(5)),
     "agreement": Metric("agreement", POINTS, True, _mean_of(_agreement), _agreement, "float"),
     "mse": Metric("mse", "mean squared error", False, _mean_of(_squared_error), _squared_error, "float", "identity"),
     "psnr": Metric("psnr", "dB", True, _psnr, None, "float", "identity"),

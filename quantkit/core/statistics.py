@@ -2,7 +2,9 @@
 
 Items that are right or wrong (an accuracy) and everything else need different arithmetic:
 
-- right or wrong: the restricted score statistic for a difference of paired proportions (Tango, Statistics in Medicine 17, 1998),
+- right or wrong, with margins: the drop is estimated from near ties (`near_ties`), and decided by Student's t; a part of the counted
+  variance is added (`ALLOWANCE`), for what the estimate supposes.
+- right or wrong, without: the restricted score statistic for a difference of paired proportions (Tango, Statistics in Medicine 17, 1998),
   whose tail is summed exactly over the trinomial of losses and gains, at the nuisance that is likeliest under "drop = budget"
   (as Storer and Kim do for unpaired ones, JASA 85, 1990). With a handful of flipped items the score's normal tail is wrong in up
   to 9 % of cases where 5 % are promised, a bootstrap in more; this stays below 5.2 % (n = 400, budgets of 0.25 to 5 points).
@@ -22,8 +24,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from quantkit.core.errors import MetricError
+from quantkit.core.near_ties import BLOCKS, LEAST_ITEMS, Smoothed, smoothed_drop
 
 Floats = NDArray[np.float64]
 Score = Callable[[NDArray[np.int64]], float]
@@ -33,6 +37,7 @@ Number = float  # `Verdict.float` would hide the type from the fields behind it
 ERROR_RATE = 0.05
 INTERVAL = (0.025, 0.975)
 NORMAL = NormalDist()
+ALLOWANCE = 1 / 6  # of the counted variance: an estimate from margins is never believed as if there were more than six times the items
 PRIOR_WIDTH = 0.5  # of the expected drop: plans of equal divergence differ that much
 
 
@@ -41,7 +46,8 @@ class Verdict:
     """What `n` items say. `drop` is positive where quality is lost, whichever way the metric points.
 
     `low` and `high` bound the drop with 95 % confidence. `items_to_decide` is how many items in all would decide if the drop stayed
-    what it is; None when decided, or when the drop equals the budget.
+    what it is; None when decided, or when the drop equals the budget. Where `drop` is estimated from margins, `counted_drop` is the
+    difference of the two scores; else None.
     """
 
     decision: Decision
@@ -52,6 +58,7 @@ class Verdict:
     low: Number
     high: Number
     items_to_decide: int | None
+    counted_drop: Number | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
@@ -60,13 +67,17 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Evidence:
-    """Chances of a drop at most (at least) this large if the true drop were the budget; an interval; the variance of one item."""
+    """Chances of a drop at most (at least) this large if the true drop were the budget; an interval; the variance of one item.
+
+    `estimate` is the drop where it is not the difference of the scores.
+    """
 
     chance_kept: float
     chance_broken: float
     low: float
     high: float
     variance: float
+    estimate: float | None = None
 
 
 def decide(
@@ -77,14 +88,17 @@ def decide(
     budget: float,
     higher_is_better: bool,
     per_item: tuple[Floats, Floats] | None = None,
+    margins: tuple[Floats, Floats] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Verdict:
     """The verdict over `n` items: kept (broken) where the one-sided 95 % bound of the drop is at most (above) `budget`.
 
     Scores take the positions of items, repeats included. `per_item`: the values (float, quantized) whose means these scores are.
+    `margins`: of items that are right or wrong, how far (float, quantized) each answer is from the other one, above 0 where it is right.
     The interval is the paired percentile bootstrap over items; for right-or-wrong items it is widened to the score interval, since
-    few flips make a bootstrap too short. Raises MetricError for fewer than two items, and for a score that is not finite.
+    few flips make a bootstrap too short; with margins it is Student's. Raises MetricError for fewer than two items, and for a score that
+    is not finite.
     """
     if n < 2:
         raise MetricError(f"{n} items", "at least two, to say anything of others", "pass more data")
@@ -94,7 +108,11 @@ def decide(
     items = per_item or tuple(_pseudo_values(score, n, resamples) for score in (float_score, quantized_score))
     step = _step(*items) if len(items[0]) == n else 0.0
     generator = np.random.default_rng(seed)
-    if step:
+    right = (items[0] > step / 2, items[1] > step / 2)
+    smoothed = smoothed_drop(*margins, *right) if margins and step and higher_is_better else None
+    if smoothed is not None:
+        evidence = _judge_smoothed(smoothed, float(np.count_nonzero(items[0] != items[1])), step, budget, n)
+    elif step:
         evidence = _judge_flips(items[0], items[1], step, budget, sign, resamples, generator)
     else:
         differences = sign * (items[0] - items[1])
@@ -151,6 +169,8 @@ def _ratios(numerator_ms: Floats, denominator_ms: Floats, seed: int, resamples: 
 
 
 def _verdict(evidence: _Evidence, n: int, float_value: float, quantized_value: float, drop: float, budget: float) -> Verdict:
+    counted_drop = None if evidence.estimate is None else drop
+    drop = drop if evidence.estimate is None else evidence.estimate
     decision: Decision = "undecided"
     if evidence.chance_kept <= ERROR_RATE:
         decision = "kept"
@@ -160,7 +180,7 @@ def _verdict(evidence: _Evidence, n: int, float_value: float, quantized_value: f
     if decision == "undecided" and drop != budget:
         z = NORMAL.inv_cdf(1 - ERROR_RATE)
         needed = max(n + 1, ceil(z**2 * evidence.variance / (budget - drop) ** 2))
-    return Verdict(decision, n, float_value, quantized_value, drop, evidence.low, evidence.high, needed)
+    return Verdict(decision, n, float_value, quantized_value, drop, evidence.low, evidence.high, needed, counted_drop)
 
 
 def _finite(value: float) -> float:
@@ -187,6 +207,15 @@ def _step(one: Floats, other: Floats) -> float:
     step = float(values.max())
     binary = step > 0 and bool(np.all(np.minimum(np.abs(values), np.abs(values - step)) < 1e-6 * step))
     return step if binary else 0.0
+
+
+def _judge_smoothed(smoothed: Smoothed, flips: float, step: float, budget: float, n: int) -> _Evidence:
+    """By Student's t. The counted variance takes one flip more than there were, so that no certainty comes from seeing none."""
+    spread = step * sqrt(smoothed.variance + ALLOWANCE * (flips + 1) / n**2)
+    drop, law = step * smoothed.drop, student(smoothed.degrees)
+    reach = float(law.ppf(INTERVAL[1])) * spread
+    kept, broken = float(law.cdf((drop - budget) / spread)), float(law.sf((drop - budget) / spread))
+    return _Evidence(kept, broken, drop - reach, drop + reach, n * spread**2, drop)
 
 
 def _judge_flips(
@@ -282,13 +311,16 @@ def _accelerated(drops: Floats, drop: float, pseudo: Floats, level: float) -> fl
     return float(np.quantile(drops, NORMAL.cdf(bias + z / max(1e-9, 1 - acceleration * z))))
 
 
-def can_be_kept(values: Floats, n: int, budget: float) -> bool:
+def can_be_kept(values: Floats, n: int, budget: float, *, with_margins: bool = False) -> bool:
     """Whether `n` items could show that a drop is within `budget`, if not one of them changed.
 
     `values` are the float network's, item by item. Where they are right or wrong, no change among n items has the chance (1 − budget)ⁿ
-    even if the true drop were the budget, and that must be at most 5 %. Other values have no such limit.
+    even if the true drop were the budget, and that must be at most 5 %; `with_margins`, what is allowed for the estimate's assumptions
+    must be within the budget. Other values have no such limit.
     """
     step = _step(values, values)
+    if step and with_margins and n >= LEAST_ITEMS:
+        return _judge_smoothed(Smoothed(0.0, 0.0, BLOCKS - 1), 0.0, step, budget, n).chance_kept <= ERROR_RATE
     return not step or budget >= step or (1 - budget / step) ** n <= ERROR_RATE
 
 

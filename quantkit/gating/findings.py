@@ -56,9 +56,10 @@ class Finding:
 
 def judge_drop(verdict: Verdict, budget: float, metric: Metric, undecided: str) -> Finding:
     """From the paired verdict on the items."""
+    alone = "" if verdict.counted_drop is None else f", {verdict.counted_drop:.2f} by counting"
     text = (
         f"{verdict.drop:.2f} {metric.unit} of {metric.name} lost, at most {budget:.2f} allowed "
-        f"(95 % interval {verdict.low:+.2f} to {verdict.high:+.2f}, {verdict.n} items)"
+        f"(95 % interval {verdict.low:+.2f} to {verdict.high:+.2f}{alone}, {verdict.n} items)"
     )
     return Finding(
         "max-drop", verdict.decision, stands(verdict.decision, verdict.drop <= budget, undecided), verdict.drop, budget, metric.unit, text,

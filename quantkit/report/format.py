@@ -28,7 +28,8 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     }[decision]
     of = "" if budget["metric"] in unit.lower() else f" of {budget['metric']}"
     lost = f"{verdict['drop']:.2f} {unit}{of} lost, at most {budget['max_drop']:.2f} allowed"
-    interval = f"95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}, on {verdict['n']} items that the search never saw"
+    alone = "" if verdict.get("counted_drop") is None else f", {verdict['counted_drop']:.2f} by counting"
+    interval = f"95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}{alone}, on {verdict['n']} items that the search never saw"
     over = [f"{row['name'].replace('_', ' ')} {bound_words(row)}" for row in result.get("bounds", ()) if not row["kept"]]
     if over:
         return f"Not kept: {', '.join(over)}; {lost} ({interval})."

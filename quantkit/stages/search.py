@@ -234,7 +234,8 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
     if confidence is None:
         truth = reference if request.metric.reference == "float" else labels
         values = request.metric.per_item(reference, truth) if request.metric.per_item and options.undecided == "point" else None
-        confidence = SURE if values is None or can_be_kept(values, len(gate), budget) else EVEN
+        has_margins = request.metric.margins is not None and request.metric.margins(reference, truth) is not None
+        confidence = SURE if values is None or can_be_kept(values, len(gate), budget, with_margins=has_margins) else EVEN
     key = fingerprint(candidates.key, subset.fingerprint(), request.metric.name, request.metric.source, describe()["isa"], options.seed)
     megabytes = sum(array.nbytes for array in reference) / 1e6
     told = f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items"

@@ -40,6 +40,7 @@ def judge(metric: Metric, reference: Outputs, outputs: Outputs, labels: Any, bud
     truth = reference if metric.reference == "float" and labels is None else labels
     count = len(outputs[0])
     per_item = (metric.per_item(reference, truth), metric.per_item(outputs, truth)) if metric.per_item else None
+    before, after = (metric.margins(outs, truth) if metric.margins else None for outs in (reference, outputs))
     return decide(
         float_score=metric.scorer(reference, truth),
         quantized_score=metric.scorer(outputs, truth),
@@ -47,6 +48,7 @@ def judge(metric: Metric, reference: Outputs, outputs: Outputs, labels: Any, bud
         budget=budget,
         higher_is_better=metric.higher_is_better,
         per_item=per_item,
+        margins=None if before is None or after is None else (before, after),
         seed=seed,
     )
 
