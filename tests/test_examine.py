@@ -98,7 +98,7 @@ def test_the_verdict_is_the_run_s_own_on_the_same_items(result: Result, tmp_path
         float((open_session(path, threads=1).run({"x": inputs})[0].argmax(1) == labels).mean())
         for path in (result.files.float_onnx, result.files.onnx)
     ]
-    assert found.verdict.drop == pytest.approx(100 * (right[0] - right[1]))
+    assert found.verdict.counted_drop == pytest.approx(100 * (right[0] - right[1]))
 
 
 def test_what_was_asked_for_and_is_not_so(result: Result, tmp_path: Path) -> None:

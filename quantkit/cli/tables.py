@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from quantkit.cli.console import Printed
-from quantkit.report.format import certificate_line, comparison_rows, counted, named, verdict_line
-from quantkit.settings.bounds import show_amount
+from quantkit.report.format import certificate_line, comparison_rows, counted, interval_words, named, verdict_line
+from quantkit.settings.bounds import show_amount, show_drop
 
 
 def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> No
     rows += [row for row in measured if row["allocation"] == picked or row.get("undominated")]
     for row in sorted(rows, key=lambda row: float(row["predicted_cost"])):
         looked, mine = row["measured"], row["allocation"] == picked
-        seen = (f"{looked['drop']:.2f}", f"{looked['divergence']:.3g}") if looked else ("", "")
+        seen = (show_drop(looked['drop']), f"{looked['divergence']:.3g}") if looked else ("", "")
         uses = [show_amount(name, row["uses"][name]) for name in ("latency", "bytes", "bops", "average_bits")]
         counts = counted(list(row["allocation"].values()))
         away = "" if row["distance"] is None else f"{row['distance']:.3f}"
@@ -59,7 +59,7 @@ def show_picked(picked: Mapping[str, Any]) -> None:
     """What was picked, and the front that it was picked from."""
     console = Printed()
     budget = picked["budget"]
-    drop = "" if picked["drop"] is None else f"{picked['drop']:.2f} {budget['unit']} lost ({picked['drop_is']})"
+    drop = "" if picked["drop"] is None else f"{show_drop(picked['drop'])} {budget['unit']} lost ({picked['drop_is']})"
     allowed = "" if budget["max_drop"] is None else f", at most {budget['max_drop']:.2f} allowed"
     uses = ", ".join(show_amount(name, value) for name, value in picked["uses"].items())
     line = f"{'Picked' if picked['kept'] else 'Nothing fits, the nearest'}: {drop}{allowed}{'; ' if drop else ''}{uses}"
@@ -82,7 +82,7 @@ def show_examined(examined: Mapping[str, Any], failures: Sequence[str]) -> None:
     if floats:
         console.print(f"in float: {named(floats)}", markup=False, soft_wrap=True)
     if verdict:
-        console.print(f"{verdict['drop']:.2f} lost (95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}, {verdict['n']} items)")
+        console.print(f"{show_drop(verdict['drop'])} lost ({interval_words(verdict)}, {verdict['n']} items)")
     if latency:
         interval = f"{latency['low']:.3f} to {latency['high']:.3f}"
         console.print(f"{latency['ratio']:.3f} of the float file's time ({interval}, threads: {latency['threads']})")
@@ -145,7 +145,7 @@ def _comparison(result: Mapping[str, Any]) -> Table:
     for row in rows:
         times = (f"{latency['float_ms'] * row['latency_ratio']:.2f} ms", f"{row['latency_ratio']:.2f}×") if latency else ()
         sizes = (f"{size['float'] * row['bytes_ratio'] / 1e3:,.0f} kB", f"{row['bytes_ratio']:.2f}×")
-        table.add_row(row["name"], f"{row['drop']:.2f}", *times, *sizes, style="bold" if row is rows[-1] else "")
+        table.add_row(row["name"], show_drop(row['drop']), *times, *sizes, style="bold" if row is rows[-1] else "")
     return table
 
 

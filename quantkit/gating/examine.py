@@ -27,6 +27,7 @@ from quantkit.runs.stored_plan import StoredPlan, plan_file, read_plan, simulate
 from quantkit.runtimes import Kernel, Runtime, find_runtime, ort_cpu
 from quantkit.runtimes.evaluation import Feeds, evaluate, feeds
 from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.settings.bounds import show_drop
 from quantkit.settings.request import Check
 from quantkit.targets import Placement, find_target
 from quantkit.verification import probe
@@ -128,7 +129,7 @@ class Examined:
             found.append(f"{100 * self.int8_macs:.1f} % of the multiply-accumulates run in int8, {100 * int8_share:.1f} % are required")
         budget, verdict = self.budget, self.verdict
         if budget is not None and verdict is not None and not stands(verdict.decision, verdict.drop <= budget, "point"):
-            found.append(f"{verdict.drop:.2f} lost, at most {budget:.2f} allowed ({verdict.decision})")
+            found.append(f"{show_drop(verdict.drop)} lost, at most {budget:.2f} allowed ({verdict.decision})")
         if self.compared is not None and self.compared.parity.parted:
             parted = self.compared.parity.parted
             found.append(f"{len(parted)} layers do not compute what the simulation does, first {parted[0]}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from quantkit.core.metric import Metric
 from quantkit.core.statistics import Decision, RatioVerdict, Verdict, stands
-from quantkit.settings.bounds import show_amount
+from quantkit.settings.bounds import show_amount, show_drop
 
 EXPLAINED = {
     "max-drop": "The loss against the reference on the same items",
@@ -56,9 +56,9 @@ class Finding:
 
 def judge_drop(verdict: Verdict, budget: float, metric: Metric, undecided: str) -> Finding:
     """From the paired verdict on the items."""
-    alone = "" if verdict.counted_drop is None else f", {verdict.counted_drop:.2f} by counting"
+    alone = "" if verdict.counted_drop is None else f", {show_drop(verdict.counted_drop)} by counting"
     text = (
-        f"{verdict.drop:.2f} {metric.unit} of {metric.name} lost, at most {budget:.2f} allowed "
+        f"{show_drop(verdict.drop)} {metric.unit} of {metric.name} lost, at most {budget:.2f} allowed "
         f"(95 % interval {verdict.low:+.2f} to {verdict.high:+.2f}{alone}, {verdict.n} items)"
     )
     return Finding(

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantkit.core.spec import FLOAT
 from quantkit.runs.outcome import ALTERNATIVE, Refused
-from quantkit.settings.bounds import show_amount
+from quantkit.settings.bounds import show_amount, show_drop
 
 RESOURCES = {"latency": "time", "bops": "bit operations", "average_bits": "bits a weight"}
 NAMED = 8  # names told in full before "and N more"
@@ -27,9 +27,8 @@ def verdict_line(result: Mapping[str, Any]) -> str:
         "undecided": "though these items are too few to be sure" if result["kept"] else "or not proven to be, on these items",
     }[decision]
     of = "" if budget["metric"] in unit.lower() else f" of {budget['metric']}"
-    lost = f"{verdict['drop']:.2f} {unit}{of} lost, at most {budget['max_drop']:.2f} allowed"
-    alone = "" if verdict.get("counted_drop") is None else f", {verdict['counted_drop']:.2f} by counting"
-    interval = f"95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}{alone}, on {verdict['n']} items that the search never saw"
+    lost = f"{show_drop(verdict['drop'])} {unit}{of} lost, at most {budget['max_drop']:.2f} allowed"
+    interval = f"{interval_words(verdict)}, on {verdict['n']} items that the search never saw"
     over = [f"{row['name'].replace('_', ' ')} {bound_words(row)}" for row in result.get("bounds", ()) if not row["kept"]]
     if over:
         return f"Not kept: {', '.join(over)}; {lost} ({interval})."
@@ -42,6 +41,12 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     return f"{told}, {sure}: {lost} ({interval})."
 
 
+def interval_words(verdict: Mapping[str, Any]) -> str:
+    """Where the drop lies at 95 %, and the counted drop where the drop is an estimate."""
+    alone = "" if verdict.get("counted_drop") is None else f", {show_drop(verdict['counted_drop'])} by counting"
+    return f"95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}{alone}"
+
+
 def _nothing(result: Mapping[str, Any]) -> str:
     """What ships in place of a gain, and what was refused."""
     if any(row["scheme"] != FLOAT.name for row in result["allocation"]):
@@ -49,7 +54,7 @@ def _nothing(result: Mapping[str, Any]) -> str:
     if not result["refused"]:
         return "no plan that keeps the promise takes less than the float network, which ships."
     first, *others = result["refused"]
-    also = ", ".join(f"{row['name']} ({row['ratio']:.2f}, {row['drop']:.2f} lost)" for row in others)
+    also = ", ".join(f"{row['name']} ({row['ratio']:.2f}, {show_drop(row['drop'])} lost)" for row in others)
     beside = f" It lies beside, {ALTERNATIVE}." if first["name"] == Path(ALTERNATIVE).stem else ""
     return f"the float network ships, although {Refused(**first).words()}.{beside}{f' Within the budget too: {also}.' if also else ''}"
 

@@ -8,7 +8,7 @@ from typing import Any
 from quantkit.report.charts import plan_rows
 from quantkit.report.format import bound_words, comparison_rows, counted, named, number, verdict_line
 from quantkit.report.run_data import MEASURED_ONLY, Evidence
-from quantkit.settings.bounds import show_amount
+from quantkit.settings.bounds import show_amount, show_drop
 
 
 def to_markdown(evidence: Evidence) -> str:
@@ -34,7 +34,7 @@ def _comparison(result: Any) -> str:
         times = [f"{latency['float_ms'] * row['latency_ratio']:.2f} ms", f"{row['latency_ratio']:.2f}"] if latency else []
         sizes = [show_amount("bytes", size["float"] * row["bytes_ratio"]), f"{row['bytes_ratio']:.2f}"]
         name = f"**{row['name']}**" if row["name"] == "this plan" else row["name"]
-        rows.append([name, f"{row['drop']:.2f}", *times, *sizes])
+        rows.append([name, show_drop(row['drop']), *times, *sizes])
     return _table(["", *headings], rows)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import floor
 
+from quantkit.settings.bounds import show_drop
+
 LEAST_CONFIDENCE = 0.5  # that may be asked for
 ALTERNATIVE = "alternative.onnx"  # beside model.onnx, where the float network is the answer
 
@@ -41,7 +43,7 @@ class Refused:
     def words(self) -> str:
         """What it is, why it was not chosen, and what would ship it."""
         unit = {"latency": "time", "bytes": "bytes"}[self.resource]
-        told = f"{self.name} takes {self.ratio:.2f} of float's {unit} and lost {self.drop:.2f}"
+        told = f"{self.name} takes {self.ratio:.2f} of float's {unit} and lost {show_drop(self.drop)}"
         if self.chance_kept is None:
             return f"{told}, and is no plan of this search"
         if self.chance_kept >= self.asked:

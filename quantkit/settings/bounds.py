@@ -77,6 +77,11 @@ def parse_seconds(text: str | float) -> float:
     return seconds
 
 
+def show_drop(value: float) -> str:
+    """A drop or a score in words: two digits, and nothing that rounds to a negative zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def show_amount(name: str, value: float) -> str:
     """An amount as a person writes it: 2.05 MB, 5.00 ms, 1.20 Gbops, 4.50 bits."""
     if name == "latency":
