@@ -81,7 +81,7 @@ def test_its_menu_leaves_its_neighbours_float(work: Bench) -> None:
     assert group.schemes == (("w8a32", "w16a32", "fp32") if tied else ("w8d8", "w8a32", "w16a32", "fp32"))
 
 
-@pytest.mark.parametrize("scheme", ["w8a32", "w5a32", "w4a32", "w16a32", "w8d8", "w4d8", "c4d8"])
+@pytest.mark.parametrize("scheme", ["w8a32", "w5a32", "w4a32", "w16a32", "c5a32", "w8d8", "w4d8", "c4d8"])
 def test_the_file_answers_with_the_bits_of_the_simulation(work: Bench, scheme: str) -> None:
     if scheme.endswith("d8") and len(shares(work)) == 2:
         pytest.skip("a Gemm that shares the table does not quantize in each call")
@@ -175,7 +175,7 @@ class Words(nn.Module):
         return self.head(F.gelu(self.mix(self.words(ids))))
 
 
-@pytest.mark.parametrize("scheme", ["w8d8", "w4d8", "w5d8", "c4d8", "w8a8", "w8a32", "w4a32", "w5a32", "w16a32"])
+@pytest.mark.parametrize("scheme", ["w8d8", "w4d8", "w5d8", "c4d8", "w8a8", "w8a32", "w4a32", "w5a32", "c5a32", "w16a32"])
 def test_a_table_that_is_a_matrix_too_lies_in_the_file_once(scheme: str, tmp_path: Path) -> None:
     inputs = {"ids": ids()}
     work = Bench(capture(build(Words), inputs), inputs, tmp_path)

@@ -185,7 +185,7 @@ def test_narrow_storage_runs_the_int8_kernel_with_the_same_bits(benches: Callabl
             assert held == weight_bytes_stored(replace(layer, bias=None), form, ort_cpu.STORAGE) - 4 * channels
 
 
-@pytest.mark.parametrize("scheme", ["w16a32", "w8a32", "w5a32", "w4a32"])
+@pytest.mark.parametrize("scheme", ["w16a32", "w8a32", "w5a32", "w4a32", "c5a32", "c4a32"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_float_layers_that_are_stored_narrow_compute_with_the_same_weights(benches: Callable[[str], Bench], name: str, scheme: str) -> None:
     """The twin is the float file with those weights in place of its own."""

@@ -112,7 +112,9 @@ def promises(results: Results) -> str:
         prose("*Within the promise*: the measured drop is at most the promise. *Sure at 95 %*: its one-sided 95 % bound is too, which is",
               "the verdict *kept* below; on the other seeds the verdict is *undecided* or *broken*.",
               "*Uniform int8 is better*: uniform w8a8 loses no more, in a time below this plan's interval.",
-              "A drop below zero is chance of the items. Each time is a median over the seeds."),
+              "A drop below zero is chance of the items. Each time is a median over the seeds. Losses are estimated from margins",
+              "([how](docs/explanation/promise.md)); counted, these plans lose",
+              ", ".join(f"{number(spine[f'{name}.counted_drop_mean'])} ({name})" for name in BUDGETS) + "."),
         smallest(spine),
         prose(results.origin("spine.json"), "One thread, batch 1."),
     ])  # fmt: skip

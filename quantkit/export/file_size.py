@@ -143,7 +143,7 @@ def _unpacking(layer: Layer, scheme: Scheme, placement: Placement) -> Iterator[i
     if storage == "bit_stream" and not form:
         yield cast
     if form == "codebook":
-        yield _node("Gather", len(str(layer.weight)) + 10, FOLDED, FOLDED, FOLDED)
+        yield _node("Gather", len(str(layer.weight)) + 10, FOLDED, FOLDED, FOLDED) + (cast if in_float else 0)
     elif form:
         yield 2 * cast + len(str(layer.weight)) + 15 + _node("Mul", *[FOLDED] * 4) + _node("Reshape", FOLDED, 15, FOLDED, FOLDED)
 

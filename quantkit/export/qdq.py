@@ -149,7 +149,7 @@ def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank
         weight = from_half(editor, f"{layer.weight}_w16", lying, node)
     else:
         spread = scale.numpy().reshape([-1 if place == axis else 1 for place in range(lying.ndim)])
-        weight = make_float(editor, stem, lying.astype(np.int8), spread, spec.bits, placement, node)
+        weight = make_float(editor, stem, lying.astype(np.int8), spread, spec, placement, node)
     node.replace_input_with(layer.weight_slot, editor.fold("Transpose", [weight], node) if turned else weight)
 
 

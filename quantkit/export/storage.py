@@ -122,10 +122,14 @@ def make_codes(
 
 
 def make_float(
-    editor: Editor, stem: str, codes: NDArray[np.int8], scale: NDArray[np.float32], bits: int, placement: Placement, before: ir.Node
+    editor: Editor, stem: str, codes: NDArray[np.int8], scale: NDArray[np.float32], spec: QuantSpec, placement: Placement, before: ir.Node
 ) -> ir.Value:
     """Codes times `scale`, which broadcasts against them, in float32."""
-    real = STORAGES[placement.storage[bits]](editor, stem, codes, bits, before, FLOAT)
+    narrow = STORAGES[placement.storage[spec.bits]]
+    if spec.codebook:
+        real = _cast(editor, _from_levels(editor, stem, codes, spec.bits, narrow, before), FLOAT, before)
+    else:
+        real = narrow(editor, stem, codes, spec.bits, before, FLOAT)
     return editor.fold("Mul", [real, editor.constant(f"{stem}_scale", scale)], before)
 
 

@@ -30,6 +30,7 @@ SCHEMES = (
     "w8d8", "w7d8", "w6d8", "w5d8", "w4d8", "w3d8", "w2d8", "c6d8", "c5d8", "c4d8", "c3d8", "c2d8",
     "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8",
     "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
+    "c6a32", "c5a32", "c4a32", "c3a32", "c2a32",
 )  # fmt: skip
 # Narrow codes are made INT8 by nodes that the runtime folds while the session loads, so every width runs in the int8 kernel.
 STORAGE: Mapping[int, Storage] = {8: "int8", 4: "int4", **dict.fromkeys((2, 3, 5, 6, 7), "bit_stream")}
