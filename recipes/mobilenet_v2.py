@@ -6,9 +6,9 @@
 Weights and 1,200 labelled photographs come from the folder in QUANTKIT_DATA, by default ../shared/data beside the repository.
 Network: Sandler et al., arXiv 1801.04381, with TensorFlow's padding and batch norm already folded. Weights: Apache-2.0.
 
-Result (five split seeds, one thread, avx2, AMD EPYC): +0.04 points lost on average (-0.38 to +0.77 over the seeds, 520 gate items each),
-at most the budget on 5 of 5, sure at 95 % on 3, broken on 0; 0.66 of float's time, 0.98 of that of onnxruntime's quantize_static (which
-loses +8.23); 0.27 of float's bytes.
+Result (three split seeds, one thread, avx512_vnni, AMD EPYC): 0.00 points lost on average (-0.52 to +0.28 over the seeds, 520 gate items
+each; +0.06 by counting), at most the budget on 3 of 3, sure at 95 % on 2, broken on 0; 0.49 of float's time, 1.03 of that of onnxruntime's
+quantize_static (which loses +2.37); 0.26 of float's bytes.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ Weights and images come from the folder in QUANTKIT_DATA, by default ../shared/d
 calibrate on, 5,000 test images halved into search and gate. They are JPEG, which costs some points in float already.
 Network: He et al., arXiv 1512.03385, section 4.2, shortcut option A. Weights: Y. Idelbayev, BSD-2-Clause.
 
-Result (five split seeds, one thread, avx2, AMD EPYC): -0.22 points lost on average (-0.32 to -0.16 over the seeds, 2500 gate items each),
-at most the budget on 5 of 5, sure at 95 % on 5, broken on 0; 0.61 of float's time, 1.03 of that of onnxruntime's quantize_static (which
-loses -0.05); 0.28 of float's bytes. With --minimize bytes --max-drop 1.0 (seed 0): +0.04 points, 0.56 of quantize_static's bytes at 1.07
-of its time.
+Result (three split seeds, one thread, avx512_vnni, AMD EPYC): +0.01 points lost on average (-0.09 to +0.07 over the seeds, 2500 gate items
+each; -0.20 by counting), at most the budget on 3 of 3, sure at 95 % on 3, broken on 0; 0.46 of float's time, 1.03 of that of onnxruntime's
+quantize_static (which loses +0.10); 0.28 of float's bytes. With --minimize bytes --max-drop 1.0 (three seeds): +0.57 points, 0.54 of
+quantize_static's bytes at 1.07 of its time.
 """
 
 from __future__ import annotations

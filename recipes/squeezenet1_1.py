@@ -6,10 +6,10 @@
 Weights and 1,200 labelled photographs come from the folder in QUANTKIT_DATA, by default ../shared/data beside the repository.
 Network: Iandola et al., arXiv 1602.07360, version 1.1. Weights: Apache-2.0.
 
-Result (five split seeds, one thread, avx2, AMD EPYC): +0.23 points lost on average (-0.58 to +0.77 over the seeds, 520 gate items each),
-at most the budget on 5 of 5, sure at 95 % on 1, broken on 0; 0.61 of float's time, 0.96 of that of onnxruntime's quantize_static (which
-loses -0.27); 0.27 of float's bytes. With --minimize bytes --max-drop 1.0 (seed 0): -0.77 points, 0.72 of quantize_static's bytes at 1.09
-of its time.
+Result (three split seeds, one thread, avx512_vnni, AMD EPYC): -0.23 points lost on average (-0.41 to -0.13 over the seeds, 520 gate items
+each; +0.19 by counting), at most the budget on 3 of 3, sure at 95 % on 3, broken on 0; 0.40 of float's time, 0.96 of that of onnxruntime's
+quantize_static (which loses +0.01); 0.26 of float's bytes. With --minimize bytes --max-drop 1.0 (three seeds): +0.30 points, 0.59 of
+quantize_static's bytes at 0.96 of its time.
 """
 
 from __future__ import annotations

@@ -189,8 +189,8 @@ def parse_scheme(text: str) -> Scheme:
     """`"w4a8"` → weights 4-bit signed symmetric per output channel, activations 8-bit unsigned per tensor.
 
     `w4g16a8` has a multiplier for each 16 input channels, `c4a8` a table of 16 levels; `w8d8` and `c4d8` quantize activations in each call,
-    by their own range there; `w8a32`, `c4a32` and `w16a32` (half) are stored so, and compute in float32. Raises SchemeError for anything else that
-    is not `fp32` or of FLOATING.
+    by their own range there; `w8a32`, `c4a32` and `w16a32` (half) are stored so, and compute in float32. Raises SchemeError for anything
+    else that is not `fp32` or of FLOATING.
     """
     if text == FLOAT.name:
         return FLOAT
