@@ -66,7 +66,7 @@ NETWORK = r"((?:resnet20|resnet44|squeezenet1_1|mobilenet_v2)(?:\.bytes)?)"
 SECTIONS = (
     Section(
         "spine.json", "Promises kept", rf"{NETWORK}\.(\w+)", "python tools/bench.py",
-        "The four recipes over split seeds, `--max-drop` 0.5 (resnet20, resnet44) or 1.0. Columns that end in `.bytes` are one seed with "
+        "The four recipes over split seeds, `--max-drop` 0.5 (resnet20, resnet44) or 1.0. Columns that end in `.bytes` are with "
         "`--minimize bytes --max-drop 1.0`. One network and one seed: `python tools/bench.py --networks resnet20 --seeds 0`.", SPINE,
     ),
     Section(
@@ -128,6 +128,12 @@ SECTIONS = (
         "transformers.json", "Transformers in small", r"zoo\.(?:(\w+)\.)?(\w+)", "python tools/bench_transformers.py --parts zoo",
         "Architectures with random weights (`tests/transformer_zoo.py`), `--metric agreement --minimize bytes`: whether the file runs as "
         "planned, the share of quantized layers with the bits of the simulation, and of multiply-accumulates in int8.",
+    ),
+    Section(
+        "items.json", "Items that a verdict needs", r"(?:(\w+)\.)?(\w+)", "python tools/bench_items.py",
+        "Verdicts from margins against counted ones, on outputs of real networks: the items needed to call a drop kept whose budget is a "
+        "point larger, how often a drop that equals the budget is called kept or broken (`draws` times `items` items), and standard errors "
+        "between estimate and count on the real labels.",
     ),
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
     Section("report.json", "The report", r"(\w+)\.report\.(\w+)", "python tools/bench_report.py", "The page in a real headless Chromium."),
