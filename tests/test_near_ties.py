@@ -193,10 +193,11 @@ def test_ties_lie_on_the_side_of_their_answers() -> None:
 
 
 @pytest.mark.parametrize(("name", "place"), [("top1", 1), ("top5", 5)])
-def test_margins_are_above_zero_where_the_answer_is_right(name: str, place: int) -> None:
+def test_margins_are_above_zero_where_the_answer_is_right(name: str, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(place)
     scores, labels = generator.normal(size=(200, 9)), generator.integers(0, 9, 200)
     metric = METRICS[name]
+    monkeypatch.setattr("quantkit.core.metric.ROWS", 64)
     assert metric.margins is not None and metric.per_item is not None
     margins = metric.margins((scores,), labels)
 

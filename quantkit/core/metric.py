@@ -28,6 +28,7 @@ PerItem = NDArray[np.float64]
 
 POINTS = "points"
 NO_LABEL = -100  # of a position that has none
+ROWS = 4096  # of scores that are sorted at once
 # Equal outputs have no finite ratio. So `--max-drop 60` asks for at least 40 dB.
 PSNR_OF_EQUALS_DB = 100.0
 
@@ -253,15 +254,18 @@ def _margins(count: int) -> Callable[[Outputs, Any], PerItem | None]:
     """The score of the item's class less the `count`-th best of the others; None unless each item is one row of scores."""
 
     def margins(outputs: Outputs, labels: Any) -> PerItem | None:
-        scores, wanted = outputs[0].astype(np.float64), np.asarray(labels)
+        scores, wanted = outputs[0], np.asarray(labels)
         if scores.ndim != 2 or scores.shape[1] <= count or wanted.shape != scores.shape[:1] or wanted.dtype.kind not in "iu":
             return None
         if wanted.min() < 0 or wanted.max() >= scores.shape[1]:
             return None
-        rows = np.arange(len(scores))
-        own = scores[rows, wanted]
-        scores[rows, wanted] = -np.inf
-        return np.asarray(own - np.partition(scores, -count, axis=1)[:, -count], dtype=np.float64)
+        found = np.zeros(len(scores))
+        for start in range(0, len(scores), ROWS):  # as each part is copied twice
+            others, own = scores[start : start + ROWS].astype(np.float64), wanted[start : start + ROWS, None]
+            mine = np.take_along_axis(others, own, axis=1)[:, 0]
+            np.put_along_axis(others, own, -np.inf, axis=1)
+            found[start : start + ROWS] = mine - np.partition(others, -count, axis=1)[:, -count]
+        return found
 
     return margins
 
