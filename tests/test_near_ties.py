@@ -192,6 +192,20 @@ def test_ties_lie_on_the_side_of_their_answers() -> None:
     assert smoothed_drop(before, coarse) is None or smoothed_drop(before, coarse) != found
 
 
+def test_the_verdict_decides_ties_by_the_answers() -> None:
+    before, after = drawn(1000, 2)
+    coarse = np.round(after / 0.4) * 0.4
+    is_right = np.where(coarse == 0, np.arange(1000) % 3 > 0, coarse > 0)
+    one, other = 100.0 * (before > 0), 100.0 * is_right
+    verdict = decide(
+        float_score=lambda index: float(one[index].mean()), quantized_score=lambda index: float(other[index].mean()), n=1000,
+        budget=1.0, higher_is_better=True, per_item=(one, other), margins=(before, coarse), resamples=50,
+    )  # fmt: skip
+    smoothed = smoothed_drop(before, coarse, before > 0, is_right)
+
+    assert smoothed is not None and verdict.drop == pytest.approx(100 * smoothed.drop)
+
+
 @pytest.mark.parametrize(("name", "place"), [("top1", 1), ("top5", 5)])
 def test_margins_are_above_zero_where_the_answer_is_right(name: str, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(place)

@@ -154,7 +154,8 @@ def studied(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
             continue
         needed = [items_needed(world, with_margins=way) for way in (False, True)]
         rows[plan] = {
-            "drop": world.drop, **error_rates(world), "needed_counted": needed[0], "needed": needed[1],
+            "drop": world.drop, **error_rates(world), "needed": needed[1],
+            "needed_counted": needed[0] if math.isfinite(needed[0]) else None,
             "needed_over_before": needed[1] / min(needed[0], SIZES[-1]),
             "real_items": len(labels), "real_estimate": whole.drop, "real_count": whole.float - whole.quantized,
             "real_deviations": deviations(before, world.after, labels),
@@ -184,7 +185,7 @@ def main() -> None:
     known_figures(arguments.output)
     plans = {name: studied(name, outputs_of(name, arguments.runs)) for name in arguments.networks}
     rows = [row for network in plans.values() for row in network.values()]
-    ratios = [row["needed_over_before"] for row in rows if math.isfinite(row["needed_over_before"])]
+    ratios = [row["needed_over_before"] for row in rows]  # infinite where not even the most items are enough
     figures = {
         "networks": len(plans), "plans": len(rows), "needed_over_before": float(np.median(ratios)), "needed_over_before_max": max(ratios),
         **{f"{key}_{name}": pick([row[key] for row in rows if key in row]) for key in ("false_kept", "false_broken", "doubted")

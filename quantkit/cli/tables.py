@@ -44,7 +44,7 @@ def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> No
     rows += [row for row in measured if row["allocation"] == picked or row.get("undominated")]
     for row in sorted(rows, key=lambda row: float(row["predicted_cost"])):
         looked, mine = row["measured"], row["allocation"] == picked
-        seen = (show_drop(looked['drop']), f"{looked['divergence']:.3g}") if looked else ("", "")
+        seen = (show_drop(looked["drop"]), f"{looked['divergence']:.3g}") if looked else ("", "")
         uses = [show_amount(name, row["uses"][name]) for name in ("latency", "bytes", "bops", "average_bits")]
         counts = counted(list(row["allocation"].values()))
         away = "" if row["distance"] is None else f"{row['distance']:.3f}"
@@ -145,7 +145,7 @@ def _comparison(result: Mapping[str, Any]) -> Table:
     for row in rows:
         times = (f"{latency['float_ms'] * row['latency_ratio']:.2f} ms", f"{row['latency_ratio']:.2f}×") if latency else ()
         sizes = (f"{size['float'] * row['bytes_ratio'] / 1e3:,.0f} kB", f"{row['bytes_ratio']:.2f}×")
-        table.add_row(row["name"], show_drop(row['drop']), *times, *sizes, style="bold" if row is rows[-1] else "")
+        table.add_row(row["name"], show_drop(row["drop"]), *times, *sizes, style="bold" if row is rows[-1] else "")
     return table
 
 

@@ -35,11 +35,10 @@ STEEPEST = 1e12  # of the slope, where every answer is right
 
 @dataclass(frozen=True, slots=True)
 class Smoothed:
-    """The share of right answers that is lost, the variance of that estimate, and the degrees of freedom of that variance."""
+    """The share of right answers that is lost, and the variance of that estimate, which has BLOCKS − 1 degrees of freedom."""
 
     drop: float
     variance: float
-    degrees: int
 
 
 def neighbours(n: int) -> int:
@@ -68,7 +67,7 @@ def smoothed_drop(
     apart = changed.mean() - drop
     if abs(apart) > DOUBT * sqrt(_jackknife(left_out[:, 1] - left_out[:, 0]) + 1 / n**2):
         return None
-    return Smoothed(drop, variance, BLOCKS - 1)
+    return Smoothed(drop, variance)
 
 
 def _untied(margins: Floats, right: NDArray[np.bool_] | None) -> Floats:

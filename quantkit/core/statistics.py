@@ -212,7 +212,7 @@ def _step(one: Floats, other: Floats) -> float:
 def _judge_smoothed(smoothed: Smoothed, flips: float, step: float, budget: float, n: int) -> _Evidence:
     """By Student's t. The counted variance takes one flip more than there were, so that no certainty comes from seeing none."""
     spread = step * sqrt(smoothed.variance + ALLOWANCE * (flips + 1) / n**2)
-    drop, law = step * smoothed.drop, student(smoothed.degrees)
+    drop, law = step * smoothed.drop, student(BLOCKS - 1)
     reach = float(law.ppf(INTERVAL[1])) * spread
     kept, broken = float(law.cdf((drop - budget) / spread)), float(law.sf((drop - budget) / spread))
     return _Evidence(kept, broken, drop - reach, drop + reach, n * spread**2, drop)
@@ -320,7 +320,7 @@ def can_be_kept(values: Floats, n: int, budget: float, *, with_margins: bool = F
     """
     step = _step(values, values)
     if step and with_margins and n >= LEAST_ITEMS:
-        return _judge_smoothed(Smoothed(0.0, 0.0, BLOCKS - 1), 0.0, step, budget, n).chance_kept <= ERROR_RATE
+        return _judge_smoothed(Smoothed(0.0, 0.0), 0.0, step, budget, n).chance_kept <= ERROR_RATE
     return not step or budget >= step or (1 - budget / step) ** n <= ERROR_RATE
 
 

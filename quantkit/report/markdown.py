@@ -34,7 +34,7 @@ def _comparison(result: Any) -> str:
         times = [f"{latency['float_ms'] * row['latency_ratio']:.2f} ms", f"{row['latency_ratio']:.2f}"] if latency else []
         sizes = [show_amount("bytes", size["float"] * row["bytes_ratio"]), f"{row['bytes_ratio']:.2f}"]
         name = f"**{row['name']}**" if row["name"] == "this plan" else row["name"]
-        rows.append([name, show_drop(row['drop']), *times, *sizes])
+        rows.append([name, show_drop(row["drop"]), *times, *sizes])
     return _table(["", *headings], rows)
 
 
