@@ -36,6 +36,7 @@ from quantkit.settings.options import Options
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates, Judge
 from quantkit.stages.certify import certify, learn, refit
+from quantkit.stages.effort import round_for_search, round_once_more
 from quantkit.stages.items import check_items
 from quantkit.stages.network import (
     Network,
@@ -171,7 +172,7 @@ def _measure(bench: Workbench, request: Request, network: Network, scratch: Path
             "see `quantkit inspect` for every operation and why it stays float",
         )
     ranges = calibrate_ranges(bench, request, network)
-    candidates = prepare_candidates(bench, request, network, groups, ranges, scratch)
+    candidates = round_for_search(bench, request, network, prepare_candidates(bench, request, network, groups, ranges, scratch))
     scores = score_groups(bench, request, network, candidates)
     costs = cost_groups(bench, request, network, candidates)
     predictor = Predictor(groups, scores.table, scores.interactions, costs.resources, costs.floats, costs.sizes, request.options.seed)
@@ -188,7 +189,6 @@ def _measure(bench: Workbench, request: Request, network: Network, scratch: Path
 
 def _allocate(bench: Workbench, request: Request, network: Network, scratch: Path, job: str) -> Result:
     tables = _measure(bench, request, network, scratch)
-    candidates = tables.candidates
     found, plan = _searched(bench, request, network, tables)
     certificate, tested = certify(bench, request, tables.judge, tables.prior, tables.predictor, tables.scores.gram, plan, tables.seen, 0)
     if certificate is not None and not certificate.is_within_band:  # what was measured is learned from, and the plan solved again
@@ -196,11 +196,13 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
         found, plan = _searched(bench, request, network, tables, found.measured)
         certificate, _ = certify(bench, request, tables.judge, tables.prior, tables.predictor, tables.scores.gram, plan, tables.seen, 1)
     tables.write_front(bench)
+    candidates, rounded = round_once_more(bench, request, network, tables.judge, tables.candidates, plan.allocation)
     write_plan(bench, candidates, tables.frame, plan.allocation)
     alternative = find_alternative(tables.space, found, plan)
     verified = verify_plan(bench, request, network, candidates, plan.allocation, alternative)
     variants = write_variants(bench, request, candidates, plan.allocation)
-    bounds, explained = check_bounds(request, tables.predictor, verified), explain(request, tables.judge, tables.space, found)
+    bounds = check_bounds(request, tables.predictor, verified)
+    explained = (*explain(request, tables.judge, tables.space, found), *rounded)
     chances, confidence = search_chances(candidates, found, alternative), tables.judge.confidence
     result = report(
         bench, request, candidates, tables.scores, tables.costs, found, verified, bounds, explained, certificate, chances, confidence, job

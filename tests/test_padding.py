@@ -18,8 +18,8 @@ from quantkit.core.metric import METRICS, NO_LABEL, divergence, unpadded
 from quantkit.data import Batch, collect, whole
 from quantkit.data.batch import check_labels
 from quantkit.network.capture import capture
+from quantkit.quantization.moments import second_moments
 from quantkit.sensitivity import SENSITIVITIES
-from quantkit.sensitivity.passes.moments import second_moments
 from quantkit.sensitivity.passes.outputs import at_labels, task_loss
 
 ITEMS, TOKENS, WIDTH = 24, 6, 8

@@ -19,12 +19,12 @@ from quantkit.core.numerics.affine import PAIR_LIMIT, QParams, choose_weight_qpa
 from quantkit.core.spec import FloatFormat, Format, PerBlock, PerChannel, PerTensor, QuantSpec, parse_scheme
 from quantkit.data import Batch
 from quantkit.network.capture import capture
+from quantkit.quantization.moments import MOST_PRODUCTS, second_moments, without_moments
 from quantkit.quantization.rounding import BLIND, ROUNDINGS, Grid, fit_codebook, fit_two_level
 from quantkit.quantization.rounding.gptq import DAMPING, round_gptq
 from quantkit.quantization.rounding.grid import MOST
 from quantkit.quantization.rounding.two_level import multiplier_limit
 from quantkit.quantization.weights import WeightBank
-from quantkit.sensitivity.passes.moments import MOST_PRODUCTS, second_moments, without_moments
 from quantkit.settings.options import CHOICES
 from quantkit.targets import ort_cpu
 
@@ -228,7 +228,7 @@ def test_a_result_names_the_layers_that_the_method_does_not_reach(
 ) -> None:
     hurry(monkeypatch)
     remember(monkeypatch)
-    monkeypatch.setattr("quantkit.sensitivity.passes.moments.MOST_PRODUCTS", most)
+    monkeypatch.setattr("quantkit.quantization.moments.MOST_PRODUCTS", most)
     notes = [note for note in allocate(tmp_path / "run", rounding=rounding, certificate=0).notes if "nearest codes" in note]
     assert notes == (["Rounded to the nearest codes, as they have too many inputs for gptq: down."] if told else [])
 

@@ -52,6 +52,8 @@ Fix = Annotated[list[str] | None, Option(help="GROUP=SCHEME pins a group; may be
 Exclude = Annotated[list[str] | None, Option(help="A pattern of group names that stay float; may be repeated.")]
 Observer = Annotated[str | None, _choice("observer", "The observer: how activation ranges are read from the calibration data")]
 Rounding = Annotated[str | None, _choice("rounding", "How weights are rounded")]
+Effort = Annotated[str | None, Option(help=f"For which plans weights are rounded in the plan's own network: {', '.join(CHOICES['effort'])} \
+(default: balanced where weights of less than 8 bits are on the menu, else fast).")]
 Output = Annotated[str | None, Option(help="The ONNX file to write.")]
 RunFolder = Annotated[str | None, Option("--run", help="The run directory, which keeps the results of all stages.")]
 Seed = Annotated[int | None, _number("seed", "Seed of probes and resampling")]

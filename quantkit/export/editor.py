@@ -56,6 +56,10 @@ class Editor:
         self._graph.register_initializer(value)
         return value
 
+    def rewrite(self, value: ir.Value, array: NDArray[Any]) -> None:
+        """Gives an initializer another content, under its own name."""
+        value.const_value = ir.tensor(array, name=value.name)
+
     def insert(
         self,
         kind: str,

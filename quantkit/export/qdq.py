@@ -53,6 +53,9 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
     for layer in layers:  # outputs first, so that inputs find them dequantized
         if layer.name in placement.outputs:
             _quantize_output(editor, layer, bank.output_qparams(layer))
+    for layer in graph.layers:
+        if layer.bias and layer.name in {**placement.schemes, **placement.dynamic, **placement.floating}:
+            _move_bias(editor, layer, bank)
     for layer in layers:
         _quantize_inputs(editor, layer, placement, bank)
         if layer.weight:
@@ -100,6 +103,18 @@ def _quantize_inputs(editor: Editor, layer: Layer, placement: Placement, bank: W
             editor.dequantize(value, node, slot, float8=isinstance(qparams.spec, FloatFormat))
 
 
+def _move_bias(editor: Editor, layer: Layer, bank: WeightBank) -> None:
+    """The bias that was chosen together with the layer's codes, if one was, in place of the float network's."""
+    moved, node = bank.moved_bias(layer), _operation(editor, layer.node)
+    if moved is None:
+        return
+    node, slots = (editor.producer(layer.node), range(2)) if node.op_type == "MatMul" else (node, range(2, 3))
+    for slot in slots:
+        value = node.inputs[slot]
+        if value is not None and value.const_value is not None:
+            editor.rewrite(value, moved.cpu().numpy())
+
+
 def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank, tied: frozenset[str]) -> None:
     node, in_float = _operation(editor, layer.node), layer.name in placement.floating
     spec = (placement.floating if in_float else placement.schemes)[layer.name].weights
@@ -127,7 +142,9 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
         if node.op_type == "MatMul":
             _spread_bias(editor, layer)
     elif layer.bias and layer.name not in placement.outputs:
-        _store_bias(editor, layer, node, bank.parameter(layer.bias), scale, bank.input_qparams(layer, 0).scale)
+        bias = bank.bias(layer)
+        assert bias is not None
+        _store_bias(editor, layer, node, bias, scale, bank.input_qparams(layer, 0).scale)
 
 
 def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank: WeightBank, tied: frozenset[str]) -> None:

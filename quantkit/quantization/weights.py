@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class WeightBank:
     """Weights by (layer, scheme), computed once; `activations` are the qparams of the tensors that feed them.
 
     The scale depends on the input's scale only where the int32 bias would overflow. `rounding` is given the layer's `moments`, if there
-    are any (`sensitivity.passes.moments`). What another bank has `rounded` is taken as it is.
+    are any (`quantization.moments`). What another bank has `rounded` is taken as it is, and so are biases that were moved with it.
     """
 
     def __init__(
@@ -79,6 +80,24 @@ class WeightBank:
     def for_graph(self, graph: Graph, parameters: Mapping[str, Tensor], activations: Mapping[str, QParams]) -> WeightBank:
         """What was rounded, for another graph with layers of the same names and weights."""
         return WeightBank(graph, parameters, activations, self._product_rows, rounding=self._rounding, rounded=self._rounded)
+
+    def changed(self, rounded: MutableMapping[str, NDArray[Any]]) -> WeightBank:
+        """The same bank with these codes and biases in place of its own; entries may be added until they are first asked for."""
+        own = cast("MutableMapping[str, NDArray[Any]]", self._rounded)  # is only read
+        return WeightBank(
+            self._graph, self._parameters, self.activations, self._product_rows,
+            rounding=self._rounding, moments=self._moments, rounded=ChainMap(rounded, own),
+        )  # fmt: skip
+
+    def bias(self, layer: Layer) -> Tensor | None:
+        """The layer's bias, detached: as it was moved, or that of the float network; None where it has none."""
+        moved = self.moved_bias(layer)
+        return moved if moved is not None or layer.bias is None else self._parameters[layer.bias].detach()
+
+    def moved_bias(self, layer: Layer) -> Tensor | None:
+        """The bias that was chosen together with the layer's codes; None where it is still the float network's."""
+        moved = self._rounded.get(f"{layer.name} bias")
+        return None if moved is None else torch.from_numpy(moved).to(self._parameters[str(layer.bias)].device)
 
     def parameter(self, name: str) -> Tensor:
         """The float parameter of that name."""
@@ -132,10 +151,7 @@ class WeightBank:
             spec = scheme.weights
             if spec is None or spec.granularity is None:
                 continue
-            weight, label = self.under(layer, scheme), _label(layer, spec, _stays_float(layer, scheme))
-            found[label] = _packed(weight.codes.cpu(), spec)
-            found[f"{label} scale"] = weight.qparams.scale.cpu().numpy()
-            found[f"{label} alignment"] = np.array(weight.alignment)
+            found |= packed(layer, scheme, self.under(layer, scheme))
         return found
 
     def _kept(self, layer: Layer, spec: Format, label: str) -> QuantizedWeight:
@@ -149,7 +165,10 @@ class WeightBank:
         return QuantizedWeight(codes, qparams, float(self._rounded[f"{label} alignment"]))
 
     def _round(self, layer: Layer, spec: Format, in_float: bool) -> QuantizedWeight:
-        weight = self._parameters[str(layer.weight)].detach()
+        return self.round(layer, spec, self._parameters[str(layer.weight)].detach(), self._moments.get(layer.name), in_float=in_float)
+
+    def round(self, layer: Layer, spec: Format, weight: Tensor, moments: Tensor | None, *, in_float: bool) -> QuantizedWeight:
+        """`weight` rounded in the place of the layer's own; `moments` are of what the layer multiplies, as `Rounding` takes them."""
         if spec.granularity is None:
             return QuantizedWeight(nearest(weight, spec), choose_weight_qparams(weight, spec, paired=False))
         rows, paired = self._product_rows(layer, weight)
@@ -159,12 +178,23 @@ class WeightBank:
         if not in_float and spec.scale_bits == 32:  # where scales are half, biases stay float
             bias = self._parameters[layer.bias].detach() if layer.bias else None
             grid = replace(grid, qparams=floor_weight_scale(grid.qparams, bias, self.input_qparams(layer, 0).scale))
-        moments = self._moments[layer.name][:, order][:, :, order] if layer.name in self._moments else None
+        moments = None if moments is None else moments[:, order][:, :, order]
         codes = self._rounding(rows, grid, moments, paired)
         alignment = 1.0 if moments is None else _alignment(dequantize(codes, grid.qparams) - rows, moments)
         natural = torch.empty_like(codes)
         natural[:, order] = codes
         return QuantizedWeight(natural.reshape(weight.shape), grid.qparams, alignment)
+
+
+def packed(layer: Layer, scheme: Scheme, weight: QuantizedWeight) -> dict[str, NDArray[Any]]:
+    """The layer's `weight` under `scheme`, as another bank takes it; the scheme's weights have a scale."""
+    assert scheme.weights is not None
+    label = _label(layer, scheme.weights, _stays_float(layer, scheme))
+    return {
+        label: _packed(weight.codes.cpu(), scheme.weights),
+        f"{label} scale": weight.qparams.scale.cpu().numpy(),
+        f"{label} alignment": np.array(weight.alignment),
+    }
 
 
 def _fit(rows: Tensor, spec: Format, channels: Tensor, count: int, paired: bool) -> Grid:

@@ -15,7 +15,7 @@ from quantkit.calibration.ranges import choose_grids
 from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.graph import Graph
 from quantkit.core.spec import Scheme, parse_scheme
-from quantkit.core.store import Run, write_atomically
+from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.export.companions import write_companions
 from quantkit.export.float_onnx import read_parameters
 from quantkit.export.qdq import Emitted, emit
@@ -87,6 +87,11 @@ def read_plan(folder: Path) -> StoredPlan:
     bounds = {name: (low, high) for name, (low, high) in plan["bounds"].items()}
     program = folder / plan["program"] if "program" in plan else None
     return StoredPlan(folder, graph, plan["target"], schemes, bounds, rounded, float_file, program, picked)
+
+
+def plan_weights_key(key: str, allocation: Mapping[str, str]) -> str:
+    """Under which weights lie that were rounded for one plan; `key` stands for all else that they depend on."""
+    return fingerprint(WEIGHTS, key, dict(allocation))
 
 
 def forget_pick(folder: Path) -> None:

@@ -44,6 +44,7 @@ class Config:
     sensitivity: str | None = None
     search_method: str | None = None
     rounding: str | None = None
+    effort: str | None = None
     preprocessing: Mapping[str, Any] | None = None
     arch: str | None = None
     input_shape: tuple[int, ...] | None = None
@@ -172,6 +173,7 @@ KEYS = {
     "sensitivity": TEXT,
     "search_method": TEXT,
     "rounding": TEXT,
+    "effort": TEXT,
     "preprocessing": _Kind("a table [preprocessing]", lambda value: value if isinstance(value, dict) else None),
     "arch": TEXT,
     "input_shape": _Kind('sizes above 0, such as "1x3x224x224"', _sides),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import DataError, RequestError, SchemeError, unknown
+from quantkit.core.spec import parse_scheme
 from quantkit.settings.bounds import Bounds
 
 # The packages that dispatch on these names hold the functions; a test compares the lists.
@@ -36,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "search": ("pareto", "bisection", "swaps", "refine"),
     "observer": ("mse", "percentile", "minmax"),
     "rounding": ("gptq", "nearest"),
+    "effort": ("fast", "balanced"),
     "device": ("cpu", "cuda"),
     "undecided": ("point", "fail", "pass"),
 }
@@ -111,7 +113,8 @@ class Options:
     `confidence` is how sure the search must be that the gate will keep the promise; None is 0.85, or 0.5 where the gate has too few items
     to be sure of anything and the measured drop decides. `bounds` are what a plan may use beside; after
     `time_limit_s` the search ends with the best so far. `output` is the ONNX file; `run` the folder that keeps the stages' results.
-    `memory_mb` bounds what the passes of a sensitivity hold of activations.
+    `memory_mb` bounds what the passes of a sensitivity hold of activations. `effort` is for what weights are rounded in their plan's own
+    network: "fast" for the plan that ships, "balanced" for all that the search measures; None is what the menu needs (`chosen_effort`).
     """
 
     target: str = "ort-cpu"
@@ -123,6 +126,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     observer: str = "mse"
     rounding: str = "gptq"
+    effort: str | None = None
     seed: int = 0
     split_seed: int = 0
     batch_size: int = 32
@@ -140,7 +144,7 @@ class Options:
     def __post_init__(self) -> None:
         for option, known in CHOICES.items():
             value = getattr(self, option)
-            if value not in known:
+            if value not in known and not (option == "effort" and value is None):
                 raise (SchemeError if option == "target" else RequestError)(*unknown(option, str(value), known))
         for scheme in (*self.menu, *(scheme for _, scheme in self.fix)):
             if scheme not in SCHEMES[self.target]:
@@ -163,6 +167,12 @@ class Options:
                     f"an integer of at least {lowest}",
                     f"pass {_flag(option)} {max(lowest, 1)}, or leave it out",
                 )
+
+    @property
+    def chosen_effort(self) -> str:
+        """The effort; where none is asked for, "balanced" where weights of less than 8 bits are on the menu, which gain by it."""
+        narrow = any(weights is not None and weights.bits < 8 for weights in (parse_scheme(name).weights for name in self.menu))
+        return self.effort or ("balanced" if narrow else "fast")
 
     @property
     def menu(self) -> tuple[str, ...]:
@@ -201,6 +211,7 @@ class Arguments:
     exclude: Sequence[str] | None = None
     observer: str | None = None
     rounding: str | None = None
+    effort: str | None = None
     output: str | Path | None = None
     run: str | Path | None = None
     seed: int | None = None

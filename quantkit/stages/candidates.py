@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +25,7 @@ from quantkit.export.qdq import Emitted, emit
 from quantkit.quantization.weights import WeightBank
 from quantkit.runtimes import Feeds, Runtime, Session, find_runtime
 from quantkit.runtimes.evaluation import Early, evaluate
+from quantkit.stages.plan_weights import PlanWeights
 from quantkit.targets.common import uniform
 from quantkit.targets.placement import Placement
 from quantkit.verification.verify import judge
@@ -48,7 +49,8 @@ def first_items(values: Any, count: int) -> Any:
 class Candidates:
     """Everything a plan needs to become a file; `folder` is for temporary files.
 
-    `key` stands for all that the files follow from, besides the plan.
+    `key` stands for all that the files follow from, besides the plan. Weights are rounded as the first of `rounded` has it that covers the
+    plan, and layer by layer apart (`bank`) where none does.
     """
 
     float_file: Path
@@ -58,6 +60,21 @@ class Candidates:
     bank: WeightBank
     folder: Path
     key: str
+    rounded: tuple[PlanWeights, ...] = ()
+
+    @property
+    def apart(self) -> Candidates:
+        """The same with all weights rounded apart: files of the same size and time, without the work of rounding for each plan."""
+        return replace(self, rounded=())
+
+    def weights_key(self, allocation: Mapping[str, str]) -> str:
+        """Under which the run directory keeps the plan's weights."""
+        return next((weights.key_of(allocation) for weights in self.rounded if weights.covers(allocation)), self.key)
+
+    def weights(self, allocation: Mapping[str, str]) -> WeightBank:
+        """The plan's weights."""
+        found = next((weights for weights in self.rounded if weights.covers(allocation)), None)
+        return self.bank if found is None else found.of(allocation, self.placement(allocation))
 
     @property
     def runtime(self) -> Runtime:
@@ -87,12 +104,12 @@ class Candidates:
         """What the plan's file will take, by the plan alone; None where the network computes in half, whose Casts are not foreseen."""
         if self.placement(allocation).float32 is not None:
             return None
-        plain = self.emit({group.name: FLOAT.name for group in self.groups}).stat().st_size
+        plain = self.apart.emit({group.name: FLOAT.name for group in self.groups}).stat().st_size
         return promised_bytes(plain, self.graph, self.placement(allocation), self.target.weight_bytes)
 
     def emitted(self, allocation: Mapping[str, str], path: Path) -> Emitted:
         """Write the plan's file to `path`; the names of its codes."""
-        return emit(self.float_file, self.graph, self.placement(allocation), self.bank, path)
+        return emit(self.float_file, self.graph, self.placement(allocation), self.weights(allocation), path)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

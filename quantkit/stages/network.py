@@ -32,6 +32,7 @@ from quantkit.export.float_onnx import export_float
 from quantkit.loading import LoadedModel
 from quantkit.network.capture import capture, check_inputs
 from quantkit.network.captured import Captured
+from quantkit.quantization.moments import second_moments
 from quantkit.quantization.rounding import BLIND, ROUNDINGS
 from quantkit.quantization.weights import WeightBank
 from quantkit.runs.history import shortened
@@ -39,7 +40,6 @@ from quantkit.runs.stored_plan import WEIGHTS
 from quantkit.runs.workbench import Workbench, stage_key
 from quantkit.runtimes.evaluation import Feeds, feeds
 from quantkit.sensitivity.passes.batches import network_batches
-from quantkit.sensitivity.passes.moments import second_moments
 from quantkit.settings.options import Options
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
@@ -225,7 +225,7 @@ def prepare_candidates(
     }  # fmt: skip
     key = stage_key(WEIGHTS, depends_on)
     rounded = bench.keep_arrays(WEIGHTS, depends_on, compute)
-    bank = WeightBank(graph, state, activations, target.product_rows, rounded=rounded)
+    bank = WeightBank(graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], rounded=rounded)
     return Candidates(network.float_file, graph, groups, target, bank, folder, key)
 
 
@@ -245,7 +245,7 @@ def write_plan(bench: Workbench, candidates: Candidates, frame: Mapping[str, Any
     """plan.json in the run directory."""
     layers = {name: allocation[group.name] for group in candidates.groups for name in group.layers}
     with write_atomically(bench.store.folder / PLAN) as temporary:
-        temporary.write_text(json.dumps({**frame, "layers": layers}, indent=1))
+        temporary.write_text(json.dumps({**frame, "weights": candidates.weights_key(allocation), "layers": layers}, indent=1))
 
 
 def example_feeds(request: Request, network: Network) -> Feeds:

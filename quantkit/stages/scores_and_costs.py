@@ -64,7 +64,7 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
             return model_latency(network.captured.graph, groups, schemes, network.target)
         with bench.progress.stage("measure latency", steps(schemes), "files") as advance:
             return measure_latency(
-                network.captured.graph, groups, schemes, candidates.emit, example_feeds(request, network),
+                network.captured.graph, groups, schemes, candidates.apart.emit, example_feeds(request, network),
                 runtime=candidates.runtime, options=network.target.SESSION_OPTIONS, threads=options.threads, seed=options.seed,
                 folder=candidates.folder, advance=advance,
             )  # fmt: skip
@@ -117,7 +117,7 @@ def _file_bytes(candidates: Candidates, sizes: Table) -> Resource:
     """Bytes of whole files: what the table leaves out is fitted on uniform files, so much for the graph and so much for each group."""
     plans = [candidates.uniform(scheme) for scheme in sizes.schemes]
     counts = np.array([[1.0, *(list(plan.values()).count(scheme) for scheme in sizes.schemes if scheme != FLOAT.name)] for plan in plans])
-    over = np.array([candidates.emit(plan).stat().st_size - sizes.total(plan) for plan in plans])
+    over = np.array([candidates.apart.emit(plan).stat().st_size - sizes.total(plan) for plan in plans])
     offset, *each = nnls(counts, over)[0]
     added = dict(zip((scheme for scheme in sizes.schemes if scheme != FLOAT.name), each, strict=True))
     values = sizes.values + np.array([added.get(scheme, 0.0) for scheme in sizes.schemes])

@@ -236,7 +236,8 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
         values = request.metric.per_item(reference, truth) if request.metric.per_item and options.undecided == "point" else None
         has_margins = request.metric.margins is not None and request.metric.margins(reference, truth) is not None
         confidence = SURE if values is None or can_be_kept(values, len(gate), budget, with_margins=has_margins) else EVEN
-    key = fingerprint(candidates.key, subset.fingerprint(), request.metric.name, request.metric.source, describe()["isa"], options.seed)
+    weights = [candidates.key, *(rounded.key for rounded in candidates.rounded)]
+    key = fingerprint(weights, subset.fingerprint(), request.metric.name, request.metric.source, describe()["isa"], options.seed)
     megabytes = sum(array.nbytes for array in reference) / 1e6
     told = f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items"
     if FLOATS in bench.computed:  # else it was found, and says nothing of how long a candidate takes

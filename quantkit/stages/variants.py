@@ -64,7 +64,7 @@ def _write(
             got = f"the variant {name} has a dynamic axis of size 1 in its example of {key!r}"
             raise ModelError(got, "at least 2, as torch.export takes a 1 for a constant", "enlarge the example, and give `typical` inputs")
     captured = capture(variant.module, variant.example, variant.dynamic)
-    graph, bank = captured.graph, _bank(captured, candidates, name)
+    graph, bank = captured.graph, _bank(captured, candidates.weights(allocation), candidates.graph, name)
     planned = {layer: allocation[group.name] for group in candidates.groups for layer in group.layers}
     named = {layer.name: planned.get(layer.name, FLOAT.name) if layer.weight else FLOAT.name for layer in graph.layers}
     placement = target.place(graph, {layer: parse_scheme(scheme) for layer, scheme in named.items()})
@@ -87,23 +87,23 @@ def _write(
     return VariantRow(name, final, float_file, ratio, latency, not ran.mismatches, parity.layers_exact, parity.exact)
 
 
-def _bank(captured: Captured, candidates: Candidates, name: str) -> WeightBank:
+def _bank(captured: Captured, weights: WeightBank, graph: Graph, name: str) -> WeightBank:
     """The plan's rounded weights and the ranges of its layers, by the names in the variant's graph."""
     parameters = {key: value.detach() for key, value in captured.module.named_parameters(remove_duplicate=False)}
-    own, activations = {layer.name: layer for layer in candidates.graph.layers if layer.weight}, {}
+    own, activations = {layer.name: layer for layer in graph.layers if layer.weight}, {}
     for layer in captured.graph.layers:
         twin = own.get(layer.name)
         if twin is None or layer.weight is None:
             continue
-        if not torch.equal(parameters[layer.weight], candidates.bank.parameter(str(twin.weight))):
+        if not torch.equal(parameters[layer.weight], weights.parameter(str(twin.weight))):
             got = f"the weight of {layer.name} in the variant {name} is not the network's"
             raise ModelError(got, "a form of the same network", "share the modules, so that parameters have the same names and values")
         sides = zip(layer.inputs, twin.inputs, strict=True)
-        pairs = [(captured.graph.source(mine), candidates.graph.source(theirs)) for mine, theirs in sides]
+        pairs = [(captured.graph.source(mine), graph.source(theirs)) for mine, theirs in sides]
         for mine, theirs in [*pairs, (layer.output, twin.output)]:
-            if theirs in candidates.bank.activations:
-                activations[mine] = candidates.bank.activations[theirs]
-    return candidates.bank.for_graph(captured.graph, parameters, activations)
+            if theirs in weights.activations:
+                activations[mine] = weights.activations[theirs]
+    return weights.for_graph(captured.graph, parameters, activations)
 
 
 def _rename(candidates: Candidates, path: Path, graph: Graph, variant: Variant, example: Feeds) -> None:

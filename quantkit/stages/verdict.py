@@ -23,6 +23,7 @@ from quantkit.data import KeptBatches
 from quantkit.export.companions import write_companions
 from quantkit.export.executed_layers import Executed
 from quantkit.export.session_file import write_session
+from quantkit.quantization.moments import without_moments
 from quantkit.quantization.rounding import BLIND
 from quantkit.runs.outcome import Gain, Refused
 from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
@@ -31,7 +32,6 @@ from quantkit.runtimes import Rival
 from quantkit.runtimes.evaluation import evaluate, feeds
 from quantkit.sensitivity import Scores
 from quantkit.sensitivity.passes.batches import network_batches
-from quantkit.sensitivity.passes.moments import without_moments
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.network import UNIFORM, Network, example_feeds
@@ -92,7 +92,8 @@ def verify_plan(
     beside = write_alternative(candidates, bench.store.folder, alternative)
     rivals = cache(lambda: [*_write_rivals(bench, request, network, candidates), *beside])
     on = {
-        "weights": candidates.key, "plan": dict(allocation), "alternative": alternative and dict(alternative.plan.allocation),
+        "weights": candidates.weights_key(allocation), "plan": dict(allocation),
+        "alternative": alternative and dict(alternative.plan.allocation),
         "calibration data": request.splits.calibration.fingerprint(),
         "batch_size": request.options.batch_size, "processor": host["cpu"], "integer instructions": host["isa"],
     }  # fmt: skip
@@ -112,13 +113,13 @@ def verify_plan(
     def simulate() -> Parity:
         some = gate.first(PARITY_ITEMS)
         with bench.progress.stage("compare with the simulation", len(some), "items") as advance:
-            placement, batch = candidates.placement(allocation), request.options.batch_size
+            placement, bank, batch = candidates.placement(allocation), candidates.weights(allocation), request.options.batch_size
             if candidates.runtime.SHOWS_CODES:
                 return compare_simulation(
-                    network.captured, placement, candidates.bank, final, emitted, some, batch, scratch, advance, options
+                    network.captured, placement, bank, final, emitted, some, batch, scratch, advance, options
                 )  # fmt: skip
             session = candidates.open(final, threads=0)
-            return compare_outputs(network.captured, placement, candidates.bank, session, some, batch, advance)
+            return compare_outputs(network.captured, placement, bank, session, some, batch, advance)
 
     _profile(bench, request, network, candidates, final)
     parity = bench.keep("simulation", {**on, "gate data": gate.fingerprint()}, simulate, Parity.from_json)

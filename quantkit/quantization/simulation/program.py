@@ -64,11 +64,7 @@ class Simulation:
         self._layers = {layer.node: layer for layer in captured.graph.layers if layer.name in placement.schemes}
         self._layers |= {layer.node: layer for layer in captured.graph.layers if layer.name in {**placement.floating, **placement.dynamic}}
         self._half = _nodes_in_half(captured, placement)
-        stored = [layer for layer in captured.graph.layers if layer.name in placement.stored]
-        self._stored = {
-            layer.node: {_weight_node(self._nodes[layer.node], layer.weight_slot): bank.stored_weight(layer, placement.stored[layer.name])}
-            for layer in stored
-        }
+        self._stored = {layer.node: layer for layer in captured.graph.layers if layer.name in placement.stored}
         self._absorbed = {name for layer in self._layers.values() if layer.name in placement.outputs for name in self._behind(layer)}
 
     @torch.no_grad()
@@ -89,6 +85,11 @@ class Simulation:
         values = dict(base)
         self._walk(values, suffix)
         return values
+
+    @torch.no_grad()
+    def advance(self, values: Environment, node: fx.Node) -> None:
+        """Adds to `values` what comes of one node, those that it reads being there."""
+        self._walk(values, [node])
 
     @torch.no_grad()
     def layer_output(self, layer: Layer, inputs: Iterable[Tensor]) -> Tensor:
@@ -112,7 +113,14 @@ class Simulation:
             elif node.name in self._placement.unscaled:
                 values[node.name] = self._average(node, values)
             elif node.op == "call_function" and node.name not in self._absorbed:
-                values[node.name] = self._float(node, {**values, **self._stored[node.name]} if node.name in self._stored else values)
+                values[node.name] = self._float(node, {**values, **self._stored_weight(node)})
+
+    def _stored_weight(self, node: fx.Node) -> Environment:
+        """The weight of a layer that computes in float and is stored narrower, by the name of the node that gives it; of others nothing."""
+        layer = self._stored.get(node.name)
+        if layer is None:
+            return {}
+        return {_weight_node(node, layer.weight_slot): self._bank.stored_weight(layer, self._placement.stored[layer.name])}
 
     def _float(self, node: fx.Node, values: Environment) -> Any:
         if node.name in self._half:
@@ -162,7 +170,7 @@ class Simulation:
         spec = self._placement.schemes[layer.name].weights
         assert isinstance(spec, QuantSpec)
         weight = self._bank.weight(layer, spec)
-        bias = self._bank.parameter(layer.bias).detach() if layer.bias else None
+        bias = self._bank.bias(layer)
         node, codes = self._nodes[layer.node], quantize(x, x_qparams)
         accumulator = _product(node, codes - x_qparams.zero_point, weight.codes)
         lost = self._lost(layer, node, codes, x_qparams, weight.codes) if self._lost else None
@@ -189,7 +197,8 @@ class Simulation:
         lost = self._lost(layer, node, codes, qparams, weight.codes) if self._lost else None
         accumulator = accumulator if lost is None else accumulator + lost
         real = accumulator.float() * (qparams.shaped(qparams.scale, x.dim()) * weight.qparams.scale)
-        return real + self._bank.parameter(layer.bias).detach() if layer.bias else real
+        bias = self._bank.bias(layer)
+        return real if bias is None else real + bias
 
     def _floating(self, layer: Layer, scheme: Scheme, inputs: list[Tensor]) -> Tensor:
         """A layer that multiplies real values: its inputs and its weight on their grids, its bias as it is."""
@@ -206,7 +215,7 @@ class Simulation:
             result: Tensor = _call(node, lambda _: next(following))
             return result
         weight = self._bank.weight(layer, scheme.weights, in_float=scheme.is_float)
-        bias = self._bank.parameter(layer.bias).detach() if layer.bias else None
+        bias = self._bank.bias(layer)
         operands = (real[0], dequantize(weight.codes, weight.qparams), bias)
         return cast("Callable[..., Tensor]", node.target)(*(None if x is None else self._read(layer, x) for x in operands), *node.args[3:])
 

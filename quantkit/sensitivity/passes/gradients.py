@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from quantkit.data.batch import Batch
 from quantkit.network.captured import Captured
+from quantkit.quantization.moments import columns
 from quantkit.sensitivity.passes.curvature import differentiable
 from quantkit.sensitivity.passes.float_forward import record
-from quantkit.sensitivity.passes.moments import columns
 from quantkit.sensitivity.passes.recorded import Recorded, Site, edge_names
 from quantkit.sensitivity.passes.trace import SquaredGradients, Trace
 

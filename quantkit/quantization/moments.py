@@ -1,4 +1,6 @@
-"""Second moments: E[x x'] of what each output of a weighted layer multiplies, from one float pass over the data."""
+"""Second moments of what each output of a weighted layer multiplies: E[x x'] in the float network, from one pass over the data, and, for
+one layer, what it reads in a quantized network beside what it reads in float (`PairedMoments`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from quantkit.data.batch import Batch, of_tokens
 from quantkit.network.captured import Captured
 
 MOST_PRODUCTS = 4608  # of one output: 512 channels of 3×3; a matrix of more would take over 85 MB
+POSITIONS = 64  # outputs of an item that are looked at where a quantized network is compared: neighbours say much the same
 
 
 @torch.no_grad()
@@ -48,6 +51,45 @@ def second_moments(captured: Captured, batches: Iterable[Batch], advance: Callab
     return {name: (moments / outputs[name]).float() for name, moments in total.items()}
 
 
+class PairedMoments:
+    """What a layer multiplies in the float network, f, and in a quantized one, q, for the same outputs; added up in float64.
+
+    Of each item at most `POSITIONS` outputs are taken, the same ones of both.
+    """
+
+    def __init__(self, node: fx.Node, layer: Layer, device: torch.device) -> None:
+        self._node, self._layer, self._count = node, layer, 0
+        shape = (layer.groups if layer.kind == "conv" else 1, _products(layer))
+        self._sums = [torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2)]
+        self._squares = [torch.zeros((*shape, shape[1]), dtype=torch.float64, device=device) for _ in range(2 if self.is_whole else 0)]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether products are few enough for second moments; otherwise there are means alone."""
+        return _products(self._layer) <= MOST_PRODUCTS
+
+    def add(self, plain: Tensor, quantized: Tensor, counted: Tensor | None) -> None:
+        """What the layer reads of one batch, in both networks; padding is left out."""
+        pair = (of_tokens(x, counted) if self._layer.kind == "linear" else x for x in (plain, quantized))
+        f, q = (columns(self._node, self._layer, x, POSITIONS).permute(1, 2, 0, 3).flatten(2) for x in pair)
+        for total, rows in zip(self._sums, (f, q), strict=True):
+            total += rows.double().sum(dim=2)
+        for square, rows in zip(self._squares, (f, q), strict=False):
+            square += (rows @ q.mT).double()
+        self._count += f.shape[2]
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """E[f] and E[q], shape [groups, products]."""
+        f, q = self._sums
+        return f / self._count, q / self._count
+
+    def moments(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """E[f q'] and E[q q'], shape [groups, products, products]; with `centred`, of what differs from the means."""
+        (f, q), (cross, own) = self.means(), self._squares
+        cross, own = cross / self._count, own / self._count
+        return (cross - f[:, :, None] * q[:, None, :], own - q[:, :, None] * q[:, None, :]) if centred else (cross, own)
+
+
 def without_moments(graph: Graph) -> tuple[str, ...]:
     """The layers that `second_moments` leaves out, by name: rounding knows nothing of what they multiply, and takes the nearest codes."""
     return tuple(layer.name for layer in graph.layers if layer.inputs and layer.weight and _products(layer) > MOST_PRODUCTS)
@@ -57,8 +99,11 @@ def _products(layer: Layer) -> int:
     return layer.weight_count // layer.weight_shape[layer.weight_axis]
 
 
-def columns(node: fx.Node, layer: Layer, x: Tensor) -> Tensor:
-    """What each output of the layer multiplies, shape [items, groups, products, positions]; products in the order of weight.flatten(1)."""
+def columns(node: fx.Node, layer: Layer, x: Tensor, most: int | None = None) -> Tensor:
+    """What each output of the layer multiplies, shape [items, groups, products, positions]; products in the order of weight.flatten(1).
+
+    With `most`, of a convolution no more positions of an item than that, drawn once for every map of a size.
+    """
     if layer.kind != "conv":
         return x.reshape(len(x), 1, -1, _products(layer)).mT.float()
     kernel = layer.weight_shape[2:]
@@ -69,4 +114,9 @@ def columns(node: fx.Node, layer: Layer, x: Tensor) -> Tensor:
     seen = F.pad(x.float(), (padding[1], padding[1], padding[0], padding[0]))
     for axis, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
         seen = seen.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]  # a view; F.unfold takes two to six times as long
-    return seen.permute(0, 1, 4, 5, 2, 3).reshape(len(x), layer.groups, _products(layer), -1)
+    seen = seen.permute(0, 1, 4, 5, 2, 3)
+    height, width = seen.shape[-2:]
+    if most is not None and height * width > most:
+        drawn = torch.randperm(height * width, generator=torch.Generator().manual_seed(0))[:most].sort().values.to(x.device)
+        seen = seen[..., drawn // width, drawn % width]
+    return seen.reshape(len(x), layer.groups, _products(layer), -1)

@@ -1,0 +1,79 @@
+"""What `--effort` buys: weights rounded for their place in a plan, for the plan that ships or for all that the search measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from quantkit.core.spec import FLOAT
+from quantkit.core.store import fingerprint
+from quantkit.data import Batch, Subset
+from quantkit.quantization.sequential import items_within, round_in_sequence
+from quantkit.runs.workbench import Workbench
+from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.settings.request import Request
+from quantkit.stages.candidates import Candidates, Judge
+from quantkit.stages.network import Network
+from quantkit.stages.plan_weights import PlanWeights
+from quantkit.targets.placement import Placement
+
+BATCH = 8
+MOST_ITEMS = 256  # for the plan that ships
+LEAST_ITEMS, SEARCH_MACS = 64, 10e9  # for each plan of a search: so many items, or as many more as take so many multiply-accumulates
+
+
+def round_for_search(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Candidates:
+    """The candidates with every plan's weights rounded in sequence, if that is asked for."""
+    if request.options.chosen_effort == "fast":
+        return candidates
+    macs = sum(layer.macs for layer in network.captured.graph.layers)
+    items = _items(request, network, max(LEAST_ITEMS, int(SEARCH_MACS / max(macs, 1))))
+    return replace(candidates, rounded=(_in_sequence(bench, request, network, candidates, items),))
+
+
+def round_once_more(
+    bench: Workbench, request: Request, network: Network, judge: Judge, candidates: Candidates, allocation: Mapping[str, str]
+) -> tuple[Candidates, tuple[str, ...]]:
+    """The candidates with the chosen plan's weights rounded in sequence on more items, if that diverges less on the search split.
+
+    And what there is to say of it.
+    """
+    if set(allocation.values()) == {FLOAT.name}:
+        return candidates, ()
+    weights = _in_sequence(bench, request, network, candidates, _items(request, network, MOST_ITEMS), allocation)
+    if any(known.key == weights.key for known in candidates.rounded):
+        return candidates, ()
+    tried = replace(candidates, rounded=(weights, *candidates.rounded))
+    with bench.timed("rounding", "round the plan's weights in sequence"):
+        before = judge.measure(allocation)
+        after = replace(judge, candidates=tried, key=fingerprint(judge.key, weights.key)).measure(allocation)
+    is_better = after["divergence"] < before["divergence"] and after["low"] <= judge.budget
+    word = "ships" if is_better else "was no better"
+    told = f"its divergence on the search split {before['divergence']:.3g} before, {after['divergence']:.3g} so"
+    return tried if is_better else candidates, (f"The plan's weights rounded in sequence, layer by layer: {word} ({told}).",)
+
+
+def _items(request: Request, network: Network, most: int) -> Subset:
+    return request.splits.calibration.first(min(most, MOST_ITEMS, items_within(network.captured, request.options.memory_mb)))
+
+
+def _in_sequence(
+    bench: Workbench, request: Request, network: Network, candidates: Candidates, items: Subset, only: Mapping[str, str] | None = None
+) -> PlanWeights:
+    device = torch.device(request.options.device)
+    bank = candidates.bank.to(device)
+
+    @cache
+    def batches() -> list[Batch]:
+        return list(network_batches(network.captured.graph, items, BATCH, device))
+
+    def rounded(placement: Placement) -> dict[str, NDArray[Any]]:
+        return round_in_sequence(network.on_device, placement, bank, batches(), lambda _: None)
+
+    key = fingerprint(candidates.key, "in sequence", items.fingerprint())
+    return PlanWeights(rounded, candidates.graph, candidates.bank, bench.store, key, only)

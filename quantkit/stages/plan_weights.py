@@ -1,0 +1,54 @@
+"""Weights rounded for one plan, in its own network, and kept in the run directory: codes and biases by layer, once a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from quantkit.core.graph import Graph
+from quantkit.core.store import Run
+from quantkit.quantization.weights import WeightBank
+from quantkit.runs.stored_plan import WEIGHTS, plan_weights_key
+from quantkit.targets.placement import Placement
+
+Allocation = Mapping[str, str]  # a scheme for each group
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanWeights:
+    """What `round` makes of a placement, for all plans or for the one that is `only` meant; `key` stands for all that it depends on."""
+
+    round: Callable[[Placement], dict[str, NDArray[Any]]]
+    graph: Graph
+    bank: WeightBank
+    store: Run
+    key: str
+    only: Allocation | None = None
+
+    def covers(self, allocation: Allocation) -> bool:
+        """Whether the plan's weights are rounded so."""
+        return self.only is None or dict(self.only) == dict(allocation)
+
+    def key_of(self, allocation: Allocation) -> str:
+        """Under which the plan's weights are kept."""
+        return plan_weights_key(self.key, allocation)
+
+    def of(self, allocation: Allocation, placement: Placement) -> WeightBank:
+        """The bank with the plan's weights, from the run directory or rounded now."""
+        key = self.key_of(allocation)
+        arrays: Arrays | None = self.store.get_arrays(WEIGHTS, key)
+        if arrays is None:
+            schemes = {**placement.schemes, **placement.dynamic, **placement.floating, **placement.stored}
+            apart = self.bank.rounded((layer, schemes[layer.name]) for layer in self.graph.layers if layer.weight and layer.name in schemes)
+            arrays = {**apart, **self.round(placement)}
+            self.store.put_arrays(WEIGHTS, key, arrays)
+        return self.bank.changed(dict(arrays))
+
+    def forget(self, allocations: Iterable[Allocation]) -> None:
+        """Removes what is kept of these plans."""
+        for allocation in allocations:
+            self.store.forget(WEIGHTS, self.key_of(allocation))
