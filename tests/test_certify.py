@@ -28,7 +28,7 @@ from quantkit.stages import certify
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
     remember(monkeypatch)
-    monkeypatch.setattr(certify, "TRAINED", 6)
+    monkeypatch.setattr(certify, "TRAINED", dict.fromkeys(certify.TRAINED, 6))
     monkeypatch.setattr(certify, "WIDTH", 0.4)  # so small a network has few plans of one cost
 
 

@@ -30,7 +30,8 @@ AverageBits = Annotated[str | None, Option(help="Bits of the weights on average 
 TimeLimit = Annotated[str | None, Option(help="Stop the search after this time, with the best plan so far: 10m, 90s, 1h.")]
 Metric = Annotated[str | None, Option(help="top1, top5, agreement, mse, psnr, spearman, perplexity or module:function.")]
 Undecided = Annotated[str | None, _choice("undecided", "What decides where the confidence interval does not")]
-Certificate = Annotated[int | None, _number("certificate", "On how many unseen plans predictions are tested; 0 measures none")]
+Certificate = Annotated[int | None, Option(help="On how many unseen plans predictions are tested; 0 measures none \
+(default: 40, or 16 where weights are rounded for each plan).")]
 Confidence = Annotated[float | None, Option(help="How sure the search must be that the gate will keep the promise \
 (default: 0.85, or 0.5 where the gate's items are too few to prove it).")]
 Data = Annotated[str | None, Option(help="An image folder, .npz, .safetensors, or .tsv of texts, to be cut into three splits.")]

@@ -101,6 +101,8 @@ DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
     "tensorrt": dict.fromkeys(("latency", "bytes"), ("fp16", "w8a8", "fp8", "w4a16")),
 }
 
+CERTIFICATE = {"fast": 40, "balanced": 16}  # plans that are fitted to, and as many that are tested
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -109,7 +111,8 @@ class Options:
     `schemes` None is what `minimize` can use (`menu` says which). `fix` holds (group, scheme) pairs and `exclude` patterns of group
     names; whether they exist is known after the capture.
     `undecided` is how an undecided verdict counts: by the point estimate, or always as failed, or always as passed.
-    `certificate` is on how many unseen plans predictions are tested, 0 to fit and test nothing.
+    `certificate` is on how many unseen plans predictions are tested, 0 to fit and test nothing; None is 40, or 16 where every
+    plan is rounded.
     `confidence` is how sure the search must be that the gate will keep the promise; None is 0.85, or 0.5 where the gate has too few items
     to be sure of anything and the measured drop decides. `bounds` are what a plan may use beside; after
     `time_limit_s` the search ends with the best so far. `output` is the ONNX file; `run` the folder that keeps the stages' results.
@@ -137,7 +140,7 @@ class Options:
     run: Path | None = None
     undecided: str = "point"
     confidence: float | None = None
-    certificate: int = 40
+    certificate: int | None = None
     bounds: Bounds = field(default_factory=Bounds)
     time_limit_s: float | None = None
 
@@ -161,7 +164,7 @@ class Options:
             raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
         for option, lowest in {"batch_size": 1, "memory_mb": 1, "threads": 1, "seed": 0, "split_seed": 0, "certificate": 0}.items():
             value = getattr(self, option)
-            if value < lowest:
+            if value is not None and value < lowest:
                 raise RequestError(
                     f"{_flag(option)} {value}",
                     f"an integer of at least {lowest}",
@@ -173,6 +176,11 @@ class Options:
         """The effort; where none is asked for, "balanced" where weights of less than 8 bits are on the menu, which gain by it."""
         narrow = any(weights is not None and weights.bits < 8 for weights in (parse_scheme(name).weights for name in self.menu))
         return self.effort or ("balanced" if narrow else "fast")
+
+    @property
+    def tested_plans(self) -> int:
+        """On how many plans predictions are tested, and to as many of which they are fitted."""
+        return self.certificate if self.certificate is not None else CERTIFICATE[self.chosen_effort]
 
     @property
     def menu(self) -> tuple[str, ...]:

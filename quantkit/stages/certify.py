@@ -17,7 +17,7 @@ from quantkit.settings.request import EVERYTHING, Request
 from quantkit.stages.candidates import Judge, first_items
 from quantkit.stages.search import measure_anchors
 
-TRAINED = 24
+TRAINED = {"fast": 24, "balanced": 16}  # plans that are fitted to, by effort
 ITEMS = 128  # of the search split, for each of these plans: the same ones, so that their noise is shared and ranks stand
 WIDTH = 0.05  # how far from the budget's cost these plans may be
 
@@ -29,12 +29,12 @@ def learn(
 
     Unchanged where none are wanted or time is up.
     """
-    if not request.options.certificate or bench.is_late():
+    if not request.options.tested_plans or bench.is_late():
         return predictor, ()
     with bench.timed("fit"), bench.progress.stage("fit the predictor", None, "plans") as advance:
         judged, anchors = measure_anchors(bench, judge, space, advance)
         base = _near_budget(request, space, lambda plan: judge.knows(plan.allocation) and judged(plan.allocation).passes)
-        near = _measured(bench, _small(judge), _drawn(request, predictor, base.allocation, TRAINED, ()), advance)
+        near = _measured(bench, _small(judge), _drawn(request, predictor, base.allocation, TRAINED[request.options.chosen_effort], ()), advance)
         seen = (*near, *((plan.allocation, judge.measure(plan.allocation)["divergence"]) for plan in anchors))
     return refit(predictor, seen), seen
 
@@ -60,11 +60,11 @@ def certify(
 
     Where the predictor is additive, the `gram` tells what it may miss.
     """
-    if not request.options.certificate or bench.is_late():
+    if not request.options.tested_plans or bench.is_late():
         return None, ()
     small = _small(judge)
-    with bench.timed("certificate"), bench.progress.stage("test the predictor", request.options.certificate, "plans") as advance:
-        drawn = _drawn(request, fitted, plan.allocation, request.options.certificate, [allocation for allocation, _ in seen])
+    with bench.timed("certificate"), bench.progress.stage("test the predictor", request.options.tested_plans, "plans") as advance:
+        drawn = _drawn(request, fitted, plan.allocation, request.options.tested_plans, [allocation for allocation, _ in seen])
         tested = _measured(bench, small, drawn, advance)
         own = small.measure(plan.allocation)["divergence"]
         rate = judge.expectation([allocation for allocation, _ in judge.measured_plans()]).rate

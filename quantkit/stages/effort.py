@@ -24,7 +24,7 @@ from quantkit.targets.placement import Placement
 
 BATCH = 8
 MOST_ITEMS = 256  # for the plan that ships
-LEAST_ITEMS, SEARCH_MACS = 64, 10e9  # for each plan of a search: so many items, or as many more as take so many multiply-accumulates
+LEAST_ITEMS, SEARCH_MACS = 64, 4e9  # for each plan of a search: so many items, or as many more as take so many multiply-accumulates
 
 
 def round_for_search(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Candidates:
