@@ -36,7 +36,7 @@ from quantkit.settings.options import Options
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates, Judge
 from quantkit.stages.certify import certify, learn, refit
-from quantkit.stages.effort import round_for_search, round_once_more
+from quantkit.stages.effort import forget_dominated, round_for_search, round_once_more
 from quantkit.stages.items import check_items
 from quantkit.stages.network import (
     Network,
@@ -194,8 +194,11 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     if certificate is not None and not certificate.is_within_band:  # what was measured is learned from, and the plan solved again
         tables = tables.refitted(bench, request, tested)
         found, plan = _searched(bench, request, network, tables, found.measured)
-        certificate, _ = certify(bench, request, tables.judge, tables.prior, tables.predictor, tables.scores.gram, plan, tables.seen, 1)
+        certificate, tested = certify(
+            bench, request, tables.judge, tables.prior, tables.predictor, tables.scores.gram, plan, tables.seen, 1
+        )
     tables.write_front(bench)
+    forget_dominated(tables.judge, tables.space, [allocation for allocation, _ in (*tables.seen, *tested)], plan.allocation)
     candidates, rounded = round_once_more(bench, request, network, tables.judge, tables.candidates, plan.allocation)
     write_plan(bench, candidates, tables.frame, plan.allocation)
     alternative = find_alternative(tables.space, found, plan)

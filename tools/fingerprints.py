@@ -57,6 +57,7 @@ FIGURES: dict[str, Figures] = {
     "costs.json": Figures("tools/bench_costs.py", recipes("mobilenet_v2", "resnet44")),  # tools/bench_solvers.py is a part of it
     "gate.json": Figures("tools/bench_gate.py", (JOB, "quantkit/gating", "quantkit/cli/demo.py")),
     "report.json": Figures("tools/bench_report.py", (JOB, "quantkit/report", *recipes("mobilenet_v2"))),
+    "accuracy.json": Figures("tools/bench_accuracy.py", (JOB, *recipes("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2"))),
     "items.json": Figures("tools/bench_items.py", (JOB, *recipes("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2", "minilm_sst2"))),
     "sensitivity.json": Figures(
         "tools/bench_sensitivity.py", recipes("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2", "minilm_sst2")

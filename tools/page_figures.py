@@ -243,6 +243,22 @@ def stored_narrow(results: Results) -> str:
     )
 
 
+def accuracy(results: Results) -> str:
+    """README: points that uniform plans lose, each layer rounded by itself and in sequence."""
+    found = results.figures("accuracy.json")
+    names = {"resnet20": "ResNet20", "resnet44": "ResNet44", "squeezenet1_1": "SqueezeNet", "mobilenet_v2": "MobileNetV2"}
+    schemes = ("w8a8", "w6a8", "w4a8", "c4a8", "w3a8")
+    rows = [
+        [title, *(f"{number(found[f'{name}.{s}.apart.drop'])} → {number(found[f'{name}.{s}.drop'])}" for s in schemes)]
+        for name, title in names.items()
+    ]
+    text = prose(
+        f"Points lost by uniform plans, each layer by itself → in sequence (means of {NUMBERS[int(found['seeds'])]} split seeds, "
+        "[figures](docs/results/index.md#what-each-bit-width-holds)):",
+    )
+    return f"{text}\n\n{table(['', *schemes], rows)}"
+
+
 def claim(results: Results) -> str:
     """The claim of the founding paper, network by network."""
     found, rows = results.figures("sensitivity.json"), []
@@ -325,7 +341,7 @@ def gates(results: Results) -> str:
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
-    "items": items,
+    "items": items, "accuracy": accuracy,
     "summary": summary,
     "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow,
     "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,

@@ -80,6 +80,11 @@ SECTIONS = (
         "and what loading takes.",
     ),
     Section(
+        "accuracy.json", "What each bit-width holds", r"((?:\w+)\.(?:\w+)(?:\.apart)?)\.(\w+)", "python tools/bench_accuracy.py",
+        "Uniform plans over the gate split, means over three split seeds: points lost, items answered as by the float network in percent, "
+        "mean KL, and how far the drops of the seeds lie apart. `.apart`: every layer rounded by itself.",
+    ),
+    Section(
         "targets.json", "OpenVINO", r"(openvino\.as_planned)|openvino\.(\w+)\.(\w+)", "python tools/bench_targets.py --only openvino",
         "Plans made for OpenVINO, beside float32, our uniform plan, and NNCF's `quantize` of the same file and items.",
     ),

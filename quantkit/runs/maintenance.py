@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.allocation.prediction.predictor import ARRAYS, PICKED, PLAN, TABLES
+from quantkit.allocation.prediction.predictor import ARRAYS, PICKED, PLAN, TABLES, WEIGHTS, plan_weights_key
 from quantkit.core.errors import OutputError
 from quantkit.core.store import JOURNAL, Run, fingerprint, stage_name
 from quantkit.runs.history import Session, changes, read_sessions
@@ -138,10 +138,13 @@ def _needed(folder: Path, sessions: Sequence[Session]) -> set[str]:
     wanted = [session.inputs for session in (*sessions[-1:], *([finished] if finished else []))]
     found = {use.file for session in sessions if session.inputs in wanted for use in session.stages.values()}
     for name in (PLAN, PICKED):
-        found.add(stage_name("weights", str(_json(folder / name).get("weights", ""))))
+        found.add(stage_name(WEIGHTS, str(_json(folder / name).get("weights", ""))))
     tables = _json(folder / TABLES)
     found.add(stage_name(ARRAYS, str((tables.get("interactions") or [""])[0])))
-    found.add(stage_name("weights", str(tables.get("plan", {}).get("weights", ""))))
+    frame = tables.get("plan", {})
+    found.add(stage_name(WEIGHTS, str(frame.get("weights", ""))))
+    if frame.get("rounded"):
+        found |= {stage_name(WEIGHTS, plan_weights_key(frame["rounded"], row["allocation"])) for row in Run(folder).records(JOURNAL)}
     return found
 
 

@@ -17,12 +17,21 @@ from typing import Any
 import numpy as np
 
 from quantkit.allocation import Plan, undominated
-from quantkit.allocation.prediction.predictor import PICKED, MeasuredPlan, Predictor, explain_shortage, front_report, read_predictor
+from quantkit.allocation.prediction.predictor import (
+    PICKED,
+    WEIGHTS,
+    MeasuredPlan,
+    Predictor,
+    explain_shortage,
+    front_report,
+    plan_weights_key,
+    read_predictor,
+)
 from quantkit.allocation.search import Measured, Space, Trial
 from quantkit.core.errors import RequestError
 from quantkit.core.metric import Budget
 from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWN_RATE, Expectation, looked_at, noise
-from quantkit.core.store import Run, fingerprint, write_atomically
+from quantkit.core.store import Run, fingerprint, stage_name, write_atomically
 from quantkit.settings.bounds import Bounds
 
 
@@ -68,14 +77,17 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
     points = None if budget is None else budget.points(looks[0][1]["float"])
     trials, foreseen = _judged(space, looks, foresight, points)
     found = space.judged(tuple(trials))
-    plan, seen = found.nearest.plan, found.nearest.plan.allocation not in foreseen
+    plan, own = found.nearest.plan, _own_weights(folder, kept["plan"], found.nearest.plan)
+    seen = plan.allocation not in foreseen and own is not None
     notes = [explain_shortage(space)] if space.shortage else []
     if found.best is None and not space.shortage:
         notes.append("No plan is likely to keep the promise; this is the nearest. A larger --max-drop relaxes it.")
     if not seen:
         notes.append("Its drop is predicted and was never measured: `quantkit verify RUN --data DATA` measures it.")
+    if own is None:
+        notes.append("Its weights are rounded apart, not for this plan as others' were; `quantkit allocate` with this promise does that.")
     report = front_report(predictor, space, looks, judging["near"])
-    _write(folder, plan, predictor, kept)
+    _write(folder, plan, predictor, {**kept["plan"], **({} if own is None else {"weights": own})})
     drop = found.nearest.measured.drop if looks else None
     uses, kept_it = predictor.used(plan.allocation), found.best is not None
     return Picked(folder, plan, drop, seen, kept_it, points, judging["unit"], uses, report, tuple(notes), goal)
@@ -156,7 +168,15 @@ def find_measured_plans(folder: Path, key: str) -> list[MeasuredPlan]:
     return list(found.values())
 
 
-def _write(folder: Path, plan: Plan, predictor: Predictor, kept: Mapping[str, Any]) -> None:
+def _own_weights(folder: Path, frame: Mapping[str, Any], plan: Plan) -> str | None:
+    """The key of the weights that the plan was measured with; None where they were rounded for it and are no longer kept."""
+    if not frame.get("rounded"):
+        return str(frame["weights"])
+    key = plan_weights_key(frame["rounded"], plan.allocation)
+    return key if (folder / "stages" / f"{stage_name(WEIGHTS, key)}.npz").exists() else None
+
+
+def _write(folder: Path, plan: Plan, predictor: Predictor, frame: Mapping[str, Any]) -> None:
     layers = {layer: plan.allocation[group.name] for group in predictor.groups for layer in group.layers}
     with write_atomically(folder / PICKED) as temporary:
-        temporary.write_text(json.dumps({**kept["plan"], "layers": layers}, indent=1))
+        temporary.write_text(json.dumps({**frame, "layers": layers}, indent=1))

@@ -10,12 +10,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quantkit.allocation.prediction.predictor import PICKED, PLAN
+from quantkit.allocation.prediction.predictor import PICKED, PLAN, WEIGHTS
 from quantkit.calibration.ranges import choose_grids
 from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.graph import Graph
 from quantkit.core.spec import Scheme, parse_scheme
-from quantkit.core.store import Run, fingerprint, write_atomically
+from quantkit.core.store import Run, write_atomically
 from quantkit.export.companions import write_companions
 from quantkit.export.float_onnx import read_parameters
 from quantkit.export.qdq import Emitted, emit
@@ -27,7 +27,6 @@ from quantkit.quantization.weights import WeightBank
 from quantkit.targets import find_target
 from quantkit.targets.placement import Adapted, Placement
 
-WEIGHTS = "weights"  # the stage that keeps rounded weights
 FILE, PICKED_FILE = "model.onnx", "picked.onnx"
 NAMED = 5  # changes that a refusal lists in full
 
@@ -87,11 +86,6 @@ def read_plan(folder: Path) -> StoredPlan:
     bounds = {name: (low, high) for name, (low, high) in plan["bounds"].items()}
     program = folder / plan["program"] if "program" in plan else None
     return StoredPlan(folder, graph, plan["target"], schemes, bounds, rounded, float_file, program, picked)
-
-
-def plan_weights_key(key: str, allocation: Mapping[str, str]) -> str:
-    """Under which weights lie that were rounded for one plan; `key` stands for all else that they depend on."""
-    return fingerprint(WEIGHTS, key, dict(allocation))
 
 
 def forget_pick(folder: Path) -> None:

@@ -95,7 +95,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
 DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
     "ort-cpu": {
         "latency": ("fp32", "w8a8", "w8d8"),
-        "bytes": ("fp32", "w8a8", "w8d8", "w6a8", "w6d8", "c5a8", "c5d8", "c4a8", "c4d8", "w16a32", "w8a32"),
+        "bytes": ("fp32", "w8a8", "w8d8", "w6a8", "w6d8", "c5a8", "c5d8", "c4a8", "c4d8", "c3a8", "c3d8", "w16a32", "w8a32"),
     },
     "openvino": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w4a8", "w16a32")},
     "tensorrt": dict.fromkeys(("latency", "bytes"), ("fp16", "w8a8", "fp8", "w4a16")),

@@ -34,7 +34,8 @@ def learn(
     with bench.timed("fit"), bench.progress.stage("fit the predictor", None, "plans") as advance:
         judged, anchors = measure_anchors(bench, judge, space, advance)
         base = _near_budget(request, space, lambda plan: judge.knows(plan.allocation) and judged(plan.allocation).passes)
-        near = _measured(bench, _small(judge), _drawn(request, predictor, base.allocation, TRAINED[request.options.chosen_effort], ()), advance)
+        drawn = _drawn(request, predictor, base.allocation, TRAINED[request.options.chosen_effort], ())
+        near = _measured(bench, _small(judge), drawn, advance)
         seen = (*near, *((plan.allocation, judge.measure(plan.allocation)["divergence"]) for plan in anchors))
     return refit(predictor, seen), seen
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from quantkit.allocation.search import Space
 from quantkit.core.spec import FLOAT
 from quantkit.core.store import fingerprint
 from quantkit.data import Batch, Subset
@@ -19,7 +20,7 @@ from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates, Judge
 from quantkit.stages.network import Network
-from quantkit.stages.plan_weights import PlanWeights
+from quantkit.stages.plan_weights import Allocation, PlanWeights
 from quantkit.targets.placement import Placement
 
 BATCH = 8
@@ -32,12 +33,12 @@ def round_for_search(bench: Workbench, request: Request, network: Network, candi
     if request.options.chosen_effort == "fast":
         return candidates
     macs = sum(layer.macs for layer in network.captured.graph.layers)
-    items = _items(request, network, max(LEAST_ITEMS, int(SEARCH_MACS / max(macs, 1))))
-    return replace(candidates, rounded=(_in_sequence(bench, request, network, candidates, items),))
+    items = items_for(request, network, max(LEAST_ITEMS, int(SEARCH_MACS / max(macs, 1))))
+    return replace(candidates, rounded=(in_sequence(bench, request, network, candidates, items),))
 
 
 def round_once_more(
-    bench: Workbench, request: Request, network: Network, judge: Judge, candidates: Candidates, allocation: Mapping[str, str]
+    bench: Workbench, request: Request, network: Network, judge: Judge, candidates: Candidates, allocation: Allocation
 ) -> tuple[Candidates, tuple[str, ...]]:
     """The candidates with the chosen plan's weights rounded in sequence on more items, if that diverges less on the search split.
 
@@ -45,7 +46,7 @@ def round_once_more(
     """
     if set(allocation.values()) == {FLOAT.name}:
         return candidates, ()
-    weights = _in_sequence(bench, request, network, candidates, _items(request, network, MOST_ITEMS), allocation)
+    weights = in_sequence(bench, request, network, candidates, items_for(request, network), allocation)
     if any(known.key == weights.key for known in candidates.rounded):
         return candidates, ()
     tried = replace(candidates, rounded=(weights, *candidates.rounded))
@@ -58,13 +59,26 @@ def round_once_more(
     return tried if is_better else candidates, (f"The plan's weights rounded in sequence, layer by layer: {word} ({told}).",)
 
 
-def _items(request: Request, network: Network, most: int) -> Subset:
+def forget_dominated(judge: Judge, space: Space, others: Iterable[Allocation], chosen: Allocation) -> None:
+    """Removes weights that were rounded for plans that neither are chosen nor lose least for what they cost; `others` were only tested."""
+    looks = [(space.plan(allocation), look["divergence"]) for allocation, look in judge.measured_plans()]
+    kept = [dict(chosen)]
+    for plan, loss in sorted(looks, key=lambda row: (row[0].predicted_cost, row[1])):
+        if not any(cost.predicted_cost <= plan.predicted_cost and least < loss for cost, least in looks):
+            kept.append(dict(plan.allocation))
+    for weights in judge.candidates.rounded:
+        weights.forget(plan for plan in (*(dict(row[0].allocation) for row in looks), *map(dict, others)) if plan not in kept)
+
+
+def items_for(request: Request, network: Network, most: int = MOST_ITEMS) -> Subset:
+    """Calibration items that weights are rounded on: at most so many, as far as their activations fit in the memory that is allowed."""
     return request.splits.calibration.first(min(most, MOST_ITEMS, items_within(network.captured, request.options.memory_mb)))
 
 
-def _in_sequence(
-    bench: Workbench, request: Request, network: Network, candidates: Candidates, items: Subset, only: Mapping[str, str] | None = None
+def in_sequence(
+    bench: Workbench, request: Request, network: Network, candidates: Candidates, items: Subset, only: Allocation | None = None
 ) -> PlanWeights:
+    """Weights of any plan, or of the `only` one, rounded in sequence on these items."""
     device = torch.device(request.options.device)
     bank = candidates.bank.to(device)
 

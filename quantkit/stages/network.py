@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 import quantkit
 from quantkit import __version__
-from quantkit.allocation.prediction.predictor import PLAN
+from quantkit.allocation.prediction.predictor import PLAN, WEIGHTS
 from quantkit.calibration.ranges import Ranges, calibrate
 from quantkit.core.environment import describe
 from quantkit.core.errors import ContractError, SchemeError, unknown
@@ -36,7 +36,6 @@ from quantkit.quantization.moments import second_moments
 from quantkit.quantization.rounding import BLIND, ROUNDINGS
 from quantkit.quantization.weights import WeightBank
 from quantkit.runs.history import shortened
-from quantkit.runs.stored_plan import WEIGHTS
 from quantkit.runs.workbench import Workbench, stage_key
 from quantkit.runtimes.evaluation import Feeds, feeds
 from quantkit.sensitivity.passes.batches import network_batches
@@ -237,6 +236,7 @@ def plan_frame(request: Request, network: Network, candidates: Candidates, range
         "float_onnx": network.float_file.name,
         "program": network.program_file.name,
         "weights": candidates.key,
+        "rounded": candidates.rounded[0].key if candidates.rounded else None,  # for each plan, or apart
         "bounds": ranges.bounds(request.options.observer, network.captured.graph),
     }
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from quantkit.allocation.prediction.predictor import WEIGHTS, plan_weights_key
 from quantkit.core.graph import Graph
 from quantkit.core.store import Run
 from quantkit.quantization.weights import WeightBank
-from quantkit.runs.stored_plan import WEIGHTS, plan_weights_key
 from quantkit.targets.placement import Placement
 
 Allocation = Mapping[str, str]  # a scheme for each group
