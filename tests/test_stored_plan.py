@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from toys import images, trained
 
 import quantkit
+from quantkit.allocation.prediction.predictor import PLAN_WEIGHTS, WEIGHTS
 from quantkit.calibration.ranges import choose_grids
 from quantkit.cli import main
 from quantkit.core.errors import OutputError, SchemeError
@@ -28,7 +29,7 @@ from quantkit.network.capture import capture
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.quantization.weights import WeightBank
 from quantkit.runs.result import Result
-from quantkit.runs.stored_plan import WEIGHTS, StoredPlan, export_plan, read_plan, simulate
+from quantkit.runs.stored_plan import StoredPlan, export_plan, read_plan, simulate
 from quantkit.runtimes.evaluation import open_session
 from quantkit.targets import tensorrt
 from quantkit.targets.tensorrt import LEAST_CHANNELS
@@ -88,7 +89,8 @@ def test_a_run_without_a_whole_plan_is_refused(result: Result, spoil: str, tmp_p
     folder = tmp_path / "run"
     shutil.copytree(result.run, folder)
     plan = json.loads((folder / "plan.json").read_text())
-    weights = folder / "stages" / f"{stage_name(WEIGHTS, plan['weights'])}.npz"
+    kept = [folder / "stages" / f"{stage_name(stage, plan['weights'])}.npz" for stage in (PLAN_WEIGHTS, WEIGHTS)]
+    weights = next(path for path in kept if path.exists())
     path = {"weights": weights, "float": folder / plan["float_onnx"], "torn": folder / "plan.json"}.get(spoil, folder / spoil)
     if spoil in ("weights", "torn"):
         path.write_bytes(path.read_bytes()[:50])

@@ -169,6 +169,7 @@ class WeightBank:
 
     def round(self, layer: Layer, spec: Format, weight: Tensor, moments: Tensor | None, *, in_float: bool) -> QuantizedWeight:
         """`weight` rounded in the place of the layer's own; `moments` are of what the layer multiplies, as `Rounding` takes them."""
+        spec = _fitted(layer, spec)
         if spec.granularity is None:
             return QuantizedWeight(nearest(weight, spec), choose_weight_qparams(weight, spec, paired=False))
         rows, paired = self._product_rows(layer, weight)

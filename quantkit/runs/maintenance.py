@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.allocation.prediction.predictor import ARRAYS, PICKED, PLAN, TABLES, WEIGHTS, plan_weights_key
+from quantkit.allocation.prediction.predictor import ARRAYS, PICKED, PLAN, PLAN_WEIGHTS, TABLES, WEIGHTS, plan_weights_key
 from quantkit.core.errors import OutputError
 from quantkit.core.store import JOURNAL, Run, fingerprint, stage_name
 from quantkit.runs.history import Session, changes, read_sessions
@@ -138,13 +138,13 @@ def _needed(folder: Path, sessions: Sequence[Session]) -> set[str]:
     wanted = [session.inputs for session in (*sessions[-1:], *([finished] if finished else []))]
     found = {use.file for session in sessions if session.inputs in wanted for use in session.stages.values()}
     for name in (PLAN, PICKED):
-        found.add(stage_name(WEIGHTS, str(_json(folder / name).get("weights", ""))))
+        found |= {stage_name(stage, str(_json(folder / name).get("weights", ""))) for stage in (WEIGHTS, PLAN_WEIGHTS)}
     tables = _json(folder / TABLES)
     found.add(stage_name(ARRAYS, str((tables.get("interactions") or [""])[0])))
     frame = tables.get("plan", {})
     found.add(stage_name(WEIGHTS, str(frame.get("weights", ""))))
     if frame.get("rounded"):
-        found |= {stage_name(WEIGHTS, plan_weights_key(frame["rounded"], row["allocation"])) for row in Run(folder).records(JOURNAL)}
+        found |= {stage_name(PLAN_WEIGHTS, plan_weights_key(frame["rounded"], row["allocation"])) for row in Run(folder).records(JOURNAL)}
     return found
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from quantkit.allocation import Plan, undominated
 from quantkit.allocation.prediction.predictor import (
     PICKED,
-    WEIGHTS,
+    PLAN_WEIGHTS,
     MeasuredPlan,
     Predictor,
     explain_shortage,
@@ -173,7 +173,7 @@ def _own_weights(folder: Path, frame: Mapping[str, Any], plan: Plan) -> str | No
     if not frame.get("rounded"):
         return str(frame["weights"])
     key = plan_weights_key(frame["rounded"], plan.allocation)
-    return key if (folder / "stages" / f"{stage_name(WEIGHTS, key)}.npz").exists() else None
+    return key if (folder / "stages" / f"{stage_name(PLAN_WEIGHTS, key)}.npz").exists() else None
 
 
 def _write(folder: Path, plan: Plan, predictor: Predictor, frame: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quantkit.allocation.prediction.predictor import PICKED, PLAN, WEIGHTS
+from quantkit.allocation.prediction.predictor import PICKED, PLAN, PLAN_WEIGHTS, WEIGHTS
 from quantkit.calibration.ranges import choose_grids
 from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.graph import Graph
@@ -77,7 +77,8 @@ def read_plan(folder: Path) -> StoredPlan:
         picked = (folder / PICKED).exists()
         plan = json.loads((folder / (PICKED if picked else PLAN)).read_text())
         graph = Graph.from_json(json.loads((folder / "graph.json").read_text()))
-        rounded, float_file = Run(folder).get_arrays(WEIGHTS, plan["weights"]), folder / plan["float_onnx"]
+        kept = (Run(folder).get_arrays(stage, plan["weights"]) for stage in (PLAN_WEIGHTS, WEIGHTS))
+        rounded, float_file = next((arrays for arrays in kept if arrays is not None), None), folder / plan["float_onnx"]
     except (OSError, ValueError, KeyError) as error:
         raise missing from error
     if rounded is None or not float_file.is_file():

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quantkit.allocation.prediction.predictor import WEIGHTS, plan_weights_key
+from quantkit.allocation.prediction.predictor import PLAN_WEIGHTS, plan_weights_key
 from quantkit.core.graph import Graph
 from quantkit.core.store import Run
 from quantkit.quantization.weights import WeightBank
@@ -40,15 +40,15 @@ class PlanWeights:
     def of(self, allocation: Allocation, placement: Placement) -> WeightBank:
         """The bank with the plan's weights, from the run directory or rounded now."""
         key = self.key_of(allocation)
-        arrays: Arrays | None = self.store.get_arrays(WEIGHTS, key)
+        arrays: Arrays | None = self.store.get_arrays(PLAN_WEIGHTS, key)
         if arrays is None:
             schemes = {**placement.schemes, **placement.dynamic, **placement.floating, **placement.stored}
             apart = self.bank.rounded((layer, schemes[layer.name]) for layer in self.graph.layers if layer.weight and layer.name in schemes)
             arrays = {**apart, **self.round(placement)}
-            self.store.put_arrays(WEIGHTS, key, arrays)
+            self.store.put_arrays(PLAN_WEIGHTS, key, arrays)
         return self.bank.changed(dict(arrays))
 
     def forget(self, allocations: Iterable[Allocation]) -> None:
         """Removes what is kept of these plans."""
         for allocation in allocations:
-            self.store.forget(WEIGHTS, self.key_of(allocation))
+            self.store.forget(PLAN_WEIGHTS, self.key_of(allocation))

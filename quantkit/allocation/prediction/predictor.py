@@ -24,14 +24,14 @@ from quantkit.settings.bounds import Bounds, show_amount
 TIE_SHARE = 0.005
 # What was measured, what `quantkit allocate` chose, and what `quantkit pick` chose of the former.
 TABLES, PLAN, PICKED = "tables.json", "plan.json", "picked.json"
-WEIGHTS = "weights"  # the stage that keeps rounded weights
+WEIGHTS, PLAN_WEIGHTS = "weights", "plan_weights"  # the stages that keep weights, rounded layer by layer apart, and for one plan
 ARRAYS = "interactions"
 MeasuredPlan = tuple[Mapping[str, str], Mapping[str, float]]  # an allocation, and what was measured of it
 
 
 def plan_weights_key(key: str, allocation: Mapping[str, str]) -> str:
     """Under which weights lie that were rounded for one plan; `key` stands for all else that they depend on."""
-    return fingerprint(WEIGHTS, key, dict(allocation))
+    return fingerprint(PLAN_WEIGHTS, key, dict(allocation))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
