@@ -79,8 +79,9 @@ def main() -> None:
             told = summary(rows)
             print(f"{name:14s} {scheme} {way:9s}", {key: round(value, 3) for key, value in told.items()}, flush=True)
             figures |= {f"{name}.{scheme}{'.apart' if way == 'apart' else ''}.{key}": value for key, value in told.items()}
-    figures["seeds"] = len(SEEDS)
-    write_figures(arguments.output, "accuracy.json", figures, whole=set(arguments.networks) == set(NETWORKS))
+        figures["seeds"] = len(SEEDS)
+        is_whole = set(arguments.networks) == set(NETWORKS) and name == arguments.networks[-1]
+        write_figures(arguments.output, "accuracy.json", figures, whole=is_whole)
 
 
 if __name__ == "__main__":
