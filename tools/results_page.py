@@ -80,7 +80,7 @@ SECTIONS = (
         "and what loading takes.",
     ),
     Section(
-        "accuracy.json", "What each bit-width holds", r"((?:\w+)\.(?:\w+)(?:\.apart)?)\.(\w+)", "python tools/bench_accuracy.py",
+        "accuracy.json", "What each bit-width holds", r"(seeds)|(\w+\.\w+(?:\.apart)?)\.(\w+)", "python tools/bench_accuracy.py",
         "Uniform plans over the gate split, means over three split seeds: points lost, items answered as by the float network in percent, "
         "mean KL, and how far the drops of the seeds lie apart. `.apart`: every layer rounded by itself.",
     ),
