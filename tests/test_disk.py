@@ -25,10 +25,10 @@ from quantkit.stages import scores_and_costs, search
 ROOT = Path(__file__).resolve().parent.parent
 # Everything that a job writes for good, by what its name begins with.
 WRITTEN = (
-    "float.onnx", "captured.pt2", "history.jsonl", "request.json", "graph.json", "items.json", "ranges.json", "weights.npz", "plan_weights.npz",
-    "scores.json", "latency.json", "file_bytes.json", "front.json", "float_on_search.npz", "interactions.npz", "tables.json", "measured.jsonl",
-    "finalists.json", "plan.json", "model.onnx", "accuracy.json", "file_latency.json", "profile.json", "simulation.json", "result.json",
-    "shipped.onnx", "quantkit.lock.json",
+    "float.onnx", "captured.pt2", "history.jsonl", "request.json", "graph.json", "items.json", "ranges.json", "weights.npz",
+    "plan_weights.npz", "scores.json", "latency.json", "file_bytes.json", "front.json", "float_on_search.npz", "interactions.npz",
+    "tables.json", "measured.jsonl", "finalists.json", "plan.json", "model.onnx", "accuracy.json", "file_latency.json", "profile.json",
+    "simulation.json", "result.json", "shipped.onnx", "quantkit.lock.json",
 )  # fmt: skip
 FAST = ("history.jsonl", "weights.npz", "model.onnx")  # one of each way to write
 
