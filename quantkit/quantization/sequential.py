@@ -49,7 +49,7 @@ def round_in_sequence(
 
     Layers whose weight others share keep the bank's codes, so do tables and weights that have no scale. `advance(1)` after each layer.
     """
-    schemes = {**placement.schemes, **placement.dynamic, **placement.floating, **placement.stored}
+    schemes = placement.all_schemes
     users = Counter(name for layer in captured.graph.layers for name in (layer.weight, layer.bias) if name)
     wanted = {layer.node: layer for layer in captured.graph.layers if layer.name in schemes and _has_codes(layer, schemes[layer.name])}
     found = bank.rounded((layer, schemes[layer.name]) for layer in wanted.values())

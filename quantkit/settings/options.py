@@ -101,7 +101,7 @@ DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
     "tensorrt": dict.fromkeys(("latency", "bytes"), ("fp16", "w8a8", "fp8", "w4a16")),
 }
 
-CERTIFICATE = {"fast": 40, "balanced": 16}  # plans that are fitted to, and as many that are tested
+CERTIFICATE = {"fast": 40, "balanced": 16}  # plans that predictions are tested on, by effort
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +179,7 @@ class Options:
 
     @property
     def tested_plans(self) -> int:
-        """On how many plans predictions are tested, and to as many of which they are fitted."""
+        """On how many unseen plans predictions are tested."""
         return self.certificate if self.certificate is not None else CERTIFICATE[self.chosen_effort]
 
     @property

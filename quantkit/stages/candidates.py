@@ -69,12 +69,16 @@ class Candidates:
 
     def weights_key(self, allocation: Mapping[str, str]) -> str:
         """Under which the run directory keeps the plan's weights."""
-        return next((weights.key_of(allocation) for weights in self.rounded if weights.covers(allocation)), self.key)
+        own = self._own_weights(allocation)
+        return self.key if own is None else own.key_of(allocation)
 
     def weights(self, allocation: Mapping[str, str]) -> WeightBank:
         """The plan's weights."""
-        found = next((weights for weights in self.rounded if weights.covers(allocation)), None)
-        return self.bank if found is None else found.of(allocation, self.placement(allocation))
+        own = self._own_weights(allocation)
+        return self.bank if own is None else own.of(allocation, self.placement(allocation))
+
+    def _own_weights(self, allocation: Mapping[str, str]) -> PlanWeights | None:
+        return next((weights for weights in self.rounded if weights.covers(allocation)), None)
 
     @property
     def runtime(self) -> Runtime:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from quantkit.allocation import undominated
 from quantkit.allocation.search import Space
-from quantkit.core.spec import FLOAT
 from quantkit.core.store import fingerprint
 from quantkit.data import Batch, Subset
 from quantkit.quantization.sequential import items_within, round_in_sequence
@@ -21,6 +21,7 @@ from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates, Judge
 from quantkit.stages.network import Network
 from quantkit.stages.plan_weights import Allocation, PlanWeights
+from quantkit.stages.refused import is_all_float
 from quantkit.targets.placement import Placement
 
 BATCH = 8
@@ -44,7 +45,7 @@ def round_once_more(
 
     And what there is to say of it.
     """
-    if set(allocation.values()) == {FLOAT.name}:
+    if is_all_float(allocation):
         return candidates, ()
     weights = in_sequence(bench, request, network, candidates, items_for(request, network), allocation)
     if any(known.key == weights.key for known in candidates.rounded):
@@ -61,13 +62,10 @@ def round_once_more(
 
 def forget_dominated(judge: Judge, space: Space, others: Iterable[Allocation], chosen: Allocation) -> None:
     """Removes weights that were rounded for plans that neither are chosen nor lose least for what they cost; `others` were only tested."""
-    looks = [(space.plan(allocation), look["divergence"]) for allocation, look in judge.measured_plans()]
-    kept = [dict(chosen)]
-    for plan, loss in sorted(looks, key=lambda row: (row[0].predicted_cost, row[1])):
-        if not any(cost.predicted_cost <= plan.predicted_cost and least < loss for cost, least in looks):
-            kept.append(dict(plan.allocation))
+    looked = [replace(space.plan(plan), predicted_loss=look["divergence"]) for plan, look in judge.measured_plans()]
+    kept = [chosen, *(plan.allocation for plan in undominated(looked))]
     for weights in judge.candidates.rounded:
-        weights.forget(plan for plan in (*(dict(row[0].allocation) for row in looks), *map(dict, others)) if plan not in kept)
+        weights.forget(plan for plan in (*(plan.allocation for plan in looked), *others) if plan not in kept)
 
 
 def items_for(request: Request, network: Network, most: int = MOST_ITEMS) -> Subset:

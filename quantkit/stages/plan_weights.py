@@ -42,7 +42,7 @@ class PlanWeights:
         key = self.key_of(allocation)
         arrays: Arrays | None = self.store.get_arrays(PLAN_WEIGHTS, key)
         if arrays is None:
-            schemes = {**placement.schemes, **placement.dynamic, **placement.floating, **placement.stored}
+            schemes = placement.all_schemes
             apart = self.bank.rounded((layer, schemes[layer.name]) for layer in self.graph.layers if layer.weight and layer.name in schemes)
             arrays = {**apart, **self.round(placement)}
             self.store.put_arrays(PLAN_WEIGHTS, key, arrays)

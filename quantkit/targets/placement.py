@@ -60,6 +60,11 @@ class Placement:
     float32: frozenset[str] | None = None
 
     @property
+    def all_schemes(self) -> dict[str, Scheme]:
+        """The scheme of every layer that has another than float32, however it computes."""
+        return {**self.schemes, **self.dynamic, **self.floating, **self.stored}
+
+    @property
     def int8(self) -> frozenset[str]:
         """The layers that are to run in integers: those with a quantizer, save fp8."""
         return frozenset(name for name, scheme in {**self.schemes, **self.dynamic}.items() if isinstance(scheme.activations, QuantSpec))
