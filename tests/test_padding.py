@@ -18,7 +18,7 @@ from quantkit.core.metric import METRICS, NO_LABEL, divergence, unpadded
 from quantkit.data import Batch, collect, whole
 from quantkit.data.batch import check_labels
 from quantkit.network.capture import capture
-from quantkit.quantization.moments import second_moments
+from quantkit.quantization.moments import second_moments, shrunk
 from quantkit.sensitivity import SENSITIVITIES
 from quantkit.sensitivity.passes.outputs import at_labels, task_loss
 
@@ -75,7 +75,8 @@ def test_so_are_moments(network: Tagger) -> None:
     captured = capture(network, {"x": tokens(0.0)[:2]})
     found = second_moments(captured, [Batch({"x": tokens(1000.0)}, mask=MASK)], lambda _: None)["one"]
     rows = tokens(0.0)[MASK].double()
-    torch.testing.assert_close(found[0].double(), rows.T @ rows / len(rows), rtol=1e-6, atol=1e-6)
+    wanted = shrunk((rows.T @ rows / len(rows))[None], len(rows))
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(set(SENSITIVITIES) - {"pyhessian"}))

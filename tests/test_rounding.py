@@ -20,9 +20,10 @@ from quantkit.core.spec import FloatFormat, Format, PerBlock, PerChannel, PerTen
 from quantkit.data import Batch
 from quantkit.network.capture import capture
 from quantkit.quantization.moments import MOST_PRODUCTS, second_moments, without_moments
-from quantkit.quantization.rounding import BLIND, ROUNDINGS, Grid, fit_codebook, fit_two_level
+from quantkit.quantization.rounding import BLIND, ROUNDINGS, Grid, fit_codebook, fit_two_level, scales
 from quantkit.quantization.rounding.gptq import DAMPING, round_gptq
 from quantkit.quantization.rounding.grid import MOST
+from quantkit.quantization.rounding.scales import RATIOS, fit_scales
 from quantkit.quantization.rounding.two_level import multiplier_limit
 from quantkit.quantization.weights import WeightBank
 from quantkit.settings.options import CHOICES
@@ -168,7 +169,7 @@ def moments_by_loop(layer: nn.Module, x: Tensor) -> Tensor:
     """Patch by patch, from the definition."""
     if isinstance(layer, nn.Linear):
         rows = x.reshape(-1, x.shape[-1])
-        return (rows.T @ rows / len(rows))[None]
+        return with_ridge(rows.T @ rows / len(rows), len(rows))[None]
     assert isinstance(layer, nn.Conv2d)
     padded = F.pad(x, (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0]))  # type: ignore[arg-type]
     found = []
@@ -182,8 +183,12 @@ def moments_by_loop(layer: nn.Module, x: Tensor) -> Tensor:
                         item[:, top : top + reach[0] + 1 : layer.dilation[0], left : left + reach[1] + 1 : layer.dilation[1]].flatten()
                     )
         stacked = torch.stack(rows)
-        found.append(stacked.T @ stacked / len(stacked))
+        found.append(with_ridge(stacked.T @ stacked / len(stacked), len(stacked)))
     return torch.stack(found)
+
+
+def with_ridge(moments: Tensor, outputs: int) -> Tensor:
+    return moments + moments.diagonal().mean() * len(moments) / outputs * torch.eye(len(moments))
 
 
 LAYERS = {
@@ -242,9 +247,66 @@ def test_a_bank_rounds_in_the_kernel_s_order_and_gives_codes_in_the_weight_s(nam
     for layer in work.graph.layers:
         if layer.weight:
             weight = bank.weight(layer, spec(4))
-            natural = round_gptq(state[layer.weight].flatten(1), Grid(weight.qparams), moments[layer.name], False)
-            assert torch.equal(weight.codes.flatten(1), natural)
+            rows, given = state[layer.weight].flatten(1), moments[layer.name]
+            own = Grid(choose_weight_qparams(rows, spec(4), paired=False))
+            grid, natural = fit_scales(rows, own, given, lambda some, grid, given=given: round_gptq(some, grid, given, False), lambda q: q)
+            assert torch.equal(weight.codes.flatten(1), natural) and torch.equal(weight.qparams.scale, grid.qparams.scale)
             assert not torch.equal(natural, work.bank.weight(layer, spec(4)).codes.flatten(1)) or layer.weight_count < 80
+
+
+def cost(rows: np.ndarray, codes: np.ndarray, scale: float, moments: np.ndarray) -> float:
+    return float((scale * codes - rows) @ moments @ (scale * codes - rows))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", ["even", "codebook", "two levels"])
+def test_each_row_takes_the_scale_that_costs_least(kind: str, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row and scale by scale, in numpy; however many ratios are tried at once."""
+    generator = torch.Generator().manual_seed(3)
+    rows, x = torch.randn(6, 16, generator=generator), torch.randn(groups, 16, 40, generator=generator, dtype=torch.float64)
+    mixed = x + x.roll(1, dims=1)
+    moments = mixed @ mixed.mT / 40
+    if kind == "even":
+        grid = Grid(choose_weight_qparams(rows, spec(3), paired=False))
+    else:
+        grid = fit_codebook(rows, 3) if kind == "codebook" else fit_two_level(rows, torch.arange(16) // 4, 3)
+
+    def rounding(given: Tensor, tried: Grid) -> Tensor:
+        return round_gptq(given, tried, moments, False)
+
+    found, codes = fit_scales(rows, grid, moments, rounding, lambda qparams: qparams)
+    monkeypatch.setattr(scales, "MOST_NUMBERS", 1)
+    again = fit_scales(rows, grid, moments, rounding, lambda qparams: qparams)
+    assert torch.equal(found.qparams.scale, again[0].qparams.scale) and torch.equal(codes, again[1])
+    for row in range(6):
+        own, part = moments[row // (6 // groups)].numpy(), rows[row].double().numpy()
+
+        def rounded(scale: Tensor, row: int = row) -> np.ndarray:
+            one = None if grid.multipliers is None else grid.multipliers[[row]]
+            alone = Grid(QParams(grid.qparams.spec, scale[None], torch.zeros(1)), one, grid.reach, grid.levels)
+            return round_gptq(rows[[row]], alone, moments[[row // (6 // groups)]], False)[0].double().numpy()
+
+        tried = [(float(grid.qparams.scale[row] * ratio), rounded(grid.qparams.scale[row] * ratio)) for ratio in RATIOS]
+        _, best = min(tried, key=lambda pair: cost(part, pair[1], pair[0], own))
+        served = np.linalg.lstsq(np.linalg.cholesky(own).T @ best[:, None], np.linalg.cholesky(own).T @ part, rcond=None)[0][0]
+        tried += [(served, best), (served, rounded(torch.tensor(served, dtype=torch.float32)))]
+        least = min(cost(part, of, scale, own) for scale, of in tried)
+        assert cost(part, codes[row].double().numpy(), float(found.qparams.scale[row]), own) == pytest.approx(least, rel=1e-4)
+        assert least < cost(part, tried[0][1], tried[0][0], own)
+
+
+def test_no_scale_is_less_than_the_floor() -> None:
+    rows = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    grid, moments = Grid(choose_weight_qparams(rows, spec(4), paired=False)), torch.eye(8)[None]
+    least = grid.qparams.scale[[0, 0, 0, 0]] * torch.tensor([3.0, 0.0, 0.0, 0.0])
+
+    def floor(qparams: QParams) -> QParams:
+        times = len(qparams.scale) // 4
+        return QParams(qparams.spec, torch.maximum(qparams.scale, least.repeat_interleave(times)), qparams.zero_point)
+
+    found, codes = fit_scales(rows, grid, moments, lambda some, tried: round_gptq(some, tried, moments, False), floor)
+    assert found.qparams.scale[0] >= least[0] and (found.qparams.scale[1:] <= 1.3 * grid.qparams.scale[1:]).all()
+    assert torch.equal(codes[0], round_gptq(rows, found, moments, False)[0])
 
 
 def test_what_a_bank_has_rounded_another_takes() -> None:

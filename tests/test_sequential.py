@@ -83,7 +83,8 @@ def test_moments_of_pairs_are_those_of_all_outputs(centred: bool, monkeypatch: p
     if centred:
         mean_f, mean_q = f.mean(1, keepdim=True), q.mean(1, keepdim=True)
         f, q = f - mean_f, q - mean_q
-    wanted = ((f @ q.T) / f.shape[1], (q @ q.T) / f.shape[1])
+    ridge = len(f) / f.shape[1] * q.square().mean() * torch.eye(len(f), dtype=torch.float64)
+    wanted = ((f @ q.T) / f.shape[1] + ridge, (q @ q.T) / f.shape[1] + ridge)
     for found, right in zip(paired.moments(centred=centred), wanted, strict=True):
         torch.testing.assert_close(found[0], right, rtol=1e-5, atol=1e-6)
 
@@ -132,12 +133,13 @@ def test_layer_after_layer_is_rounded_for_what_it_reads(tmp_path: Path) -> None:
             f, q = (F.unfold(x, 3, padding=padding).movedim(1, 0).flatten(1).double() for x in (plain, quantized))
         mean_f, mean_q = f.mean(1, keepdim=True), q.mean(1, keepdim=True)
         cross, own = ((one @ (q - mean_q).T) / q.shape[1] for one in (f - mean_f, q - mean_q))
-        ridge = RIDGE * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)
+        ridge = (RIDGE + (1 + RIDGE) * len(q) / q.shape[1]) * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)
         better = (weight.flatten(1).double() @ (cross + ridge) @ torch.linalg.inv(own + ridge)).float().reshape(weight.shape)
         scheme = work.place(work.uniform("w4a8")).schemes[layer.name].weights
         assert scheme is not None
         codes, scale = torch.from_numpy(found[f"{layer.name} 4"]).float(), torch.from_numpy(found[f"{layer.name} 4 scale"])
-        again = bank.round(layer, scheme, better, None, in_float=False)
+        met = (own + len(q) / q.shape[1] * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)).float()
+        again = bank.round(layer, scheme, better, met[None], in_float=False)
         same = (scale / again.qparams.scale - 1).abs() < 1e-3  # where two scales serve nearly alike, other sums may choose the other
         apart = (codes - again.codes.reshape(codes.shape))[same].abs()
         assert same.float().mean() >= 0.75 and apart.max() <= 1 and apart.mean() < 0.05

@@ -26,6 +26,7 @@ from quantkit.core.numerics.affine import (
 from quantkit.core.spec import FloatFormat, Format, PerBlock, PerGroup, QuantSpec, Scheme
 from quantkit.quantization.rounding import ROUNDINGS, Grid, Rounding, fit_codebook, fit_two_level
 from quantkit.quantization.rounding.grid import BYTES
+from quantkit.quantization.rounding.scales import fit_scales
 
 ProductRows = Callable[[Layer, Tensor], tuple[Tensor, bool]]  # a target's: the weight as its kernel reads it
 
@@ -176,11 +177,21 @@ class WeightBank:
         paired = paired and spec.bits == 8 and not in_float
         order = self._product_rows(layer, torch.arange(rows.shape[1], device=rows.device).reshape(1, *weight.shape[1:]))[0].flatten()
         grid = _fit(rows, spec, order // weight[0, 0].numel(), weight.shape[1], paired)
-        if not in_float and spec.scale_bits == 32:  # where scales are half, biases stay float
-            bias = self._parameters[layer.bias].detach() if layer.bias else None
-            grid = replace(grid, qparams=floor_weight_scale(grid.qparams, bias, self.input_qparams(layer, 0).scale))
+        bias = self._parameters[layer.bias].detach() if layer.bias else None
+
+        def floor(qparams: QParams) -> QParams:
+            if in_float or spec.scale_bits == 16 or bias is None:  # where scales are half, biases stay float
+                return qparams
+            least = bias.repeat_interleave(len(qparams.scale) // len(bias)) if qparams.scale.dim() else bias
+            return floor_weight_scale(qparams, least, self.input_qparams(layer, 0).scale)
+
+        grid = replace(grid, qparams=floor(grid.qparams))
         moments = None if moments is None else moments[:, order][:, :, order]
-        codes = self._rounding(rows, grid, moments, paired)
+        has_free_scales = isinstance(spec, QuantSpec) and spec.bits < 8 and spec.scale_bits == 32 and grid.qparams.scale.dim() == 1
+        if moments is not None and has_free_scales:
+            grid, codes = fit_scales(rows, grid, moments, lambda given, tried: self._rounding(given, tried, moments, False), floor)
+        else:
+            codes = self._rounding(rows, grid, moments, paired)
         alignment = 1.0 if moments is None else _alignment(dequantize(codes, grid.qparams) - rows, moments)
         natural = torch.empty_like(codes)
         natural[:, order] = codes

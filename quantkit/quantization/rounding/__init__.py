@@ -6,6 +6,8 @@ gptq.py      one after the other, each making up for the errors of those before 
 Which codes there are for it to take, a `Grid` says (grid.py): all of so many bits, or those of one of these.
 two_level.py   narrow codes times a small integer for each group of input channels
 codebook.py    a table of int8 levels
+
+scales.py      which multiple of the scale, with the codes that come of it, serves a layer's outputs best
 """
 
 from __future__ import annotations
