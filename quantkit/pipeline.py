@@ -38,6 +38,7 @@ from quantkit.stages.candidates import Candidates, Judge
 from quantkit.stages.certify import certify, learn, refit
 from quantkit.stages.effort import forget_dominated, round_for_search, round_once_more
 from quantkit.stages.items import check_items
+from quantkit.stages.make_items import make_items
 from quantkit.stages.network import (
     Network,
     calibrate_ranges,
@@ -88,21 +89,22 @@ def inspect(model: LoadedModel, example: Mapping[str, Tensor] | None, options: O
 
 
 @contextmanager
-def _begun(request: Request, progress: Progress, command: str, job: str) -> Iterator[tuple[Workbench, Network, Path]]:
-    """The workbench in the run directory, the captured network, and a folder for temporary files."""
+def _begun(request: Request, progress: Progress, command: str, job: str) -> Iterator[tuple[Workbench, Request, Network, Path]]:
+    """The workbench in the run directory, the request with its items, the captured network, and a folder for temporary files."""
     folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
     with Run(folder) as store, scratch_folder(store) as scratch:
         bench = Workbench(store, progress, request.options.time_limit_s)
+        request = make_items(bench, request)
         check_items(bench, request)
         network = capture_network(bench, request)
         bench.begin(command, request_inputs(request, network), network.files)
-        yield bench, network, scratch
+        yield bench, request, network, scratch
 
 
 def run(request: Request, progress: Progress) -> Result:
     """Allocate, export and judge. A promise that no plan keeps is not an error: `kept` is then False and the nearest plan is written."""
     job = job_fingerprint(request)
-    with _begun(request, progress, "allocate", job) as (bench, network, scratch):
+    with _begun(request, progress, "allocate", job) as (bench, request, network, scratch):
         folder = bench.store.folder
         forget_pick(folder)
         result = keep_result(bench, job, network, lambda: _allocate(bench, request, network, scratch, job))
@@ -118,7 +120,7 @@ def run(request: Request, progress: Progress) -> Result:
 
 def measure(request: Request, progress: Progress) -> Measurement:
     """Every stage up to the tables and the front, and a few plans evaluated: all that `pick` needs and `run` reuses."""
-    with _begun(request, progress, "measure", job_fingerprint(request)) as (bench, network, scratch):
+    with _begun(request, progress, "measure", job_fingerprint(request)) as (bench, request, network, scratch):
         tables = _measure(bench, request, network, scratch)
         with progress.stage("evaluate a few plans", None, "plans") as advance:
             measure_anchors(bench, tables.judge, tables.space, advance)

@@ -54,12 +54,12 @@ def test_two_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
         ("def recipe(): return [][1]", "raised IndexError"),
         ("def recipe(): return {}", "gave dict; wanted a quantkit.Recipe"),
         ("def recipe(): return Recipe(model=0, data=0, max_dorp=1)", "did you mean 'max_drop'"),
-        ("def recipe(): return Recipe(model=0)", "missing 1 required keyword-only argument: 'data'"),
+        ("def recipe(): return Recipe(data=0)", "missing 1 required keyword-only argument: 'model'"),
         ("def recipe(): return Recipe(model=0, data=0, gate=0)", "gate = 0; wanted an integer above 0"),
         ("def recipe(): return Recipe(model=0, data=0, target=8)", "target = 8; wanted a text"),
         ("def recipe(): return Recipe(model=0, data=0, schemes='w8a8')", "schemes = 'w8a8'; wanted a tuple"),
     ],
-    ids=["empty", "no-function", "syntax", "import-raises", "raises", "other-type", "misspelt-key", "no-data", "count", "text", "tuple"],
+    ids=["empty", "no-function", "syntax", "import-raises", "raises", "other-type", "misspelt-key", "no-model", "count", "text", "tuple"],
 )
 def test_a_recipe_that_gives_none_says_why_in_one_line(tmp_path: Path, body: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:

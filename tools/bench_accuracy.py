@@ -40,7 +40,7 @@ def measured(name: str, seed: int, folder: Path) -> Iterator[tuple[str, str, dic
     """By scheme and way of rounding: points lost, items answered alike in percent, mean divergence."""
     arguments = Arguments(run=folder / f"{name}-{seed}", schemes=(*SCHEMES, "fp32"), split_seed=seed)
     request = resolve(ROOT / "recipes" / f"{name}.py", arguments, promised=False)
-    with pipeline._begun(request, Silent(), "measure", "accuracy") as (bench, network, scratch):
+    with pipeline._begun(request, Silent(), "measure", "accuracy") as (bench, request, network, scratch):
         groups = find_groups(network.captured.graph, request.options)
         apart = prepare_candidates(bench, request, network, groups, calibrate_ranges(bench, request, network), scratch)
         together = replace(apart, rounded=(in_sequence(bench, request, network, apart, items_for(request, network)),))

@@ -54,7 +54,7 @@ def outputs_of(name: str, folder: Path) -> Mapping[str, Floats]:
 
         schemes = (*SCHEMES[name], "fp32")
         request = resolve(ROOT / "recipes" / f"{name}.py", Arguments(run=folder / name, schemes=schemes), promised=False)
-        with pipeline._begun(request, Silent(), "measure", "items") as (bench, network, scratch):
+        with pipeline._begun(request, Silent(), "measure", "items") as (bench, request, network, scratch):
             groups = find_groups(network.captured.graph, request.options)
             ranges = calibrate_ranges(bench, request, network)
             candidates = prepare_candidates(bench, request, network, groups, ranges, scratch)

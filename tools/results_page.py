@@ -85,6 +85,11 @@ SECTIONS = (
         "mean KL, and how far the drops of the seeds lie apart. `.apart`: every layer rounded by itself.",
     ),
     Section(
+        "data-free.json", "Without data", r"(resnet44\.w8a8\.\w+|[a-z_]+)", "python tools/bench_data_free.py",
+        "Items distilled from batch norms. ResNet44 in w8a8 with ranges from them, and what ResNet20's promises of agreement on them are "
+        "worth on real items: points of top-1 lost.",
+    ),
+    Section(
         "targets.json", "OpenVINO", r"(openvino\.as_planned)|openvino\.(\w+)\.(\w+)", "python tools/bench_targets.py --only openvino",
         "Plans made for OpenVINO, beside float32, our uniform plan, and NNCF's `quantize` of the same file and items.",
     ),

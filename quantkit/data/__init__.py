@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from quantkit.data.arrays import Arrays, collect, write_shard
 from quantkit.data.batch import Batch, Dataset, Item, bind, check_labels
+from quantkit.data.distilled import Distilled
 from quantkit.data.images import Images
 from quantkit.data.preprocessing import Preprocessing
 from quantkit.data.sources import open_dataset
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Concatenated",
     "Dataset",
+    "Distilled",
     "Images",
     "Item",
     "KeptBatches",

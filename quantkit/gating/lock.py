@@ -189,7 +189,7 @@ def _entry(request: Request, result: Result, made: str) -> dict[str, Any]:
         "data": {
             **{name: _described(part) for name, part in (("calibration", splits.calibration), ("search", splits.search))},
             "gate": {**_described(splits.gate), "labels": label_digest(splits.gate), "digests": list(item_digests(splits.gate))},
-            "preprocessing": request.preprocessing.to_json(),
+            "preprocessing": request.preprocessing.to_json(), "distilled": result.distilled,
         },
     }  # fmt: skip
 

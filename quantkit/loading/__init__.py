@@ -13,7 +13,7 @@ from torch import nn
 
 from quantkit.core.errors import ModelError
 from quantkit.loading import kinds
-from quantkit.loading.archive import read_archive
+from quantkit.loading.archive import input_shapes, read_archive
 from quantkit.loading.callables import is_reference, load_callable
 from quantkit.loading.folder import (
     continues_text,
@@ -27,7 +27,15 @@ from quantkit.loading.folder import (
     tokenize,
     tokenize_windows,
 )
-from quantkit.loading.model import LoadedModel, check_finite, check_module, check_program, from_module, parse_input_shape
+from quantkit.loading.model import (
+    LoadedModel,
+    check_finite,
+    check_module,
+    check_program,
+    from_module,
+    has_batch_norm,
+    parse_input_shape,
+)
 from quantkit.loading.pickled import read_pickled
 from quantkit.loading.state import fill, read_safetensors
 from quantkit.loading.torchscript import read_torchscript, to_program
@@ -37,7 +45,9 @@ __all__ = [
     "check_finite",
     "continues_text",
     "from_module",
+    "has_batch_norm",
     "image_settings",
+    "input_shapes",
     "is_folder",
     "label_numbers",
     "load_model",

@@ -133,3 +133,11 @@ def _swallowed(name: str) -> Iterator[list[BaseException]]:
         yield causes
     finally:
         logger.removeFilter(keep)
+
+
+def input_shapes(program: torch.export.ExportedProgram) -> dict[str, tuple[int, ...]]:
+    """The shape of one item of each input that takes real numbers and whose sides, but for the batch, are fixed, by name."""
+    names = set(program.graph_signature.user_inputs)
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names}
+    real = {name: tuple(value.shape[1:]) for name, value in values.items() if value.is_floating_point()}
+    return {name: shape for name, shape in real.items() if all(isinstance(side, int) for side in shape)}

@@ -76,6 +76,14 @@ def from_module(module: nn.Module) -> LoadedModel:
     return LoadedModel(name, IN_MEMORY, _digest(own), own, None)
 
 
+def has_batch_norm(model: LoadedModel) -> bool:
+    """Whether the network has a batch norm, whose stored statistics say what it was trained on."""
+    if model.program is not None:
+        return any("batch_norm" in str(node.target) for node in model.program.graph.nodes)
+    parts = [] if model.module is None else model.module.modules()
+    return any(getattr(part, "original_name", type(part).__name__).startswith("BatchNorm") for part in parts)
+
+
 def check_module(module: nn.Module) -> None:
     """`check_finite` over parameters and buffers; a buffer may hold -inf, as additive attention masks do."""
     buffers = dict(module.named_buffers())

@@ -53,10 +53,7 @@ def capture(
     the `dynamic` axes of an input, unless `model` is a program, whose own symbols are kept. Raises CaptureError
     with torch.export's reason in one line.
     """
-    program = model if isinstance(model, ExportedProgram) else _export(model, example, dynamic or {})
-    if any(_trains(node) for node in program.graph.nodes):
-        raise CaptureError("the archive was exported in training mode", "an inference graph", "call model.eval() before exporting")
-    first = _decompose(program)
+    first = _first(model, example, dynamic or {})
     unlifted = _unlift(first)
     spell_weighted(unlifted)
     folded = fold_batch_norm(unlifted)
@@ -64,6 +61,20 @@ def capture(
     second = _decompose(_export_again(folded, first, example))
     module = _unlift(second)
     return Captured(second, module, _describe(second, module))
+
+
+def unfolded(model: nn.Module | ExportedProgram, example: Mapping[str, Tensor] | Sequence[Tensor]) -> fx.GraphModule:
+    """The functional graph of `model` with its batch norms as they are. Raises CaptureError as `capture`."""
+    return _unlift(_first(model, example, {}))
+
+
+def _first(
+    model: nn.Module | ExportedProgram, example: Mapping[str, Tensor] | Sequence[Tensor], dynamic: Mapping[str, Sequence[int]]
+) -> ExportedProgram:
+    program = model if isinstance(model, ExportedProgram) else _export(model, example, dynamic)
+    if any(_trains(node) for node in program.graph.nodes):
+        raise CaptureError("the archive was exported in training mode", "an inference graph", "call model.eval() before exporting")
+    return _decompose(program)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     }[decision]
     of = "" if budget["metric"] in unit.lower() else f" of {budget['metric']}"
     lost = f"{show_drop(verdict['drop'])} {unit}{of} lost, at most {budget['max_drop']:.2f} allowed"
-    interval = f"{interval_words(verdict)}, on {verdict['n']} items that the search never saw"
+    items = "items distilled from the network, as no data was given" if result.get("distilled") else "items that the search never saw"
+    interval = f"{interval_words(verdict)}, on {verdict['n']} {items}"
     over = [f"{row['name'].replace('_', ' ')} {bound_words(row)}" for row in result.get("bounds", ()) if not row["kept"]]
     if over:
         return f"Not kept: {', '.join(over)}; {lost} ({interval})."

@@ -99,7 +99,10 @@ class VariantRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """Everything that a job found. `kept` is what the exit code says, `gained` what it is worth: None where the float network ships."""
+    """Everything that a job found. `kept` is what the exit code says, `gained` what it is worth: None where the float network ships.
+
+    `distilled`: whether there was no data, so that the promise is of items made of the network.
+    """
 
     run: Path
     kept: bool
@@ -124,6 +127,7 @@ class Result:
     refused: tuple[Refused, ...] = ()
     minimize: str = "latency"
     variants: tuple[VariantRow, ...] = ()
+    distilled: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The fields of `result.json`, exactly."""
@@ -133,6 +137,7 @@ class Result:
             "run": str(self.run),
             "kept": self.kept,
             "minimize": self.minimize,
+            "distilled": self.distilled,
             "gained": self.gained and asdict(self.gained),
             "refused": [asdict(row) for row in self.refused],
             "budget": {"max_drop": self.max_drop, "unit": self.unit, "metric": self.metric},
@@ -182,5 +187,6 @@ class Result:
             gained=Gain(**data["gained"]) if data["gained"] else None,
             refused=tuple(Refused(**row) for row in data["refused"]),
             minimize=data["minimize"],
+            distilled=data.get("distilled", False),
             variants=tuple(VariantRow.from_json(row, run) for row in data.get("variants", ())),
         )

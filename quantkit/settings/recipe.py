@@ -27,14 +27,15 @@ class Recipe:
     """What `allocate` needs to know of one network; the command line overrides it, and None leaves a choice to the defaults.
 
     `model`: a module, or anything that the command line takes as MODEL. `data`: a dataset; datasets by name, `calibration` with
-    `search` and `gate`, or with `data`, which is halved; three splits; a path; or what yields batches. `calibration`, `search` and
+    `search` and `gate`, or with `data`, which is halved; three splits; a path; or what yields batches; None distills items
+    from the network. `metric`: top1 unless said otherwise, and agreement without data. `calibration`, `search` and
     `gate` count items. `fix` pins groups to schemes, `exclude` keeps groups that match a pattern in float. Raises ConfigError for
     values of another type. `variants`: other forms of the network, to be exported with its plan, by the name of the file.
     """
 
     model: Any
-    data: Any
-    metric: Any = "top1"
+    data: Any = None
+    metric: Any = None
     max_drop: float | str | None = None
     keep: str | None = None
     max_bytes: float | str | None = None

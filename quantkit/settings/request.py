@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from quantkit import loading
 from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, RequestError
 from quantkit.core.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
-from quantkit.data import Batch, Dataset, Preprocessing, Splits, Subset, collect, open_dataset, split, whole
+from quantkit.data import Batch, Dataset, Distilled, Preprocessing, Splits, Subset, collect, open_dataset, split, whole
 from quantkit.data.text import LINES, SEPARATORS, read_lines, read_texts
 from quantkit.loading import LoadedModel
 from quantkit.runtimes import find_runtime
@@ -36,11 +36,14 @@ SOURCES = {"data": "data", **{name: f"{name}_data" for name in SPLITS}}
 UNITS = (frozenset({"max_drop", "keep"}), frozenset({*SOURCES.values(), *(f"{name}_items" for name in SPLITS)}))
 EVERYTHING = Budget(100.0, "relative")
 EXAMPLE_ITEMS = 2  # a batch of one would be taken for a fixed size
-NO_DATA = (
-    "no data: neither given nor in a configuration file here",
+NO_NORMS = (
+    "no data: neither given nor in a configuration file here, and the network has no batch norm to distill items from",
     "items to calibrate on, to search with and to judge by",
-    'pass --data PATH (data=… in a call); or allocate a recipe file, which brings its own; or write data = "PATH" into quantkit.toml',
+    'pass --data PATH, unlabelled with --metric agreement; or a recipe file, which brings its own; or data = "PATH" in quantkit.toml',
 )
+# Items that are distilled where there is no data, unless other counts are asked for: for each verdict as many as can tell the budget
+# from nothing, and a third more, since one answer of n is worth 1/n.
+DISTILLED_CALIBRATION, DISTILLED_LEAST, DISTILLED_MOST, DISTILLED_SPARE = 64, 96, 512, 4 / 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,13 +70,39 @@ def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> R
     free = unsaid and (options.minimize == "drop" or not promised)
     budget, metric = EVERYTHING if free else parse_budget(said.max_drop, said.keep), resolve_metric(said.metric or "top1")
     given = _given(said)
-    if not given:
-        raise DataError(*NO_DATA)
     model = _load(network, said)
+    if not given:
+        return _without_data(model, said, budget, options, preprocessing)
     splits = _open(given, _reading(network, said, preprocessing), said, options.split_seed)
     _check_labels_exist(metric, splits)
     check_budget(budget.points(100.0), min(len(splits.search), len(splits.gate)), metric.unit)
     model, example = _example(model, said, splits)
+    return Request(model, example, splits, metric, budget, options, preprocessing)
+
+
+def _without_data(model: LoadedModel, said: Arguments, budget: Budget, options: Options, preprocessing: Preprocessing) -> Request:
+    """The request on items that will be distilled from the network; their answers are compared with the float network's."""
+    if not loading.has_batch_norm(model):
+        raise DataError(*NO_NORMS)
+    metric = resolve_metric(said.metric or "agreement")
+    if metric.reference == "labels":
+        got = f"metric {metric.name} without data: items that are distilled from the network have no labels"
+        raise MetricError(got, "labelled data, or a metric that compares with the float network", "pass --data PATH, or --metric agreement")
+    model, example = _example(model, said, None)
+    inputs = {name: tuple(value.shape[1:]) for name, value in example.items() if value.is_floating_point()} if example else {}
+    if model.program is not None:
+        inputs = loading.input_shapes(model.program)
+    if len(inputs) != max(1, len(example or {})):
+        got = "no data for a network of other inputs than one of real numbers and a fixed size"
+        raise DataError(got, "one such input, for which items can be distilled", "pass --data PATH")
+    ((name, shape),) = inputs.items()
+    enough = round(DISTILLED_SPARE * 100 / max(budget.points(100.0), 1e-9))
+    judged = min(max(enough, DISTILLED_LEAST), DISTILLED_MOST)
+    usual = {"calibration": DISTILLED_CALIBRATION, "search": judged, "gate": judged}
+    counts = {name: getattr(said, f"{name}_items") or count for name, count in usual.items()}
+    items = Distilled(model.digest, name, shape, sum(counts.values()), options.seed)
+    splits = split(items, seed=options.split_seed, **counts)
+    check_budget(budget.points(100.0), min(counts["search"], counts["gate"]), metric.unit)
     return Request(model, example, splits, metric, budget, options, preprocessing)
 
 

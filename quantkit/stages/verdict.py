@@ -34,6 +34,7 @@ from quantkit.sensitivity import Scores
 from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
+from quantkit.stages.make_items import WARNING, is_distilled
 from quantkit.stages.network import UNIFORM, Network, example_feeds
 from quantkit.stages.refused import is_all_float, refusals, write_alternative
 from quantkit.stages.scores_and_costs import Costs
@@ -188,13 +189,18 @@ def report(
         seconds={stage: round(seconds, 3) for stage, seconds in bench.seconds.items()},
         environment=describe(),
         fingerprint=key,
-        notes=(*explained, *_notes(request, costs, verified, accurate or found.best is None, refused, graph)),
+        notes=(*_warning(request), *explained, *_notes(request, costs, verified, accurate or found.best is None, refused, graph)),
         bounds=bounds,
         certificate=certificate and replace(certificate, measured_drop=verified.verdict.drop),
         gained=_gain(request, costs, verified) if kept else None,
         refused=refused,
         minimize=request.options.minimize,
+        distilled=is_distilled(request),
     )
+
+
+def _warning(request: Request) -> list[str]:
+    return [WARNING.format(count=len(request.splits.gate.dataset))] if is_distilled(request) else []
 
 
 def _gain(request: Request, costs: Costs, verified: Verified) -> Gain | None:
