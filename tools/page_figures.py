@@ -266,9 +266,9 @@ def data_free(results: Results) -> str:
     return prose(
         "Measured (`python tools/bench_data_free.py`): ResNet44 in w8a8 with ranges and rounding from distilled items loses",
         f"{number(found['resnet44.w8a8.drop'])} points of real top-1 ({NUMBERS[int(found['seeds'])]} seeds).",
-        f"Of {found['promises']} promises of 1 to 8 points of agreement for ResNet20, for bytes, {share} % lost no more real points than that, and {sure} % of the",
-        f"{found['called_kept']} that were called kept; the median lost {number(found['lost_over_budget'])} of its budget, the worst",
-        f"{number(found['lost_over_budget_most'])}.",
+        f"Of {found['promises']} promises of 1 to 8 points of agreement for ResNet20, for bytes, {share} %",
+        f"lost no more real points than that, and {sure} % of the {found['called_kept']} that were called kept; the median lost",
+        f"{number(found['lost_over_budget'])} of its budget, the worst {number(found['lost_over_budget_most'])}.",
     )
 
 

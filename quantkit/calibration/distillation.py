@@ -6,8 +6,8 @@ m and variance v of what it reads now, the loss is, averaged over its channels a
     ((m − μ) / σ)² + (√v / σ − 1)²
 
 in units of the stored deviation, so that all channels count alike (ZeroQ's own has none). A batch starts as Gaussian noise and is moved by
-Adam. Classes are drawn for its items, and the network is to answer them (the class term of DeepInversion, Yin et al., arXiv 1912.08795):
-without it the network is sure of no item, and flips of its answers tell of nothing.
+Adam. Tried: a class that the network is to answer, drawn for each item (DeepInversion, Yin et al., arXiv 1912.08795). The network was then
+surer of the items than of real ones, and codebooks of 3 bits that change 5 % of ResNet20's real answers changed 0.8 % of theirs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from quantkit.network.folding import BATCH_NORM
 
 STEPS = 60  # of Adam, for each batch
 RATE = 0.1  # at first; it falls to 0 along a cosine
 BATCH = 64  # items whose statistics are taken together
-CLASS = 0.1  # weight of the class term
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,17 +58,12 @@ def distill(
     for start in range(0, count, BATCH):
         size = min(BATCH, count - start)
         items = torch.randn(size, *shape, generator=generator).requires_grad_()
-        classes: Tensor | None = None
         optimizer = torch.optim.Adam([items], lr=RATE)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
             optimizer.zero_grad()
             with torch.enable_grad():
-                mismatch, scores = _mismatch(module, norms, items)
-                if scores.dim() == 2:
-                    classes = torch.randint(scores.shape[1], (size,), generator=generator) if classes is None else classes
-                    mismatch = mismatch + CLASS * F.cross_entropy(scores, classes)
-                mismatch.backward()  # type: ignore[no-untyped-call]
+                _mismatch(module, norms, items).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             advance(size)
         found.append(items.detach())
@@ -79,13 +71,13 @@ def distill(
 
 
 def statistics_apart(module: fx.GraphModule, items: Tensor) -> float:
-    """The loss of these items, without the class term: how far their statistics are from the stored ones, in stored deviations, squared."""
+    """The loss of these items: how far their statistics are from the stored ones, in stored deviations, squared."""
     with torch.no_grad():
-        return float(_mismatch(module, {norm.source: norm for norm in find_norms(module)}, items)[0])
+        return float(_mismatch(module, {norm.source: norm for norm in find_norms(module)}, items))
 
 
-def _mismatch(module: fx.GraphModule, norms: dict[str, Norm], items: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of a batch, and the network's first output."""
+def _mismatch(module: fx.GraphModule, norms: dict[str, Norm], items: Tensor) -> Tensor:
+    """The loss of a batch."""
     losses: list[Tensor] = []
 
     class Watch(fx.Interpreter):
@@ -99,5 +91,5 @@ def _mismatch(module: fx.GraphModule, norms: dict[str, Norm], items: Tensor) -> 
                 losses.append(apart.mean())
             return value
 
-    output = Watch(module).run(items)
-    return torch.stack(losses).mean(), cast("Tensor", pytree.tree_leaves(output)[0])
+    Watch(module).run(items)
+    return torch.stack(losses).mean()
