@@ -145,7 +145,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Result]:
 
 
 SHAPES: dict[str, Any] = {
-    "schema": int, "run": str, "kept": bool, "minimize": str, "gained": (dict, type(None)), "refused": (list, type(None)),
+    "schema": int, "run": str, "kept": bool, "minimize": str, "distilled": bool, "gained": (dict, type(None)), "refused": (list, type(None)),
     "budget": {"max_drop": float, "unit": str, "metric": str},
     "bounds": list,
     "verdict": {"decision": str, "n": int, "float": float, "quantized": float, "drop": float, "low": float, "high": float,
@@ -377,7 +377,7 @@ def test_other_code_with_the_same_weights_is_another_network(tmp_path: Path) -> 
 def test_an_impossible_promise_writes_the_nearest_plan_and_says_what_binds(tmp_path: Path) -> None:
     pins = dict.fromkeys(("stem", "depthwise", "point", "down", "classifier"), "w2a8")
     output = tmp_path / "out.onnx"
-    result = allocate(tmp_path / "run", data=data(noise=3.0), max_drop=1.0, fix=pins, output=output)
+    result = allocate(tmp_path / "run", data=data(noise=3.0), max_drop=1.0, fix=pins, output=output, metric="agreement")
 
     assert not result.kept and result.verdict.drop > 1.0
     assert result.files.onnx.exists() and output.read_bytes() == result.files.onnx.read_bytes()
