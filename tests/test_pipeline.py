@@ -145,7 +145,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Result]:
 
 
 SHAPES: dict[str, Any] = {
-    "schema": int, "run": str, "kept": bool, "minimize": str, "distilled": bool, "gained": (dict, type(None)), "refused": (list, type(None)),
+    "schema": int, "run": str, "kept": bool, "minimize": str, "distilled": bool,
+    "gained": (dict, type(None)), "refused": (list, type(None)),
     "budget": {"max_drop": float, "unit": str, "metric": str},
     "bounds": list,
     "verdict": {"decision": str, "n": int, "float": float, "quantized": float, "drop": float, "low": float, "high": float,
