@@ -88,6 +88,26 @@ def test_the_loss_is_the_mean_over_channels_and_norms(graph: torch.fx.GraphModul
     assert statistics_apart(graph, items) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+def test_each_of_two_norms_that_read_one_tensor_counts() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.norm_one, self.norm_two = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            return self.norm_one(x) + self.norm_two(x)
+
+    network = Twice().eval()
+    items, losses = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1)), []
+    for mean in (0.0, 5.0, (0.0, 5.0)):
+        for layer, value in zip((network.norm_one, network.norm_two), mean if isinstance(mean, tuple) else (mean, mean), strict=True):
+            assert layer.running_mean is not None
+            layer.running_mean.fill_(value)
+        losses.append(statistics_apart(unfolded(network, {"x": items}), items))
+    assert losses[2] == pytest.approx((losses[0] + losses[1]) / 2, rel=1e-5) and losses[1] > 10 * losses[0]
+
+
 def test_distilled_statistics_are_the_stored_ones(graph: torch.fx.GraphModule) -> None:
     """Within a fifth of a stored deviation, root mean square; noise is several times as far."""
     noise = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -191,6 +211,10 @@ def test_what_cannot_be_distilled_is_said_in_one_line(tmp_path: Path) -> None:
         allocate(tmp_path / "run", model=plain)
     with pytest.raises(MetricError, match=r"top1 without data.*no labels"):
         allocate(tmp_path / "run", metric="top1")
+    fixed = torch.export.export(normed(), (torch.zeros(2, *SHAPE),))
+    torch.export.save(fixed, tmp_path / "fixed.pt2")
+    with pytest.raises(DataError, match="fixed size but for the batch"):
+        quantkit.allocate(str(tmp_path / "fixed.pt2"), max_drop=1.0, run=tmp_path / "run")
     with pytest.raises(ModelError, match="needs an example input"):
         quantkit.allocate(normed(), max_drop=1.0, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -136,8 +136,11 @@ def _swallowed(name: str) -> Iterator[list[BaseException]]:
 
 
 def input_shapes(program: torch.export.ExportedProgram) -> dict[str, tuple[int, ...]]:
-    """The shape of one item of each input that takes real numbers and whose sides, but for the batch, are fixed, by name."""
+    """The shape of one item of each input, by name; none unless all take real numbers and only the batch is a symbol."""
     names = set(program.graph_signature.user_inputs)
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names}
-    real = {name: tuple(value.shape[1:]) for name, value in values.items() if value.is_floating_point()}
-    return {name: shape for name, shape in real.items() if all(isinstance(side, int) for side in shape)}
+    fits = (
+        value.is_floating_point() and not isinstance(value.shape[0], int) and all(isinstance(side, int) for side in value.shape[1:])
+        for value in values.values()
+    )  # fmt: skip
+    return {name: tuple(value.shape[1:]) for name, value in values.items()} if all(fits) else {}

@@ -92,8 +92,8 @@ def _without_data(model: LoadedModel, said: Arguments, budget: Budget, options: 
     inputs = {name: tuple(value.shape[1:]) for name, value in example.items() if value.is_floating_point()} if example else {}
     if model.program is not None:
         inputs = loading.input_shapes(model.program)
-    if len(inputs) != max(1, len(example or {})):
-        got = "no data for a network of other inputs than one of real numbers and a fixed size"
+    if len(inputs) != 1 or len(example or inputs) != 1:
+        got = "no data for a network of other inputs than one of real numbers, of a fixed size but for the batch"
         raise DataError(got, "one such input, for which items can be distilled", "pass --data PATH")
     ((name, shape),) = inputs.items()
     enough = round(DISTILLED_SPARE * 100 / max(budget.points(100.0), 1e-9))
