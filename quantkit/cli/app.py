@@ -31,6 +31,7 @@ from quantkit.cli.flags import (
     Data,
     Device,
     Effort,
+    Equalization,
     Exclude,
     Fix,
     GateData,
@@ -100,7 +101,7 @@ def allocate(
     resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     target: Target = None, minimize: Minimize = None, sensitivity: Sensitivity = None, search: Search = None,
     schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None, rounding: Rounding = None,
-    effort: Effort = None,
+    equalization: Equalization = None, effort: Effort = None,
     output: Output = None, run: RunFolder = None, seed: Seed = None, split_seed: SplitSeed = None, batch_size: BatchSize = None,
     memory_mb: MemoryMb = None, threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
     input_shape: InputShape = None, as_json: Json = False,
@@ -115,8 +116,9 @@ def allocate(
         max_bytes=max_bytes, max_latency=max_latency, max_bops=max_bops, average_bits=average_bits, time_limit=time_limit,
         undecided=undecided, confidence=confidence, certificate=certificate,
         target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
-        observer=observer, rounding=rounding, effort=effort, output=output, run=run, seed=seed, split_seed=split_seed,
-        batch_size=batch_size, memory_mb=memory_mb, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None,
+        observer=observer, rounding=rounding, equalization=equalization, effort=effort,
+        output=output, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,
+        memory_mb=memory_mb, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None,
         input_shape=input_shape,
     )  # fmt: skip
 

@@ -53,6 +53,7 @@ Fix = Annotated[list[str] | None, Option(help="GROUP=SCHEME pins a group; may be
 Exclude = Annotated[list[str] | None, Option(help="A pattern of group names that stay float; may be repeated.")]
 Observer = Annotated[str | None, _choice("observer", "The observer: how activation ranges are read from the calibration data")]
 Rounding = Annotated[str | None, _choice("rounding", "How weights are rounded")]
+Equalization = Annotated[str | None, _choice("equalization", "Whether channels between layers are balanced first")]
 Effort = Annotated[str | None, Option(help=f"For which plans weights are rounded in the plan's own network: {', '.join(CHOICES['effort'])} \
 (default: balanced where weights of less than 8 bits are on the menu, else fast).")]
 Output = Annotated[str | None, Option(help="The ONNX file to write.")]

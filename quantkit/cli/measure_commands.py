@@ -27,7 +27,7 @@ def measure(
     target: flags.Target = None, minimize: flags.Minimize = None, max_bytes: flags.MaxBytes = None, max_latency: flags.MaxLatency = None,
     max_bops: flags.MaxBops = None, average_bits: flags.AverageBits = None, sensitivity: flags.Sensitivity = None,
     schemes: flags.Schemes = None, fix: flags.Fix = None, exclude: flags.Exclude = None, observer: flags.Observer = None,
-    rounding: flags.Rounding = None, effort: flags.Effort = None,
+    rounding: flags.Rounding = None, equalization: flags.Equalization = None, effort: flags.Effort = None,
     run: flags.RunFolder = None, seed: flags.Seed = None, split_seed: flags.SplitSeed = None, batch_size: flags.BatchSize = None,
     memory_mb: flags.MemoryMb = None, threads: flags.Threads = None, device: flags.Device = None,
     arch: flags.Arch = None, trust_pickle: flags.TrustPickle = False,
@@ -42,7 +42,8 @@ def measure(
         resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, confidence=confidence, certificate=certificate,
         max_bytes=max_bytes, max_latency=max_latency, max_bops=max_bops, average_bits=average_bits,
         target=target, minimize=minimize, sensitivity=sensitivity, schemes=schemes, fix=fix, exclude=exclude,
-        observer=observer, rounding=rounding, effort=effort, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,
+        observer=observer, rounding=rounding, equalization=equalization, effort=effort,
+        run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,
         memory_mb=memory_mb, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None, input_shape=input_shape,
     )  # fmt: skip
 

@@ -63,6 +63,13 @@ def capture(
     return Captured(second, module, _describe(second, module))
 
 
+def capture_again(module: fx.GraphModule, captured: Captured) -> Captured:
+    """The canonical graph of `module`, which is that of `captured` with other values in its parameters; names stay as they are."""
+    program = _decompose(_export_again(module, captured.program, ()))
+    again = _unlift(program)
+    return Captured(program, again, _describe(program, again))
+
+
 def unfolded(model: nn.Module | ExportedProgram, example: Mapping[str, Tensor] | Sequence[Tensor]) -> fx.GraphModule:
     """The functional graph of `model` with its batch norms as they are. Raises CaptureError as `capture`."""
     return _unlift(_first(model, example, {}))

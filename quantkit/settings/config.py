@@ -44,6 +44,7 @@ class Config:
     sensitivity: str | None = None
     search_method: str | None = None
     rounding: str | None = None
+    equalization: str | None = None
     effort: str | None = None
     preprocessing: Mapping[str, Any] | None = None
     arch: str | None = None
@@ -173,6 +174,7 @@ KEYS = {
     "sensitivity": TEXT,
     "search_method": TEXT,
     "rounding": TEXT,
+    "equalization": TEXT,
     "effort": TEXT,
     "preprocessing": _Kind("a table [preprocessing]", lambda value: value if isinstance(value, dict) else None),
     "arch": TEXT,

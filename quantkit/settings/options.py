@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "search": ("pareto", "bisection", "swaps", "refine"),
     "observer": ("mse", "percentile", "minmax"),
     "rounding": ("gptq", "nearest"),
+    "equalization": ("none", "cross_layer"),
     "effort": ("fast", "balanced"),
     "device": ("cpu", "cuda"),
     "undecided": ("point", "fail", "pass"),
@@ -118,6 +119,7 @@ class Options:
     `time_limit_s` the search ends with the best so far. `output` is the ONNX file; `run` the folder that keeps the stages' results.
     `memory_mb` bounds what the passes of a sensitivity hold of activations. `effort` is for what weights are rounded in their plan's own
     network: "fast" for the plan that ships, "balanced" for all that the search measures; None is what the menu needs (`chosen_effort`).
+    `equalization` "cross_layer" balances the channels between layers before anything else is done.
     """
 
     target: str = "ort-cpu"
@@ -129,6 +131,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     observer: str = "mse"
     rounding: str = "gptq"
+    equalization: str = "none"
     effort: str | None = None
     seed: int = 0
     split_seed: int = 0
@@ -219,6 +222,7 @@ class Arguments:
     exclude: Sequence[str] | None = None
     observer: str | None = None
     rounding: str | None = None
+    equalization: str | None = None
     effort: str | None = None
     output: str | Path | None = None
     run: str | Path | None = None

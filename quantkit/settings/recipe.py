@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COUNTS = ("calibration", "search", "gate", "batch_size", "threads")
 TAKEN = ("alternative", "float", "model", "picked")  # names of other files
-TEXTS = ("name", "keep", "target", "minimize", "sensitivity", "search_method", "observer", "rounding", "effort")
+TEXTS = ("name", "keep", "target", "minimize", "sensitivity", "search_method", "observer", "rounding", "equalization", "effort")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,7 @@ class Recipe:
     search_method: str | None = None
     observer: str | None = None
     rounding: str | None = None
+    equalization: str | None = None
     effort: str | None = None
     fix: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, Variant] = field(default_factory=dict)

@@ -71,6 +71,9 @@ def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> R
     budget, metric = EVERYTHING if free else parse_budget(said.max_drop, said.keep), resolve_metric(said.metric or "top1")
     given = _given(said)
     model = _load(network, said)
+    if model.variants and options.equalization != "none":
+        got = f"--equalization {options.equalization} for a network with other forms ({', '.join(model.variants)}), whose weights it leaves"
+        raise RequestError(got, "none", "leave --equalization out, or the variants")
     if not given:
         return _without_data(model, said, budget, options, preprocessing)
     splits = _open(given, _reading(network, said, preprocessing), said, options.split_seed)

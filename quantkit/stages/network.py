@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 import quantkit
 from quantkit import __version__
 from quantkit.allocation.prediction.predictor import PLAN, WEIGHTS
+from quantkit.calibration.equalization import equalize
 from quantkit.calibration.ranges import Ranges, calibrate
 from quantkit.core.environment import describe
 from quantkit.core.errors import ContractError, SchemeError, unknown
@@ -46,6 +47,7 @@ from quantkit.targets import find_target
 
 T = TypeVar("T")
 CALIBRATION_BATCH = 32
+EQUALIZATION_ITEMS = 64
 MOMENT_ITEMS, MOMENT_BATCH = 64, 4  # a batch takes nine times the activations of its largest 3×3 layer
 UNIFORM = "w8a8"  # the baseline that others would ship
 
@@ -120,6 +122,12 @@ def capture_network(bench: Workbench, request: Request) -> Network:
         captured = capture(network_of(request.model), request.example or {})
     # The digest stands for the weights; what is computed with them, only the graph says.
     key = fingerprint(request.model.digest, captured.module.code, _versions(), target.OPSET)
+    if request.options.equalization != "none":
+        items = request.splits.calibration.first(EQUALIZATION_ITEMS)
+        key = fingerprint(key, request.options.equalization, items.fingerprint())
+        with bench.progress.stage("equalize channels", len(items), "items") as advance:
+            batches = network_batches(captured.graph, items, CALIBRATION_BATCH)
+            captured = equalize(captured, _advanced(batches, advance))
     float_file = bench.store.folder / f"float-{key[:8]}.onnx"
     if not float_file.exists():
         with bench.timed("export", "export the float file"), write_atomically(float_file) as temporary:
@@ -186,13 +194,8 @@ def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ra
 
     def compute() -> Ranges:
         with bench.progress.stage("calibrate", len(items), "items") as advance:
-
-            def batches() -> Iterator[Batch]:
-                for batch in network_batches(graph, items, min(options.batch_size, CALIBRATION_BATCH), options.device):
-                    yield batch
-                    advance(batch.size)
-
-            return calibrate(network.on_device, batches())
+            batches = network_batches(graph, items, min(options.batch_size, CALIBRATION_BATCH), options.device)
+            return calibrate(network.on_device, _advanced(batches, advance))
 
     depends_on = {"network": network.key, "calibration data": items.fingerprint()}
     return bench.keep("ranges", depends_on, compute, Ranges.from_json)
@@ -252,6 +255,12 @@ def example_feeds(request: Request, network: Network) -> Feeds:
     """One item (or one fixed batch) as the files are fed while they are timed."""
     graph = network.captured.graph
     return feeds(next(network_batches(graph, request.splits.calibration, 1)), graph.inputs)
+
+
+def _advanced(batches: Iterator[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        advance(batch.size)
 
 
 def _counted(pairs: Sequence[T], advance: Callable[[int], None]) -> Iterator[T]:
