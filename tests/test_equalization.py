@@ -58,7 +58,7 @@ def test_a_network_computes_the_same_bits_under_the_same_names(name: str) -> Non
     assert all(map(torch.equal, outputs(found, inputs()), outputs(network, inputs())))
     assert all(torch.equal(value, before[key]) for key, value in network.module.named_parameters())
     changed = {key for key, value in found.module.named_parameters() if not torch.equal(value, before[key])}
-    assert bool(changed) == (name in {"residual", "inception", "tokens", "chain"}), "the others hold no two layers with what commutes between"
+    assert bool(changed) == (name in {"residual", "inception", "tokens", "chain"}), "in the others no factor passes between layers"
     stored = dict(found.program.state_dict)
     assert all(torch.equal(stored[key], value) for key, value in found.module.named_parameters())
 

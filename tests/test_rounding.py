@@ -20,7 +20,7 @@ from quantkit.core.spec import FloatFormat, Format, PerBlock, PerChannel, PerTen
 from quantkit.data import Batch
 from quantkit.network.capture import capture
 from quantkit.quantization.moments import MOST_PRODUCTS, second_moments, without_moments
-from quantkit.quantization.rounding import BLIND, ROUNDINGS, Grid, fit_codebook, fit_two_level, scales
+from quantkit.quantization.rounding import BLIND, ROUNDINGS, Grid, adaround, fit_codebook, fit_two_level, scales
 from quantkit.quantization.rounding.gptq import DAMPING, round_gptq
 from quantkit.quantization.rounding.grid import MOST
 from quantkit.quantization.rounding.scales import RATIOS, fit_scales
@@ -106,6 +106,68 @@ def test_outputs_lose_less_than_by_nearest_and_no_code_could_lose_less_than_the_
         assert found >= least * (1 - 1e-9)
         ours, nearest, best = ours + found, nearest + damage(quantize(rows, qparams), rows, qparams, moments), best + least
     assert ours < 0.7 * nearest and best <= ours < 2.0 * best
+
+
+def test_adaround_s_two_codes_are_those_around_the_weight() -> None:
+    rows, moments = problem(3, 16, 2)
+    plain = Grid(choose_weight_qparams(rows, spec(3), paired=False))
+    table = fit_codebook(rows, 3)
+    levels = fit_two_level(rows, torch.arange(16) // 4, 3)
+    floats = Grid(choose_weight_qparams(rows, FloatFormat("e4m3", 8, PerChannel(0)), paired=False))
+    for grid in (plain, table, levels, floats):
+        steps = rows / grid.qparams.scale[:, None]
+        lower, upper = adaround.neighbours(steps, grid)
+        inside = (lower <= steps) & (steps <= upper)
+        nearest_code = grid.nearest(steps, grid.multipliers)
+        assert inside.float().mean() > 0.7  # the rest is clipped
+        assert bool(((nearest_code == lower) | (nearest_code == upper))[inside].all())
+        assert bool((upper >= lower).all())
+        codes = adaround.round_adaround(rows, grid, moments, False)
+        others = torch.stack([grid.nearest(code, grid.multipliers) for code in (codes,)])[0]
+        assert torch.equal(others, codes), "a code that the grid does not have"
+
+
+def test_adaround_loses_no_more_than_gptq_in_any_row_and_less_in_many() -> None:
+    ours, theirs, plain = 0.0, 0.0, 0.0
+    for seed in range(3):
+        rows, moments = problem(6, 12, seed)
+        grid = Grid(choose_weight_qparams(rows, spec(3), paired=False))
+        found, gptq, nearest_codes = (ROUNDINGS[name](rows, grid, moments, False) for name in ("adaround", "gptq", "nearest"))
+        for row in range(6):
+            part = QParams(grid.qparams.spec, grid.qparams.scale[row : row + 1], grid.qparams.zero_point[row : row + 1])
+            one, two, three = (
+                damage(codes[row : row + 1], rows[row : row + 1], part, moments) for codes in (found, gptq, nearest_codes)
+            )
+            assert one <= two * (1 + 1e-5)
+            ours, theirs, plain = ours + one, theirs + two, plain + three
+    assert ours < 0.97 * theirs and ours < 0.7 * plain
+
+
+def test_adaround_finds_the_best_codes_of_a_tiny_row() -> None:
+    """Of all that can be had by going up or down, tried one by one."""
+    found, best = 0.0, 0.0
+    for seed in range(12):
+        rows, moments = problem(1, 6, seed)
+        grid = Grid(choose_weight_qparams(rows, spec(3), paired=False))
+        lower, upper = adaround.neighbours(rows / grid.qparams.scale[:, None], grid)
+        every = (
+            torch.where(torch.tensor([ups]), upper, lower) for ups in itertools.product((False, True), repeat=6)
+        )
+        best += min(damage(codes, rows, grid.qparams, moments) for codes in every)
+        found += damage(adaround.round_adaround(rows, grid, moments, False), rows, grid.qparams, moments)
+    assert found <= 1.1 * best
+
+
+@pytest.mark.parametrize("changed", [{"PENALTY": 0.05}, {"STEPS": 20}, {"RATE": 0.001}], ids=str)
+def test_every_setting_of_adaround_is_used(changed: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, moments = problem(6, 12, 1)
+    grid = Grid(choose_weight_qparams(rows, spec(3), paired=False))
+    scale = grid.qparams.scale[:, None]
+    arguments = rows, scale, *adaround.neighbours(rows / scale, grid), torch.full_like(rows, 0.4)
+    before = adaround.learn(*arguments, moments)
+    for name, value in changed.items():
+        monkeypatch.setattr(adaround, name, value)
+    assert not torch.equal(adaround.learn(*arguments, moments), before)
 
 
 def test_groups_of_channels_are_rounded_by_their_own_inputs() -> None:

@@ -36,7 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ),
     "search": ("pareto", "bisection", "swaps", "refine"),
     "observer": ("mse", "percentile", "minmax"),
-    "rounding": ("gptq", "nearest"),
+    "rounding": ("gptq", "adaround", "nearest"),
     "equalization": ("none", "cross_layer"),
     "effort": ("fast", "balanced"),
     "device": ("cpu", "cuda"),

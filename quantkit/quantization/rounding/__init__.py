@@ -2,6 +2,7 @@
 
 nearest.py   each weight by itself
 gptq.py      one after the other, each making up for the errors of those before it
+adaround.py  up or down, all learned together
 
 Which codes there are for it to take, a `Grid` says (grid.py): all of so many bits, or those of one of these.
 two_level.py   narrow codes times a small integer for each group of input channels
@@ -17,6 +18,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from quantkit.quantization.rounding.adaround import round_adaround
 from quantkit.quantization.rounding.codebook import fit_codebook
 from quantkit.quantization.rounding.gptq import round_gptq
 from quantkit.quantization.rounding.grid import Grid
@@ -35,7 +37,7 @@ class Rounding(Protocol):
         """
 
 
-ROUNDINGS: Mapping[str, Rounding] = {"gptq": round_gptq, "nearest": round_nearest}
+ROUNDINGS: Mapping[str, Rounding] = {"gptq": round_gptq, "adaround": round_adaround, "nearest": round_nearest}
 BLIND = frozenset({"nearest"})  # those that read no moments, so that none need be gathered
 
-__all__ = ["BLIND", "ROUNDINGS", "Grid", "Rounding", "fit_codebook", "fit_two_level"]
+__all__ = ["BLIND", "ROUNDINGS", "Grid", "Rounding", "fit_codebook", "fit_two_level", "round_gptq"]
