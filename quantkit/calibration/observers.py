@@ -86,12 +86,12 @@ def _histogram(values: Tensor, bound: float) -> NDArray[np.float64]:
     return total.cpu().numpy().astype(np.float64)
 
 
-def min_max(seen: Observed) -> tuple[float, float]:
+def min_max(seen: Observed, spec: QuantSpec) -> tuple[float, float]:  # noqa: ARG001 - the table's
     """The whole observed range."""
     return seen.low, seen.high
 
 
-def percentile(seen: Observed) -> tuple[float, float]:
+def percentile(seen: Observed, spec: QuantSpec) -> tuple[float, float]:  # noqa: ARG001
     """The range that leaves out (100 − PERCENTILE) % of the values, half on each side where both sides are used."""
     share = np.cumsum(seen.counts) / seen.counts.sum()
     tail = (100 - PERCENTILE) / 100
@@ -102,27 +102,27 @@ def percentile(seen: Observed) -> tuple[float, float]:
     return max(low, seen.low), min(high, seen.high)
 
 
-def mean_squared_error(seen: Observed) -> tuple[float, float]:
-    """The range, shrunk in equal steps from the whole to a fifth of it, whose 8-bit grid has the least squared error on the histogram."""
+def mean_squared_error(seen: Observed, spec: QuantSpec) -> tuple[float, float]:
+    """The range, shrunk in equal steps from the whole to a fifth of it, whose grid has the least squared error on the histogram."""
     centers, counts = torch.from_numpy(seen.centers()), torch.from_numpy(seen.counts)
     best, least = (seen.low, seen.high), torch.inf
     for ratio in np.linspace(1.0, 0.2, MSE_STEPS):
         low, high = torch.tensor(seen.low * ratio), torch.tensor(seen.high * ratio)
-        error = float((fake_quantize(centers, choose_qparams(low, high, ACTIVATION)) - centers).square() @ counts)
+        error = float((fake_quantize(centers, choose_qparams(low, high, spec)) - centers).square() @ counts)
         if error < least:
             best, least = (float(low), float(high)), error
     return best
 
 
-OBSERVERS: dict[str, Callable[[Observed], tuple[float, float]]] = {
+OBSERVERS: dict[str, Callable[[Observed, QuantSpec], tuple[float, float]]] = {
     "minmax": min_max,
     "percentile": percentile,
     "mse": mean_squared_error,
 }
 
 
-def read_range(seen: Observed, observer: str) -> tuple[float, float]:
-    """The (low, high) that `observer` reads from what was observed. Raises SchemeError for an unknown observer."""
+def read_range(seen: Observed, observer: str, spec: QuantSpec = ACTIVATION) -> tuple[float, float]:
+    """The (low, high) for a grid of format `spec` that `observer` reads from what was observed. Raises SchemeError for an unknown one."""
     if observer not in OBSERVERS:
         raise SchemeError(*unknown("observer", observer, OBSERVERS))
-    return OBSERVERS[observer](seen)
+    return OBSERVERS[observer](seen, spec)

@@ -24,19 +24,19 @@ class Ranges:
 
     seen: Mapping[str, Observed]
 
-    def bounds(self, observer: str, graph: Graph) -> dict[str, tuple[float, float]]:
-        """The lowest and highest value of each activation as `observer` reads them.
+    def bounds(self, observer: str, graph: Graph, spec: QuantSpec = ACTIVATION) -> dict[str, tuple[float, float]]:
+        """The lowest and highest value of each activation as `observer` reads them for grids of that format.
 
         Tensors that no further weight reads keep their whole range: clipping the scores themselves costs confidence
         (SqueezeNet: a divergence of 0.9 nats instead of 0.01). So do sigmoids: no value between 0 and 1 is an outlier.
         """
         sigmoids = {layer.output for layer in graph.layers if layer.kind == "sigmoid"}
         whole = {name for name in self.seen if name in sigmoids or graph.ends(name)}
-        return {name: read_range(seen, "minmax" if name in whole else observer) for name, seen in self.seen.items()}
+        return {name: read_range(seen, "minmax" if name in whole else observer, spec) for name, seen in self.seen.items()}
 
     def qparams(self, observer: str, graph: Graph, spec: QuantSpec = ACTIVATION) -> dict[str, QParams]:
         """`choose_grids` of these bounds."""
-        return choose_grids(self.bounds(observer, graph), graph, spec)
+        return choose_grids(self.bounds(observer, graph, spec), graph, spec)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""

@@ -59,7 +59,7 @@ def cores() -> int:
 
 def usable_targets() -> dict[str, str]:
     """For each target, the installed version of what runs its files, or what to install; nothing is imported."""
-    packages = {"ort-cpu": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
+    packages = {"ort-cpu": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "nbit": "onnxruntime"}
     return {target: _version(package) or f"{package} is not installed" for target, package in packages.items()}
 
 

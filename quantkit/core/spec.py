@@ -178,6 +178,7 @@ FLOATING: Mapping[str, Scheme] = {
     "w16a32": Scheme("w16a32", HALF, None),
 }
 _INT8 = re.compile(r"w([2-8])a8")
+_INTEGER = re.compile(r"w([2-8]|16)a(4|16)")
 _TWO_LEVEL = re.compile(r"w([2-6])g(16)a8")
 _CODEBOOK = re.compile(r"c([2-6])([ad])8")
 _DYNAMIC = re.compile(r"w([2-8])d8")
@@ -189,8 +190,8 @@ def parse_scheme(text: str) -> Scheme:
     """`"w4a8"` → weights 4-bit signed symmetric per output channel, activations 8-bit unsigned per tensor.
 
     `w4g16a8` has a multiplier for each 16 input channels, `c4a8` a table of 16 levels; `w8d8` and `c4d8` quantize activations in each call,
-    by their own range there; `w8a32`, `c4a32` and `w16a32` (half) are stored so, and compute in float32. Raises SchemeError for anything
-    else that is not `fp32` or of FLOATING.
+    by their own range there; `w4a4` and `w16a16` have activations of other widths; `w8a32`, `c4a32` and `w16a32` (half) are stored so, and
+    compute in float32. Raises SchemeError for anything else that is not `fp32` or of FLOATING.
     """
     if text == FLOAT.name:
         return FLOAT
@@ -198,6 +199,8 @@ def parse_scheme(text: str) -> Scheme:
         return FLOATING[text]
     if found := _INT8.fullmatch(text):
         return Scheme(text, _weights(found, PerChannel(0)), BYTE)
+    if found := _INTEGER.fullmatch(text):
+        return Scheme(text, _weights(found, PerChannel(0)), replace(BYTE, bits=int(found[2])))
     if found := _TWO_LEVEL.fullmatch(text):
         return Scheme(text, _weights(found, PerGroup(0, int(found[2]))), BYTE)
     if found := _CODEBOOK.fullmatch(text):
@@ -208,7 +211,7 @@ def parse_scheme(text: str) -> Scheme:
         return Scheme(text, _weights(found, PerChannel(0)), None)
     if found := _STORED_CODEBOOK.fullmatch(text):
         return Scheme(text, _weights(found, PerChannel(0), codebook=True), None)
-    wanted = f"fp32, {', '.join(FLOATING)}, or w<bits>a8 such as w8a8 or w4a8, w8d8, w4g16a8, c4a8, w8a32, c4a32"
+    wanted = f"fp32, {', '.join(FLOATING)}, or w<bits>a8 such as w8a8 or w4a8, w4a4, w8d8, w4g16a8, c4a8, w8a32, c4a32"
     raise SchemeError(f"unknown scheme {text!r}", wanted, "list schemes as --schemes w8a8,w4a8,fp32")
 
 

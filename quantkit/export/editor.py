@@ -22,7 +22,7 @@ class Editor:
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._values = {str(value.name): value for node in graph for value in node.outputs}
-        self._codes: dict[tuple[ir.Value, bool], ir.Value] = {}  # by value, and whether the codes are E4M3
+        self._codes: dict[tuple[ir.Value, str], ir.Value] = {}  # by value, and what the format adds to names
         self._in_call: dict[ir.Value, tuple[ir.Value, ...]] = {}
         self._folded = count()
 
@@ -40,7 +40,7 @@ class Editor:
 
     def codes(self, value: ir.Value) -> ir.Value:
         """The codes of a value that `quantize` was called on."""
-        return self._codes[value, False]
+        return self._codes[value, ""]
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """An initializer of that content; one that is there under that name is taken if its content is the same."""
@@ -84,17 +84,17 @@ class Editor:
 
     def quantize(self, value: ir.Value, qparams: QParams) -> None:
         """Give `value` a QuantizeLinear of that format, right behind its producer, unless it has one."""
-        float8 = isinstance(qparams.spec, FloatFormat)
-        if (value, float8) in self._codes:
+        suffix = name_suffix(qparams.spec)
+        if (value, suffix) in self._codes:
             return
-        stem = f"{value.name}_e4m3" if float8 else str(value.name)
+        stem = f"{value.name}{suffix}"
         scale = self.constant(f"{stem}_scale", qparams.scale.numpy())
-        zero_point = self.constant(f"{stem}_zero_point", qparams.zero_point.numpy().astype(code_type(qparams.spec)))
+        zero_point = self.constant(f"{stem}_zero_point", qparams.zero_point.numpy().astype(code_type(qparams.spec, narrow=True)))
         node = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{stem}_QuantizeLinear")
         codes = node.outputs[0]
         codes.name, codes.shape, codes.type = f"{stem}_quantized", value.shape, zero_point.type
         self._put_behind(value, node)
-        self._codes[value, float8] = codes
+        self._codes[value, suffix] = codes
 
     def quantize_in_call(self, value: ir.Value, name: str) -> tuple[ir.Value, ...]:
         """Codes, scale and zero point of `value`, by its range in each call; `name` is that of the node where there is none yet."""
@@ -106,9 +106,9 @@ class Editor:
             self._in_call[value] = tuple(node.outputs)
         return self._in_call[value]
 
-    def dequantize(self, value: ir.Value, reader: ir.Node, slot: int, *, float8: bool = False) -> None:
-        """Let `reader` read a quantized `value` at `slot` through a DequantizeLinear of its own."""
-        inputs = self._dequantizer_inputs(value, float8)
+    def dequantize(self, value: ir.Value, reader: ir.Node, slot: int, spec: Format | None = None) -> None:
+        """Let `reader` read a quantized `value` at `slot` through a DequantizeLinear of its own; `spec` says which of its formats."""
+        inputs = self._dequantizer_inputs(value, "" if spec is None else name_suffix(spec))
         reader.replace_input_with(slot, self.insert("DequantizeLinear", inputs, f"{reader.name}_input_{slot}", reader, value))
 
     def dequantize_output(self, value: ir.Value) -> None:
@@ -153,8 +153,8 @@ class Editor:
                 value.type = value.shape = None
                 value.metadata_props.clear()
 
-    def _dequantizer_inputs(self, value: ir.Value, float8: bool = False) -> list[ir.Value | None]:
-        codes = self._codes[value, float8]
+    def _dequantizer_inputs(self, value: ir.Value, suffix: str = "") -> list[ir.Value | None]:
+        codes = self._codes[value, suffix]
         quantizer = codes.producer()
         assert quantizer is not None
         return [codes, *quantizer.inputs[1:]]
@@ -183,10 +183,19 @@ class Editor:
             output.shape, output.type = like.shape, like.type
 
 
-def code_type(spec: Format) -> Any:
-    """How codes of that format are held in arrays."""
+def name_suffix(spec: Format) -> str:
+    """What tells the codes of this format from a tensor's codes of 8 bits."""
+    return "_e4m3" if isinstance(spec, FloatFormat) else "" if spec.bits == 8 else f"_a{spec.bits}"
+
+
+def code_type(spec: Format, *, narrow: bool = False) -> Any:
+    """How codes of that format are held in arrays: in bytes, or, with `narrow`, in 4 bits where they fit."""
     if isinstance(spec, FloatFormat):
         return ml_dtypes.float8_e4m3fn
+    if narrow and spec.bits <= 4:
+        return ml_dtypes.int4 if spec.signed else ml_dtypes.uint4
+    if spec.bits > 8:
+        return np.int16 if spec.signed else np.uint16
     return np.int8 if spec.signed else np.uint8
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from torch import Tensor
 from quantkit.core.errors import ContractError
 from quantkit.core.graph import Graph, Layer
 from quantkit.core.numerics.affine import QParams, bias_codes
-from quantkit.core.spec import FloatFormat, PerBlock, QuantSpec
+from quantkit.core.spec import FloatFormat, Format, PerBlock, QuantSpec
 from quantkit.export.editor import Editor, array_of, code_type, read
 from quantkit.export.float16 import compute_in_half
 from quantkit.export.float_onnx import product_name
@@ -100,7 +101,7 @@ def _quantize_inputs(editor: Editor, layer: Layer, placement: Placement, bank: W
         if (layer.name, slot) in placement.inputs and not _is_dequantized(value):
             qparams = bank.input_qparams(layer, slot, placement.schemes[layer.name].activations)
             editor.quantize(value, qparams)
-            editor.dequantize(value, node, slot, float8=isinstance(qparams.spec, FloatFormat))
+            editor.dequantize(value, node, slot, qparams.spec)
 
 
 def _move_bias(editor: Editor, layer: Layer, bank: WeightBank) -> None:
@@ -133,7 +134,7 @@ def _store_weight(editor: Editor, layer: Layer, placement: Placement, bank: Weig
         inputs = [stored, editor.constant(f"{stem}_scale", np.ascontiguousarray(scales))]
         attributes = {"axis": 1 - axis, "block_size": blocks.size}
     else:  # QGemm wants the zero point spelled out; all layers of one width share it.
-        zeros = editor.constant(f"zeros_{codes.shape[axis]}", np.zeros(codes.shape[axis], code_type(quantized.qparams.spec)))
+        zeros = editor.constant(f"zeros_{codes.shape[axis]}", np.zeros(codes.shape[axis], _weight_type(spec, quantized, placement)))
         inputs, attributes = [stored, editor.constant(f"{stem}_scale", scale.numpy()), zeros], {"axis": axis}
     node.replace_input_with(1, editor.insert("DequantizeLinear", inputs, f"{node.name}_weight", node, old, attributes=attributes))
     if in_float:
@@ -205,13 +206,20 @@ def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: 
     return str(source.name)
 
 
+def _weight_type(spec: Format, quantized: QuantizedWeight, placement: Placement) -> Any:
+    """Of the codes that a DequantizeLinear is given: those in the file, where they are computed with as they lie there."""
+    plain = isinstance(spec, QuantSpec) and placement.storage[spec.bits] == "plain"
+    return code_type(quantized.qparams.spec, narrow=plain)
+
+
 def _codes(
     editor: Editor, stem: str, codes: NDArray[np.float32], axis: int, spec: QuantSpec, placement: Placement, node: ir.Node, *, turned: bool
 ) -> ir.Value:
     """The codes as the kernel reads them; of a matrix that is a table too (`turned`), they lie in the file once, as the table has them."""
+    lying = codes.astype(code_type(spec))
     if turned:
-        return editor.fold("Transpose", [make_codes(editor, stem, codes.T.astype(np.int8), 0, spec, placement, node)], node)
-    return make_codes(editor, stem, codes.astype(np.int8), axis, spec, placement, node)
+        return editor.fold("Transpose", [make_codes(editor, stem, lying.T, 0, spec, placement, node)], node)
+    return make_codes(editor, stem, lying, axis, spec, placement, node)
 
 
 def _lying(node: ir.Node, layer: Layer, weight: Tensor) -> tuple[ir.Value, NDArray[np.float32], int]:

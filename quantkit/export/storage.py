@@ -7,7 +7,7 @@ the int8 kernel computes with the same codes as if they had been stored as INT8.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -26,14 +26,14 @@ INT8, INT32, FLOAT = ir.DataType.INT8, ir.DataType.INT32, ir.DataType.FLOAT
 class Store(Protocol):
     """How every way of storing is called."""
 
-    def __call__(self, editor: Editor, stem: str, codes: NDArray[np.int8], bits: int, before: ir.Node, to: ir.DataType = INT8) -> ir.Value:
+    def __call__(self, editor: Editor, stem: str, codes: NDArray[Any], bits: int, before: ir.Node, to: ir.DataType = INT8) -> ir.Value:
         """The codes as a value of type `to` in front of `before`; `stem` begins the names. Each code fits `bits` bits, two's complement."""
 
 
 def as_int8(
     editor: Editor,
     stem: str,
-    codes: NDArray[np.int8],
+    codes: NDArray[Any],
     bits: int,  # noqa: ARG001 - the protocol's
     before: ir.Node,
     to: ir.DataType = INT8,
@@ -46,7 +46,7 @@ def as_int8(
 def as_int4(
     editor: Editor,
     stem: str,
-    codes: NDArray[np.int8],
+    codes: NDArray[Any],
     bits: int,  # noqa: ARG001 - the protocol's
     before: ir.Node,
     to: ir.DataType = INT8,
@@ -55,7 +55,7 @@ def as_int4(
     return _cast(editor, editor.constant(f"{stem}_codes", codes.astype(ml_dtypes.int4)), to, before)
 
 
-def as_bit_stream(editor: Editor, stem: str, codes: NDArray[np.int8], bits: int, before: ir.Node, to: ir.DataType = INT8) -> ir.Value:
+def as_bit_stream(editor: Editor, stem: str, codes: NDArray[Any], bits: int, before: ir.Node, to: ir.DataType = INT8) -> ir.Value:
     """Codes of any width end to end in bytes, lowest bit first; spread by shifts, then weighed by powers of two (opset 18).
 
     The highest bit weighs less than nothing, as two's complement has it. While it loads, a layer takes a byte for each of its bits, three
@@ -84,20 +84,20 @@ def as_bit_stream(editor: Editor, stem: str, codes: NDArray[np.int8], bits: int,
 def as_is(
     editor: Editor,
     stem: str,
-    codes: NDArray[np.int8],
-    bits: int,  # noqa: ARG001 - the protocol's
-    before: ir.Node,  # noqa: ARG001
+    codes: NDArray[Any],
+    bits: int,
+    before: ir.Node,  # noqa: ARG001 - the protocol's
     to: ir.DataType = INT8,  # noqa: ARG001
 ) -> ir.Value:
-    """INT4, and nothing behind it: for a runtime that computes with it."""
-    return editor.constant(f"{stem}_codes", codes.astype(ml_dtypes.int4))
+    """INT4, INT8 or INT16, and nothing behind it: for a machine that computes with it."""
+    return editor.constant(f"{stem}_codes", codes.astype(ml_dtypes.int4) if bits == 4 else codes)
 
 
 STORAGES: Mapping[Storage, Store] = {"int8": as_int8, "int4": as_int4, "bit_stream": as_bit_stream, "plain": as_is}
 
 
 def make_codes(
-    editor: Editor, stem: str, codes: NDArray[np.int8], axis: int, spec: QuantSpec, placement: Placement, before: ir.Node
+    editor: Editor, stem: str, codes: NDArray[Any], axis: int, spec: QuantSpec, placement: Placement, before: ir.Node
 ) -> ir.Value:
     """The INT8 codes that the kernel reads, made of what lies in the file: `codes` have their output channels along `axis`, 0 or 1."""
     narrow = STORAGES[placement.storage[spec.bits]]
@@ -122,7 +122,7 @@ def make_codes(
 
 
 def make_float(
-    editor: Editor, stem: str, codes: NDArray[np.int8], scale: NDArray[np.float32], spec: QuantSpec, placement: Placement, before: ir.Node
+    editor: Editor, stem: str, codes: NDArray[Any], scale: NDArray[np.float32], spec: QuantSpec, placement: Placement, before: ir.Node
 ) -> ir.Value:
     """Codes times `scale`, which broadcasts against them, in float32."""
     narrow = STORAGES[placement.storage[spec.bits]]
@@ -138,7 +138,7 @@ def from_half(editor: Editor, stem: str, weight: NDArray[np.float32], before: ir
     return _cast(editor, editor.constant(f"{stem}_codes", weight.astype(np.float16)), FLOAT, before)
 
 
-def _from_levels(editor: Editor, stem: str, codes: NDArray[np.int8], bits: int, narrow: Store, before: ir.Node) -> ir.Value:
+def _from_levels(editor: Editor, stem: str, codes: NDArray[Any], bits: int, narrow: Store, before: ir.Node) -> ir.Value:
     """Gather from the levels that occur. Places are signed, as all narrow codes: a negative one counts from the end of the table."""
     found, places = np.unique(codes, return_inverse=True)
     levels = np.zeros(1 << bits, np.int8)
@@ -164,5 +164,5 @@ def _cast(editor: Editor, value: ir.Value, to: ir.DataType, before: ir.Node) -> 
     return editor.fold("Cast", [value], before, {"to": int(to)})
 
 
-def _shape(editor: Editor, codes: NDArray[np.int8]) -> ir.Value:
+def _shape(editor: Editor, codes: NDArray[Any]) -> ir.Value:
     return editor.constant(f"shape_{'x'.join(map(str, codes.shape))}", np.array(codes.shape, np.int64))

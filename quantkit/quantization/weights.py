@@ -47,8 +47,9 @@ class QuantizedWeight:
 class WeightBank:
     """Weights by (layer, scheme), computed once; `activations` are the qparams of the tensors that feed them.
 
-    The scale depends on the input's scale only where the int32 bias would overflow. `rounding` is given the layer's `moments`, if there
-    are any (`quantization.moments`). What another bank has `rounded` is taken as it is, and so are biases that were moved with it.
+    `widths` are those of other bit-widths, for schemes that have them. The scale depends on the input's scale only where the int32 bias
+    would overflow. `rounding` is given the layer's `moments`, if there are any (`quantization.moments`). What another bank has `rounded` is
+    taken as it is, and so are biases that were moved with it.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class WeightBank:
         rounding: Rounding = ROUNDINGS["nearest"],
         moments: Mapping[str, Tensor] | None = None,
         rounded: Mapping[str, NDArray[Any]] | None = None,
+        widths: Mapping[int, Mapping[str, QParams]] | None = None,
     ) -> None:
+        self._widths = widths or {}
         self._graph, self._parameters, self.activations, self._product_rows = graph, parameters, activations, product_rows
         self._rounding, self._moments, self._rounded = rounding, moments or {}, rounded or {}
         self._matrices = {str(layer.weight): layer for layer in reversed(graph.layers) if layer.weight and not layer.is_table}
@@ -72,11 +75,13 @@ class WeightBank:
         if device.type == "cpu":
             return self
         parameters = {name: value.to(device) for name, value in self._parameters.items()}
-        activations = {name: QParams(q.spec, q.scale.to(device), q.zero_point.to(device)) for name, q in self.activations.items()}
+        activations = _moved_to(device, self.activations)
+        widths = {bits: _moved_to(device, grids) for bits, grids in self._widths.items()}
         moments = {name: value.to(device) for name, value in self._moments.items()}
         return WeightBank(
-            self._graph, parameters, activations, self._product_rows, rounding=self._rounding, moments=moments, rounded=self._rounded
-        )
+            self._graph, parameters, activations, self._product_rows,
+            rounding=self._rounding, moments=moments, rounded=self._rounded, widths=widths,
+        )  # fmt: skip
 
     def for_graph(self, graph: Graph, parameters: Mapping[str, Tensor], activations: Mapping[str, QParams]) -> WeightBank:
         """What was rounded, for another graph with layers of the same names and weights."""
@@ -87,7 +92,7 @@ class WeightBank:
         own = cast("MutableMapping[str, NDArray[Any]]", self._rounded)  # is only read
         return WeightBank(
             self._graph, self._parameters, self.activations, self._product_rows,
-            rounding=self._rounding, moments=self._moments, rounded=ChainMap(rounded, own),
+            rounding=self._rounding, moments=self._moments, rounded=ChainMap(rounded, own), widths=self._widths,
         )  # fmt: skip
 
     def bias(self, layer: Layer) -> Tensor | None:
@@ -105,8 +110,9 @@ class WeightBank:
         return self._parameters[name]
 
     def input_qparams(self, layer: Layer, slot: int, spec: Format | None = None) -> QParams:
-        """The qparams of the activation that `layer` reads at `slot`; another format than the bank's own gets the same range."""
-        found = self.activations[self._graph.source(layer.inputs[slot])]
+        """The qparams of the activation that `layer` reads at `slot`; a floating-point `spec` gets the range of the bank's own format."""
+        name = self._graph.source(layer.inputs[slot])
+        found = self._widths[spec.bits][name] if isinstance(spec, QuantSpec) and spec.bits in self._widths else self.activations[name]
         return refit(found, spec) if isinstance(spec, FloatFormat) else found
 
     def output_qparams(self, layer: Layer) -> QParams:
@@ -209,6 +215,10 @@ def packed(layer: Layer, scheme: Scheme, weight: QuantizedWeight) -> dict[str, N
     }
 
 
+def _moved_to(device: torch.device, grids: Mapping[str, QParams]) -> dict[str, QParams]:
+    return {name: QParams(q.spec, q.scale.to(device), q.zero_point.to(device)) for name, q in grids.items()}
+
+
 def _fit(rows: Tensor, spec: Format, channels: Tensor, count: int, paired: bool) -> Grid:
     """The grid of least squared error for `rows`, whose products are with these of `count` input `channels`."""
     if isinstance(spec, QuantSpec) and spec.codebook:
@@ -244,8 +254,10 @@ def _label(layer: Layer, spec: Format, in_float: bool) -> str:
 
 
 def _packed(codes: Tensor, spec: Format) -> NDArray[Any]:
-    """One byte a code."""
-    return codes.to(torch.float8_e4m3fn).view(torch.int8).numpy() if isinstance(spec, FloatFormat) else codes.numpy().astype(np.int8)
+    """One byte a code, two where it has more than 8 bits."""
+    if isinstance(spec, FloatFormat):
+        return codes.to(torch.float8_e4m3fn).view(torch.int8).numpy()
+    return codes.numpy().astype(np.int8 if spec.bits <= 8 else np.int16)
 
 
 def _unpacked(codes: Tensor, spec: Format) -> Tensor:

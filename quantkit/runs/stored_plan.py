@@ -24,7 +24,7 @@ from quantkit.loading.archive import read_archive
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
 from quantkit.quantization.weights import WeightBank
-from quantkit.targets import find_target
+from quantkit.targets import find_target, other_widths
 from quantkit.targets.placement import Adapted, Placement
 
 FILE, PICKED_FILE = "model.onnx", "picked.onnx"
@@ -35,6 +35,8 @@ NAMED = 5  # changes that a refusal lists in full
 class StoredPlan:
     """What `allocate` or `pick` left: the graph, a scheme for each layer, bounds of each activation, rounded weights, the float file.
 
+    `bounds_by_bits` are bounds for activations of other widths than the target's usual one.
+
     `program` is the captured network; it need not be there to write files.
     """
 
@@ -43,6 +45,7 @@ class StoredPlan:
     target: str
     schemes: Mapping[str, Scheme]
     bounds: Mapping[str, tuple[float, float]]
+    bounds_by_bits: Mapping[int, Mapping[str, tuple[float, float]]]
     rounded: Mapping[str, NDArray[Any]]
     float_file: Path
     program: Path | None = None
@@ -84,9 +87,10 @@ def read_plan(folder: Path) -> StoredPlan:
     if rounded is None or not float_file.is_file():
         raise missing
     schemes = {name: parse_scheme(scheme) for name, scheme in plan["layers"].items()}
-    bounds = {name: (low, high) for name, (low, high) in plan["bounds"].items()}
+    bounds = _read_bounds(plan["bounds"])
+    by_bits = {int(bits): _read_bounds(row) for bits, row in plan.get("bounds_by_bits", {}).items()}
     program = folder / plan["program"] if "program" in plan else None
-    return StoredPlan(folder, graph, plan["target"], schemes, bounds, rounded, float_file, program, picked)
+    return StoredPlan(folder, graph, plan["target"], schemes, bounds, by_bits, rounded, float_file, program, picked)
 
 
 def forget_pick(folder: Path) -> None:
@@ -142,4 +146,12 @@ def _weights(plan: StoredPlan, target: str) -> WeightBank:
     """The plan's weights, beside the grids of that target."""
     module = find_target(target)
     grids = choose_grids(plan.bounds, plan.graph, module.ACTIVATIONS)
-    return WeightBank(plan.graph, read_parameters(plan.float_file, plan.graph), grids, module.product_rows, rounded=plan.rounded)
+    widths = {
+        bits: choose_grids(plan.bounds_by_bits.get(bits, plan.bounds), plan.graph, spec) for bits, spec in other_widths(module).items()
+    }
+    parameters = read_parameters(plan.float_file, plan.graph)
+    return WeightBank(plan.graph, parameters, grids, module.product_rows, rounded=plan.rounded, widths=widths)
+
+
+def _read_bounds(row: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    return {name: (low, high) for name, (low, high) in row.items()}

@@ -16,7 +16,7 @@ from quantkit.settings.bounds import Bounds
 
 # The packages that dispatch on these names hold the functions; a test compares the lists.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "target": ("ort-cpu", "openvino", "tensorrt"),
+    "target": ("ort-cpu", "openvino", "tensorrt", "nbit"),
     "minimize": ("latency", "bytes", "bops", "drop"),
     "sensitivity": (
         "augmented",
@@ -91,6 +91,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     ),
     "openvino": ("fp32", "w8a8", "w4a8", "w16a32"),
     "tensorrt": ("fp16", "w8a8", "fp8", "w4a16", "fp32"),
+    "nbit": ("fp32", "w16a16", "w8a8", "w8a4", "w4a8", "w4a4"),
 }
 # What is chosen from unless --schemes says otherwise. Narrow weights save bytes and no time, so a search for speed leaves them out.
 DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -100,6 +101,7 @@ DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "openvino": {"latency": ("fp32", "w8a8"), "bytes": ("fp32", "w8a8", "w4a8", "w16a32")},
     "tensorrt": dict.fromkeys(("latency", "bytes"), ("fp16", "w8a8", "fp8", "w4a16")),
+    "nbit": dict.fromkeys(("latency", "bytes"), ("fp32", "w16a16", "w8a8", "w8a4", "w4a8", "w4a4")),
 }
 
 CERTIFICATE = {"fast": 40, "balanced": 16}  # plans that predictions are tested on, by effort

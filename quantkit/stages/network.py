@@ -43,7 +43,7 @@ from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.settings.options import Options
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
-from quantkit.targets import find_target
+from quantkit.targets import find_target, other_widths
 
 T = TypeVar("T")
 CALIBRATION_BATCH = 32
@@ -208,6 +208,7 @@ def prepare_candidates(
     graph, target, options = network.captured.graph, network.target, request.options
     state = {name: value.detach().cpu() for name, value in network.captured.module.named_parameters(remove_duplicate=False)}
     activations = ranges.qparams(options.observer, graph, target.ACTIVATIONS)
+    widths = {bits: ranges.qparams(options.observer, graph, spec) for bits, spec in other_widths(target).items()}
     schemes = {name: dict.fromkeys([*group.schemes, UNIFORM]) for group in groups for name in group.layers}
 
     def compute() -> Mapping[str, NDArray[Any]]:
@@ -215,7 +216,9 @@ def prepare_candidates(
         if options.rounding not in BLIND:
             with bench.progress.stage("second moments", len(items), "items") as advance:
                 moments = second_moments(network.on_device, network_batches(graph, items, MOMENT_BATCH, options.device), advance)
-        bank = WeightBank(graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], moments=moments)
+        bank = WeightBank(
+            graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], moments=moments, widths=widths
+        )
         pairs = [(layer, parse_scheme(scheme)) for layer in graph.layers if layer.weight for scheme in schemes[layer.name]]
         with bench.progress.stage("round weights", len(pairs), "weights") as advance:
             return bank.to(torch.device(options.device)).rounded(_counted(pairs, advance))
@@ -227,12 +230,15 @@ def prepare_candidates(
     }  # fmt: skip
     key = stage_key(WEIGHTS, depends_on)
     rounded = bench.keep_arrays(WEIGHTS, depends_on, compute)
-    bank = WeightBank(graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], rounded=rounded)
+    bank = WeightBank(
+        graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], rounded=rounded, widths=widths
+    )
     return Candidates(network.float_file, graph, groups, target, bank, folder, key)
 
 
 def plan_frame(request: Request, network: Network, candidates: Candidates, ranges: Ranges) -> dict[str, Any]:
     """plan.json but for which layer takes what: all that it takes, beside graph.json and the files it names, to write a plan's file."""
+    observer, widths = request.options.observer, other_widths(network.target)
     return {
         "schema": 1,
         "target": request.options.target,
@@ -240,7 +246,8 @@ def plan_frame(request: Request, network: Network, candidates: Candidates, range
         "program": network.program_file.name,
         "weights": candidates.key,
         "rounded": candidates.rounded[0].key if candidates.rounded else None,  # for each plan, or apart
-        "bounds": ranges.bounds(request.options.observer, network.captured.graph),
+        "bounds": ranges.bounds(observer, network.captured.graph, network.target.ACTIVATIONS),
+        "bounds_by_bits": {bits: ranges.bounds(observer, network.captured.graph, spec) for bits, spec in widths.items()},
     }
 
 

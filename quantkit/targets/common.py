@@ -62,8 +62,15 @@ def isolate_layers(graph: Graph, layers: Sequence[str], scheme: Scheme, float_bi
 def adapt_to_integers(allocation: Mapping[str, Scheme]) -> Adapted:
     """Another target's plan for a runtime that computes in 8-bit integers or float32: what it computes with otherwise becomes float32.
 
-    A weight in half stays half in the file.
+    A weight in half stays half in the file. Integer activations of other widths become 8 bits wide, and wider weights too.
     """
+    integers = {name: scheme.activations for name, scheme in allocation.items() if isinstance(scheme.activations, QuantSpec)}
+    others = {name: allocation[name] for name, activations in integers.items() if activations.bits != 8}
+    eights = {name: parse_scheme(f"w{min(8, scheme.precision[1])}a8") for name, scheme in others.items()}
+    if others:
+        whole = adapt_to_integers({**allocation, **eights})
+        widened = tuple(f"{name}: {scheme.name} became {eights[name].name}, as activations have 8 bits" for name, scheme in others.items())
+        return Adapted(whole.schemes, (*widened, *whole.changes), whole.notes)
     kept = {name: scheme for name, scheme in allocation.items() if scheme.activations is None or isinstance(scheme.activations, QuantSpec)}
     lost = {name: scheme.name for name, scheme in allocation.items() if name not in kept}
     changes = tuple(f"{name}: {scheme} became fp32, as there is no such kernel" for name, scheme in lost.items() if scheme != "fp16")

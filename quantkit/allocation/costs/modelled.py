@@ -6,7 +6,8 @@ Bytes moved are the weight's as the target stores it, and what the layer reads a
 tensor between two groups of which exactly one is float is charged for a conversion: read at one width, written at the other. All is
 divided by what the network takes in half, so that this is 1.
 
-Speeds are the ratios that NVIDIA's data sheets give for dense tensor cores (half : int8 : fp8 as 1 : 2 : 2, float32 as TF32 at a half);
+Speeds are the ratios that NVIDIA's data sheets give for dense tensor cores (half : int8 : fp8 as 1 : 2 : 2, float32 as TF32 at a half; int4
+on a T4 or A100 is 4, and 16-bit integers, which these have not, are taken as half);
 MACS_PER_BYTE is near that of an A100 (156 tera-MAC/s in half over 1.6 TB/s) and a T4, which are alike. What it leaves out is more than
 what it holds: launches, fusion, caches, layouts, kernels that do not exist. It ranks plans; it promises no time.
 """
@@ -28,7 +29,7 @@ from quantkit.core.table import Table
 UNIT = "relative time"
 MACS_PER_BYTE = 100.0
 SPEED: Mapping[str, float] = {"fp32": 0.5, "fp16": 1.0, "w4a16": 1.0, "fp8": 2.0}
-INTEGER_SPEED = 2.0
+HALF_BITS = 16
 HALF = FLOATING["fp16"].name
 
 
@@ -50,7 +51,12 @@ def _moved_time(graph: Graph, layer: Layer, scheme: str, target: ModuleType) -> 
     """The formula above, not yet divided."""
     elements = sum(_elements(graph.tensor(name).shape) for name in layer.inputs) + _elements(layer.output_shape)
     moved = target.weight_bytes(layer, parse_scheme(scheme)) + elements * _activation_bytes(scheme)
-    return float(max(layer.macs / (MACS_PER_BYTE * SPEED.get(scheme, INTEGER_SPEED)), moved))
+    return float(max(layer.macs / (MACS_PER_BYTE * _speed(scheme)), moved))
+
+
+def _speed(scheme: str) -> float:
+    """Products a second, over those of half; of integers as the wider operand has it."""
+    return SPEED[scheme] if scheme in SPEED else HALF_BITS / max(parse_scheme(scheme).precision[:2])
 
 
 def _activation_bytes(scheme: str) -> float:

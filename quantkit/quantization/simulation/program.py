@@ -153,7 +153,7 @@ class Simulation:
         scheme = self._placement.schemes.get(layer.name) or self._placement.floating[layer.name]
         if self._half or layer.name in self._placement.floating or isinstance(scheme.weights, FloatFormat):
             return self._floating(layer, scheme, inputs)
-        qparams = [self._bank.input_qparams(layer, slot) for slot in range(len(inputs))]
+        qparams = [self._bank.input_qparams(layer, slot, scheme.activations) for slot in range(len(inputs))]
         output = self._bank.output_qparams(layer) if layer.name in self._placement.outputs else None
         if layer.weight:
             return self._weighted(layer, inputs[0], qparams[0], output)

@@ -30,6 +30,7 @@ RULES: Mapping[str, Sequence[Rule]] = {
     "ort-cpu": (*common.RULES, *ort_cpu.RULES),
     "openvino": (*common.RULES, *openvino.RULES),
     "tensorrt": (*common.RULES, *tensorrt.RULES),
+    "nbit": common.RULES,
 }
 
 __all__ = ["FIXES", "RULES", "Finding", "Linted", "Rule", "fix_file", "lint_file", "lint_model", "to_sarif"]
