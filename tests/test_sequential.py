@@ -245,10 +245,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
         remember(patch)
-        return {effort: allocate(tmp_path_factory.mktemp(effort) / "run", effort=effort) for effort in ("fast", "balanced")}
+        return {effort: allocate(tmp_path_factory.mktemp(effort) / "run", effort=effort) for effort in ("fast", "balanced", "best")}
 
 
-@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
 def test_what_ships_is_what_the_run_directory_holds(results: dict[str, Result], effort: str, tmp_path: Path) -> None:
     result = results[effort]
     assert result.kept and result.executed.as_planned and result.simulation.layers_exact == 1.0
@@ -263,6 +263,12 @@ def test_the_note_tells_which_weights_ship(results: dict[str, Result]) -> None:
     plan = json.loads((result.run / "plan.json").read_text())
     apart = json.loads((result.run / "tables.json").read_text())["plan"]["weights"]
     assert ("ships" in note) == (after < before) == (plan["weights"] != apart)
+
+
+def test_the_best_effort_tries_adaround_at_last_and_ships_the_better(results: dict[str, Result]) -> None:
+    notes = [note for note in results["best"].notes if "by adaround" in note]
+    assert len(notes) == 1 and ("ships" in notes[0]) != ("was no better" in notes[0])
+    assert not any("adaround" in note for name in ("fast", "balanced") for note in results[name].notes)
 
 
 def test_the_same_bytes_after_a_kill(results: dict[str, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,9 +83,21 @@ class WeightBank:
             rounding=self._rounding, moments=moments, rounded=self._rounded, widths=widths,
         )  # fmt: skip
 
-    def for_graph(self, graph: Graph, parameters: Mapping[str, Tensor], activations: Mapping[str, QParams]) -> WeightBank:
-        """What was rounded, for another graph with layers of the same names and weights."""
-        return WeightBank(graph, parameters, activations, self._product_rows, rounding=self._rounding, rounded=self._rounded)
+    def by(self, rounding: Rounding) -> WeightBank:
+        """The same bank, that rounds so what is not rounded yet."""
+        return WeightBank(
+            self._graph, self._parameters, self.activations, self._product_rows,
+            rounding=rounding, moments=self._moments, rounded=self._rounded, widths=self._widths,
+        )  # fmt: skip
+
+    def for_graph(self, graph: Graph, parameters: Mapping[str, Tensor], tensors: Mapping[str, str]) -> WeightBank:
+        """What was rounded, for a graph with layers of the same names and weights; `tensors`: this graph's, by the other's names."""
+        known = (self.activations, *self._widths.values())
+        activations, *others = ({mine: grids[theirs] for mine, theirs in tensors.items() if theirs in grids} for grids in known)
+        widths = dict(zip(self._widths, others, strict=True))
+        return WeightBank(
+            graph, parameters, activations, self._product_rows, rounding=self._rounding, rounded=self._rounded, widths=widths
+        )
 
     def changed(self, rounded: MutableMapping[str, NDArray[Any]]) -> WeightBank:
         """The same bank with these codes and biases in place of its own; entries may be added until they are first asked for."""

@@ -38,7 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "observer": ("mse", "percentile", "minmax"),
     "rounding": ("gptq", "adaround", "nearest"),
     "equalization": ("none", "cross_layer"),
-    "effort": ("fast", "balanced"),
+    "effort": ("fast", "balanced", "best"),
     "device": ("cpu", "cuda"),
     "undecided": ("point", "fail", "pass"),
 }
@@ -104,7 +104,7 @@ DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
     "nbit": dict.fromkeys(("latency", "bytes"), ("fp32", "w16a16", "w8a8", "w8a4", "w4a8", "w4a4")),
 }
 
-CERTIFICATE = {"fast": 40, "balanced": 16}  # plans that predictions are tested on, by effort
+CERTIFICATE = {"fast": 40, "balanced": 16, "best": 16}  # plans that predictions are tested on, by effort
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,8 @@ class Options:
     to be sure of anything and the measured drop decides. `bounds` are what a plan may use beside; after
     `time_limit_s` the search ends with the best so far. `output` is the ONNX file; `run` the folder that keeps the stages' results.
     `memory_mb` bounds what the passes of a sensitivity hold of activations. `effort` is for what weights are rounded in their plan's own
-    network: "fast" for the plan that ships, "balanced" for all that the search measures; None is what the menu needs (`chosen_effort`).
+    network: "fast" for the plan that ships, "balanced" for all that the search measures, "best" so too, and the plan that ships by AdaRound
+    at last; None is what the menu needs (`chosen_effort`).
     `equalization` "cross_layer" balances the channels between layers before anything else is done.
     """
 

@@ -14,6 +14,7 @@ from quantkit.allocation import undominated
 from quantkit.allocation.search import Space
 from quantkit.core.store import fingerprint
 from quantkit.data import Batch, Subset
+from quantkit.quantization.rounding import ROUNDINGS
 from quantkit.quantization.sequential import items_within, round_in_sequence
 from quantkit.runs.workbench import Workbench
 from quantkit.sensitivity.passes.batches import network_batches
@@ -25,6 +26,7 @@ from quantkit.stages.refused import is_all_float
 from quantkit.targets.placement import Placement
 
 BATCH = 8
+BEST = "adaround"  # the rounding of least error, for the plan that ships: some five times the seconds
 MOST_ITEMS = 256  # for the plan that ships
 LEAST_ITEMS, SEARCH_MACS = 64, 4e9  # for each plan of a search: so many items, or as many more as take so many multiply-accumulates
 
@@ -43,21 +45,28 @@ def round_once_more(
 ) -> tuple[Candidates, tuple[str, ...]]:
     """The candidates with the chosen plan's weights rounded in sequence on more items, if that diverges less on the search split.
 
-    And what there is to say of it.
+    With the effort "best", by AdaRound too. And what there is to say of it.
     """
     if is_all_float(allocation):
         return candidates, ()
-    weights = in_sequence(bench, request, network, candidates, items_for(request, network), allocation)
-    if any(known.key == weights.key for known in candidates.rounded):
-        return candidates, ()
-    tried = replace(candidates, rounded=(weights, *candidates.rounded))
-    with bench.timed("rounding", "round the plan's weights in sequence"):
-        before = judge.measure(allocation)
-        after = replace(judge, candidates=tried, key=fingerprint(judge.key, weights.key)).measure(allocation)
-    is_better = after["divergence"] < before["divergence"] and after["low"] <= judge.budget
-    word = "ships" if is_better else "was no better"
-    told = f"its divergence on the search split {before['divergence']:.3g} before, {after['divergence']:.3g} so"
-    return tried if is_better else candidates, (f"The plan's weights rounded in sequence, layer by layer: {word} ({told}).",)
+    own, items = request.options.rounding, items_for(request, network)
+    chosen, chosen_judge, told = candidates, judge, []
+    for rounding in dict.fromkeys((own, BEST) if request.options.chosen_effort == "best" else (own,)):
+        weights = in_sequence(bench, request, network, candidates, items, allocation, rounding)
+        if any(known.key == weights.key for known in candidates.rounded):
+            continue
+        tried = replace(candidates, rounded=(weights, *candidates.rounded))
+        tried_judge = replace(judge, candidates=tried, key=fingerprint(judge.key, weights.key))
+        with bench.timed("rounding", f"round the plan's weights in sequence{'' if rounding == own else f' by {rounding}'}"):
+            before, after = chosen_judge.measure(allocation), tried_judge.measure(allocation)
+        is_better = after["divergence"] < before["divergence"] and after["low"] <= judge.budget
+        how = "layer by layer" if rounding == own else f"by {rounding}"
+        told.append(
+            f"The plan's weights rounded in sequence, {how}: {'ships' if is_better else 'was no better'} (its divergence on the search "
+            f"split {before['divergence']:.3g} before, {after['divergence']:.3g} so)."
+        )
+        chosen, chosen_judge = (tried, tried_judge) if is_better else (chosen, chosen_judge)
+    return chosen, tuple(told)
 
 
 def forget_dominated(judge: Judge, space: Space, others: Iterable[Allocation], chosen: Allocation) -> None:
@@ -74,11 +83,18 @@ def items_for(request: Request, network: Network, most: int = MOST_ITEMS) -> Sub
 
 
 def in_sequence(
-    bench: Workbench, request: Request, network: Network, candidates: Candidates, items: Subset, only: Allocation | None = None
+    bench: Workbench,
+    request: Request,
+    network: Network,
+    candidates: Candidates,
+    items: Subset,
+    only: Allocation | None = None,
+    rounding: str | None = None,
 ) -> PlanWeights:
-    """Weights of any plan, or of the `only` one, rounded in sequence on these items."""
+    """Weights of any plan, or of the `only` one, rounded in sequence on these items, by `rounding` if it is not the request's."""
     device = torch.device(request.options.device)
-    bank = candidates.bank.to(device)
+    own = request.options.rounding
+    bank = candidates.bank.by(ROUNDINGS[rounding or own]).to(device)
 
     @cache
     def batches() -> list[Batch]:
@@ -87,5 +103,5 @@ def in_sequence(
     def rounded(placement: Placement) -> dict[str, NDArray[Any]]:
         return round_in_sequence(network.on_device, placement, bank, batches(), lambda _: None)
 
-    key = fingerprint(candidates.key, "in sequence", items.fingerprint())
+    key = fingerprint(candidates.key, "in sequence", items.fingerprint(), *([] if rounding in (None, own) else [rounding]))
     return PlanWeights(rounded, candidates.graph, candidates.bank, bench.store, key, only)

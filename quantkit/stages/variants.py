@@ -90,7 +90,7 @@ def _write(
 def _bank(captured: Captured, weights: WeightBank, graph: Graph, name: str) -> WeightBank:
     """The plan's rounded weights and the ranges of its layers, by the names in the variant's graph."""
     parameters = {key: value.detach() for key, value in captured.module.named_parameters(remove_duplicate=False)}
-    own, activations = {layer.name: layer for layer in graph.layers if layer.weight}, {}
+    own, tensors = {layer.name: layer for layer in graph.layers if layer.weight}, dict[str, str]()
     for layer in captured.graph.layers:
         twin = own.get(layer.name)
         if twin is None or layer.weight is None:
@@ -99,11 +99,9 @@ def _bank(captured: Captured, weights: WeightBank, graph: Graph, name: str) -> W
             got = f"the weight of {layer.name} in the variant {name} is not the network's"
             raise ModelError(got, "a form of the same network", "share the modules, so that parameters have the same names and values")
         sides = zip(layer.inputs, twin.inputs, strict=True)
-        pairs = [(captured.graph.source(mine), graph.source(theirs)) for mine, theirs in sides]
-        for mine, theirs in [*pairs, (layer.output, twin.output)]:
-            if theirs in weights.activations:
-                activations[mine] = weights.activations[theirs]
-    return weights.for_graph(captured.graph, parameters, activations)
+        tensors |= {captured.graph.source(mine): graph.source(theirs) for mine, theirs in sides}
+        tensors[layer.output] = twin.output
+    return weights.for_graph(captured.graph, parameters, tensors)
 
 
 def _rename(candidates: Candidates, path: Path, graph: Graph, variant: Variant, example: Feeds) -> None:
