@@ -5,7 +5,8 @@
 
 Uniform plans, first and last layer among them, calibrated on the recipe's own items (160 or 256) of three split seeds: the exported file
 over the gate split of each seed. `drop` is a mean over the seeds, `spread` the distance from the least to the most; `apart` is of the same
-plan with every layer rounded by itself (`--effort fast` searches with those).
+plan with every layer rounded by itself (`--effort fast` searches with those), `best` of the one rounded in sequence by AdaRound, as
+`--effort best` rounds the plan that ships at last (BEST alone: it takes five times as long).
 
 Needs the data and weights that the recipes name (QUANTKIT_DATA).
 """
@@ -27,12 +28,14 @@ from quantkit.core.progress import Silent
 from quantkit.runtimes.evaluation import evaluate
 from quantkit.settings.options import Arguments
 from quantkit.settings.request import resolve
+from quantkit.stages.effort import BEST as ADAROUND
 from quantkit.stages.effort import in_sequence, items_for
 from quantkit.stages.network import calibrate_ranges, find_groups, prepare_candidates
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = ("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2")
-SCHEMES = ("w8a8", "w6a8", "w4a8", "c4a8", "w3a8", "c3a8")
+SCHEMES = ("w8a8", "w6a8", "w4a8", "c4a8", "w3a8", "c3a8", "c2a8")
+BEST = ("w4a8", "c2a8")
 SEEDS = (0, 1, 2)
 
 
@@ -43,11 +46,16 @@ def measured(name: str, seed: int, folder: Path) -> Iterator[tuple[str, str, dic
     with pipeline._begun(request, Silent(), "measure", "accuracy") as (bench, request, network, scratch):
         groups = find_groups(network.captured.graph, request.options)
         apart = prepare_candidates(bench, request, network, groups, calibrate_ranges(bench, request, network), scratch)
-        together = replace(apart, rounded=(in_sequence(bench, request, network, apart, items_for(request, network)),))
+        items = items_for(request, network)
+        ways = {"apart": apart}
+        for way, rounding in (("sequence", None), ("best", ADAROUND)):
+            ways[way] = replace(apart, rounded=(in_sequence(bench, request, network, apart, items, None, rounding),))
         gate = request.splits.gate
         labels, before = gate.labels(), evaluate(apart.open(apart.float_file, threads=0), gate, 25)[0]
         for scheme in SCHEMES:
-            for way, candidates in (("apart", apart), ("sequence", together)):
+            for way, candidates in ways.items():
+                if way == "best" and scheme not in BEST:
+                    continue
                 after = evaluate(candidates.open(candidates.emit(candidates.uniform(scheme)), threads=0), gate, 25)[0]
                 answers = before.argmax(axis=1), after.argmax(axis=1)
                 yield scheme, way, {
@@ -78,7 +86,7 @@ def main() -> None:
         for (scheme, way), rows in found.items():
             told = summary(rows)
             print(f"{name:14s} {scheme} {way:9s}", {key: round(value, 3) for key, value in told.items()}, flush=True)
-            figures |= {f"{name}.{scheme}{'.apart' if way == 'apart' else ''}.{key}": value for key, value in told.items()}
+            figures |= {f"{name}.{scheme}{'' if way == 'sequence' else f'.{way}'}.{key}": value for key, value in told.items()}
         figures["seeds"] = len(SEEDS)
         is_whole = set(arguments.networks) == set(NETWORKS) and name == arguments.networks[-1]
         write_figures(arguments.output, "accuracy.json", figures, whole=is_whole)

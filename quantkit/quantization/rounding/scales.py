@@ -19,7 +19,8 @@ from torch import Tensor
 from quantkit.core.numerics.affine import QParams
 from quantkit.quantization.rounding.grid import Grid
 
-RATIOS = (1.0, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.2)  # the first is the grid's own; a finer row from 0.7 on gained nothing in the network
+# The first is the grid's own. Twice as many from 0.8 to 1.2: divergence 0.99 of it, a plan of MobileNetV2 in 1.3 times the seconds (c3a8).
+RATIOS = (1.0, 0.8, 0.9, 1.1)
 MOST_NUMBERS = 1 << 22  # of weights, over all ratios that are tried at once
 
 Round = Callable[[Tensor, Grid], Tensor]  # rows and their grid -> codes
