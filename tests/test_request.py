@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from quantkit.calibration.ranges import BY_OUTPUT
 from quantkit.cli import main
 from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, QuantkitError, RequestError, SchemeError
 from quantkit.data import Batch, Preprocessing, Splits, collect, cut
@@ -400,7 +401,7 @@ def test_the_names_that_may_be_said_are_those_that_are_dispatched(option: str) -
     room, _, table = DISPATCHES[option].partition(":")
     known = getattr(importlib.import_module(f"quantkit.{room}"), table)
 
-    assert set(options.CHOICES[option]) == set(known)
+    assert set(options.CHOICES[option]) == set(known) | ({BY_OUTPUT} if option == "observer" else set())
 
 
 def test_the_schemes_that_may_be_said_are_those_that_the_target_runs() -> None:

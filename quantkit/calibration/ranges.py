@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -17,12 +17,21 @@ from quantkit.core.spec import QuantSpec
 from quantkit.data.batch import Batch, of_tokens
 from quantkit.network.captured import Captured
 
+SETTLED, NEAR = 0.95, 0.05  # the share of ranges that are within that much of their last width
+BY_OUTPUT = "output"  # the observer that reads no histogram: of the others' ranges, what moves the outputs least
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranges:
-    """What calibration observed, by tensor name."""
+    """What calibration observed of `items`, by tensor name; `chosen` by what outputs do (observer BY_OUTPUT), by bits of the grids.
+
+    `settled` is after how many items SETTLED of the ranges were within NEAR of what they became; None where that was the last of them.
+    """
 
     seen: Mapping[str, Observed]
+    chosen: Mapping[int, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    items: int = 0
+    settled: int | None = None
 
     def bounds(self, observer: str, graph: Graph, spec: QuantSpec = ACTIVATION) -> dict[str, tuple[float, float]]:
         """The lowest and highest value of each activation as `observer` reads them for grids of that format.
@@ -30,6 +39,8 @@ class Ranges:
         Tensors that no further weight reads keep their whole range: clipping the scores themselves costs confidence
         (SqueezeNet: a divergence of 0.9 nats instead of 0.01). So do sigmoids: no value between 0 and 1 is an outlier.
         """
+        if observer == BY_OUTPUT:
+            return dict(self.chosen[spec.bits])
         sigmoids = {layer.output for layer in graph.layers if layer.kind == "sigmoid"}
         whole = {name for name in self.seen if name in sigmoids or graph.ends(name)}
         return {name: read_range(seen, "minmax" if name in whole else observer, spec) for name, seen in self.seen.items()}
@@ -40,12 +51,14 @@ class Ranges:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
-        return {name: seen.to_json() for name, seen in self.seen.items()}
+        seen = {name: one.to_json() for name, one in self.seen.items()}
+        return {"seen": seen, "chosen": self.chosen, "items": self.items, "settled": self.settled}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Ranges:
         """The inverse of `to_json`."""
-        return cls({name: Observed.from_json(row) for name, row in data.items()})
+        chosen = {int(bits): {name: (low, high) for name, (low, high) in row.items()} for bits, row in data["chosen"].items()}
+        return cls({name: Observed.from_json(row) for name, row in data["seen"].items()}, chosen, data["items"], data["settled"])
 
 
 def choose_grids(bounds: Mapping[str, tuple[float, float]], graph: Graph, spec: QuantSpec) -> dict[str, QParams]:
@@ -88,6 +101,7 @@ def calibrate(captured: Captured, batches: Iterable[Batch]) -> Ranges:
     """
     wanted = observed_tensors(captured.graph)
     seen: dict[str, Observed] = {}
+    items, snapshots = 0, dict[int, dict[str, Observed]]()
 
     class Watch(fx.Interpreter):
         counted: Tensor | None = None
@@ -102,4 +116,20 @@ def calibrate(captured: Captured, batches: Iterable[Batch]) -> Ranges:
         watch = Watch(captured.module)
         watch.counted = batch.counted
         watch.run(*[batch.inputs[name] for name in captured.graph.inputs])
-    return Ranges(seen)
+        items += batch.size
+        if items >= 2 * max(snapshots, default=0):  # at least twice as many as at the last, so that there are few
+            snapshots[items] = dict(seen)
+    return Ranges(seen, items=items, settled=_settled(seen, {count: some for count, some in snapshots.items() if count < items}))
+
+
+def _settled(seen: Mapping[str, Observed], snapshots: Mapping[int, Mapping[str, Observed]]) -> int | None:
+    """The first of `snapshots`, by items, from which on they all had SETTLED of their ranges within NEAR of the last."""
+    found = None
+    last = {name: read_range(one, "mse") for name, one in seen.items()}
+    for count, earlier in sorted(snapshots.items(), reverse=True):
+        widths = [(read_range(earlier[name], "mse"), bounds) for name, bounds in last.items()]
+        near = [abs((high - low) - (top - bottom)) <= NEAR * (top - bottom) for (low, high), (bottom, top) in widths]
+        if sum(near) < SETTLED * len(near):
+            break
+        found = count
+    return found

@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "weight_error",
     ),
     "search": ("pareto", "bisection", "swaps", "refine"),
-    "observer": ("mse", "percentile", "minmax"),
+    "observer": ("mse", "percentile", "minmax", "output"),
     "rounding": ("gptq", "adaround", "nearest"),
     "equalization": ("none", "cross_layer"),
     "effort": ("fast", "balanced", "best"),

@@ -22,7 +22,7 @@ import quantkit
 from quantkit import __version__
 from quantkit.allocation.prediction.predictor import PLAN, WEIGHTS
 from quantkit.calibration.equalization import equalize
-from quantkit.calibration.ranges import Ranges, calibrate
+from quantkit.calibration.ranges import BY_OUTPUT, NEAR, SETTLED, Ranges, calibrate
 from quantkit.core.environment import describe
 from quantkit.core.errors import ContractError, SchemeError, unknown
 from quantkit.core.graph import Graph, Group
@@ -40,6 +40,8 @@ from quantkit.runs.history import shortened
 from quantkit.runs.workbench import Workbench, stage_key
 from quantkit.runtimes.evaluation import Feeds, feeds
 from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.sensitivity.passes.outputs import divergence
+from quantkit.sensitivity.passes.ranges import choose_by_output
 from quantkit.settings.options import Options
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
@@ -47,7 +49,7 @@ from quantkit.targets import find_target, other_widths
 
 T = TypeVar("T")
 CALIBRATION_BATCH = 32
-EQUALIZATION_ITEMS = 64
+EQUALIZATION_ITEMS, RANGE_ITEMS = 64, 16
 MOMENT_ITEMS, MOMENT_BATCH = 64, 4  # a batch takes nine times the activations of its largest 3×3 layer
 UNIFORM = "w8a8"  # the baseline that others would ship
 
@@ -198,7 +200,32 @@ def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ra
             return calibrate(network.on_device, _advanced(batches, advance))
 
     depends_on = {"network": network.key, "calibration data": items.fingerprint()}
-    return bench.keep("ranges", depends_on, compute, Ranges.from_json)
+    ranges = bench.keep("ranges", depends_on, compute, Ranges.from_json)
+    bench.progress.note(
+        f"calibrated on {ranges.items} items: {SETTLED:.0%} of the ranges were within {NEAR:.0%} of their last width "
+        + (f"after {ranges.settled}" if ranges.settled else "only with the last of them; more calibration items would make them surer")
+    )
+    return ranges if options.observer != BY_OUTPUT else _choose_ranges(bench, request, network, ranges, depends_on)
+
+
+def _choose_ranges(bench: Workbench, request: Request, network: Network, ranges: Ranges, depends_on: Mapping[str, Any]) -> Ranges:
+    """The ranges with those that move the outputs least, for every width of the target's activations."""
+    graph, target, device = network.captured.graph, network.target, request.options.device
+    items, measure = request.splits.calibration.first(RANGE_ITEMS), divergence(request.metric.curvature)
+    specs = {target.ACTIVATIONS.bits: target.ACTIVATIONS, **other_widths(target)}
+    bank = WeightBank(graph, {}, {}, target.product_rows)
+
+    def compute() -> Ranges:
+        with bench.progress.stage("choose ranges by the outputs", len(items) * len(specs), "items") as advance:
+            chosen = {}
+            for bits, spec in specs.items():
+                batches = network_batches(graph, items, MOMENT_BATCH, device)
+                chosen[bits] = choose_by_output(network.on_device, bank, ranges, spec, batches, measure, advance)
+            return Ranges({}, chosen)
+
+    widths = {str(bits): asdict(spec) for bits, spec in specs.items()}
+    depends_on = {**depends_on, "metric's curvature": request.metric.curvature, "widths of activations": widths}
+    return replace(ranges, chosen=bench.keep("output_ranges", depends_on, compute, Ranges.from_json).chosen)
 
 
 def prepare_candidates(
