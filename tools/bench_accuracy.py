@@ -2,6 +2,7 @@
 
     python tools/bench_accuracy.py                          # four networks, three seeds: about twelve minutes
     python tools/bench_accuracy.py --networks resnet20      # some of them
+    python tools/bench_accuracy.py --targets nbit           # activations of 4 bits, on the modelled machine
 
 Uniform plans, first and last layer among them, calibrated on the recipe's own items (160 or 256) of three split seeds: the exported file
 over the gate split of each seed. `drop` is a mean over the seeds, `spread` the distance from the least to the most; `apart` is of the same
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,14 @@ from quantkit.stages.network import calibrate_ranges, find_groups, prepare_candi
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = ("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2")
-SCHEMES = ("w8a8", "w6a8", "w4a8", "c4a8", "w3a8", "c3a8", "c2a8")
-BEST = ("w4a8", "c2a8")
+SCHEMES = {"ort-cpu": ("w8a8", "w6a8", "w4a8", "c4a8", "w3a8", "c3a8", "c2a8"), "nbit": ("w8a4", "w4a4")}
+BEST = ("w4a8", "c2a8", "w4a4")
 SEEDS = (0, 1, 2)
 
 
-def measured(name: str, seed: int, folder: Path) -> Iterator[tuple[str, str, dict[str, float]]]:
+def measured(name: str, seed: int, folder: Path, target: str) -> Iterator[tuple[str, str, dict[str, float]]]:
     """By scheme and way of rounding: points lost, items answered alike in percent, mean divergence."""
-    arguments = Arguments(run=folder / f"{name}-{seed}", schemes=(*SCHEMES, "fp32"), split_seed=seed)
+    arguments = Arguments(run=folder / f"{name}-{seed}-{target}", target=target, schemes=(*SCHEMES[target], "fp32"), split_seed=seed)
     request = resolve(ROOT / "recipes" / f"{name}.py", arguments, promised=False)
     with pipeline._begun(request, Silent(), "measure", "accuracy") as (bench, request, network, scratch):
         groups = find_groups(network.captured.graph, request.options)
@@ -52,7 +54,7 @@ def measured(name: str, seed: int, folder: Path) -> Iterator[tuple[str, str, dic
             ways[way] = replace(apart, rounded=(in_sequence(bench, request, network, apart, items, None, rounding),))
         gate = request.splits.gate
         labels, before = gate.labels(), evaluate(apart.open(apart.float_file, threads=0), gate, 25)[0]
-        for scheme in SCHEMES:
+        for scheme in SCHEMES[target]:
             for way, candidates in ways.items():
                 if way == "best" and scheme not in BEST:
                     continue
@@ -74,22 +76,23 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--targets", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
     parser.add_argument("--runs", type=Path, default=run_folder("accuracy", "accuracy.json"))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "accuracy.json")
     arguments = parser.parse_args()
-    figures: dict[str, Any] = known_figures(arguments.output) if set(arguments.networks) != set(NETWORKS) else {}
+    every = set(arguments.networks) == set(NETWORKS) and set(arguments.targets) == set(SCHEMES)
+    figures: dict[str, Any] = {} if every else known_figures(arguments.output)
     for name in arguments.networks:
         found: dict[tuple[str, str], list[dict[str, float]]] = {}
-        for seed in SEEDS:
-            for scheme, way, row in measured(name, seed, arguments.runs):
+        for seed, target in product(SEEDS, arguments.targets):
+            for scheme, way, row in measured(name, seed, arguments.runs, target):
                 found.setdefault((scheme, way), []).append(row)
         for (scheme, way), rows in found.items():
             told = summary(rows)
             print(f"{name:14s} {scheme} {way:9s}", {key: round(value, 3) for key, value in told.items()}, flush=True)
             figures |= {f"{name}.{scheme}{'' if way == 'sequence' else f'.{way}'}.{key}": value for key, value in told.items()}
         figures["seeds"] = len(SEEDS)
-        is_whole = set(arguments.networks) == set(NETWORKS) and name == arguments.networks[-1]
-        write_figures(arguments.output, "accuracy.json", figures, whole=is_whole)
+        write_figures(arguments.output, "accuracy.json", figures, whole=every and name == arguments.networks[-1])
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def accuracy(results: Results) -> str:
     """README: points that uniform plans lose, each layer rounded by itself and in sequence."""
     found = results.figures("accuracy.json")
     names = {"resnet20": "ResNet20", "resnet44": "ResNet44", "squeezenet1_1": "SqueezeNet", "mobilenet_v2": "MobileNetV2"}
-    schemes = ("w8a8", "w6a8", "w4a8", "c4a8", "w3a8")
+    schemes = ("w8a8", "w6a8", "w4a8", "c4a8", "w3a8", "c2a8")
     rows = [
         [title, *(f"{number(found[f'{name}.{s}.apart.drop'])} → {number(found[f'{name}.{s}.drop'])}" for s in schemes)]
         for name, title in names.items()
@@ -256,7 +256,26 @@ def accuracy(results: Results) -> str:
         f"Points lost by uniform plans, each layer by itself → in sequence (means of {NUMBERS[int(found['seeds'])]} split seeds, "
         "[figures](docs/results/index.md#what-each-bit-width-holds)):",
     )
-    return f"{text}\n\n{table(['', *schemes], rows)}"
+    best = ", ".join(f"{number(found[f'{name}.w4a8.best.drop'])} on {title}" for name, title in names.items())
+    behind = prose(f"At `w4a8` AdaRound in sequence (`--effort best` tries it for the plan that ships) loses {best}.")
+    return f"{text}\n\n{table(['', *schemes], rows)}\n\n{behind}"
+
+
+def nbit(results: Results) -> str:
+    """The page of target nbit: points that uniform plans with 4-bit activations lose."""
+    found = results.figures("accuracy.json")
+    names = {"resnet20": "ResNet20", "squeezenet1_1": "SqueezeNet"}
+    ways = {"apart": ".apart", "in sequence": "", "in sequence, by AdaRound": ".best"}
+    rows = [
+        [f"{title}, {scheme}", *(number(found[key]) if (key := f"{name}.{scheme}{way}.drop") in found else "" for way in ways.values())]
+        for name, title in names.items()
+        for scheme in ("w8a4", "w4a4")
+    ]
+    text = prose(
+        f"Points lost by uniform plans, first and last layer among them (means of {NUMBERS[int(found['seeds'])]} split seeds, "
+        "`python tools/bench_accuracy.py --targets nbit`):"
+    )
+    return f"{text}\n\n{table(['', *ways], rows)}"
 
 
 def data_free(results: Results) -> str:
@@ -354,7 +373,7 @@ def gates(results: Results) -> str:
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
-    "items": items, "accuracy": accuracy, "data_free": data_free,
+    "items": items, "accuracy": accuracy, "nbit": nbit, "data_free": data_free,
     "summary": summary,
     "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow,
     "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,

@@ -80,9 +80,10 @@ SECTIONS = (
         "and what loading takes.",
     ),
     Section(
-        "accuracy.json", "What each bit-width holds", r"(seeds)|(\w+\.\w+(?:\.apart)?)\.(\w+)", "python tools/bench_accuracy.py",
+        "accuracy.json", "What each bit-width holds", r"(seeds)|(\w+\.\w+(?:\.(?:apart|best))?)\.(\w+)", "python tools/bench_accuracy.py",
         "Uniform plans over the gate split, means over three split seeds: points lost, items answered as by the float network in percent, "
-        "mean KL, and how far the drops of the seeds lie apart. `.apart`: every layer rounded by itself.",
+        "mean KL, and how far the drops of the seeds lie apart. `.apart`: every layer rounded by itself; `.best`: in sequence by AdaRound. "
+        "`w8a4` and `w4a4` are of the modelled target `nbit`.",
     ),
     Section(
         "data-free.json", "Without data", r"(resnet44\.w8a8\.\w+|[a-z_]+)", "python tools/bench_data_free.py",
