@@ -83,7 +83,7 @@ class Measurement:
 
 def inspect(model: LoadedModel, example: Mapping[str, Tensor] | None, options: Options) -> Inspection:
     """The groups of `model` and what stays float. Raises CaptureError where torch.export refuses the network."""
-    captured = capture(network_of(model), example or {})
+    captured = capture(network_of(model), example or {}, outputs=model.outputs)
     groups = find_groups(captured.graph, options)
     return Inspection(captured.graph, groups, overview(captured.graph, groups, find_target(options.target)))
 

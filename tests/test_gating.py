@@ -21,10 +21,10 @@ from quantkit.core.errors import ConfigError, DataError, MetricError, ModelError
 from quantkit.core.metric import Budget
 from quantkit.data import Batch
 from quantkit.gating import LOCK, Conditions, Gated, check, lock, parse_conditions, read_lock, to_junit, to_markdown, to_sarif
+from quantkit.loading.from_onnx.opening import file_bytes
 from quantkit.runs.result import Result
 from quantkit.runtimes.evaluation import open_session
 from quantkit.settings.bounds import Bound
-from quantkit.verification.lint.loading import file_bytes
 
 OUTPUT = "toy.int8.onnx"
 

@@ -16,11 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quantkit.cli import main
 from quantkit.core.errors import ModelError, SchemeError
+from quantkit.loading.from_onnx.opening import open_model
 from quantkit.runtimes import openvino
 from quantkit.runtimes.evaluation import open_session
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
 from quantkit.verification.lint import FIXES, RULES, fix_file, lint_file, lint_model, to_sarif
-from quantkit.verification.lint.loading import open_model
 
 Case = Callable[[], onnx.ModelProto]
 
@@ -502,11 +502,11 @@ def test_what_is_no_plain_onnx_file_is_one_line(content: bytes, says: str, tmp_p
 
 
 def test_too_many_nodes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantkit.verification.lint.loading.MOST_NODES", 3)
+    monkeypatch.setattr("quantkit.loading.from_onnx.opening.MOST_NODES", 3)
     onnx.save(GOOD_CONV(), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="at most 3"):
         open_model(tmp_path / "m.onnx")
-    monkeypatch.setattr("quantkit.verification.lint.loading.MOST_BYTES", 10)
+    monkeypatch.setattr("quantkit.loading.from_onnx.opening.MOST_BYTES", 10)
     with pytest.raises(ModelError, match="at most 10"):
         open_model(tmp_path / "m.onnx")
 

@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,9 +63,9 @@ CAPTURED: dict[str, Captured] = {}
 EXPORTED: dict[int, bytes] = {}
 
 
-def remembered_capture(model: Any, example: Any) -> Captured:
-    if not isinstance(model, torch.nn.Module):
-        return capture(model, example)
+def remembered_capture(model: Any, example: Any, outputs: Sequence[str] = ()) -> Captured:
+    if not isinstance(model, torch.nn.Module) or outputs:
+        return capture(model, example, outputs=outputs)
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     key = fingerprint(str(type(model)), str(type(model).forward), state, [list(value.shape[1:]) for value in example.values()])
     if key not in CAPTURED:

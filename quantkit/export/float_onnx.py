@@ -38,12 +38,13 @@ def export_float(captured: Captured, path: Path, opset: int) -> None:
     assert program is not None
     graph = program.model.graph
     outputs = {value.name for node in graph for value in node.outputs}
-    lost = [layer.name for layer in captured.graph.layers if layer.node not in outputs or layer.output not in outputs]
-    if lost:
-        raise ContractError(f"the exporter lost the names of {', '.join(lost[:5])}", "every layer found in the file", "report this network")
     for value, name in zip(graph.outputs, captured.graph.outputs, strict=True):
         if name not in outputs:
             value.name = name
+    outputs = {value.name for node in graph for value in node.outputs}
+    lost = [layer.name for layer in captured.graph.layers if layer.node not in outputs or layer.output not in outputs]
+    if lost:
+        raise ContractError(f"the exporter lost the names of {', '.join(lost[:5])}", "every layer found in the file", "report this network")
     _name_nodes(graph, captured.graph)
     _fold_transposed_weights(graph)
     for node in graph:

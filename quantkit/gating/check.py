@@ -23,13 +23,13 @@ from quantkit.gating.conditions import Conditions
 from quantkit.gating.examine import check_items, judge_files, random_feeds, share_of_file
 from quantkit.gating.findings import Finding, judge_bytes, judge_drop, judge_int8, judge_latency
 from quantkit.gating.lock import LOCK, Lock, choose_items, label_digest, read_lock, sole_name
+from quantkit.loading.from_onnx.opening import file_bytes, open_model
 from quantkit.runs.stored_plan import FILE, plan_file, read_plan
 from quantkit.runtimes import Runtime, find_runtime
 from quantkit.runtimes.evaluation import Feeds, feeds
 from quantkit.settings.options import Arguments, Options
 from quantkit.settings.request import Check, resolve_items
 from quantkit.targets import find_target
-from quantkit.verification.lint.loading import file_bytes, open_model
 from quantkit.verification.verify import time_rounds
 
 SCHEMA = 1

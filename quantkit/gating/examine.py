@@ -22,6 +22,7 @@ from quantkit.core.statistics import Verdict, stands
 from quantkit.export.executed_layers import owners, plain
 from quantkit.export.integer_weights import layers_at_risk
 from quantkit.export.session_file import read_session
+from quantkit.loading.from_onnx.opening import open_model
 from quantkit.network.capture import check_inputs
 from quantkit.runs.stored_plan import StoredPlan, plan_file, read_plan, simulate
 from quantkit.runtimes import Kernel, Runtime, find_runtime, ort_cpu
@@ -32,7 +33,6 @@ from quantkit.settings.request import Check
 from quantkit.targets import Placement, find_target
 from quantkit.verification import probe
 from quantkit.verification.lint.graph_view import View, read, title
-from quantkit.verification.lint.loading import open_model
 from quantkit.verification.parity import Parity, compare_simulation, random_items
 from quantkit.verification.verify import Latency, judge, time_sessions
 

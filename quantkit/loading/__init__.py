@@ -27,6 +27,8 @@ from quantkit.loading.folder import (
     tokenize,
     tokenize_windows,
 )
+from quantkit.loading.from_onnx.network import read_onnx
+from quantkit.loading.from_onnx.opening import data_files
 from quantkit.loading.model import (
     LoadedModel,
     check_finite,
@@ -66,7 +68,7 @@ _READERS: dict[str, _Read] = {
     kinds.PICKLED: read_pickled,
     kinds.SAFETENSORS: lambda path, arch, _: fill(read_safetensors(path), arch, path),
 }
-_WHOLE = (kinds.ARCHIVE, kinds.TORCHSCRIPT)
+_WHOLE = (kinds.ARCHIVE, kinds.TORCHSCRIPT, kinds.ONNX)
 
 
 def load_model(source: str, *, arch: str | None = None, trust_pickle: bool = False) -> LoadedModel:
@@ -90,6 +92,11 @@ def load_model(source: str, *, arch: str | None = None, trust_pickle: bool = Fal
     if arch is not None and kind in _WHOLE:
         raise _needless(path.name, arch)
     digest = kinds.hash_file(path)
+    if kind == kinds.ONNX:
+        network, inputs, outputs = read_onnx(path)
+        check_module(network)
+        digest = kinds.hash_text(digest, *map(kinds.hash_file, data_files(path)))
+        return LoadedModel(path.stem, source, digest, network, None, inputs, outputs=outputs)
     found = _READERS[kind](path, arch, trust_pickle)
     if isinstance(found, torch.export.ExportedProgram):
         check_program(found)

@@ -9,18 +9,14 @@ from pathlib import Path
 
 from quantkit.core.errors import ModelError
 
-ARCHIVE, TORCHSCRIPT, PICKLED, SAFETENSORS = "torch.export archive", "TorchScript", "pickled", "safetensors"
+ARCHIVE, TORCHSCRIPT, PICKLED, SAFETENSORS, ONNX = "torch.export archive", "TorchScript", "pickled", "safetensors", "ONNX"
 
 _MODEL_FILES = (
-    "a .pt2 archive, a pickled module or state dict (.pt, .pth), .safetensors, TorchScript, a transformers folder (config.json), "
+    "a .pt2 archive, a pickled module or state dict (.pt, .pth), .safetensors, TorchScript, .onnx, a transformers folder (config.json), "
     "or package.module:function"
 )
 # What people pass that is not a torch model → what was wanted, what to do.
 _REFUSED = {
-    "an ONNX file": (
-        "the torch model that it came from",
-        "pass that model as .pt2, .pt or package.module:function; `quantkit verify` and `quantkit lint` take ONNX files",
-    ),
     "a NumPy .npz file": ("a model", "pass it as --data"),
     "a Python file": (
         "a model file here",
@@ -80,7 +76,7 @@ def _of_content(path: Path, head: bytes) -> str:
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return SAFETENSORS
     if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42")):
-        _refuse(path, "an ONNX file")
+        return ONNX
     raise ModelError(
         f"{str(path)!r} is not a model file (it starts with {head[:8]!r})",
         _MODEL_FILES,

@@ -49,7 +49,8 @@ class LoadedModel:
 
     `digest` is a sha256 in hex: of the file's bytes; of the file's bytes and the architecture's name, for a state dict;
     of class name and state dict for what has no file. A TorchScript `module` still needs `loading.to_program`. `example`: inputs of two
-    items, where the file says what the network takes. `variants`: its other forms, by the name of the file that each becomes.
+    items, where the file says what the network takes. `variants`: its other forms, by the name of the file that each becomes. `outputs`:
+    what they are called, where the file says so.
     """
 
     name: str
@@ -59,6 +60,7 @@ class LoadedModel:
     program: torch.export.ExportedProgram | None
     example: Mapping[str, torch.Tensor] | None = None
     variants: Mapping[str, Variant] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
 
 
 def from_module(module: nn.Module) -> LoadedModel:

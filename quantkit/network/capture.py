@@ -46,8 +46,9 @@ def capture(
     model: nn.Module | ExportedProgram,
     example: Mapping[str, Tensor] | Sequence[Tensor],
     dynamic: Mapping[str, Sequence[int]] | None = None,
+    outputs: Sequence[str] = (),
 ) -> Captured:
-    """The canonical graph of `model`, which is left as it was.
+    """The canonical graph of `model`, which is left as it was; its outputs under these names, as far as no other value has them.
 
     `example` holds the inputs, batch axis first, by name or in order; only shapes and dtypes matter. The batch becomes a symbol, and so do
     the `dynamic` axes of an input, unless `model` is a program, whose own symbols are kept. Raises CaptureError
@@ -59,6 +60,7 @@ def capture(
     folded = fold_batch_norm(unlifted)
     simplify(folded)
     second = _decompose(_export_again(folded, first, example))
+    _name_outputs(second, outputs)
     module = _unlift(second)
     return Captured(second, module, _describe(second, module))
 
@@ -66,6 +68,7 @@ def capture(
 def capture_again(module: fx.GraphModule, captured: Captured) -> Captured:
     """The canonical graph of `module`, which is that of `captured` with other values in its parameters; names stay as they are."""
     program = _decompose(_export_again(module, captured.program, ()))
+    _name_outputs(program, captured.graph.outputs)
     again = _unlift(program)
     return Captured(program, again, _describe(program, again))
 
@@ -73,6 +76,17 @@ def capture_again(module: fx.GraphModule, captured: Captured) -> Captured:
 def unfolded(model: nn.Module | ExportedProgram, example: Mapping[str, Tensor] | Sequence[Tensor]) -> fx.GraphModule:
     """The functional graph of `model` with its batch norms as they are. Raises CaptureError as `capture`."""
     return _unlift(_first(model, example, {}))
+
+
+def _name_outputs(program: ExportedProgram, names: Sequence[str]) -> None:
+    """An output that is an input too, or comes out twice, keeps its name."""
+    leaves = [node for node in pytree.tree_leaves(program.graph.output_node().args) if isinstance(node, fx.Node)]
+    taken = {node.name for node in program.graph.nodes}
+    for node, name in zip(leaves, names, strict=False):
+        if node.op == "call_function" and name.isidentifier() and name not in taken and leaves.count(node) == 1:
+            program.graph_signature.replace_all_uses(node.name, name)
+            taken.add(name)
+            node.name = name
 
 
 def _first(

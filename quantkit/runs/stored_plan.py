@@ -134,7 +134,7 @@ def simulate(plan: StoredPlan, scratch: Path) -> Simulated:
     """
     if plan.program is None or not plan.program.is_file():
         raise OutputError(f"{plan.folder} keeps no captured program", "a run that an allocation of this version wrote", "allocate again")
-    captured = capture(read_archive(plan.program, trust_pickle=False), {})
+    captured = capture(read_archive(plan.program, trust_pickle=False), {}, outputs=plan.graph.outputs)
     if captured.graph != plan.graph:
         got = f"{plan.program} is another network than {plan.folder / 'graph.json'}"
         raise OutputError(got, "the same names and shapes", "allocate again")

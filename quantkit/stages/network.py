@@ -121,7 +121,7 @@ def capture_network(bench: Workbench, request: Request) -> Network:
     """Capture, and keep the float file and the program once for all jobs of this run directory that capture the same."""
     target = find_target(request.options.target)
     with bench.timed("capture", "capture the graph"):
-        captured = capture(network_of(request.model), request.example or {})
+        captured = capture(network_of(request.model), request.example or {}, outputs=request.model.outputs)
     # The digest stands for the weights; what is computed with them, only the graph says.
     key = fingerprint(request.model.digest, captured.module.code, _versions(), target.OPSET)
     if request.options.equalization != "none":

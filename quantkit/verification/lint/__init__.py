@@ -19,10 +19,10 @@ import onnx
 
 from quantkit.core.errors import ModelError, SchemeError, unknown
 from quantkit.core.store import write_atomically
+from quantkit.loading.from_onnx.opening import open_model
 from quantkit.verification.lint import common, openvino, ort_cpu, tensorrt
 from quantkit.verification.lint.fixes import FIXES, apply_fixes
 from quantkit.verification.lint.graph_view import View
-from quantkit.verification.lint.loading import open_model
 from quantkit.verification.lint.rule import Finding, Rule
 from quantkit.verification.lint.sarif import to_sarif
 

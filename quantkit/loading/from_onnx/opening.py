@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import load_external_data_for_tensor
+from onnx.inliner import inline_local_functions
 
 from quantkit.core.errors import ModelError
 
@@ -18,11 +19,11 @@ MOST_NODES = 200_000
 KNOWN_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
 
-def open_model(path: Path) -> onnx.ModelProto:
-    """The model with its external data loaded.
+def open_model(path: Path, *, inlined: bool = False) -> onnx.ModelProto:
+    """The model with its external data loaded; with `inlined`, its functions are spelt out.
 
-    Raises ModelError for what is not an ONNX file, is too large, holds functions or operators of unknown domains, or names data outside its
-    folder.
+    Raises ModelError for what is not an ONNX file, is too large, holds functions (if not `inlined`) or operators of unknown domains, or
+    names data outside its folder.
     """
     try:
         size = path.stat().st_size
@@ -41,6 +42,9 @@ def open_model(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} holds no network", "an ONNX model with nodes and an opset", "export it again")
     if len(nodes) > MOST_NODES:
         raise ModelError(f"{path} has {len(nodes):,} nodes", f"at most {MOST_NODES:,}", "examine a part of it")
+    if model.functions and inlined:
+        model = inline_local_functions(model)
+        nodes = list(model.graph.node)
     if model.functions:
         raise ModelError(f"{path} defines {len(model.functions)} functions of its own", "plain operators", "inline them when exporting")
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in KNOWN_DOMAINS})
@@ -57,10 +61,15 @@ def open_model(path: Path) -> onnx.ModelProto:
 def file_bytes(path: Path) -> int:
     """Bytes of the file and of the files beside it that hold its weights. Raises ModelError for what `open_model` refuses."""
     open_model(path)  # the names of its external data are then names below its folder
+    return sum(each.stat().st_size for each in (path, *data_files(path)))
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files beside it that hold its weights, of a file that `open_model` takes."""
     tensors = onnx.load(path, load_external_data=False).graph.initializer
     outside = [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
     names = {str(entry.value) for tensor in outside for entry in tensor.external_data if entry.key == "location"}
-    return sum(each.stat().st_size for each in (path, *(path.resolve().parent / name for name in names)))
+    return [path.resolve().parent / name for name in sorted(names)]
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:

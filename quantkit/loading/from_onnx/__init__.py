@@ -1,0 +1,6 @@
+"""A network from an ONNX file: a torch module that computes the same, operator by operator.
+
+opening.py    any ONNX file, opened without trust
+network.py    the module: its parameters under the names of the file, its constants folded, its answers held against ONNX Runtime's
+operators.py  what each operator is in torch, one row each
+"""
