@@ -167,6 +167,8 @@ CASES = {
     "SpaceToDepth": Case("SpaceToDepth", attributes={"blocksize": 2}),
     "Expand": Case("Expand", ((2, 1, 6),), [whole(2, 5, 6)]),
     "Tile": Case("Tile", (ROW,), [whole(1, 3)]),
+    "Mod": Case("Mod", constants=[number(2)], attributes={"fmod": 1}),
+    "ScatterND": Case("ScatterND", constants=[np.array([[0, 1], [1, 2]], np.int64), array(2, 6, 8)]),
     "Trilu": Case("Trilu", ((2, 5, 5),), attributes={"upper": 0}),
     "Cast": Case("Cast", attributes={"to": TensorProto.INT32}),
     "Where": Case("Where", (), [np.array([[True, False]] * 2), array(2, 2), array(2, 2, seed=1)]),
@@ -198,6 +200,12 @@ def test_every_operator_has_a_case() -> None:
     assert set(OPERATORS) - tried == {*truths, "ConstantOfShape", "Range", "Shape", "Upsample"}
 
 
+def test_the_page_lists_the_operators_that_there_are() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "onnx-file.md").read_text()
+    listed = page.partition("<!-- operators -->")[2].partition("<!-- end of operators -->")[0]
+    assert listed.replace("\n", " ").replace(" ", "").split(",") == sorted({*OPERATORS, "Constant"})
+
+
 def test_a_wrong_translation_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(CASES["Conv"], tmp_path)
     read_onnx(path)
@@ -206,8 +214,29 @@ def test_a_wrong_translation_is_caught(tmp_path: Path, monkeypatch: pytest.Monke
         read_onnx(path)
 
 
+class Spelt(nn.Module):
+    """A GELU that an exporter spells out, and one that is read in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(6, 6), nn.GELU())
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        inner = 1 + torch.erf(y / 2**0.5)
+        return self.head(y * inner * 0.5) + inner.sum(-1, keepdim=True)
+
+
+def test_a_gelu_that_is_spelt_out_is_one_where_nothing_else_reads_of_it(tmp_path: Path) -> None:
+    module, _, _ = read_onnx(exported(Spelt(), torch.randn(2, 5, 6), tmp_path / "spelt.onnx", newer=False))
+    kinds = [step.kind for step in module.steps]  # type: ignore[union-attr]
+    assert kinds.count("Gelu") == 1 and kinds.count("Erf") == 1
+    assert {name for name, _ in module.named_parameters()} == {"block.0.weight", "block.0.bias", "head.weight", "head.bias"}
+
+
 class Shapely(nn.Module):
-    """What exporters make of sizes: a head that flattens by the batch, and a causal mask of any length."""
+    """What exporters make of sizes: padding, a head that flattens by the batch, a causal mask of any length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,6 +249,7 @@ class Shapely(nn.Module):
         scores = y @ y.transpose(1, 2)
         mask = torch.arange(length)[:, None] >= torch.arange(length)[None, :]
         y = torch.where(mask, scores, torch.full_like(scores, -9.0)).softmax(-1) @ y
+        y = F.pad(y, (0, (4 - y.shape[2] % 4) % 4, 1, 0))[:, 1:, :6]
         return self.head(y.reshape(x.shape[0], -1))
 
 

@@ -400,8 +400,8 @@ def write_bytes(data: bytes) -> Callable[[Path], object]:
     ("name", "write", "words"),
     [
         ("empty.pt", write_bytes(b""), ["is empty"]),
-        ("net.onnx", write_bytes(b"whatever"), ["an ONNX file", "the torch model", "quantkit verify", "quantkit lint", "take ONNX files"]),
-        ("net.bin", write_bytes(b"\x08\x0a\x12\x07pytorch"), ["an ONNX file"]),
+        ("net.onnx", write_bytes(b"whatever"), ["not a complete ONNX file"]),
+        ("net.bin", write_bytes(b"\x08\x0a\x12\x07pytorch"), ["holds no network"]),
         ("net.pt", write_npz, ["NumPy .npz", "--data"]),
         ("net.py", write_bytes(b"def recipe(): ..."), ["Python file", "recipe()"]),
         ("net.pt", write_bytes(b"hello world, no model"), ["not a model file", "hello"]),

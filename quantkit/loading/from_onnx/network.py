@@ -12,7 +12,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from quantkit.core.errors import ModelError
 from quantkit.loading.boundary import foreign
+from quantkit.loading.from_onnx.fusions import Arrays, Step, with_gelu, with_linear
 from quantkit.loading.from_onnx.opening import open_model
 from quantkit.loading.from_onnx.operators import OPERATORS, TYPES, Call, constant
 
@@ -36,23 +37,9 @@ PARAMETERS: Mapping[str, tuple[int, ...]] = {
 }  # fmt: skip
 QUANTIZED = re.compile(r"(Dynamic)?QuantizeLinear|DequantizeLinear|QLinear\w+|QGemm|\w+Integer\w*|MatMulNBits|QAttention")
 SUBGRAPHS = ("If", "Loop", "Scan")
-PATH, ROOM = re.compile(r"[A-Za-z_]\w*(\.\w+)+"), re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+PATH, ROOM = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)+"), re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 SCOPES = "pkg.torch.onnx.name_scopes"
 SEED, RELATIVE, ABSOLUTE = 0, 1e-3, 1e-5  # of the comparison; sums in another order differ by far less
-Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """One node. `room` is the path of the author's module in which it stands, as far as the file tells it; `inputs` are names of values,
-    "" where one is left out.
-    """
-
-    kind: str
-    room: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Room(nn.Module):
@@ -105,7 +92,8 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict[str, Tensor] | None, tuple[st
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in arrays]
     with foreign(f"{path.name} cannot be translated", "a network of known operators", "pass the torch model, or report this network"):
-        steps = _merged(_folded(_steps(model.graph), arrays, opset), arrays, [value.name for value in model.graph.output])
+        outputs = [value.name for value in model.graph.output]
+        steps = with_gelu(with_linear(_folded(_steps(model.graph), arrays, opset), arrays, outputs), arrays, outputs)
         network = OnnxNetwork(steps, [value.name for value in model.graph.output], opset, _fixed_batch(inputs))
         _store(network, arrays)
         module = _with_signature(network, [value.name for value in inputs])
@@ -130,7 +118,8 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
     if unknown:
         more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
         got = f"{path.name} has operators that are not translated: {', '.join(unknown[:6])}{more}"
-        raise ModelError(got, f"the {len(OPERATORS)} operators of docs/how-to/onnx-file.md", "pass the torch model that the file came from")
+        known = f"some of the {len(OPERATORS)} operators that are known (docs/how-to/onnx-file.md)"
+        raise ModelError(got, known, "pass the torch model that the file came from")
 
 
 def _steps(graph: onnx.GraphProto) -> list[Step]:
@@ -148,11 +137,10 @@ def _room(node: onnx.NodeProto) -> str:
         parts = re.findall(r"'([^']*)'", scopes)[:-1]
         base = parts[-1] if parts else ""
     else:
-        base = ""
-        for part in [re.sub(r"[^\w.]", "_", part) for part in node.name.split("/") if part]:
-            if re.fullmatch(rf"{node.op_type}(_\d+)?", part):
-                continue
-            base = part if part.startswith(f"{base}.") or not base or part == base else f"{base}.{part}"
+        base, last = "", ""
+        for part in [part for part in node.name.split("/") if part and not re.fullmatch(rf"{node.op_type}(_\d+)?", part)]:
+            own = part.removeprefix(f"{last}.") if last else part  # `downsample/downsample.0`: a list of modules, and one of it
+            base, last = f"{base}.{own}" if base else own, part
     return base if ROOM.fullmatch(base) else ""
 
 
@@ -183,30 +171,10 @@ def _folded(steps: Iterable[Step], arrays: Arrays, opset: int) -> list[Step]:
 
 
 def _array(value: Any) -> NDArray[Any]:
-    if isinstance(value, Tensor | np.ndarray):
-        return np.asarray(value)
     found = np.asarray(value)
+    if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype != object):
+        return found
     return found.astype(np.float32 if found.dtype.kind == "f" else np.int64)
-
-
-def _merged(steps: list[Step], arrays: Arrays, outputs: Sequence[str]) -> list[Step]:
-    """Products with a stored matrix as linear layers, with the vector that is added behind them as their bias."""
-    readers = Counter(name for step in steps for name in step.inputs)
-    adders = {name: step for step in steps if step.kind == "Add" for name in step.inputs}
-    found, taken = [], set[str]()
-    for step in steps:
-        if step.outputs[0] in taken:
-            continue
-        if step.kind == "MatMul" and step.inputs[1] in arrays and arrays[step.inputs[1]].ndim == 2 and step.inputs[0] not in arrays:
-            product, adder = step.outputs[0], adders.get(step.outputs[0])
-            step = replace(step, attributes={**step.attributes, "linear": True})
-            other = next((name for name in adder.inputs if name != product), "") if adder is not None else ""
-            fits = other in arrays and arrays[other].shape == (arrays[step.inputs[1]].shape[1],)
-            if adder is not None and fits and readers[product] == 1 and product not in outputs:
-                step = replace(step, inputs=(*step.inputs, other), outputs=adder.outputs)
-                taken.add(adder.outputs[0])
-        found.append(step)
-    return [step for step in found if not (step.kind == "Add" and step.outputs[0] in taken)]
 
 
 def _store(network: OnnxNetwork, arrays: Arrays) -> None:
