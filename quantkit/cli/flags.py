@@ -19,7 +19,7 @@ def _number(option: str, text: str) -> Any:
 
 Model = Annotated[
     str,
-    Argument(help="A .pt2 archive, pickled module, float .onnx file, transformers folder, package.module:function, recipe, or weights with --arch."),
+    Argument(help="A .pt2 archive, pickled module, float .onnx file, transformers folder, module:function, recipe or weights with --arch."),
 ]
 MaxDrop = Annotated[str | None, Option(help="The drop allowed, in the metric's unit (0.5), or relative to the float score (0.5%).")]
 Keep = Annotated[str | None, Option(help="The share of the float score to keep, such as 99.9%.")]
