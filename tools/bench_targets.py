@@ -96,9 +96,9 @@ def narrow(runs: Path, _networks: Sequence[str]) -> dict[str, float]:
     """Each network uniform under each scheme, against the one that does the same work from wider weights: w8a8, or float32."""
     from quantkit.allocation.costs.timing import interleave
     from quantkit.core.spec import is_float, parse_scheme
-    from quantkit.gating.examine import random_feeds
     from quantkit.runs.stored_plan import export_plan, read_plan
     from quantkit.runtimes.evaluation import open_session
+    from quantkit.verification.side_by_side import random_feeds
 
     found = dict[str, float]()
     for name in ("resnet44", "mobilenet_v2"):

@@ -86,6 +86,10 @@ SECTIONS = (
         "`w8a4` and `w4a4` are of the modelled target `nbit`.",
     ),
     Section(
+        "onnx.json", "Float ONNX files as a start", r"([\w.]+)", "python tools/bench_onnx.py",
+        "Files of torch's two exporters: of the recipes, and of deployed networks and transformers with random weights (`zoo`).",
+    ),
+    Section(
         "data-free.json", "Without data", r"(resnet44\.w8a8\.\w+|[a-z_]+)", "python tools/bench_data_free.py",
         "Items distilled from batch norms. ResNet44 in w8a8 with ranges from them, and what ResNet20's promises of agreement on them are "
         "worth on real items: points of top-1 lost.",

@@ -18,6 +18,7 @@ from typer import Argument, Option
 
 from quantkit import __version__
 from quantkit.cli import inspect_tables, tables
+from quantkit.cli.bench_command import bench
 from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exit_codes import KEPT, NOT_KEPT, exit_code, results_only
 from quantkit.cli.flags import (
@@ -137,6 +138,7 @@ app.command()(report)
 app.command()(explain)
 app.command()(diff)
 app.command()(gate)
+app.command()(bench)
 app.command()(status)
 app.command()(clean)
 
@@ -178,7 +180,7 @@ def inspect(
 def export(
     run: Annotated[Path, Argument(help="The run directory of an allocation.")],
     output: Annotated[Path, Option(help="The ONNX file to write.")],
-    target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
+    target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu, openvino, tensorrt or nbit.")] = "ort-cpu",
     adapt: Annotated[bool, Option("--adapt", help="Change layers that the target cannot run, instead of failing.")] = False,
     check: Annotated[bool, Option("--check", help="Compare ONNX Runtime without optimisations with ONNX's reference.")] = False,
     data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
@@ -201,6 +203,7 @@ def export(
             from quantkit.settings import request
             from quantkit.verification import lint
             from quantkit.verification.reference_check import check_reference
+            from quantkit.verification.side_by_side import random_feeds
 
             plan = read_plan(run)
             asked = request.resolve_check(arguments)
@@ -210,7 +213,7 @@ def export(
                 output, target=target, planned=(plan.graph, exported.placement), float_file=plan.float_file, check=asked,
                 threads=options.threads, batch_size=options.batch_size, seed=options.seed,
             )  # fmt: skip
-            checked = check_reference(output, examine.random_feeds(output)).to_json() if check else None
+            checked = check_reference(output, random_feeds(output)).to_json() if check else None
         failures = found.failures(as_planned=True, int8_share=None)
         told = {"notes": list(exported.notes), "beside": [str(path) for path in exported.beside], "reference_check": checked}
         if as_json:
@@ -270,7 +273,7 @@ def verify(
 @app.command()
 def lint(
     file: Annotated[Path, Argument(help="Any quantized ONNX file.")],
-    target: Annotated[str, Option(help="The runtime that it is for: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
+    target: Annotated[str, Option(help="The runtime that it is for: ort-cpu, openvino, tensorrt or nbit.")] = "ort-cpu",
     strict: Annotated[bool, Option("--strict", help="Let warnings fail too.")] = False,
     fix: Annotated[Path | None, Option(help="Write a copy with the mechanical fixes made.")] = None,
     sarif: Annotated[Path | None, Option(help="Write the findings as SARIF.")] = None,

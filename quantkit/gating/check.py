@@ -20,7 +20,7 @@ from quantkit.core.progress import Progress
 from quantkit.core.statistics import decide_ratio
 from quantkit.export.session_file import read_session
 from quantkit.gating.conditions import Conditions
-from quantkit.gating.examine import check_items, judge_files, random_feeds, share_of_file
+from quantkit.gating.examine import check_items, judge_files, share_of_file
 from quantkit.gating.findings import Finding, judge_bytes, judge_drop, judge_int8, judge_latency
 from quantkit.gating.lock import LOCK, Lock, choose_items, label_digest, read_lock, sole_name
 from quantkit.loading.from_onnx.opening import file_bytes, open_model
@@ -30,6 +30,7 @@ from quantkit.runtimes.evaluation import Feeds, feeds
 from quantkit.settings.options import Arguments, Options
 from quantkit.settings.request import Check, resolve_items
 from quantkit.targets import find_target
+from quantkit.verification.side_by_side import random_feeds
 from quantkit.verification.verify import time_rounds
 
 SCHEMA = 1

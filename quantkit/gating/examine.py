@@ -13,7 +13,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from quantkit.core.errors import DataError, ModelError
@@ -34,6 +33,7 @@ from quantkit.targets import Placement, find_target
 from quantkit.verification import probe
 from quantkit.verification.lint.graph_view import View, read, title
 from quantkit.verification.parity import Parity, compare_simulation, random_items
+from quantkit.verification.side_by_side import random_feeds
 from quantkit.verification.verify import Latency, judge, time_sessions
 
 WEIGHTED = (
@@ -48,12 +48,6 @@ WEIGHTED = (
     "ConvInteger",
     "MatMulInteger",
 )
-FED: Mapping[int, Any] = {
-    onnx.TensorProto.FLOAT: np.float32,
-    onnx.TensorProto.INT64: np.int64,
-    onnx.TensorProto.INT32: np.int32,
-    onnx.TensorProto.BOOL: np.bool_,
-}
 SIMULATED = "ort-cpu"  # the target whose kernels the simulation computes
 NO_RUN = "a run directory of `quantkit allocate`, which keeps the plan and the network"
 
@@ -302,21 +296,6 @@ def weighted_nodes(model: onnx.ModelProto, kernels: Mapping[str, Kernel]) -> tup
         kernel = next((kernels[plain(name)] for name in names if plain(name) in kernels), None)
         found.append(WeightedNode(title(node), node.op_type, kernel, _macs(node, weight, shapes)))
     return tuple(found)
-
-
-def random_feeds(path: Path) -> dict[str, Any]:
-    """Inputs of the shapes that the file wants, symbols being 1: for time, not for accuracy."""
-    random, graph = np.random.default_rng(0), open_model(path).graph
-    constants, found = {tensor.name for tensor in graph.initializer}, {}
-    for entry in graph.input:
-        if entry.name not in constants:
-            kind = entry.type.tensor_type.elem_type
-            if kind not in FED:
-                got = f"input {entry.name!r} is a {onnx.TensorProto.DataType.Name(kind)}"
-                raise ModelError(got, f"one of {', '.join(np.dtype(fed).name for fed in FED.values())}", "pass --data")
-            shape = [side.dim_value or 1 for side in entry.type.tensor_type.shape.dim]
-            found[entry.name] = random.standard_normal(shape).astype(FED[kind])
-    return found
 
 
 def _weight_shape(view: View, name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,21 +72,37 @@ def layer_ms(
     path: Path, graph: Graph, feeds: Feeds, *, threads: int, options: Mapping[str, str], runs: int, folder: Path
 ) -> dict[str, float]:
     """From the runtime's profile, without Q/DQ."""
+    owner = find_owner(graph)
+    times: dict[str, float] = defaultdict(float)
+    for node in node_times(path, feeds, threads=threads, options=options, runs=runs, folder=folder):
+        layer = owner(node.operator, node.name)
+        if layer and node.operator not in ("QuantizeLinear", "DequantizeLinear"):
+            times[layer] += node.ms
+    return dict(times)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTime:
+    """A node of the optimised graph and what it takes: the median of its runs, in milliseconds."""
+
+    name: str
+    operator: str
+    ms: float
+
+
+def node_times(path: Path, feeds: Feeds, *, threads: int, options: Mapping[str, str], runs: int, folder: Path) -> list[NodeTime]:
+    """From the runtime's profile; profiling adds to each."""
     session = open_file(path, threads=threads, options=options, profile=folder / "profile")
     for _ in range(runs):
         session.run(feeds)
     report = Path(session.handle.end_profiling())
     events = json.loads(report.read_text())
     report.unlink()
-    owner = find_owner(graph)
-    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            operation = event["args"].get("op_name", "")
-            layer = owner(operation, event["name"].removesuffix("_kernel_time"))
-            if layer and operation not in ("QuantizeLinear", "DequantizeLinear"):
-                times[layer][event["name"]].append(event["dur"] / 1e3)
-    return {layer: sum(float(np.median(durations)) for durations in nodes.values()) for layer, nodes in times.items()}
+            times[event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")].append(event["dur"] / 1e3)
+    return [NodeTime(name, operator, float(np.median(taken))) for (name, operator), taken in times.items()]
 
 
 def write_rivals(float_file: Path, feeds: Iterator[Feeds], folder: Path) -> Sequence[Rival]:

@@ -1,0 +1,125 @@
+"""Any ONNX files, timed side by side in ONNX Runtime, and where the time goes: by operator of the graph that really runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from quantkit.allocation.costs.timing import interleave, rounds_within
+from quantkit.core.errors import ModelError, RequestError
+from quantkit.core.metric import Outputs
+from quantkit.core.statistics import ratio_interval
+from quantkit.loading.from_onnx.opening import file_bytes, open_model
+from quantkit.runtimes.evaluation import Feeds, Session
+from quantkit.runtimes.ort_cpu import node_times, open_file
+
+FED: Mapping[int, Any] = {
+    onnx.TensorProto.FLOAT: np.float32,
+    onnx.TensorProto.INT64: np.int64,
+    onnx.TensorProto.INT32: np.int32,
+    onnx.TensorProto.BOOL: np.bool_,
+}
+SECONDS = 6.0  # for all files together, unless a number of rounds is asked for
+PROFILED = 20  # runs that the time of each operator is the median of
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A file: its bytes, milliseconds of one inference (a median), their ratio to the first file's with a 95 % interval, and `operators`:
+    milliseconds of each kind of node, profiled apart, which adds to each.
+    """
+
+    path: Path
+    bytes: int
+    ms: float
+    ratio: float
+    low: float
+    high: float
+    operators: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form."""
+        interval = {"latency_ms": self.ms, "ratio": self.ratio, "low": self.low, "high": self.high}
+        return {"file": str(self.path), "bytes": self.bytes, **interval, "operators_ms": dict(self.operators)}
+
+
+def time_side_by_side(
+    paths: Sequence[Path],
+    *,
+    threads: int,
+    batch: int,
+    runs: int | None,
+    sides: Mapping[str, Sequence[int]],
+    folder: Path,
+    advance: Callable[[int], None],
+) -> tuple[Timed, ...]:
+    """Every file on the same random inputs, interleaved; `runs` rounds, or as many as fit in SECONDS.
+
+    `sides` are shapes of inputs by name, where the files leave more open than the batch. Files whose inputs have other names are fed by
+    order. Raises RequestError for inputs that are not alike, ModelError for a file that is none or is refused.
+    """
+    feeds = [random_feeds(path, batch=batch, sides=sides) for path in paths]
+    first = list(feeds[0].values())
+    for path, other in zip(paths, feeds, strict=True):
+        if [array.shape for array in other.values()] != [array.shape for array in first]:
+            mine, theirs = (", ".join("x".join(map(str, array.shape)) for array in some) for some in (first, other.values()))
+            raise RequestError(f"{path} takes {theirs}", f"what {paths[0]} takes: {mine}", "compare forms of one network")
+    sessions = [_Fed(open_file(path, threads=threads, options={}), tuple(given)) for path, given in zip(paths, feeds, strict=True)]
+    rounds = runs or rounds_within(sessions[0], feeds[0], SECONDS / len(paths))
+    times = interleave(sessions, feeds[0], rounds=rounds)
+    advance(len(paths))
+    found = []
+    for place, path in enumerate(paths):
+        operators: dict[str, float] = defaultdict(float)
+        for node in node_times(path, sessions[place].named(feeds[0]), threads=threads, options={}, runs=PROFILED, folder=folder):
+            operators[node.operator] += node.ms
+        sizes = file_bytes(path), float(np.median(times[place]))
+        found.append(Timed(path, *sizes, *ratio_interval(times[place], times[0]), dict(operators)))
+        advance(1)
+    return tuple(found)
+
+
+def random_feeds(path: Path, *, batch: int = 1, sides: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any]:
+    """Inputs of the shapes that the file wants, or of `sides` by name; other symbols are `batch` at first and 1 behind it.
+
+    For time, not for accuracy. Raises RequestError for a shape that the file does not take.
+    """
+    random, graph = np.random.default_rng(0), open_model(path).graph
+    constants, found = {tensor.name for tensor in graph.initializer}, {}
+    for entry in graph.input:
+        if entry.name not in constants:
+            kind = entry.type.tensor_type.elem_type
+            if kind not in FED:
+                got = f"input {entry.name!r} is a {onnx.TensorProto.DataType.Name(kind)}"
+                raise ModelError(got, f"one of {', '.join(np.dtype(fed).name for fed in FED.values())}", "pass --data")
+            wanted = [side.dim_value for side in entry.type.tensor_type.shape.dim]
+            shape = list((sides or {}).get(entry.name, [side or (1 if axis else batch) for axis, side in enumerate(wanted)]))
+            if len(shape) != len(wanted) or any(side and side != mine for side, mine in zip(wanted, shape, strict=True)):
+                text = "x".join(str(side or "*") for side in wanted)
+                raise RequestError(f"shape {'x'.join(map(str, shape))} for input {entry.name!r} of {path}", text, "correct --shape")
+            found[entry.name] = random.standard_normal(shape).astype(FED[kind])
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """A session that takes another file's inputs by order."""
+
+    session: Session
+    names: tuple[str, ...]
+
+    @property
+    def threads(self) -> int:
+        return self.session.threads
+
+    def named(self, feeds: Feeds) -> Feeds:
+        return dict(zip(self.names, feeds.values(), strict=True))
+
+    def run(self, feeds: Feeds, /) -> Outputs:
+        return self.session.run(self.named(feeds))

@@ -1,0 +1,97 @@
+"""`quantkit bench`: files side by side. No test looks at how long anything took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from networks import bench as network_bench
+from onnx import TensorProto, helper
+
+from quantkit.cli import main
+from quantkit.core.errors import RequestError
+from quantkit.export.renaming import rename
+from quantkit.verification import side_by_side
+from quantkit.verification.side_by_side import random_feeds, time_side_by_side
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A float file and its int8 file, whose input and output have other names."""
+    work = network_bench("residual", tmp_path_factory.mktemp("bench"))
+    path, _ = work.emit(work.place(work.uniform("w8a8")))
+    rename(path, {"x": "picture"}, ["scores"])
+    return work.float_file, path
+
+
+def run(*arguments: object, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main(["bench", *map(str, arguments)])
+    return code, *capfd.readouterr()
+
+
+def test_files_are_compared_with_the_first(files: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(*files, "--runs", 7, "--batch", 2, "--json", capfd=capfd)
+    told: dict[str, Any] = json.loads(out)
+    first, second = told["files"]
+
+    assert code == 0 and told["threads"] == 1 and told["batch"] == 2
+    assert first["ratio"] == first["low"] == first["high"] == 1.0
+    assert second["low"] <= second["ratio"] <= second["high"] and second["latency_ms"] > 0
+    assert [one["bytes"] for one in told["files"]] == [path.stat().st_size for path in files]
+    assert "QLinearConv" in second["operators_ms"] and "QLinearConv" not in first["operators_ms"]
+    assert all(value >= 0 for one in told["files"] for value in one["operators_ms"].values())
+
+
+def test_the_table_names_what_differs(files: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(*files, "--runs", 5, capfd=capfd)
+    assert code == 0
+    assert all(word in out for word in (files[0].name, files[1].name, "95 % interval", "QLinearConv"))
+    assert run(files[0], "--runs", 5, capfd=capfd)[0] == 0
+
+
+def test_rounds_and_threads_are_those_that_are_asked_for(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    real = side_by_side.interleave
+
+    def spied(sessions: Any, feeds: Any, *, rounds: int) -> Any:
+        seen.append((rounds, [session.threads for session in sessions], next(iter(feeds.values())).shape))
+        return real(sessions, feeds, rounds=rounds)
+
+    monkeypatch.setattr(side_by_side, "interleave", spied)
+    time_side_by_side(files, threads=2, batch=3, runs=4, sides={}, folder=tmp_path, advance=lambda _: None)
+    assert seen == [(4, [2, 2], (3, 3, 10, 10))]
+
+
+def open_file(path: Path, sides: list[int | str]) -> Path:
+    value = helper.make_tensor_value_info("ids", TensorProto.FLOAT, sides)
+    graph = helper.make_graph([helper.make_node("Relu", ["ids"], ["y"])], "g", [value], [helper.make_empty_tensor_value_info("y")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+def test_sides_that_are_left_open_can_be_given(tmp_path: Path) -> None:
+    path = open_file(tmp_path / "open.onnx", ["batch", "tokens", 4])
+    assert random_feeds(path)["ids"].shape == (1, 1, 4)
+    assert random_feeds(path, batch=3)["ids"].shape == (3, 1, 4)
+    assert random_feeds(path, sides={"ids": (2, 7, 4)})["ids"].shape == (2, 7, 4)
+    with pytest.raises(RequestError, match=r"shape 2x7x5 for input 'ids'.*\*x\*x4"):
+        random_feeds(path, sides={"ids": (2, 7, 5)})
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["--shape", "x"], "NAME=SIDES"), (["--shape", "x=1x0x3"], "NAME=SIDES"), (["--runs", "0"], "runs"), (["other.onnx"], "other.onnx")],
+)
+def test_a_wrong_request_is_one_line(
+    files: tuple[Path, Path], more: list[str], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(files[0], *more, capfd=capfd)
+    assert code == 2 and out == "" and words in err
+
+
+def test_files_that_take_other_inputs_are_refused(files: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(files[0], open_file(tmp_path / "other.onnx", [1, 4]), capfd=capfd)
+    assert code == 2 and "takes 1x4" in err and "1x3x10x10" in err

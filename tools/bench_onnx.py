@@ -1,0 +1,161 @@
+"""Float ONNX files as a start: do they give what the torch model gives? Writes docs/results/onnx.json.
+
+    python tools/bench_onnx.py                           # about half an hour, nearly all of it allocations
+    python tools/bench_onnx.py --plans resnet20          # allocations of some recipes only
+
+Each network is exported by torch's older exporter (TorchScript) and its newer one (dynamo). `recipes.same_layers`: files of the recipes that
+give the layers of the torch model, by name, kind, operations and what is absorbed. `same_plan_as_torch`: whether allocations for bytes, from
+the older exporter's file and from the torch model, choose one plan. `zoo.served`: files of deployed networks and transformers with random
+weights that are translated, held against ONNX Runtime on the way, and captured; `zoo.same_layers` are those whose layers are the torch
+model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from known import known_figures, run_folder, write_figures
+from torch import Tensor, nn
+
+import quantkit
+from quantkit.core.errors import QuantkitError
+from quantkit.loading import load_model
+from quantkit.network.capture import capture, quiet
+from quantkit.network.captured import Captured
+from quantkit.settings.options import Arguments
+from quantkit.settings.recipe import load_recipe
+from quantkit.settings.request import resolve
+from quantkit.stages.network import network_of
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import test_zoo  # noqa: E402 - the deployed networks
+import transformer_zoo  # noqa: E402
+
+RECIPES = ("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2")
+EXPORTERS = ("older", "newer")
+SIDE = 64
+
+
+def exported(model: nn.Module, inputs: Mapping[str, Tensor], path: Path, exporter: str) -> Path:
+    """The network as a float ONNX file of any batch."""
+    names = list(inputs)
+    with torch.no_grad(), quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if exporter == "newer":
+            shapes = {name: {0: torch.export.Dim("batch")} for name in names}
+            options: dict[str, Any] = {"dynamo": True, "dynamic_shapes": shapes, "verbose": False}
+            torch.onnx.export(model, (), str(path), kwargs=dict(inputs), input_names=names, **options)
+        else:
+            axes = {name: {0: "batch"} for name in names}
+            options = {"dynamo": False, "output_names": ["scores"], "dynamic_axes": axes, "opset_version": 17}
+            torch.onnx.export(model, (dict(inputs),), str(path), input_names=names, **options)
+    return path
+
+
+def layers(captured: Captured) -> list[tuple[Any, ...]]:
+    """What must be alike of two networks."""
+    return [(layer.name, layer.kind, layer.weight_shape, layer.groups, layer.macs, layer.activation) for layer in captured.graph.layers]
+
+
+def from_file(path: Path) -> Captured:
+    """The network of the file, as an allocation captures it."""
+    loaded = load_model(str(path))
+    return capture(network_of(loaded), loaded.example or {}, outputs=loaded.outputs)
+
+
+def recipe_network(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A recipe's network, and two of its items under the names of its inputs."""
+    request = resolve(ROOT / "recipes" / f"{name}.py", Arguments(), promised=False)
+    network, example = network_of(request.model), request.example or {}
+    assert isinstance(network, nn.Module)
+    items = next(request.splits.calibration.first(2).batches(2)).inputs
+    return network, dict(zip(capture(network, example).graph.inputs, items.values(), strict=True))
+
+
+def same_plan(name: str, folder: Path) -> bool:
+    """Whether the allocation from the older exporter's file chooses the plan of the allocation from torch."""
+    network, inputs = recipe_network(name)
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.py")
+    path = exported(network, inputs, folder / f"{name}.onnx", "older")
+    arguments: dict[str, Any] = {"minimize": "bytes", "max_drop": 1.0, "effort": "fast", "certificate": 0}
+    found = [
+        quantkit.allocate(replace(recipe, model=model), run=folder / f"{name}-{kind}", **arguments)
+        for kind, model in (("onnx", str(path)), ("torch", network))
+    ]
+    plans = [{row.group: row.scheme for row in result.allocation} for result in found]
+    return plans[0] == plans[1]
+
+
+def zoo() -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
+    """Deployed networks and transformers in small, random weights."""
+    for name, (make, side) in test_zoo.ZOO.items():
+        torch.manual_seed(0)
+        yield name, make().eval(), {"x": torch.randn(2, 3, side, side)}
+    for name in transformer_zoo.MODULES:
+        torch.manual_seed(0)
+        yield name, transformer_zoo.MODULES[name]().eval(), {key: value[:2] for key, value in transformer_zoo.inputs(name).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in transformer_zoo.FOLDERS:
+            loaded = load_model(str(transformer_zoo.source(name, Path(folder))))
+            assert loaded.module is not None
+            yield name, loaded.module, {key: value[:2] for key, value in transformer_zoo.inputs(name).items()}
+
+
+def served(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Counts over the zoo's files, and why others are refused."""
+    counts, refused = {"files": 0, "served": 0, "same_layers": 0, "not_exported": 0}, {}
+    for name, model, inputs in zoo():
+        own = layers(capture(model, inputs))
+        for exporter in EXPORTERS:
+            path = folder / f"{transformer_zoo.file_name(name)}-{exporter}.onnx"
+            try:
+                exported(model, inputs, path, exporter)
+            except Exception as error:  # noqa: BLE001 - whatever torch's exporters raise
+                counts["not_exported"] += 1
+                print(f"{name}, {exporter} exporter: not exported: {str(error).splitlines()[0][:120]}", flush=True)
+                continue
+            counts["files"] += 1
+            try:
+                found = layers(from_file(path))
+            except QuantkitError as error:
+                refused[f"{name}, {exporter}"] = str(error)[:200]
+                print(f"{name}, {exporter} exporter: {str(error)[:200]}", flush=True)
+                continue
+            counts["served"] += 1
+            counts["same_layers"] += found == own
+            print(f"{name}, {exporter} exporter: served{'' if found == own else ', other layers'}", flush=True)
+    return counts, refused
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--plans", nargs="*", default=list(RECIPES), choices=RECIPES)
+    parser.add_argument("--runs", type=Path, default=run_folder("onnx", "onnx.json"))
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "onnx.json")
+    arguments = parser.parse_args()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = known_figures(arguments.output) if set(arguments.plans) != set(RECIPES) else {}
+    alike = []
+    for name in RECIPES:
+        network, inputs = recipe_network(name)
+        own = layers(capture(network, inputs))
+        alike += [layers(from_file(exported(network, inputs, arguments.runs / f"{name}-{kind}.onnx", kind))) == own for kind in EXPORTERS]
+    counts, refused = served(arguments.runs)
+    figures |= {"recipes.same_layers": sum(alike), "recipes.files": len(alike), **{f"zoo.{key}": value for key, value in counts.items()}}
+    for name in arguments.plans:
+        figures[f"{name}.same_plan_as_torch"] = int(same_plan(name, arguments.runs))
+        print(name, "same plan:", bool(figures[f"{name}.same_plan_as_torch"]), flush=True)
+    write_figures(arguments.output, "onnx.json", figures, whole=set(arguments.plans) == set(RECIPES), refused=refused)
+
+
+if __name__ == "__main__":
+    main()
