@@ -3,11 +3,11 @@
     python tools/bench_onnx.py                           # about half an hour, nearly all of it allocations
     python tools/bench_onnx.py --plans resnet20          # allocations of some recipes only
 
-Each network is exported by torch's older exporter (TorchScript) and its newer one (dynamo). `recipes.same_layers`: files of the recipes that
-give the layers of the torch model, by name, kind, operations and what is absorbed. `same_plan_as_torch`: whether allocations for bytes, from
-the older exporter's file and from the torch model, choose one plan. `zoo.served`: files of deployed networks and transformers with random
-weights that are translated, held against ONNX Runtime on the way, and captured; `zoo.same_layers` are those whose layers are the torch
-model's.
+Each network is exported by torch's older exporter (TorchScript) and its newer one (dynamo). `recipes.same_layers`: files of the recipes
+that give the layers of the torch model, by name, kind, operations and what is absorbed. `same_plan_as_torch`: whether allocations for
+bytes, from the older exporter's file and from the torch model, choose one plan. `zoo.served`: files of deployed networks and transformers
+with random weights that are translated, held against ONNX Runtime on the way, and captured; `zoo.same_layers` are those whose layers are
+the torch model's.
 """
 
 from __future__ import annotations
