@@ -474,7 +474,7 @@ def test_fewest_bytes_are_found_where_bytes_are_asked_for(tmp_path: Path) -> Non
 
     # A table of levels costs 16 bytes, which layers of few weights do not save: there other widths are as good, and latency decides.
     taken = {row.group: row.scheme for row in result.allocation if row.group not in ("add", "global_pool")}
-    assert taken["down"] == "c3a8" and set(taken.values()) <= {"c3a8", "c4a8", "w6a8"}
+    assert taken["down"] in ("c2a8", "c3a8") and set(taken.values()) <= {"c2a8", "c3a8", "c4a8", "w6a8"}
     assert result.kept
     (note,) = [note for note in result.notes if note.startswith("Bytes: promised")]
     promised, written = (int(word.rstrip(",").replace(",", "")) for word in note.split()[2:5:2])

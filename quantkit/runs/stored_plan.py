@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,11 @@ class StoredPlan:
     target: str
     schemes: Mapping[str, Scheme]
     bounds: Mapping[str, tuple[float, float]]
-    bounds_by_bits: Mapping[int, Mapping[str, tuple[float, float]]]
     rounded: Mapping[str, NDArray[Any]]
     float_file: Path
     program: Path | None = None
     picked: bool = False
+    bounds_by_bits: Mapping[int, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +90,7 @@ def read_plan(folder: Path) -> StoredPlan:
     bounds = _read_bounds(plan["bounds"])
     by_bits = {int(bits): _read_bounds(row) for bits, row in plan.get("bounds_by_bits", {}).items()}
     program = folder / plan["program"] if "program" in plan else None
-    return StoredPlan(folder, graph, plan["target"], schemes, bounds, by_bits, rounded, float_file, program, picked)
+    return StoredPlan(folder, graph, plan["target"], schemes, bounds, rounded, float_file, program, picked, by_bits)
 
 
 def forget_pick(folder: Path) -> None:
