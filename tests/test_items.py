@@ -64,7 +64,7 @@ def with_labels(labels: Tensor) -> list[Batch]:
     return [Batch({"x": toys.images(ITEMS, seed=4)[0]}, labels)]
 
 
-def refuse_work(*_: Any, outputs: Any = ()) -> None:  # noqa: ARG001 - as it is called
+def refuse_work(*_: Any, outputs: Any = ()) -> None:
     raise AssertionError("the network was captured before the items were checked")
 
 
