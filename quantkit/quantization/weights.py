@@ -24,7 +24,7 @@ from quantkit.core.numerics.affine import (
     refit,
 )
 from quantkit.core.spec import FloatFormat, Format, PerBlock, PerGroup, QuantSpec, Scheme
-from quantkit.quantization.rounding import ROUNDINGS, Grid, Rounding, fit_codebook, fit_two_level, round_gptq
+from quantkit.quantization.rounding import QUICKER, ROUNDINGS, Grid, Rounding, fit_codebook, fit_two_level
 from quantkit.quantization.rounding.grid import BYTES
 from quantkit.quantization.rounding.scales import fit_scales
 
@@ -207,8 +207,9 @@ class WeightBank:
         moments = None if moments is None else moments[:, order][:, :, order]
         has_free_scales = isinstance(spec, QuantSpec) and spec.bits < 8 and spec.scale_bits == 32 and grid.qparams.scale.dim() == 1
         if moments is not None and has_free_scales:
-            grid, codes = fit_scales(rows, grid, moments, lambda given, tried: round_gptq(given, tried, moments, False), floor)
-        if moments is None or not has_free_scales or self._rounding is not round_gptq:
+            quick = QUICKER.get(self._rounding, self._rounding)
+            grid, codes = fit_scales(rows, grid, moments, lambda given, tried: quick(given, tried, moments, False), floor)
+        if moments is None or not has_free_scales or self._rounding in QUICKER:
             codes = self._rounding(rows, grid, moments, paired)
         alignment = 1.0 if moments is None else _alignment(dequantize(codes, grid.qparams) - rows, moments)
         natural = torch.empty_like(codes)

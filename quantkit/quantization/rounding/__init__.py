@@ -38,6 +38,7 @@ class Rounding(Protocol):
 
 
 ROUNDINGS: Mapping[str, Rounding] = {"gptq": round_gptq, "adaround": round_adaround, "nearest": round_nearest}
+QUICKER: Mapping[Rounding, Rounding] = {round_adaround: round_gptq}  # by which scales are tried, where the rounding itself takes long
 BLIND = frozenset({"nearest"})  # those that read no moments, so that none need be gathered
 
-__all__ = ["BLIND", "ROUNDINGS", "Grid", "Rounding", "fit_codebook", "fit_two_level", "round_gptq"]
+__all__ = ["BLIND", "QUICKER", "ROUNDINGS", "Grid", "Rounding", "fit_codebook", "fit_two_level"]
