@@ -63,7 +63,7 @@ def test_a_network_computes_the_same_bits_under_the_same_names(name: str) -> Non
     assert all(torch.equal(stored[key], value) for key, value in found.module.named_parameters())
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_networks_compute_the_same_bits(seed: int) -> None:
     model, inputs = draw(seed)
     network = capture(unbalanced(model, seed), inputs)

@@ -96,12 +96,20 @@ def constants(path: Path) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
 
 
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each network, so that its float file is exported once."""
+    return tmp_path_factory.mktemp("floats")
+
+
 @pytest.mark.parametrize("scheme", INTEGERS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_file_has_the_types_of_the_scheme_and_answers_as_the_simulation(name: str, scheme: str, tmp_path: Path) -> None:
+def test_the_file_has_the_types_of_the_scheme_and_answers_as_the_simulation(name: str, scheme: str, floats: Path) -> None:
     network, inputs = captured(name), NETWORKS[name][1]()
     bank, placement = bank_of(network, inputs), placed(network, scheme)
-    path = file_of(network, placement, bank, inputs, tmp_path)
+    folder = floats / name
+    folder.mkdir(exist_ok=True)
+    path = file_of(network, placement, bank, inputs, folder)
     model, stored = onnx.load(path), constants(path)
     onnx.checker.check_model(model, full_check=True)
     quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
