@@ -1,1 +1,1 @@
-"""Checks of a file: verdict, latency, alone and beside others, executed precisions, parity with its simulation, this processor, the reference."""
+"""Checks of a file: verdict, latency, also beside others, executed precisions, parity with its simulation, this processor, the reference."""
