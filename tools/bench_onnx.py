@@ -151,6 +151,7 @@ def main() -> None:
         alike += [layers(from_file(exported(network, inputs, arguments.runs / f"{name}-{kind}.onnx", kind))) == own for kind in EXPORTERS]
     counts, refused = served(arguments.runs)
     figures |= {"recipes.same_layers": sum(alike), "recipes.files": len(alike), **{f"zoo.{key}": value for key, value in counts.items()}}
+    write_figures(arguments.output, "onnx.json", figures, whole=False, refused=refused)
     for name in arguments.plans:
         figures[f"{name}.same_plan_as_torch"] = int(same_plan(name, arguments.runs))
         print(name, "same plan:", bool(figures[f"{name}.same_plan_as_torch"]), flush=True)

@@ -1,1 +1,1 @@
-"""Checks of a file: verdict, latency, also beside others, executed precisions, parity with its simulation, this processor, the reference."""
+"""Checks of files: verdict, latency, side by side, executed precisions, parity with the simulation, this processor, the reference."""
