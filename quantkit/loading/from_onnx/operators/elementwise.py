@@ -115,6 +115,12 @@ def _cast(call: Call) -> Any:
     return value if (is_shape(value) or isinstance(value, np.ndarray)) and kind in (6, 7) else as_tensor(value).to(TYPES[kind])
 
 
+def _cumsum(call: Call) -> Tensor:
+    if call.number("exclusive", 0) or call.number("reverse", 0):
+        raise call.refuse("an exclusive or a reversed sum")
+    return torch.cumsum(call.x(), int(as_tensor(call.inputs[1])))
+
+
 def _where(call: Call) -> Any:
     chosen, one, other = call.inputs
     if isinstance(chosen, list):
@@ -135,6 +141,7 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "Ceil": _unary(torch.ceil),
     "Clip": _clip,
     "Cos": _unary(torch.cos),
+    "CumSum": _cumsum,
     "Div": _elementwise(_quotient, _whole_quotient),
     "Dropout": lambda call: call.x(),
     "Elu": lambda call: F.elu(call.x(), call.number("alpha", 1.0)),

@@ -153,6 +153,7 @@ LAYERS: Mapping[str, Operator] = {
     "BatchNormalization": _batch_norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "Einsum": lambda call: torch.einsum(call.number("equation"), *(call.x(place) for place in range(len(call.inputs)))),
     "Gemm": _gemm,
     "GlobalAveragePool": _global_pool(torch.mean),
     "GlobalMaxPool": _global_pool(torch.amax),

@@ -112,6 +112,20 @@ def _gather(call: Call) -> Any:
     return found.reshape(*x.shape[: axis % x.dim()], *index.shape, *x.shape[axis % x.dim() + 1 :])
 
 
+def _gather_elements(call: Call) -> Tensor:
+    x, index, axis = call.x(), call.x(1), call.number("axis", 0)
+    return torch.gather(x, axis, torch.where(index < 0, index + x.shape[axis], index))
+
+
+def _gather_nd(call: Call) -> Tensor:
+    x, index, shared = call.x(), call.x(1), call.number("batch_dims", 0)
+    places = [
+        torch.arange(index.shape[axis]).reshape([-1 if other == axis else 1 for other in range(index.dim() - 1)]) for axis in range(shared)
+    ]
+    place = (*places, *index.unbind(-1))
+    return x[place]
+
+
 def _scatter(call: Call) -> Tensor:
     if call.number("reduction", "none") != "none":
         raise call.refuse("a reduction")
@@ -180,6 +194,8 @@ SHAPES: Mapping[str, Operator] = {
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
     "Pad": _pad,
     "Range": _range,
     "Reshape": _reshape,
