@@ -150,6 +150,7 @@ CASES = {
     "Slice of opset 9": Case("Slice", opset=9, attributes={"axes": [1], "starts": [1], "ends": [3]}),
     "Gather one": Case("Gather", constants=[np.array(1, np.int64)], attributes={"axis": 1}),
     "Gather several": Case("Gather", constants=[np.array([[1, 0], [2, 2]], np.int64)], attributes={"axis": 1}),
+    "Gather from the end": Case("Gather", constants=[np.array([-1, 0], np.int64)], attributes={"axis": 1}),
     "Pad": Case("Pad", constants=[whole(0, 0, 1, 0, 0, 0, 2, 1)]),
     "Pad with a number": Case("Pad", constants=[whole(0, 0, 1, 0, 0, 0, 2, 1), number(0.5)]),
     "Pad by reflection": Case("Pad", constants=[whole(0, 0, 1, 1, 0, 0, 1, 1)], attributes={"mode": "reflect"}),
@@ -351,6 +352,12 @@ REFUSED = {
         lambda p: model_of([node("Scaler", "x", domain="ai.onnx.ml")], p, domain="ai.onnx.ml"), "other domains: ai.onnx.ml::Scaler"
     ),
     "a form that is not translated": (lambda p: model_of([node("Cast", "x", to=TensorProto.STRING)], p), "Cast with type 8"),
+    "more memory than there is": (
+        lambda p: model_of(
+            [node("ConstantOfShape", "s", output="z"), node("Add", "x", "z")], p, [numpy_helper.from_array(whole(1 << 40), "s")]
+        ),
+        "a result of 1,099,511,627,776 numbers",
+    ),
     "half a file": (lambda p: p.write_bytes(model_of([node("Relu", "x")], p).read_bytes()[:-7]) and p, "not a complete ONNX file"),
 }  # fmt: skip
 

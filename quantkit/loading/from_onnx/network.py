@@ -56,7 +56,6 @@ class OnnxNetwork(nn.Module):
     def __init__(self, steps: Sequence[Step], outputs: Sequence[str], opset: int, batch: int | None) -> None:
         super().__init__()
         self.steps, self.outputs, self.opset, self.batch = tuple(steps), tuple(outputs), opset, batch
-        self.inputs: tuple[str, ...] = ()
         self.values: dict[str, Any] = {}
         self.places: dict[tuple[int, int] | str, str] = {}  # of what a step reads at a slot, or of a constant by name
 
@@ -272,7 +271,6 @@ def _with_signature(network: OnnxNetwork, names: Sequence[str]) -> nn.Module:
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     network.__class__ = type("OnnxNetwork", (OnnxNetwork,), {"forward": forward})
-    network.inputs = tuple(mine)
     return network.eval()
 
 

@@ -13,6 +13,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from onnx.inliner import inline_local_functions
 
 from quantkit.core.errors import ModelError
+from quantkit.loading.boundary import foreign
 
 MOST_BYTES = 2 << 30  # protobuf's own limit for one message
 MOST_NODES = 200_000
@@ -43,14 +44,15 @@ def open_model(path: Path, *, inlined: bool = False) -> onnx.ModelProto:
     if len(nodes) > MOST_NODES:
         raise ModelError(f"{path} has {len(nodes):,} nodes", f"at most {MOST_NODES:,}", "examine a part of it")
     if model.functions and inlined:
-        model = inline_local_functions(model)
+        with foreign(f"the functions of {path} cannot be spelt out", "functions that call each other in no circle", "export it again"):
+            model = inline_local_functions(model)
         nodes = list(model.graph.node)
     if model.functions:
         raise ModelError(f"{path} defines {len(model.functions)} functions of its own", "plain operators", "inline them when exporting")
-    foreign = sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in KNOWN_DOMAINS})
-    if foreign:
+    strange = sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in KNOWN_DOMAINS})
+    if strange:
         raise ModelError(
-            f"{path} needs operators of other domains: {', '.join(foreign[:5])}",
+            f"{path} needs operators of other domains: {', '.join(strange[:5])}",
             "operators of onnx and com.microsoft",
             "export it again without custom operators",
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from quantkit.core.errors import ModelError
 
 # Of TensorProto: half, bfloat16 and double are computed in float32.
+MOST_NUMBERS = 1 << 28  # of what an operator makes out of nothing
 FLOATS = dict.fromkeys((1, 10, 11, 16), torch.float32)
 TYPES = {**FLOATS, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool}
 
@@ -61,6 +62,12 @@ class Call:
         """The error for a form of the operator that is not known here."""
         do = "pass the torch model that the file came from, or report this network"
         return ModelError(f"the ONNX file has {self.kind} with {what}", "a form that is translated", do)
+
+
+    def check_size(self, numbers: Any) -> None:
+        """Raises ModelError for a result of more than MOST_NUMBERS: a few bytes of a file could ask for any amount of memory."""
+        if isinstance(numbers, int) and numbers > MOST_NUMBERS:
+            raise self.refuse(f"a result of {numbers:,} numbers")
 
 
 Operator = Callable[[Call], Any]

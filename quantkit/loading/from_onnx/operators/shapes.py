@@ -108,6 +108,7 @@ def _gather(call: Call) -> Any:
     index = as_tensor(index)
     if x.dim() == 2 and axis == 0 and x.is_floating_point():
         return F.embedding(index, x)
+    index = torch.where(index < 0, index + x.shape[axis], index)
     found = x.index_select(axis, index.flatten())
     return found.reshape(*x.shape[: axis % x.dim()], *index.shape, *x.shape[axis % x.dim() + 1 :])
 
@@ -163,6 +164,7 @@ def _expand(call: Call) -> Tensor:
 
 def _constant_of_shape(call: Call) -> Any:
     sides, value = call.numbers("shape", 0) or [], call.number("value")
+    call.check_size(math.prod(sides))
     number = 0.0 if value is None else value.flatten()[0].item()
     if isinstance(number, int) and not isinstance(number, bool) and len(sides) == 1 and isinstance(sides[0], int):
         return [number] * sides[0]
@@ -172,8 +174,15 @@ def _constant_of_shape(call: Call) -> Any:
 def _range(call: Call) -> Any:
     start, end, step = call.inputs
     if all(isinstance(value, int) for value in call.inputs):
+        call.check_size(len(range(start, end, step)))
         return list(range(start, end, step))
     return torch.arange(start, end, step)
+
+
+def _tile(call: Call) -> Tensor:
+    repeats = call.numbers("repeats", 1) or []
+    call.check_size(math.prod(repeats) * call.x().numel())
+    return call.x().repeat(repeats)
 
 
 def _trilu(call: Call) -> Tensor:
@@ -205,7 +214,7 @@ SHAPES: Mapping[str, Operator] = {
     "SpaceToDepth": lambda call: _space_to_depth(call.x(), call.number("blocksize")),
     "Split": _split,
     "Squeeze": _squeeze,
-    "Tile": lambda call: call.x().repeat(call.numbers("repeats", 1) or []),
+    "Tile": _tile,
     "Transpose": _transpose,
     "Trilu": _trilu,
     "Unsqueeze": _unsqueeze,
