@@ -34,30 +34,28 @@ from quantkit.runs.workbench import Workbench, scratch_folder
 from quantkit.sensitivity import Scores
 from quantkit.settings.options import Options
 from quantkit.settings.request import Request
-from quantkit.stages.candidates import Candidates, Judge
+from quantkit.stages.candidates import Candidates
+from quantkit.stages.capture import Network, capture_network, network_of
 from quantkit.stages.certify import certify, learn, refit
+from quantkit.stages.costs import Costs, cost_groups
 from quantkit.stages.effort import forget_dominated, round_for_search, round_once_more
+from quantkit.stages.finalists import choose
+from quantkit.stages.front import find_front
+from quantkit.stages.groups import find_groups
 from quantkit.stages.items import check_items
+from quantkit.stages.judge import Judge, open_judge
 from quantkit.stages.make_items import make_items
-from quantkit.stages.network import (
-    Network,
-    calibrate_ranges,
-    capture_network,
-    find_groups,
-    job_fingerprint,
-    network_of,
-    plan_frame,
-    prepare_candidates,
-    request_inputs,
-    write_plan,
-    write_request,
-)
+from quantkit.stages.plan_file import plan_frame, write_plan
+from quantkit.stages.ranges import calibrate_ranges
 from quantkit.stages.refused import find_alternative, search_chances
-from quantkit.stages.scores_and_costs import Costs, cost_groups, find_front, score_groups
-from quantkit.stages.search import choose, explain, measure_anchors, open_judge, search
+from quantkit.stages.request_record import job_fingerprint, request_inputs, write_request
+from quantkit.stages.scores import score_groups
+from quantkit.stages.search import explain, measure_anchors, search
 from quantkit.stages.stored_result import keep_result
 from quantkit.stages.variants import write_variants
-from quantkit.stages.verdict import check_bounds, report, verify_plan
+from quantkit.stages.verdict import check_bounds, report
+from quantkit.stages.verify import verify_plan
+from quantkit.stages.weights import prepare_candidates
 from quantkit.targets import find_target
 
 __all__ = ["Inspection", "Measurement", "Result", "inspect", "measure", "run"]

@@ -16,8 +16,8 @@ from quantkit.core.statistics import Expectation
 from quantkit.core.store import Run
 from quantkit.data import KeptBatches, Subset
 from quantkit.runtimes.evaluation import evaluate, open_session
-from quantkit.stages import candidates as room
-from quantkit.stages.candidates import Judge
+from quantkit.stages import judge as room
+from quantkit.stages.judge import Judge
 from quantkit.verification.verify import judge as verdict_of
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -26,7 +26,8 @@ from quantkit.cli import main, recipe_main, tables
 from quantkit.cli.console import Printed
 from quantkit.core.errors import ContractError, DataError
 from quantkit.core.graph import Graph, Group, Layer, Unsupported
-from quantkit.settings.options import Arguments, Options
+from quantkit.settings.arguments import Arguments, rows
+from quantkit.settings.options import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -218,7 +219,7 @@ OPTIONS = {
 NOT_OPTIONS = {"trust_pickle", "calibration_items", "search_items", "gate_items"}
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Arguments) if field.name not in NOT_OPTIONS])
+@pytest.mark.parametrize("name", [name for name in rows(Arguments) if name not in NOT_OPTIONS])
 def test_every_option_reaches_the_request_and_says_only_itself(work: SimpleNamespace, name: str) -> None:
     text, value = OPTIONS.get(name, ("text", "text"))
     main(["allocate", "net.pt2", f"--{name.replace('_', '-')}", text, "--json"])

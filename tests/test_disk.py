@@ -20,7 +20,7 @@ from quantkit.allocation.costs.measured import LatencyModel
 from quantkit.core.errors import OutputError
 from quantkit.core.table import Table
 from quantkit.runs.result import Result
-from quantkit.stages import scores_and_costs, search
+from quantkit.stages import costs, finalists
 
 ROOT = Path(__file__).resolve().parent.parent
 # Everything that a job writes for good, by what its name begins with.
@@ -43,8 +43,8 @@ def known(graph: Any, groups: Any, schemes: Any, *_: Any, **__: Any) -> LatencyM
 def prepare(patch: pytest.MonkeyPatch) -> None:
     hurry(patch)
     remember(patch)
-    patch.setattr(scores_and_costs, "measure_latency", known)
-    patch.setattr(search, "interleave", lambda sessions, feeds, rounds: np.ones((len(sessions), rounds)))
+    patch.setattr(costs, "measure_latency", known)
+    patch.setattr(finalists, "interleave", lambda sessions, feeds, rounds: np.ones((len(sessions), rounds)))
 
 
 @pytest.fixture(autouse=True)

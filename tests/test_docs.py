@@ -97,7 +97,7 @@ def test_configurations_are_read(page: Path, tmp_path: Path) -> None:
     for block in blocks(page):
         if block.language == "toml":
             (tmp_path / "quantkit.toml").write_text(block.text)
-            assert load_config(tmp_path) is not None
+            assert load_config(tmp_path)
 
 
 @pytest.mark.parametrize("tool", ["reference_pages", "results_page"])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from quantkit.core.metric import METRICS
 from quantkit.data import Batch, KeptBatches, collect, whole
 from quantkit.runtimes.evaluation import Early, evaluate
-from quantkit.stages.candidates import EARLY, Judge
+from quantkit.stages.judge import EARLY, Judge
 
 ITEMS, CLASSES = 300, 4
 

@@ -36,7 +36,7 @@ from quantkit.runs.stored_plan import export_plan
 from quantkit.runtimes import ort_cpu
 from quantkit.runtimes.evaluation import open_session
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
-from quantkit.settings.options import Arguments
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.request import Check, resolve_check
 from quantkit.verification import probe
 from quantkit.verification.parity import RANDOM_ITEMS

@@ -10,8 +10,8 @@ import pytest
 from test_pipeline import allocate, hurry, remember
 
 from quantkit.allocation import Plan
-from quantkit.stages import search
-from quantkit.stages.search import ROUNDS, fastest
+from quantkit.stages import finalists
+from quantkit.stages.finalists import ROUNDS, fastest
 
 UNIFORM = [{"a": "w8a8", "b": "w8a8", "c": "w8a8"}]
 THREE = {"a": "fp32", "b": "w8a8", "c": "w4a8"}
@@ -55,11 +55,11 @@ def test_an_allocation_ships_the_finalist_that_is_chosen(tmp_path: Path, monkeyp
     timed: list[Plan] = []
 
     def last(plans: Sequence[Plan], times_ms: np.ndarray, uniform: Sequence[Mapping[str, str]]) -> Plan:
-        assert times_ms.shape == (len(plans), search.ROUNDS) and (times_ms > 0).all()
+        assert times_ms.shape == (len(plans), finalists.ROUNDS) and (times_ms > 0).all()
         timed.extend(plans)
         return plans[-1]
 
-    monkeypatch.setattr(search, "fastest", last)
-    monkeypatch.setattr(search, "NEARLY", 1e9)  # whatever the clock says of them
+    monkeypatch.setattr(finalists, "fastest", last)
+    monkeypatch.setattr(finalists, "NEARLY", 1e9)  # whatever the clock says of them
     result = allocate(tmp_path / "run", max_drop=50.0, minimize="latency", schemes="fp32,w8a8,w6a8")
     assert len(timed) > 1 and {row.group: row.scheme for row in result.allocation} == timed[-1].allocation

@@ -16,7 +16,7 @@ from quantkit.data import Preprocessing
 from quantkit.data.text import read_texts
 from quantkit.loading import folder as folders
 from quantkit.loading import load_model
-from quantkit.settings.options import Arguments
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.request import resolve, resolve_model
 
 transformers = pytest.importorskip("transformers")

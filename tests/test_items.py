@@ -20,9 +20,9 @@ from quantkit.data import Batch, Item
 from quantkit.loading import LoadedModel, from_module
 from quantkit.pipeline import measure
 from quantkit.runs.history import read_sessions
-from quantkit.settings.options import Arguments
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.request import resolve
-from quantkit.stages import network
+from quantkit.stages import capture
 from quantkit.stages.items import try_network
 
 ITEMS = 300
@@ -101,7 +101,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_items_are_refused_before_any_stage(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "capture", refuse_work)
+    monkeypatch.setattr(capture, "capture", refuse_work)
     make, line = BAD[case]
     with pytest.raises(DataError, match=line) as refused:
         quantkit.allocate(toys.trained(), data=make(), max_drop=10.0, run=tmp_path / "run")
@@ -110,7 +110,7 @@ def test_bad_items_are_refused_before_any_stage(case: str, tmp_path: Path, monke
 
 
 def test_an_image_that_is_cut_short_is_refused_before_any_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "capture", refuse_work)
+    monkeypatch.setattr(capture, "capture", refuse_work)
     folder = images(tmp_path / "images", torn=170)
     with pytest.raises(DataError, match=r"cannot read image 2/170\.png"):
         quantkit.allocate(toys.trained(), data=folder, max_drop=10.0, run=tmp_path / "run")
@@ -118,7 +118,7 @@ def test_an_image_that_is_cut_short_is_refused_before_any_stage(tmp_path: Path, 
 
 
 def test_labels_of_another_shape_than_the_answers_are_refused_before_any_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "capture", refuse_work)
+    monkeypatch.setattr(capture, "capture", refuse_work)
     with pytest.raises(MetricError, match=r"labels of shape \[2, 2\] for outputs of shape \[2, 4\]"):
         quantkit.allocate(toys.trained(), data=with_labels(torch.zeros(ITEMS, 2, dtype=torch.int64)), max_drop=10.0, run=tmp_path / "run")
     assert stages_of(tmp_path / "run") == []
@@ -140,7 +140,7 @@ def test_answers_that_are_not_finite_are_refused_before_any_stage(tmp_path: Path
             found: Tensor = self.linear(x[:, 0, 0]).log() / 0
             return found
 
-    monkeypatch.setattr(network, "capture", refuse_work)
+    monkeypatch.setattr(capture, "capture", refuse_work)
     with pytest.raises(DataError, match="Broken returns NaN or infinite values"):
         quantkit.allocate(Broken(), data=with_labels(toys.images(ITEMS, seed=4)[1]), max_drop=10.0, run=tmp_path / "run")
     assert stages_of(tmp_path / "run") == []
@@ -187,7 +187,7 @@ def test_good_items_are_read_once_for_a_run_folder(tmp_path: Path) -> None:
     def until_capture() -> int:
         Watched.reads = 0
         with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError, match="captured"):
-            patch.setattr(network, "capture", refuse_work)
+            patch.setattr(capture, "capture", refuse_work)
             request = resolve(toys.trained(), Arguments(data=Watched(items()), max_drop=10.0, run=tmp_path / "run"))
             Watched.reads = 0
             measure(request, Silent())

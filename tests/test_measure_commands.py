@@ -25,8 +25,8 @@ from quantkit.runs.pick import pick
 from quantkit.runs.result import Result
 from quantkit.runs.stored_plan import export_plan, plan_file, read_plan
 from quantkit.runtimes.evaluation import open_session
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.bounds import Bound, Bounds
-from quantkit.settings.options import Arguments
 from quantkit.settings.request import resolve
 
 
@@ -293,4 +293,4 @@ def test_the_call_takes_the_same_bounds(monkeypatch: pytest.MonkeyPatch) -> None
 
     quantkit.allocate(trained(), **said)
 
-    assert {name: getattr(seen[0], name) for name in said} == said
+    assert {name: seen[0][name] for name in said} == said

@@ -50,7 +50,7 @@ def compared(box: toys.Toybox, allocation: Mapping[str, str], folder: Path, bank
     """The file of `box`'s own bank against a simulation with `bank`."""
     candidates = toys.candidates(box, folder)
     path = folder / "plan.onnx"
-    emitted = candidates.emitted(allocation, path)
+    emitted = candidates.emit(allocation, path)
     steps: list[int] = []
     items = toys.subset(ITEMS, seed=8)
     found = compare_simulation(
@@ -336,7 +336,7 @@ def test_session_options_reach_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(rooms, "open_session", spied)
     box = toys.toybox()
     candidates, plan = toys.candidates(box, tmp_path), toys.everything(box.groups, "w8a8")
-    emitted = candidates.emitted(plan, tmp_path / "plan.onnx")
+    emitted = candidates.emit(plan, tmp_path / "plan.onnx")
     told = compare_simulation(
         box.captured, candidates.placement(plan), box.bank, tmp_path / "plan.onnx", emitted, toys.subset(4, seed=8), 8, tmp_path,
         lambda _: None, {"session.disable_quant_qdq": "1"},

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +38,8 @@ from quantkit.runs.stored_plan import read_plan, simulate
 from quantkit.runs.workbench import Workbench
 from quantkit.runtimes import evaluation
 from quantkit.sensitivity import hessian
-from quantkit.stages import candidates, network, scores_and_costs, search, verdict
+from quantkit.stages import capture as captures
+from quantkit.stages import costs, finalists, judge, ranges, scores, verify
 from quantkit.verification.parity import LayerDifference, Parity
 
 ITEMS = 300
@@ -48,15 +50,15 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(latency, "PROFILE_RUNS", 3)
     patch.setattr(latency, "FIT_PLANS", 3)
     patch.setattr(latency, "TEST_PLANS", 3)
-    patch.setattr(search, "ROUNDS", 3)
+    patch.setattr(finalists, "ROUNDS", 3)
     patch.setattr("quantkit.verification.verify.LATENCY_SECONDS", 0.1)
     patch.setattr(hessian, "MOST_PROBES", 3)
 
 
 def remember(patch: pytest.MonkeyPatch) -> None:
     """torch's exporters take four seconds even for a toy: equal networks are captured and exported once for the whole file."""
-    patch.setattr(network, "capture", remembered_capture)
-    patch.setattr(network, "export_float", remembered_export)
+    patch.setattr(captures, "capture", remembered_capture)
+    patch.setattr(captures, "export_float", remembered_export)
 
 
 CAPTURED: dict[str, Captured] = {}
@@ -89,8 +91,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporters themselves."""
-    monkeypatch.setattr(network, "capture", capture)
-    monkeypatch.setattr(network, "export_float", export_float)
+    monkeypatch.setattr(captures, "capture", capture)
+    monkeypatch.setattr(captures, "export_float", export_float)
 
 
 def data(count: int = ITEMS, labelled: bool = True, noise: float = 1.5) -> list[Batch]:
@@ -128,11 +130,11 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     evaluate = evaluation.evaluate
 
     def spied(session: Any, subset: Any, batch_size: int, *early: Any) -> Any:
-        found.evaluated.append(session.path.name)
+        found.evaluated.append(re.sub(r"candidate-\w+", "candidate", session.path.name))
         found.batch_sizes.add(batch_size)
         return evaluate(session, subset, batch_size, *early)
 
-    for room in (candidates, search, verdict):
+    for room in (judge, verify):
         monkeypatch.setattr(room, "evaluate", spied)
     return found
 
@@ -352,7 +354,7 @@ def test_a_program_that_torch_cannot_store_is_noted_and_the_job_goes_on(tmp_path
 
 def test_where_simulation_and_file_part_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parting = LayerDifference("stem", 0.5, 2.0, True, "unknown")
-    monkeypatch.setattr(verdict, "compare_simulation", lambda *_: Parity(64, 1.0, 0.5, 0.75, (parting,), parting))
+    monkeypatch.setattr(verify, "compare_simulation", lambda *_: Parity(64, 1.0, 0.5, 0.75, (parting,), parting))
     result = allocate(tmp_path / "run")
 
     assert result.to_json()["simulation"] == {"items": 64, "agreement": 1.0, "exact": 0.5, "layers_exact": 0.75}
@@ -438,8 +440,8 @@ def test_the_fastest_plan_is_found_on_a_machine_of_known_speed(
         table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), np.array(rows))
         return latency.LatencyModel(table, (), 0.5, 1.0, ((1.0, 1.0),))
 
-    monkeypatch.setattr(scores_and_costs, "measure_latency", known)
-    monkeypatch.setattr(search, "interleave", lambda sessions, *_, **__: np.ones((len(sessions), 1)))
+    monkeypatch.setattr(costs, "measure_latency", known)
+    monkeypatch.setattr(finalists, "interleave", lambda sessions, *_, **__: np.ones((len(sessions), 1)))
     result = allocate(tmp_path / "run", minimize="latency", max_drop=20.0)
 
     assert {row.scheme for row in result.allocation} == {scheme}
@@ -462,8 +464,8 @@ def test_of_plans_predicted_alike_the_one_that_runs_fastest_is_chosen(tmp_path: 
         timed.extend(str(session.path.stat().st_size) for session in sessions)
         return np.array([[session.path.stat().st_size] for session in sessions])
 
-    monkeypatch.setattr(scores_and_costs, "measure_latency", known)
-    monkeypatch.setattr(search, "interleave", interleaved)
+    monkeypatch.setattr(costs, "measure_latency", known)
+    monkeypatch.setattr(finalists, "interleave", interleaved)
     result = allocate(tmp_path / "run", minimize="latency", max_drop=20.0)
 
     assert len(timed) > 1 and result.bytes["quantized"] == min(map(int, timed))
@@ -648,14 +650,14 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
 
 def test_the_batch_size_reaches_the_files_and_calibration(tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: set[int] = set()
-    calibrate = network.calibrate
+    calibrate = ranges.calibrate
 
     def spied(captured: Any, batches: Any) -> Any:
         listed = list(batches)
         sizes.update(batch.size for batch in listed)
         return calibrate(captured, listed)
 
-    monkeypatch.setattr("quantkit.stages.network.calibrate", spied)
+    monkeypatch.setattr("quantkit.stages.ranges.calibrate", spied)
     allocate(tmp_path / "run", batch_size=11)
 
     assert spy.batch_sizes == {11} and max(sizes) == 11
@@ -679,13 +681,13 @@ def test_threads_reach_every_timing_and_the_result(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("option", ["seed", "split_seed"])
 def test_seeds_change_what_is_drawn(tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    estimate = scores_and_costs.SENSITIVITIES["kl"]
+    estimate = scores.SENSITIVITIES["kl"]
 
     def spied(context: Any) -> Any:
         seen[str(len(seen))] = (context.seed, context.items.digests())
         return estimate(context)
 
-    monkeypatch.setitem(scores_and_costs.SENSITIVITIES, "kl", spied)
+    monkeypatch.setitem(scores.SENSITIVITIES, "kl", spied)
     results = [allocate(tmp_path / str(place), **{option: place}) for place in range(2)]
 
     assert results[0].fingerprint != results[1].fingerprint

@@ -31,8 +31,10 @@ def recipe():
 """
     recipe = load_recipe(written(tmp_path, body))
 
-    assert (recipe.model.width, recipe.data, recipe.metric, recipe.max_drop) == (3, "images", "top5", "1%")
-    assert (recipe.schemes, recipe.calibration, recipe.name, recipe.minimize) == (("w8a8", "fp32"), 64, "mine", "latency")
+    said = {"metric": "top5", "max_drop": "1%", "schemes": ("w8a8", "fp32"), "calibration_items": 64}
+    assert (recipe.model.width, recipe.name, recipe.data) == (3, "mine", "images")
+    assert recipe.arguments == {"data": "images", **said}
+    assert recipe.changed({"data": None, "keep": "99%", "name": "other"}).arguments == {**said, "keep": "99%"}
 
 
 def test_two_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
@@ -57,9 +59,15 @@ def test_two_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
         ("def recipe(): return Recipe(data=0)", "missing 1 required keyword-only argument: 'model'"),
         ("def recipe(): return Recipe(model=0, data=0, gate=0)", "gate = 0; wanted an integer above 0"),
         ("def recipe(): return Recipe(model=0, data=0, target=8)", "target = 8; wanted a text"),
-        ("def recipe(): return Recipe(model=0, data=0, schemes='w8a8')", "schemes = 'w8a8'; wanted a tuple"),
+        ("def recipe(): return Recipe(model=0, data=0, schemes=8)", "schemes = 8; wanted texts"),
+        ("def recipe(): return Recipe(model=0, data=0, fix={'head': 8})", "wanted texts such as .* or a table"),
+        ("def recipe(): return Recipe(model=0, data=0, trust_pickle=True)", "unknown key of a recipe: 'trust_pickle'"),
+        ("def recipe(): return Recipe(model=0, name=8)", "name = 8; wanted a text"),
     ],
-    ids=["empty", "no-function", "syntax", "import-raises", "raises", "other-type", "misspelt-key", "no-model", "count", "text", "tuple"],
+    ids=[
+        "empty", "no-function", "syntax", "import-raises", "raises", "other-type", "misspelt-key", "no-model", "count", "text", "texts",
+        "pins", "pickle", "name",
+    ],
 )
 def test_a_recipe_that_gives_none_says_why_in_one_line(tmp_path: Path, body: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:

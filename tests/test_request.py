@@ -20,8 +20,9 @@ from quantkit.cli import main
 from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, QuantkitError, RequestError, SchemeError
 from quantkit.data import Batch, Preprocessing, Splits, collect, cut
 from quantkit.settings import options
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.bounds import Bound, Bounds
-from quantkit.settings.options import Arguments, Options
+from quantkit.settings.options import Options
 from quantkit.settings.recipe import Recipe
 from quantkit.settings.request import resolve, resolve_model
 

@@ -22,7 +22,7 @@ from quantkit.runs.history import changes, shortened
 from quantkit.runs.maintenance import ALWAYS, STAGES, Kept, clean, read_status
 from quantkit.runs.stored_plan import read_plan
 from quantkit.runs.workbench import Workbench
-from quantkit.settings.options import Arguments
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.request import resolve
 
 

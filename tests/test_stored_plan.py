@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from toys import images, trained
 
 import quantkit
-from quantkit.allocation.prediction.predictor import PLAN_WEIGHTS, WEIGHTS
 from quantkit.calibration.ranges import choose_grids
 from quantkit.cli import main
 from quantkit.core.errors import OutputError, SchemeError
+from quantkit.core.run_files import PLAN_WEIGHTS, WEIGHTS
 from quantkit.core.spec import FLOAT, parse_scheme
 from quantkit.core.store import stage_name
 from quantkit.export.float_onnx import read_parameters

@@ -160,7 +160,7 @@ def test_another_variant_is_another_job(network: Running, result: Result) -> Non
     fixed = {"up": "w8a8", "down": "w4a32", "head": "w8d8"}
     asked = recipe(network, Step(network), fix=fixed)
     (variant,) = asked.variants.values()
-    more = replace(asked, variants={"step": variant, "other": replace(variant, outputs=("y", "z"))})
+    more = asked.changed({"variants": {"step": variant, "other": replace(variant, outputs=("y", "z"))}})
     again = quantkit.allocate(more, run=result.run)
     assert [row.name for row in again.variants] == ["step", "other"]
     assert [value.name for value in onnx.load(again.variants[1].onnx).graph.output] == ["y", "z"]
@@ -171,7 +171,7 @@ def test_a_dynamic_axis_of_one_is_refused(network: Running, tmp_path: Path) -> N
     (variant,) = asked.variants.values()
     one = replace(variant, example={**variant.example, "x": inputs()[:2, :1]})
     with pytest.raises(ModelError, match="a dynamic axis of size 1 in its example of 'x'"):
-        quantkit.allocate(replace(asked, variants={"step": one}), run=tmp_path / "run")
+        quantkit.allocate(asked.changed({"variants": {"step": one}}), run=tmp_path / "run")
 
 
 class Loop(Step):

@@ -28,7 +28,7 @@ from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.sensitivity.passes.bound import Passes
 from quantkit.settings.options import Options
 from quantkit.stages.candidates import Candidates
-from quantkit.stages.network import find_groups
+from quantkit.stages.groups import find_groups
 from quantkit.targets import ort_cpu
 
 CLASSES = 4

@@ -28,11 +28,13 @@ from quantkit import pipeline
 from quantkit.core.metric import divergence
 from quantkit.core.progress import Silent
 from quantkit.runtimes.evaluation import evaluate
-from quantkit.settings.options import Arguments
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.request import resolve
 from quantkit.stages.effort import BEST as ADAROUND
-from quantkit.stages.effort import in_sequence, items_for
-from quantkit.stages.network import calibrate_ranges, find_groups, prepare_candidates
+from quantkit.stages.groups import find_groups
+from quantkit.stages.ranges import calibrate_ranges
+from quantkit.stages.sequence import in_sequence, items_for
+from quantkit.stages.weights import prepare_candidates
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = ("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,12 @@ from quantkit import pipeline
 from quantkit.core.progress import Silent
 from quantkit.data import Subset
 from quantkit.runtimes.evaluation import evaluate, open_session
-from quantkit.settings.options import Arguments
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.recipe import load_recipe
 from quantkit.settings.request import Request, resolve
-from quantkit.stages.network import calibrate_ranges, find_groups, prepare_candidates
+from quantkit.stages.groups import find_groups
+from quantkit.stages.ranges import calibrate_ranges
+from quantkit.stages.weights import prepare_candidates
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (1, 3, 32, 32)
@@ -50,7 +51,7 @@ def lost(gate: Subset, before: Path, after: Path) -> float:
 
 def uniform(name: str, seed: int, folder: Path) -> float:
     """What w8a8 loses on real items, calibrated on distilled ones."""
-    recipe = replace(load_recipe(ROOT / "recipes" / f"{name}.py"), data=None, metric=None, calibration=64, search=8, gate=8)
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.py").changed({"data": None, "metric": None, "calibration": 64, "search": 8, "gate": 8})
     arguments = Arguments(run=folder / f"{name}-w8a8-{seed}", schemes=("w8a8", "fp32"), seed=seed, input_shape=SHAPE, max_drop=20.0)
     with pipeline._begun(resolve(recipe, arguments), Silent(), "measure", "data free") as (bench, request, network, scratch):
         groups = find_groups(network.captured.graph, request.options)
@@ -63,7 +64,8 @@ def promises(name: str, folder: Path) -> Iterator[dict[str, Any]]:
     gate = real(name).splits.gate
     for seed in SEEDS:
         for budget in BUDGETS:
-            recipe = replace(load_recipe(ROOT / "recipes" / f"{name}.py"), data=None, metric=None, calibration=64, search=128, gate=128)
+            counts = {"calibration": 64, "search": 128, "gate": 128}
+            recipe = load_recipe(ROOT / "recipes" / f"{name}.py").changed({"data": None, "metric": None, **counts})
             result = quantkit.allocate(
                 recipe, max_drop=budget, minimize="bytes", effort="fast", certificate=0, seed=seed, input_shape=SHAPE,
                 run=folder / f"{name}-{seed}",

@@ -48,9 +48,11 @@ def outputs_of(name: str, folder: Path) -> Mapping[str, Floats]:
         from quantkit import pipeline
         from quantkit.core.progress import Silent
         from quantkit.runtimes.evaluation import evaluate
-        from quantkit.settings.options import Arguments
+        from quantkit.settings.arguments import Arguments
         from quantkit.settings.request import resolve
-        from quantkit.stages.network import calibrate_ranges, find_groups, prepare_candidates
+        from quantkit.stages.groups import find_groups
+        from quantkit.stages.ranges import calibrate_ranges
+        from quantkit.stages.weights import prepare_candidates
 
         schemes = (*SCHEMES[name], "fp32")
         request = resolve(ROOT / "recipes" / f"{name}.py", Arguments(run=folder / name, schemes=schemes), promised=False)

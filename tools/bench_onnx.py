@@ -17,7 +17,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ from quantkit.core.errors import QuantkitError
 from quantkit.loading import load_model
 from quantkit.network.capture import capture, quiet
 from quantkit.network.captured import Captured
-from quantkit.settings.options import Arguments
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.recipe import load_recipe
 from quantkit.settings.request import resolve
-from quantkit.stages.network import network_of
+from quantkit.stages.capture import network_of
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -88,7 +87,7 @@ def same_plan(name: str, folder: Path) -> bool:
     path = exported(network, inputs, folder / f"{name}.onnx", "older")
     arguments: dict[str, Any] = {"minimize": "bytes", "max_drop": 1.0, "effort": "fast", "certificate": 0}
     found = [
-        quantkit.allocate(replace(recipe, model=model), run=folder / f"{name}-{kind}", **arguments)
+        quantkit.allocate(recipe.changed({"model": model}), run=folder / f"{name}-{kind}", **arguments)
         for kind, model in (("onnx", str(path)), ("torch", network))
     ]
     plans = [{row.group: row.scheme for row in result.allocation} for result in found]

@@ -41,12 +41,15 @@ from quantkit.runs.workbench import Workbench, scratch_folder
 from quantkit.runtimes.evaluation import evaluate
 from quantkit.sensitivity import SENSITIVITIES, Context, Scores, augmented
 from quantkit.sensitivity.passes.bound import Passes
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.bounds import Bounds
-from quantkit.settings.options import Arguments
 from quantkit.settings.request import Request, resolve
 from quantkit.stages.candidates import Candidates
-from quantkit.stages.network import Network, calibrate_ranges, capture_network, find_groups, prepare_candidates
-from quantkit.stages.search import labels_for
+from quantkit.stages.capture import Network, capture_network
+from quantkit.stages.groups import find_groups
+from quantkit.stages.judge import labels_for
+from quantkit.stages.ranges import calibrate_ranges
+from quantkit.stages.weights import prepare_candidates
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMES = ("w8a8", "w4a8", "w3a8")  # and fp32

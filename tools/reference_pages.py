@@ -36,7 +36,7 @@ COMPLETION = """## Completion
 
 CONFIGURATION = f"""# quantkit.toml
 
-{WRITTEN} from the table that reads the file (`quantkit/settings/config.py`).
+{WRITTEN} from the table that reads the file (`quantkit/settings/arguments.py`).
 
 A file `quantkit.toml` in the folder where a command runs, or the table `[tool.quantkit]` of a `pyproject.toml` there, holds defaults of a
 project. Options on the command line or in a call override it. It counts for networks that come from a file; a

@@ -1,4 +1,4 @@
-"""The commands. Each turns what was typed into `Arguments`, hands them down, and shows what comes back.
+"""The commands. Each hands down the options that were typed, and shows what comes back.
 
 What needs torch is imported inside the command that needs it, so that `--help` answers at once.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect as inspection
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -21,59 +21,15 @@ from quantkit.cli import inspect_tables, tables
 from quantkit.cli.bench_command import bench
 from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exit_codes import KEPT, NOT_KEPT, exit_code, results_only
-from quantkit.cli.flags import (
-    Arch,
-    AverageBits,
-    BatchSize,
-    CalibrationData,
-    Certificate,
-    Confidence,
-    Crop,
-    Data,
-    Device,
-    Effort,
-    Equalization,
-    Exclude,
-    Fix,
-    GateData,
-    InputShape,
-    Json,
-    Keep,
-    MaxBops,
-    MaxBytes,
-    MaxDrop,
-    MaxLatency,
-    Mean,
-    MemoryMb,
-    Metric,
-    Minimize,
-    Model,
-    Observer,
-    Output,
-    Resize,
-    Rounding,
-    RunFolder,
-    Scale,
-    Schemes,
-    Search,
-    SearchData,
-    Seed,
-    Sensitivity,
-    SplitSeed,
-    Std,
-    Target,
-    Threads,
-    TimeLimit,
-    TrustPickle,
-    Undecided,
-)  # fmt: skip
+from quantkit.cli.flags import Json, Model, takes
 from quantkit.cli.gate_command import gate
 from quantkit.cli.measure_commands import measure, pick
 from quantkit.cli.report_commands import diff, explain, report
 from quantkit.cli.run_commands import clean, status
 from quantkit.core.environment import describe, has_vnni, usable_targets
 from quantkit.core.errors import ConfigError
-from quantkit.settings.options import Arguments, Options, numbers
+from quantkit.settings.arguments import Arguments, Inspected, Judged, Machine, Pixels, Promise, Written, given, rows
+from quantkit.settings.options import Options, numbers
 
 if TYPE_CHECKING:
     from quantkit.pipeline import Inspection
@@ -93,41 +49,18 @@ def start(version: Annotated[bool, Option("--version", help="Print the version a
 
 
 @app.command()
-def allocate(
-    model: Model, max_drop: MaxDrop = None, keep: Keep = None, max_bytes: MaxBytes = None, max_latency: MaxLatency = None,
-    max_bops: MaxBops = None, average_bits: AverageBits = None, time_limit: TimeLimit = None, metric: Metric = None,
-    undecided: Undecided = None, confidence: Confidence = None, certificate: Certificate = None,
-    data: Data = None, calibration_data: CalibrationData = None,
-    search_data: SearchData = None, gate_data: GateData = None,
-    resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
-    target: Target = None, minimize: Minimize = None, sensitivity: Sensitivity = None, search: Search = None,
-    schemes: Schemes = None, fix: Fix = None, exclude: Exclude = None, observer: Observer = None, rounding: Rounding = None,
-    equalization: Equalization = None, effort: Effort = None,
-    output: Output = None, run: RunFolder = None, seed: Seed = None, split_seed: SplitSeed = None, batch_size: BatchSize = None,
-    memory_mb: MemoryMb = None, threads: Threads = None, device: Device = None, arch: Arch = None, trust_pickle: TrustPickle = False,
-    input_shape: InputShape = None, as_json: Json = False,
-) -> None:  # fmt: skip
+@takes(Arguments)
+def allocate(model: Model, *, as_json: Json = False, **options: Any) -> None:
     """Find the fastest or smallest plan that keeps the promise, write it, and measure that very file.
 
     quantkit allocate model.pt2 --max-drop 0.5 --data images/ --resize 256 --crop 224
     """
-    arguments = Arguments(
-        data=data, calibration_data=calibration_data, search_data=search_data, gate_data=gate_data,
-        resize=resize, crop=crop, mean=mean, std=std, scale=scale, metric=metric, max_drop=max_drop, keep=keep,
-        max_bytes=max_bytes, max_latency=max_latency, max_bops=max_bops, average_bits=average_bits, time_limit=time_limit,
-        undecided=undecided, confidence=confidence, certificate=certificate,
-        target=target, minimize=minimize, sensitivity=sensitivity, search=search, schemes=schemes, fix=fix, exclude=exclude,
-        observer=observer, rounding=rounding, equalization=equalization, effort=effort,
-        output=output, run=run, seed=seed, split_seed=split_seed, batch_size=batch_size,
-        memory_mb=memory_mb, threads=threads, device=device, arch=arch, trust_pickle=trust_pickle or None,
-        input_shape=input_shape,
-    )  # fmt: skip
 
     def job(progress: ConsoleProgress) -> Result:
         from quantkit import pipeline
         from quantkit.settings import request
 
-        return pipeline.run(request.resolve(model, arguments), progress)
+        return pipeline.run(request.resolve(model, given(options)), progress)
 
     _judge(job, as_json)
 
@@ -144,25 +77,21 @@ app.command()(clean)
 
 
 @app.command()
+@takes(Inspected)
 def inspect(
-    model: Model, data: Data = None, resize: Resize = None, crop: Crop = None, target: Target = None, schemes: Schemes = None,
-    fix: Fix = None, exclude: Exclude = None, arch: Arch = None, trust_pickle: TrustPickle = False, input_shape: InputShape = None,
-    every_name: Annotated[bool, Option("--all", help="Name every operation that stays float.")] = False, as_json: Json = False,
+    model: Model, *, every_name: Annotated[bool, Option("--all", help="Name every operation that stays float.")] = False,
+    as_json: Json = False, **options: Any,
 ) -> None:  # fmt: skip
     """Show what can be quantized, in which groups, and what stays float and why.
 
     quantkit inspect model.pt2 --target tensorrt
     """
-    arguments = Arguments(
-        data=data, resize=resize, crop=crop, target=target, schemes=schemes, fix=fix, exclude=exclude, arch=arch,
-        trust_pickle=trust_pickle or None, input_shape=input_shape,
-    )  # fmt: skip
 
     def job(_: ConsoleProgress) -> Inspection:
         from quantkit import pipeline
         from quantkit.settings import request
 
-        return pipeline.inspect(*request.resolve_model(model, arguments))
+        return pipeline.inspect(*request.resolve_model(model, given(options)))
 
     def show(found: Inspection) -> int:
         if as_json:
@@ -177,15 +106,14 @@ def inspect(
 
 
 @app.command()
+@takes(Promise, Judged, Pixels, Machine, without=("target", "batch_size", "seed"))
 def export(
     run: Annotated[Path, Argument(help="The run directory of an allocation.")],
     output: Annotated[Path, Option(help="The ONNX file to write.")],
     target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu, openvino, tensorrt or nbit.")] = "ort-cpu",
     adapt: Annotated[bool, Option("--adapt", help="Change layers that the target cannot run, instead of failing.")] = False,
     check: Annotated[bool, Option("--check", help="Compare ONNX Runtime without optimisations with ONNX's reference.")] = False,
-    data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
-    resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
-    threads: Threads = None, as_json: Json = False,
+    *, as_json: Json = False, **options: Any,
 ) -> None:  # fmt: skip
     """Write the file of a stored plan for any target, and measure it there; exit 1 if a check fails.
 
@@ -193,10 +121,9 @@ def export(
 
     quantkit export runs/resnet20-0123abcd --target tensorrt --adapt --output resnet20.trt.onnx
     """
-    arguments = Arguments(data=data, metric=metric, max_drop=max_drop, keep=keep, resize=resize, crop=crop, mean=mean, std=std, scale=scale)
 
     def show() -> int:
-        options = Options() if threads is None else Options(threads=threads)
+        measured = Options(**_of_machine(options))
         with results_only():
             from quantkit.gating import examine
             from quantkit.runs.stored_plan import export_plan, read_plan
@@ -206,12 +133,12 @@ def export(
             from quantkit.verification.side_by_side import random_feeds
 
             plan = read_plan(run)
-            asked = request.resolve_check(arguments)
+            asked = request.resolve_check(given(options))
             exported = export_plan(plan, target, output, adapt=adapt)
             linted = lint.lint_file(output, target)
             found = examine.examine_file(
                 output, target=target, planned=(plan.graph, exported.placement), float_file=plan.float_file, check=asked,
-                threads=options.threads, batch_size=options.batch_size, seed=options.seed,
+                threads=measured.threads, batch_size=measured.batch_size, seed=measured.seed,
             )  # fmt: skip
             checked = check_reference(output, random_feeds(output)).to_json() if check else None
         failures = found.failures(as_planned=True, int8_share=None)
@@ -231,34 +158,31 @@ def export(
 
 
 @app.command()
+@takes(Promise, Judged, Pixels, Machine, without=("target",))
 def verify(
     file: Annotated[Path, Argument(help="A run directory, or an ONNX file, whoever made it.")],
     float_file: Annotated[Path | None, Option("--float", help="The network before it was quantized; a run has its own.")] = None,
     target: Annotated[str | None, Option(help="The runtime to run it in: default: the plan's own, else ort-cpu.")] = None,
-    data: Data = None, metric: Metric = None, max_drop: MaxDrop = None, keep: Keep = None,
-    resize: Resize = None, crop: Crop = None, mean: Mean = None, std: Std = None, scale: Scale = None,
     require_as_planned: Annotated[bool, Option("--require-as-planned", help="Fail if a layer does not run as planned.")] = False,
     require_int8: Annotated[str | None, Option(help="Fail if a smaller share of multiply-accumulates runs in int8, such as 95%.")] = None,
     parity: Annotated[bool, Option("--parity", help="For a run: fail if a layer computes other codes than the simulation.")] = False,
-    threads: Threads = None, batch_size: BatchSize = None, seed: Seed = None, as_json: Json = False,
+    *, as_json: Json = False, **options: Any,
 ) -> None:  # fmt: skip
     """Measure a file: what runs in int8, the loss on all of --data, and latency; exit 1 if a requirement is not met.
 
     quantkit verify model.int8.onnx --float model.onnx --data images/ --max-drop 0.5 --require-int8 95%
     """
-    arguments = Arguments(data=data, metric=metric, max_drop=max_drop, keep=keep, resize=resize, crop=crop, mean=mean, std=std, scale=scale)
 
     def show() -> int:
-        given: dict[str, Any] = {"threads": threads, "batch_size": batch_size, "seed": seed}
-        options = Options(**{name: value for name, value in given.items() if value is not None})
+        measured = Options(**_of_machine(options))
         share = None if require_int8 is None else numbers("require-int8", require_int8.removesuffix("%"))[0] / 100
         with results_only():
             from quantkit.gating import examine
             from quantkit.settings import request
 
             found = examine.examine(
-                file, target=target, float_file=float_file, check=request.resolve_check(arguments),
-                threads=options.threads, batch_size=options.batch_size, seed=options.seed, parity=parity,
+                file, target=target, float_file=float_file, check=request.resolve_check(given(options)),
+                threads=measured.threads, batch_size=measured.batch_size, seed=measured.seed, parity=parity,
             )  # fmt: skip
         failures = found.failures(as_planned=require_as_planned, int8_share=share)
         if as_json:
@@ -336,7 +260,8 @@ def doctor(
 
 
 @app.command()
-def demo(output: Output = None, run: RunFolder = None, as_json: Json = False) -> None:
+@takes(Written)
+def demo(*, as_json: Json = False, **options: Any) -> None:
     """Train a small network on handwritten digits and quantize it.
 
     quantkit demo --run runs/digits
@@ -347,9 +272,14 @@ def demo(output: Output = None, run: RunFolder = None, as_json: Json = False) ->
         from quantkit.cli import demo
         from quantkit.settings import request
 
-        return pipeline.run(request.resolve(demo.build(progress), Arguments(output=output, run=run)), progress)
+        return pipeline.run(request.resolve(demo.build(progress), given(options)), progress)
 
     _judge(job, as_json)
+
+
+def _of_machine(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that say how files are measured."""
+    return {name: value for name, value in options.items() if name in rows(Machine)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from quantkit import __version__
 from quantkit.cli import flags
 from quantkit.cli.console import ConsoleProgress, Printed, print_json, worked
 from quantkit.cli.exit_codes import KEPT, NOT_KEPT, exit_code
-from quantkit.settings.options import Arguments
+from quantkit.settings.arguments import Gating
 
 if TYPE_CHECKING:
     from quantkit.gating import Gated
@@ -23,43 +23,25 @@ GatedFile = Annotated[Path, Argument(help="A run directory, or an ONNX file, who
 FloatFile = Annotated[Path | None, Option("--float", help="The network before it was quantized; a run has its own.")]
 Against = Annotated[Path | None, Option(help="Hold it against this file, the one that is deployed, instead of the float file.")]
 LockFile = Annotated[Path | None, Option("--lock", help="The lock file; default: quantkit.lock.json beside the file.")]
-MaxLatencyRatio = Annotated[str | None, Option(help="Time of one inference at most, as a share of the other file's: 0.6.")]
-GateBytes = Annotated[str | None, Option("--max-bytes", help="Bytes of the file at most: 2MB, or 0.3x of the other file.")]
-RequireInt8 = Annotated[str | None, Option(help="Multiply-accumulates that must run in int8, such as 95%.")]
 Junit = Annotated[Path | None, Option(help="Write the answer as JUnit XML.")]
 Sarif = Annotated[Path | None, Option(help="Write the answer as SARIF.")]
 Markdown = Annotated[Path | None, Option(help="Write the answer as Markdown, for a job's summary.")]
 
 
+@flags.takes(Gating)
 def gate(
     file: GatedFile, float_file: FloatFile = None, against: Against = None, lock: LockFile = None,
-    max_drop: flags.MaxDrop = None, keep: flags.Keep = None, max_latency_ratio: MaxLatencyRatio = None, max_bytes: GateBytes = None,
-    require_int8: RequireInt8 = None, undecided: flags.Undecided = None,
-    data: flags.Data = None, metric: flags.Metric = None,
-    resize: flags.Resize = None, crop: flags.Crop = None, mean: flags.Mean = None, std: flags.Std = None, scale: flags.Scale = None,
-    target: flags.Target = None, threads: flags.Threads = None, batch_size: flags.BatchSize = None, seed: flags.Seed = None,
-    junit: Junit = None, sarif: Sarif = None, markdown: Markdown = None, as_json: flags.Json = False,
+    *, junit: Junit = None, sarif: Sarif = None, markdown: Markdown = None, as_json: flags.Json = False, **options: Any,
 ) -> None:  # fmt: skip
     """Check a file against conditions, by default those of its lock file: exit 0 if it keeps them, 1 if not, 2 for a wrong request.
 
     quantkit gate model.int8.onnx --float model.onnx --data images/ --max-drop 0.5 --max-latency-ratio 0.6 --require-int8 95%
     """
-    arguments = Arguments(
-        data=data, metric=metric, resize=resize, crop=crop, mean=mean, std=std, scale=scale, target=target, threads=threads,
-        batch_size=batch_size, seed=seed, undecided=undecided,
-    )  # fmt: skip
-    said_conditions = {
-        "max_drop": max_drop, "keep": keep, "max_latency_ratio": max_latency_ratio, "max_bytes": max_bytes, "require_int8": require_int8,
-    }  # fmt: skip
 
     def job(progress: ConsoleProgress) -> Gated:
         from quantkit import gating
 
-        conditions = gating.parse_conditions(said_conditions)
-        asked = gating.Asked(
-            path=file, conditions=conditions, arguments=arguments, float_file=float_file, against=against, lock=lock
-        )  # fmt: skip
-        return gating.gate(asked, progress)
+        return gating.gate(gating.ask(file, options, float_file=float_file, against=against, lock=lock), progress)
 
     def show(gated: Gated) -> int:
         from quantkit import gating

@@ -6,13 +6,17 @@ def test_the_file_that_ships(assert_keeps):
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typing_extensions import Unpack
+
     from quantkit.gating import Gated
+    from quantkit.settings.arguments import Gating
 
 
 class AssertKeeps(Protocol):
@@ -20,9 +24,7 @@ class AssertKeeps(Protocol):
 
     def __call__(
         self, file: str | Path, *, float_file: str | Path | None = None, against: str | Path | None = None, lock: str | Path | None = None,
-        max_drop: float | str | None = None, max_latency_ratio: float | str | None = None, max_bytes: float | str | None = None,
-        require_int8: float | str | None = None, undecided: str | None = None, data: Any = None, metric: Any = None,
-        target: str | None = None,
+        **options: Unpack[Gating],
     ) -> Gated:  # fmt: skip
         """The answer, where it is kept; else the test fails and names each condition."""
         ...
@@ -34,17 +36,12 @@ def assert_keeps() -> AssertKeeps:
 
     def check(
         file: str | Path, *, float_file: str | Path | None = None, against: str | Path | None = None, lock: str | Path | None = None,
-        max_drop: float | str | None = None, max_latency_ratio: float | str | None = None, max_bytes: float | str | None = None,
-        require_int8: float | str | None = None, undecided: str | None = None, data: Any = None, metric: Any = None,
-        target: str | None = None,
+        **options: Unpack[Gating],
     ) -> Gated:  # fmt: skip
         __tracebackhide__ = True
         from quantkit import api
 
-        gated = api.gate(
-            file, float_file=float_file, against=against, lock=lock, max_drop=max_drop, max_latency_ratio=max_latency_ratio,
-            max_bytes=max_bytes, require_int8=require_int8, undecided=undecided, data=data, metric=metric, target=target,
-        )  # fmt: skip
+        gated = api.gate(file, float_file=float_file, against=against, lock=lock, **options)
         if not gated.kept:
             lines = [finding.line() for finding in gated.findings if not finding.stands]
             pytest.fail("\n".join([f"{gated.file} does not meet its conditions", *lines, *gated.changes]), pytrace=False)

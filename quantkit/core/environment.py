@@ -46,6 +46,12 @@ def isa_label() -> str:
     return found[0] if found else platform.machine()
 
 
+def versions() -> dict[str, Any]:
+    """Versions of what computes, by name."""
+    told = describe()
+    return {name: told[name] for name in ("torch", "onnxruntime", "openvino")}
+
+
 def has_vnni() -> bool:
     """Whether int8 products are summed in 32 bits by one instruction, without the saturation of 16-bit pairs."""
     return bool(VNNI & set(isa()))

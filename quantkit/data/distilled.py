@@ -26,6 +26,7 @@ class Distilled:
     count: int
     seed: int
     values: Tensor | None = None
+    code: str = ""  # what made the values
 
     def __len__(self) -> int:
         return self.count
@@ -42,4 +43,6 @@ class Distilled:
 
     def describe(self) -> dict[str, Any]:
         """What they are made of."""
-        return {"kind": "distilled", "network": self.network, "shape": list(self.shape), "count": self.count, "seed": self.seed}
+        return {"kind": "distilled", "network": self.network, "shape": list(self.shape), "count": self.count, "seed": self.seed} | (
+            {"code": self.code} if self.code else {}
+        )

@@ -9,7 +9,7 @@ junit.py · sarif.py · markdown.py   one report each
 
 from __future__ import annotations
 
-from quantkit.gating.check import Asked, Gated, gate
+from quantkit.gating.check import Gated, ask, gate
 from quantkit.gating.conditions import Conditions, parse_conditions
 from quantkit.gating.findings import Finding
 from quantkit.gating.junit import to_junit
@@ -19,10 +19,10 @@ from quantkit.gating.sarif import to_sarif
 
 __all__ = [
     "LOCK",
-    "Asked",
     "Conditions",
     "Finding",
     "Gated",
+    "ask",
     "gate",
     "lock_result",
     "parse_conditions",

@@ -19,7 +19,7 @@ from quantkit.core.metric import METRICS
 from quantkit.core.progress import Progress
 from quantkit.core.statistics import decide_ratio
 from quantkit.export.session_file import read_session
-from quantkit.gating.conditions import Conditions
+from quantkit.gating.conditions import Conditions, parse_conditions
 from quantkit.gating.examine import check_items, judge_files, share_of_file
 from quantkit.gating.findings import Finding, judge_bytes, judge_drop, judge_int8, judge_latency
 from quantkit.gating.lock import LOCK, Lock, choose_items, label_digest, read_lock, sole_name
@@ -27,7 +27,8 @@ from quantkit.loading.from_onnx.opening import file_bytes, open_model
 from quantkit.runs.stored_plan import FILE, plan_file, read_plan
 from quantkit.runtimes import Runtime, find_runtime
 from quantkit.runtimes.evaluation import Feeds, feeds
-from quantkit.settings.options import Arguments, Options
+from quantkit.settings.arguments import Arguments, Required, given, rows
+from quantkit.settings.options import Options
 from quantkit.settings.request import Check, resolve_items
 from quantkit.targets import find_target
 from quantkit.verification.side_by_side import random_feeds
@@ -46,6 +47,17 @@ class Asked:
     float_file: Path | None = None
     against: Path | None = None
     lock: Path | None = None
+
+
+def ask(
+    path: Path, said: Mapping[str, Any], *, float_file: Path | None = None, against: Path | None = None, lock: Path | None = None
+) -> Asked:
+    """What `said`, options of `Gating`, asks of a file. Raises RequestError for a condition that is none."""
+    conditions = {name: said.get(name) for name in rows(Required)}
+    others = given({name: value for name, value in said.items() if name not in conditions})
+    return Asked(
+        path=path, conditions=parse_conditions(conditions), arguments=others, float_file=float_file, against=against, lock=lock
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,9 +135,9 @@ def gate(asked: Asked, progress: Progress) -> Gated:
     subject = _find(asked)
     lock, said = subject.lock, asked.arguments
     conditions = _conditions(asked, lock)
-    target = said.target or (lock.target if lock else None) or subject.target or "ort-cpu"
+    target = said.get("target") or (lock.target if lock else None) or subject.target or "ort-cpu"
     told = {name: getattr(lock, name) for name in ("undecided", "seed", "batch_size", "threads")} if lock else {}
-    told |= {name: value for name in ("undecided", "seed", "batch_size", "threads") if (value := getattr(said, name)) is not None}
+    told |= {name: value for name in ("undecided", "seed", "batch_size", "threads") if (value := said.get(name)) is not None}
     options = Options(target=target, **told)
     for path in (subject.file, asked.against or subject.float_file):
         if path is not None:
@@ -182,7 +194,7 @@ def _conditions(asked: Asked, lock: Lock | None) -> Conditions:
 
 def _items(said: Arguments, conditions: Conditions, lock: Lock | None) -> tuple[Check, list[str]]:
     """The items to judge on: those that the lock knows, where they are among the data; else all of it, and a note."""
-    if lock is not None and said.metric is None and lock.metric not in METRICS:
+    if lock is not None and said.get("metric") is None and lock.metric not in METRICS:
         got = f"metric {lock.metric} of {lock.path}, which is code"
         raise ConfigError(got, "a metric that is named in the request", f"pass --metric {lock.metric}")
     metric, preprocessing = (lock.metric, lock.preprocessing) if lock else (None, None)

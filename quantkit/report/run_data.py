@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.allocation.prediction.predictor import PICKED, TABLES, MeasuredPlan, Predictor, read_predictor
+from quantkit.allocation.prediction.predictor import MeasuredPlan, Predictor, read_predictor
 from quantkit.core.errors import OutputError
 from quantkit.core.graph import Graph, Group
+from quantkit.core.run_files import PICKED, TABLES
 from quantkit.core.spec import parse_scheme
 from quantkit.report.format import certificate_line
 from quantkit.runs.pick import find_measured_plans

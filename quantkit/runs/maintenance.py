@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.allocation.prediction.predictor import ARRAYS, PICKED, PLAN, PLAN_WEIGHTS, TABLES, WEIGHTS, plan_weights_key
 from quantkit.core.errors import OutputError
+from quantkit.core.run_files import ARRAYS, PICKED, PLAN, PLAN_WEIGHTS, TABLES, WEIGHTS, plan_weights_key
 from quantkit.core.store import JOURNAL, Run, fingerprint, stage_name
 from quantkit.runs.history import Session, changes, read_sessions
 from quantkit.runs.workbench import SCRATCH, TORN

@@ -17,19 +17,11 @@ from typing import Any
 import numpy as np
 
 from quantkit.allocation import Plan, undominated
-from quantkit.allocation.prediction.predictor import (
-    PICKED,
-    PLAN_WEIGHTS,
-    MeasuredPlan,
-    Predictor,
-    explain_shortage,
-    front_report,
-    plan_weights_key,
-    read_predictor,
-)
+from quantkit.allocation.prediction.predictor import MeasuredPlan, Predictor, explain_shortage, front_report, read_predictor
 from quantkit.allocation.search import Measured, Space, Trial
 from quantkit.core.errors import RequestError
 from quantkit.core.metric import Budget
+from quantkit.core.run_files import PICKED, PLAN_WEIGHTS, plan_weights_key
 from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWN_RATE, Expectation, looked_at, noise
 from quantkit.core.store import Run, fingerprint, stage_name, write_atomically
 from quantkit.settings.bounds import Bounds

@@ -10,10 +10,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quantkit.allocation.prediction.predictor import PICKED, PLAN, PLAN_WEIGHTS, WEIGHTS
 from quantkit.calibration.ranges import choose_grids
 from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.graph import Graph
+from quantkit.core.run_files import PICKED, PLAN, PLAN_WEIGHTS, WEIGHTS
 from quantkit.core.spec import Scheme, parse_scheme
 from quantkit.core.store import Run, write_atomically
 from quantkit.export.companions import write_companions

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import OutputError
 from quantkit.core.progress import Progress
+from quantkit.core.sources import code_of
 from quantkit.core.store import Run, fingerprint, stage_name
 from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, shortened
 
@@ -96,6 +97,7 @@ class Workbench:
 
     def keep(self, stage: str, depends_on: Mapping[str, Any], compute: Callable[[], T], load: Callable[[Any], T]) -> T:
         """The result of `stage`: read back by `load` if it was kept under the same dependencies, by name, else computed and kept."""
+        depends_on = with_code(depends_on, compute)
         key = stage_key(stage, depends_on)
         start = time.perf_counter()
         kept = self.store.get(stage, key)
@@ -112,6 +114,7 @@ class Workbench:
         self, stage: str, depends_on: Mapping[str, Any], compute: Callable[[], Mapping[str, NDArray[Any]]]
     ) -> Mapping[str, NDArray[Any]]:
         """As `keep`, for a stage that gives arrays by name."""
+        depends_on = with_code(depends_on, compute)
         key = stage_key(stage, depends_on)
         start = time.perf_counter()
         kept: Mapping[str, NDArray[Any]] | None = self.store.get_arrays(stage, key)
@@ -144,6 +147,11 @@ class Workbench:
             self.store.append(event, HISTORY)
         else:
             self._early.append(event)
+
+
+def with_code(depends_on: Mapping[str, Any], compute: Callable[[], Any]) -> dict[str, Any]:
+    """What a stage's result depends on, with the code of the module that computes it and of all that this imports."""
+    return {**depends_on, "code of this stage": code_of(compute.__module__)}
 
 
 def stage_key(stage: str, depends_on: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ AMOUNTS: Mapping[str, tuple[str, Mapping[str, float], str]] = {
     "bops": ("--max-bops", BOPS, "2.5G, or 0.1x of the float network's"),
     "average_bits": ("--average-bits", {"": 1}, "4.5, or 0.2x of 32"),
 }
+BOUNDS = {name: option.removeprefix("--").replace("-", "_") for name, (option, _, _) in AMOUNTS.items()}
 FLOAT_BITS = 32
 
 

@@ -1,4 +1,4 @@
-"""What a user may ask for: `Arguments` as given, text or objects, in any of three places; `Options` as the stages read it.
+"""What a user may ask for, as the stages read it: `Options`, checked, made of what was given in the places that `arguments` describes.
 
 Text is parsed into values here, once. Standard library only, so that `quantkit --help` needs nothing else.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from quantkit.core.errors import DataError, RequestError, SchemeError, unknown
 from quantkit.core.spec import parse_scheme
@@ -211,57 +210,6 @@ class Options:
             return self.schemes
         narrow = self.minimize in ("bytes", "bops") or self.bounds.given().keys() - {"latency"}
         return DEFAULT_SCHEMES[self.target]["bytes" if narrow else "latency"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arguments:
-    """All options of the command line, a call, a recipe or a configuration file; None is not given."""
-
-    data: Any = None
-    calibration_data: Any = None
-    search_data: Any = None
-    gate_data: Any = None
-    calibration_items: int | None = None
-    search_items: int | None = None
-    gate_items: int | None = None
-    metric: Any = None
-    max_drop: str | float | None = None
-    keep: str | None = None
-    max_bytes: str | float | None = None
-    max_latency: str | float | None = None
-    max_bops: str | float | None = None
-    average_bits: str | float | None = None
-    time_limit: str | float | None = None
-    target: str | None = None
-    minimize: str | None = None
-    sensitivity: str | None = None
-    search: str | None = None
-    schemes: str | Sequence[str] | None = None
-    fix: Sequence[str] | Mapping[str, str] | None = None
-    exclude: Sequence[str] | None = None
-    observer: str | None = None
-    rounding: str | None = None
-    equalization: str | None = None
-    effort: str | None = None
-    output: str | Path | None = None
-    run: str | Path | None = None
-    seed: int | None = None
-    split_seed: int | None = None
-    batch_size: int | None = None
-    memory_mb: int | None = None
-    threads: int | None = None
-    device: str | None = None
-    undecided: str | None = None
-    confidence: float | None = None
-    certificate: int | None = None
-    arch: str | None = None
-    trust_pickle: bool | None = None
-    input_shape: str | Sequence[int] | None = None
-    resize: str | int | Sequence[int] | None = None
-    crop: str | int | Sequence[int] | None = None
-    mean: str | float | Sequence[float] | None = None
-    std: str | float | Sequence[float] | None = None
-    scale: str | float | None = None
 
 
 def words(value: str | Iterable[str]) -> tuple[str, ...]:

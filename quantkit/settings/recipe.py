@@ -6,87 +6,86 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.core.errors import ConfigError, QuantkitError, unknown
+from quantkit.settings.arguments import FILE_KEYS, Arguments, Shared, from_file, given, rows
+from quantkit.settings.kinds import COUNT, TEXT
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from quantkit.loading.model import Variant
 
-COUNTS = ("calibration", "search", "gate", "batch_size", "threads")
 TAKEN = ("alternative", "float", "model", "picked")  # names of other files
-TEXTS = ("name", "keep", "target", "minimize", "sensitivity", "search_method", "observer", "rounding", "equalization", "effort")
+OWN = ("model", "name", "variants")
+FREE = tuple(name for name, row in rows(Shared).items() if row.free)  # objects are not checked here
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, init=False, eq=False)
 class Recipe:
-    """What `allocate` needs to know of one network; the command line overrides it, and None leaves a choice to the defaults.
+    """What `allocate` needs to know of one network; the command line overrides it, and what is left out, or None, the defaults decide.
 
-    `model`: a module, or anything that the command line takes as MODEL. `data`: a dataset; datasets by name, `calibration` with
-    `search` and `gate`, or with `data`, which is halved; three splits; a path; or what yields batches; None distills items
-    from the network. `metric`: top1 unless said otherwise, and agreement without data. `calibration`, `search` and
-    `gate` count items. `fix` pins groups to schemes, `exclude` keeps groups that match a pattern in float. Raises ConfigError for
-    values of another type. `variants`: other forms of the network, to be exported with its plan, by the name of the file.
+    `model`: a module, or anything that the command line takes as MODEL; `name` is for the report. The options are those of
+    `quantkit.toml`, by the same names, but for `search_method`, which is `--search` on the command line, and `calibration`, `search` and
+    `gate`, which count items. `data` is a dataset; datasets by name, `calibration` with `search` and `gate`, or with `data`, which is
+    halved; three splits; a path; or what yields batches; left out, items are distilled from the network. `metric`: top1 unless said
+    otherwise, and agreement without data. `variants`: other forms of the network, to be exported with its plan, by the name of the file.
+    Raises ConfigError for an option that there is not, and for values of another kind.
     """
 
     model: Any
-    data: Any = None
-    metric: Any = None
-    max_drop: float | str | None = None
-    keep: str | None = None
-    max_bytes: float | str | None = None
-    max_latency: float | str | None = None
-    max_bops: float | str | None = None
-    average_bits: float | str | None = None
-    time_limit: float | str | None = None
-    name: str = ""
-    target: str | None = None
-    minimize: str = "latency"
-    schemes: tuple[str, ...] | None = None
-    sensitivity: str | None = None
-    search_method: str | None = None
-    observer: str | None = None
-    rounding: str | None = None
-    equalization: str | None = None
-    effort: str | None = None
-    fix: Mapping[str, str] = field(default_factory=dict)
-    variants: Mapping[str, Variant] = field(default_factory=dict)
-    exclude: tuple[str, ...] = ()
-    input_shape: tuple[int, ...] | None = None
-    calibration: int | None = None
-    search: int | None = None
-    gate: int | None = None
-    seed: int | None = None
-    split_seed: int | None = None
-    confidence: float | None = None
-    certificate: int | None = None
-    batch_size: int | None = None
-    threads: int | None = None
+    name: str
+    variants: Mapping[str, Variant]
+    said: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        for key in COUNTS:
-            value = getattr(self, key)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"recipe has {key} = {value!r}", "an integer above 0", "give an integer, or leave it out")
-        for key in TEXTS:
-            if not isinstance(getattr(self, key), str | None):
-                raise ConfigError(f"recipe has {key} = {getattr(self, key)!r}", "a text", "put it in quotes, or leave it out")
-        for name in self.variants:
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in TAKEN:
+    def __init__(
+        self,
+        *,
+        model: Any,
+        name: str = "",
+        variants: Mapping[str, Variant] | None = None,
+        calibration: int | None = None,
+        search: int | None = None,
+        gate: int | None = None,
+        search_method: str | None = None,
+        **options: Unpack[Shared],
+    ) -> None:
+        for key in options:
+            if key not in FILE_KEYS:
+                raise ConfigError(*unknown("key of a recipe:", key, [*OWN, *FILE_KEYS]))
+        kinds = {**FILE_KEYS, **dict.fromkeys(("calibration", "search", "gate"), COUNT)}
+        splits = {"calibration": calibration, "search": search, "gate": gate}
+        said = given({**options, "search_method": search_method, **splits})
+        for key, value in said.items():
+            if key not in FREE and kinds[key].read(value) is None:
+                raise ConfigError(f"recipe has {key} = {value!r}", kinds[key].wanted, "correct it, or leave it out")
+        if TEXT.read(name or "recipe") is None:
+            raise ConfigError(f"recipe has name = {name!r}", TEXT.wanted, "put it in quotes, or leave it out")
+        for variant in variants or {}:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", variant) or variant in TAKEN:
                 wanted = f"small letters, digits and _, and none of {', '.join(TAKEN)}"
-                raise ConfigError(f"recipe has a variant {name!r}", wanted, "choose another name: it becomes a file's")
-        for key in ("schemes", "exclude"):
-            value = getattr(self, key)
-            if value is not None and (not isinstance(value, (tuple, list)) or not all(isinstance(part, str) for part in value)):
-                raise ConfigError(
-                    f"recipe has {key} = {value!r}",
-                    'a tuple of texts, such as ("w8a8", "fp32")',
-                    "write it so, with a comma where there is one text only",
-                )
+                raise ConfigError(f"recipe has a variant {variant!r}", wanted, "choose another name: it becomes a file's")
+        for field, value in {"model": model, "name": name, "variants": dict(variants or {}), "said": said}.items():
+            object.__setattr__(self, field, value)
+
+    def changed(self, options: Mapping[str, Any]) -> Recipe:
+        """The recipe with these options, or another `model`, `name` or `variants`, in the place of its own."""
+        return Recipe(**{"model": self.model, "name": self.name, "variants": self.variants, **self.said, **options})
+
+    @property
+    def data(self) -> Any:
+        """The items, as they are given; None where they are distilled."""
+        return self.said.get("data")
+
+    @property
+    def arguments(self) -> Arguments:
+        """What is said, under the names of the command line."""
+        return from_file(self.said)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -121,9 +120,6 @@ def _guarded(function: Callable[[], Any], path: Path) -> Any:
     except QuantkitError:
         raise
     except Exception as error:
-        stray = re.search(r"Recipe\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        if stray:
-            raise ConfigError(*unknown(f"key in {path}:", stray[1], [known.name for known in fields(Recipe)])) from error
         raise ConfigError(
             f"{path} raised {type(error).__name__}: {error}", "a recipe that runs", "run it with python to see where"
         ) from error

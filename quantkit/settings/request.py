@@ -22,15 +22,15 @@ from quantkit.data import Batch, Dataset, Distilled, Preprocessing, Splits, Subs
 from quantkit.data.text import LINES, SEPARATORS, read_lines, read_texts
 from quantkit.loading import LoadedModel
 from quantkit.runtimes import find_runtime
-from quantkit.settings.bounds import parse_bounds, parse_seconds
-from quantkit.settings.config import Config, load_config
-from quantkit.settings.options import Arguments, Options, numbers, pins, size, words
+from quantkit.settings.arguments import Arguments, given
+from quantkit.settings.bounds import BOUNDS, parse_bounds, parse_seconds
+from quantkit.settings.config import load_config
+from quantkit.settings.options import Options, numbers, pins, size, words
 from quantkit.settings.recipe import Recipe, load_recipe
 
 Source = str | Path | nn.Module | LoadedModel | Recipe
 
 SPLITS = ("calibration", "search", "gate")
-BOUNDS = {"latency": "max_latency", "bytes": "max_bytes", "bops": "max_bops", "average_bits": "average_bits"}
 SOURCES = {"data": "data", **{name: f"{name}_data" for name in SPLITS}}
 # What is said as one: a share to keep unsays another place's maximal drop, other data its counts.
 UNITS = (frozenset({"max_drop", "keep"}), frozenset({*SOURCES.values(), *(f"{name}_items" for name in SPLITS)}))
@@ -66,17 +66,18 @@ def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> R
     """
     network, said = _gather(source, arguments)
     options, preprocessing = _options(said), _preprocessing(said)
-    unsaid = said.max_drop is None and said.keep is None
+    unsaid = said.keys().isdisjoint({"max_drop", "keep"})
     free = unsaid and (options.minimize == "drop" or not promised)
-    budget, metric = EVERYTHING if free else parse_budget(said.max_drop, said.keep), resolve_metric(said.metric or "top1")
-    given = _given(said)
+    budget = EVERYTHING if free else parse_budget(said.get("max_drop"), said.get("keep"))
+    metric = resolve_metric(said.get("metric") or "top1")
+    sources = _sources(said)
     model = _load(network, said)
     if model.variants and options.equalization != "none":
         got = f"--equalization {options.equalization} for a network with other forms ({', '.join(model.variants)}), whose weights it leaves"
         raise RequestError(got, "none", "leave --equalization out, or the variants")
-    if not given:
+    if not sources:
         return _without_data(model, said, budget, options, preprocessing)
-    splits = _open(given, _reading(network, said, preprocessing), said, options.split_seed)
+    splits = _open(sources, _reading(network, said, preprocessing), said, options.split_seed)
     _check_labels_exist(metric, splits)
     check_budget(budget.points(100.0), min(len(splits.search), len(splits.gate)), metric.unit)
     model, example = _example(model, said, splits)
@@ -87,7 +88,7 @@ def _without_data(model: LoadedModel, said: Arguments, budget: Budget, options: 
     """The request on items that will be distilled from the network; their answers are compared with the float network's."""
     if not loading.has_batch_norm(model):
         raise DataError(*NO_NORMS)
-    metric = resolve_metric(said.metric or "agreement")
+    metric = resolve_metric(said.get("metric") or "agreement")
     if metric.reference == "labels":
         got = f"metric {metric.name} without data: items that are distilled from the network have no labels"
         raise MetricError(got, "labelled data, or a metric that compares with the float network", "pass --data PATH, or --metric agreement")
@@ -102,7 +103,8 @@ def _without_data(model: LoadedModel, said: Arguments, budget: Budget, options: 
     enough = round(DISTILLED_SPARE * 100 / max(budget.points(100.0), 1e-9))
     judged = min(max(enough, DISTILLED_LEAST), DISTILLED_MOST)
     usual = {"calibration": DISTILLED_CALIBRATION, "search": judged, "gate": judged}
-    counts = {name: getattr(said, f"{name}_items") or count for name, count in usual.items()}
+    asked: Mapping[str, Any] = said
+    counts: dict[str, int] = {name: asked.get(f"{name}_items") or count for name, count in usual.items()}
     items = Distilled(model.digest, name, shape, sum(counts.values()), options.seed)
     splits = split(items, seed=options.split_seed, **counts)
     check_budget(budget.points(100.0), min(counts["search"], counts["gate"]), metric.unit)
@@ -112,10 +114,10 @@ def _without_data(model: LoadedModel, said: Arguments, budget: Budget, options: 
 def resolve_model(source: Source, arguments: Arguments) -> tuple[LoadedModel, Mapping[str, Tensor] | None, Options]:
     """The network, an example of its inputs and the options: what is known without a promise. Raises RequestError."""
     network, said = _gather(source, arguments)
-    options, given = _options(said), _given(said)
+    options, sources = _options(said), _sources(said)
     model = _load(network, said)
-    needed = given and model.program is None and said.input_shape is None
-    splits = _open(given, _reading(network, said, _preprocessing(said)), said, options.split_seed) if needed else None
+    needed = sources and model.program is None and "input_shape" not in said
+    splits = _open(sources, _reading(network, said, _preprocessing(said)), said, options.split_seed) if needed else None
     return (*_example(model, said, splits), options)
 
 
@@ -130,13 +132,14 @@ class Check:
 
 def resolve_check(arguments: Arguments) -> Check | None:
     """What was given for judging an existing file; None without data. Raises RequestError."""
-    if arguments.data is None:
-        if arguments.max_drop is not None or arguments.keep is not None:
+    said = given(arguments)
+    promised = not said.keys().isdisjoint({"max_drop", "keep"})
+    if "data" not in said:
+        if promised:
             raise DataError("an accuracy condition without data", "labelled items to judge it on", "pass --data PATH")
         return None
-    promised = arguments.max_drop is not None or arguments.keep is not None
-    budget = parse_budget(arguments.max_drop, arguments.keep) if promised else None
-    items, metric = whole(_dataset(arguments.data, Reading(_preprocessing(arguments)))), resolve_metric(arguments.metric or "top1")
+    budget = parse_budget(said.get("max_drop"), said.get("keep")) if promised else None
+    items, metric = whole(_dataset(said["data"], Reading(_preprocessing(said)))), resolve_metric(said.get("metric") or "top1")
     _check_label(metric, items)
     return Check(items, metric, budget)
 
@@ -149,19 +152,23 @@ def resolve_items(
     What is given wins over `metric` and `preprocessing`, those of a lock, and they over a recipe, which may be named as the data, or the
     configuration file here. Of data that was given in splits it is the gate split.
     """
-    recipe = isinstance(arguments.data, (str, Path)) and Path(arguments.data).suffix == ".py"
-    below = load_recipe(Path(arguments.data)) if recipe else load_config(Path.cwd())
-    said = _over(replace(arguments, data=None) if recipe else arguments, below)
-    source = said.data if said.gate_data is None else said.gate_data
+    mine = given(arguments)
+    path = mine.get("data")
+    if isinstance(path, (str, Path)) and Path(path).suffix == ".py":
+        said = _over(given({**mine, "data": None}), load_recipe(Path(path)).arguments)
+    else:
+        said = _over(mine, load_config(Path.cwd()))
+    source = said.get("gate_data", said.get("data"))
     if isinstance(source, Splits):
         source = source.gate
     elif isinstance(source, Mapping) and set(source) <= {*SPLITS, "data"}:
         source = source.get("gate", source.get("data"))
     if source is None:
         return None
-    own = _preprocessing(arguments)
+    own = _preprocessing(mine)
     wanted = _preprocessing(said) if own != Preprocessing() or preprocessing is None else preprocessing
-    items, resolved = whole(_dataset(source, Reading(wanted))), resolve_metric(arguments.metric or metric or said.metric or "top1")
+    chosen = mine.get("metric") or metric or said.get("metric") or "top1"
+    items, resolved = whole(_dataset(source, Reading(wanted))), resolve_metric(chosen)
     _check_label(resolved, items)
     return items, resolved
 
@@ -171,53 +178,31 @@ def _gather(source: Source, arguments: Arguments) -> tuple[Source, Arguments]:
     if isinstance(source, (str, Path)) and Path(source).suffix == ".py":
         source = load_recipe(Path(source))
     if isinstance(source, Recipe):
-        return source, _over(arguments, source)
+        return source, _over(arguments, source.arguments)
     if isinstance(source, (str, Path)):
         return source, _over(arguments, load_config(Path.cwd()))
-    return source, arguments
+    return source, given(arguments)
 
 
-def _over(arguments: Arguments, below: Recipe | Config | None) -> Arguments:
+def _over(arguments: Arguments, below: Arguments) -> Arguments:
     """`arguments`, and where they are silent what the recipe or configuration `below` says."""
-    if below is None:
-        return arguments
-    mine, theirs = _said(arguments), _translated(below)
+    mine, theirs = given(arguments), dict(below)
     for unit in UNITS:
         if unit & mine.keys():
             theirs = {name: value for name, value in theirs.items() if name not in unit}
-    return replace(arguments, **{name: value for name, value in theirs.items() if name not in mine})
+    return given({**theirs, **mine})
 
 
-def _said(place: Arguments | Recipe | Config) -> dict[str, Any]:
-    """What is neither None nor empty there."""
-    values = {field.name: getattr(place, field.name) for field in fields(place)}
-    empty = {name for name, value in values.items() if value is None or (isinstance(value, (str, tuple, Mapping)) and not value)}
-    return {name: value for name, value in values.items() if name not in empty}
-
-
-def _translated(place: Recipe | Config) -> dict[str, Any]:
-    """What is said there, under the names of `Arguments`: `search` is a split there, and the way to search has another name."""
-    values = _said(place)
-    splits = {name: values.pop(name) for name in SPLITS if name in values}
-    if "search_method" in values:
-        values["search"] = values.pop("search_method")
-    values |= {f"{name}_{'items' if isinstance(value, int) else 'data'}": value for name, value in splits.items()}
-    values |= values.pop("preprocessing", {})
-    return {name: value for name, value in values.items() if name in {field.name for field in fields(Arguments)}}
-
-
-def _given(said: Arguments) -> dict[str, Any]:
-    values = {name: getattr(said, field) for name, field in SOURCES.items()}
-    return {name: value for name, value in values.items() if value is not None}
+def _sources(said: Arguments) -> dict[str, Any]:
+    return {name: said[option] for name, option in SOURCES.items() if option in said}  # type: ignore[literal-required]
 
 
 def _options(said: Arguments) -> Options:
     parsers: dict[str, Callable[[Any], Any]] = {"schemes": words, "exclude": words, "fix": pins, "output": Path, "run": Path}
-    values = {name: value for name, value in _said(said).items() if name in {field.name for field in fields(Options)}}
-    bounds = parse_bounds({name: getattr(said, option) for name, option in BOUNDS.items()})
-    limit = None if said.time_limit is None else parse_seconds(said.time_limit)
-    given = {name: parsers[name](value) if name in parsers else value for name, value in values.items()}
-    options = Options(**given, bounds=bounds, time_limit_s=limit)
+    known, asked = {field.name for field in fields(Options)}, dict[str, Any](said)
+    values = {name: parsers[name](value) if name in parsers else value for name, value in asked.items() if name in known}
+    bounds = parse_bounds({name: asked.get(option) for name, option in BOUNDS.items()})
+    options = Options(**values, bounds=bounds, time_limit_s=parse_seconds(asked["time_limit"]) if "time_limit" in asked else None)
     if bounds.latency and not find_runtime(options.target).TIMES:
         got = f"--max-latency for {options.target}, which does not run here"
         raise RequestError(got, "a bound that can be checked here", "pass --max-bytes or --max-bops")
@@ -244,9 +229,10 @@ def _check_writable(folder: Path) -> None:
 
 
 def _preprocessing(said: Arguments) -> Preprocessing:
-    resize, crop = (None if value is None else size(name, value) for name, value in (("resize", said.resize), ("crop", said.crop)))
-    mean, std = (None if value is None else numbers(name, value) for name, value in (("mean", said.mean), ("std", said.std)))
-    return Preprocessing(resize, crop, mean, std, None if said.scale is None else numbers("scale", said.scale)[0])
+    asked = dict[str, Any](said)
+    resize, crop = (size(name, asked[name]) if name in asked else None for name in ("resize", "crop"))
+    mean, std, scale = (numbers(name, asked[name]) if name in asked else None for name in ("mean", "std", "scale"))
+    return Preprocessing(resize, crop, mean, std, scale[0] if scale else None)
 
 
 def _load(network: Source, said: Arguments) -> LoadedModel:
@@ -254,8 +240,8 @@ def _load(network: Source, said: Arguments) -> LoadedModel:
         model = _load(network.model, said)
         return replace(model, name=network.name or model.name, variants={**model.variants, **network.variants})
     if isinstance(network, (str, Path)):
-        return loading.load_model(str(network), arch=said.arch, trust_pickle=bool(said.trust_pickle))
-    if said.arch is not None:
+        return loading.load_model(str(network), arch=said.get("arch"), trust_pickle=bool(said.get("trust_pickle")))
+    if "arch" in said:
         raise ModelError("--arch beside a network that is complete", "--arch only beside a state dict", "drop --arch")
     return network if isinstance(network, LoadedModel) else loading.from_module(network)
 
@@ -287,13 +273,13 @@ def _reading(network: Source, said: Arguments, preprocessing: Preprocessing) -> 
     if folder is None or not loading.is_folder(folder):
         return Reading(preprocessing)
     if loading.reads_text(folder):
-        return Reading(preprocessing, folder, None if said.input_shape is None else _shape(said)[1])
+        return Reading(preprocessing, folder, None if "input_shape" not in said else _shape(said)[1])
     return Reading(Preprocessing(**loading.image_settings(folder)) if preprocessing == Preprocessing() else preprocessing)
 
 
 def _shape(said: Arguments) -> tuple[int, ...]:
-    text = said.input_shape if isinstance(said.input_shape, str) else "x".join(map(str, said.input_shape or ()))
-    return loading.parse_input_shape(text)
+    shape = said.get("input_shape") or ()
+    return loading.parse_input_shape(shape if isinstance(shape, str) else "x".join(map(str, shape)))
 
 
 def _open(given: Mapping[str, Any], reading: Reading, said: Arguments, seed: int) -> Splits:
@@ -306,7 +292,7 @@ def _open(given: Mapping[str, Any], reading: Reading, said: Arguments, seed: int
     if not paths and reading.preprocessing != Preprocessing():
         raise DataError("preprocessing options beside data in memory", "them beside files", "preprocess what the data yields")
     source = {name: _dataset(value, reading) for name, value in given.items()} if only is None else _dataset(only, reading)
-    return split(source, seed=seed, calibration=said.calibration_items, search=said.search_items, gate=said.gate_items)
+    return split(source, seed=seed, calibration=said.get("calibration_items"), search=said.get("search_items"), gate=said.get("gate_items"))
 
 
 def _dataset(value: Any, reading: Reading) -> Dataset:
@@ -339,11 +325,11 @@ def _check_label(metric: Metric, items: Subset) -> None:
 def _example(model: LoadedModel, said: Arguments, splits: Splits | None) -> tuple[LoadedModel, Mapping[str, Tensor] | None]:
     """An example of the inputs, and the model, converted by it where that is needed."""
     example: Mapping[str, Tensor] | None = None
-    if splits is not None and (model.example or said.input_shape is None):
+    if splits is not None and (model.example or "input_shape" not in said):
         example = next(iter(splits.calibration.batches(EXAMPLE_ITEMS))).inputs
     elif model.example:
         example = model.example
-    elif said.input_shape is not None:
+    elif "input_shape" in said:
         example = {"0": torch.zeros(EXAMPLE_ITEMS, *_shape(said)[1:])}
     if example is None and model.program is None:
         raise ModelError(f"{model.name} needs an example input", "its shape, or data", "pass --input-shape 1x3x224x224, or --data")

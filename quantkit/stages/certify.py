@@ -14,7 +14,7 @@ from quantkit.core.table import Interactions, Table
 from quantkit.data import KeptBatches
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import EVERYTHING, Request
-from quantkit.stages.candidates import Judge, first_items
+from quantkit.stages.judge import Judge, first_items
 from quantkit.stages.search import measure_anchors
 
 TRAINED = {"fast": 24, "balanced": 16}  # plans that are fitted to, by effort

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
-from typing import Any
-
-import torch
-from numpy.typing import NDArray
 
 from quantkit.allocation import undominated
 from quantkit.allocation.search import Space
 from quantkit.core.store import fingerprint
-from quantkit.data import Batch, Subset
-from quantkit.quantization.rounding import ROUNDINGS
-from quantkit.quantization.sequential import items_within, round_in_sequence
 from quantkit.runs.workbench import Workbench
-from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.settings.request import Request
-from quantkit.stages.candidates import Candidates, Judge
-from quantkit.stages.network import Network
-from quantkit.stages.plan_weights import Allocation, PlanWeights
+from quantkit.stages.candidates import Candidates
+from quantkit.stages.capture import Network
+from quantkit.stages.judge import Judge
+from quantkit.stages.plan_weights import Allocation
 from quantkit.stages.refused import is_all_float
-from quantkit.targets.placement import Placement
+from quantkit.stages.sequence import in_sequence, items_for
 
-BATCH = 8
 BEST = "adaround"  # the rounding of least error, for the plan that ships: some five times the seconds
-MOST_ITEMS = 256  # for the plan that ships
 LEAST_ITEMS, SEARCH_MACS = 64, 4e9  # for each plan of a search: so many items, or as many more as take so many multiply-accumulates
 
 
@@ -75,33 +65,3 @@ def forget_dominated(judge: Judge, space: Space, others: Iterable[Allocation], c
     kept = [chosen, *(plan.allocation for plan in undominated(looked))]
     for weights in judge.candidates.rounded:
         weights.forget(plan for plan in (*(plan.allocation for plan in looked), *others) if plan not in kept)
-
-
-def items_for(request: Request, network: Network, most: int = MOST_ITEMS) -> Subset:
-    """Calibration items that weights are rounded on: at most so many, as far as their activations fit in the memory that is allowed."""
-    return request.splits.calibration.first(min(most, MOST_ITEMS, items_within(network.captured, request.options.memory_mb)))
-
-
-def in_sequence(
-    bench: Workbench,
-    request: Request,
-    network: Network,
-    candidates: Candidates,
-    items: Subset,
-    only: Allocation | None = None,
-    rounding: str | None = None,
-) -> PlanWeights:
-    """Weights of any plan, or of the `only` one, rounded in sequence on these items, by `rounding` if it is not the request's."""
-    device = torch.device(request.options.device)
-    own = request.options.rounding
-    bank = candidates.bank.by(ROUNDINGS[rounding or own]).to(device)
-
-    @cache
-    def batches() -> list[Batch]:
-        return list(network_batches(network.captured.graph, items, BATCH, device))
-
-    def rounded(placement: Placement) -> dict[str, NDArray[Any]]:
-        return round_in_sequence(network.on_device, placement, bank, batches(), lambda _: None)
-
-    key = fingerprint(candidates.key, "in sequence", items.fingerprint(), *([] if rounding in (None, own) else [rounding]))
-    return PlanWeights(rounded, candidates.graph, candidates.bank, bench.store, key, only)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from quantkit.core.errors import DataError, ModelError
 from quantkit.core.metric import METRICS, Metric
 from quantkit.data import Item, Subset, bind, check_labels
 from quantkit.data.batch import stack
-from quantkit.loading import LoadedModel
 from quantkit.loading.boundary import foreign
 from quantkit.network.capture import check_program_inputs, inputs_of, takes_names
 from quantkit.runs.workbench import Plain, Workbench
-from quantkit.settings.request import Request
+
+if TYPE_CHECKING:
+    from quantkit.loading import LoadedModel
+    from quantkit.settings.request import Request
 
 TRIAL_ITEMS = 2
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from quantkit.calibration.distillation import STEPS, distill, find_norms
 from quantkit.core.errors import DataError
+from quantkit.core.sources import code_of
 from quantkit.data import Distilled, Splits, Subset
 from quantkit.network.capture import unfolded
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import NO_NORMS, Request
-from quantkit.stages.network import network_of
+from quantkit.stages.capture import network_of
 
 DISTILLED = "distilled_items"
 WARNING = (
@@ -44,7 +45,7 @@ def make_items(bench: Workbench, request: Request) -> Request:
 
     bench.progress.note(WARNING.format(count=len(items)))
     values = bench.keep_arrays(DISTILLED, {"network": request.model.digest, "items": items.describe(), "steps": STEPS}, compute)
-    made = replace(items, values=torch.from_numpy(values["items"]))
+    made = replace(items, values=torch.from_numpy(values["items"]), code=code_of(distill.__module__))
     splits = request.splits
     parts = (Subset(made, part.indices) for part in (splits.calibration, splits.search, splits.gate))
     return replace(request, splits=Splits(*parts))

@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quantkit.allocation.prediction.predictor import PLAN_WEIGHTS, plan_weights_key
 from quantkit.core.graph import Graph
+from quantkit.core.run_files import PLAN_WEIGHTS, plan_weights_key
 from quantkit.core.store import Run
 from quantkit.quantization.weights import WeightBank
 from quantkit.targets.placement import Placement

@@ -13,8 +13,8 @@ from quantkit.runs.outcome import ALTERNATIVE, Refused
 from quantkit.runs.result import Baseline
 from quantkit.runtimes import Rival
 from quantkit.stages.candidates import Candidates
-from quantkit.stages.network import UNIFORM
-from quantkit.stages.search import EVEN
+from quantkit.stages.judge import EVEN
+from quantkit.stages.weights import UNIFORM
 
 
 def find_alternative(space: Space, found: SearchResult, plan: Plan) -> Trial | None:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from quantkit.core.environment import describe
+from quantkit.core.run_files import PIPELINE
+from quantkit.core.sources import code_of
 from quantkit.runs.result import Result
 from quantkit.runs.workbench import Plain, Workbench, stage_key
-from quantkit.stages.network import Network
+from quantkit.stages.capture import Network
 
 STAGE = "result"
 
@@ -17,10 +19,13 @@ STAGE = "result"
 def keep_result(bench: Workbench, job: str, network: Network, allocate: Callable[[], Result]) -> Result:
     """The kept result, if its files lie in the run directory as they were; else `allocate` makes it.
 
-    It hangs on the job, the captured network (and with it this very code) and this machine: a result is repeated for the same of all.
+    It hangs on the job, the captured network, the code of the whole job and this machine: a result is repeated for the same of all.
     """
     host = describe()
-    depends_on = {"request": job, "network": network.key, "processor": host["cpu"], "integer instructions": host["isa"]}
+    depends_on = {
+        "request": job, "network": network.key, "code of quantkit": code_of(PIPELINE), "processor": host["cpu"],
+        "integer instructions": host["isa"],
+    }  # fmt: skip
     store, key = bench.store, stage_key(STAGE, depends_on)
     kept = store.get(STAGE, key)
     if kept is not None and _digests(_read(kept, bench)) != kept["sha256"]:

@@ -1,140 +1,29 @@
-"""The file that ships on the gate split: opened here and nowhere before."""
+"""The result: whether the promise is kept, what was gained, and the sentences that belong to it."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-from quantkit.allocation.costs.measured import PROFILE_RUNS
 from quantkit.allocation.prediction.certificate import Certificate
 from quantkit.allocation.prediction.predictor import Predictor
-from quantkit.allocation.search import SearchResult, Trial
+from quantkit.allocation.search import SearchResult
 from quantkit.core.environment import describe
 from quantkit.core.graph import Graph
-from quantkit.core.metric import Outputs
-from quantkit.core.statistics import Verdict, stands
-from quantkit.core.store import write_atomically
-from quantkit.data import KeptBatches
-from quantkit.export.companions import write_companions
-from quantkit.export.executed_layers import Executed
-from quantkit.export.session_file import write_session
+from quantkit.core.statistics import stands
 from quantkit.quantization.moments import without_moments
 from quantkit.quantization.rounding import BLIND
 from quantkit.runs.outcome import Gain, Refused
-from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
-from quantkit.runs.workbench import Plain, Workbench
-from quantkit.runtimes import Rival
-from quantkit.runtimes.evaluation import evaluate, feeds
+from quantkit.runs.result import BoundRow, Execution, GroupRow, Result
+from quantkit.runs.workbench import Workbench
 from quantkit.sensitivity import Scores
-from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
+from quantkit.stages.costs import Costs
 from quantkit.stages.make_items import WARNING, is_distilled
-from quantkit.stages.network import UNIFORM, Network, example_feeds
-from quantkit.stages.refused import is_all_float, refusals, write_alternative
-from quantkit.stages.scores_and_costs import Costs
-from quantkit.stages.search import budget_for, float_outputs, labels_for
-from quantkit.verification.parity import Parity, compare_outputs, compare_simulation
-from quantkit.verification.verify import Latency, int8_share, judge, time_sessions
-
-PARITY_ITEMS = 64  # of the gate split: equal bits on all of them are equal bits on 95 % of others at 95 %
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Verified:
-    """All that was measured on the final file and on the baselines beside it, each with the items that would decide it."""
-
-    allocation: Mapping[str, str]
-    files: Files
-    budget: float
-    verdict: Verdict
-    latency: Latency | None
-    baselines: Mapping[Baseline, int | None]
-    executed: Executed
-    int8_macs: float
-    parity: Parity
-    promised_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Accuracy:
-    """The plan's verdict on the gate split, the budget in the metric's unit; of rivals name, bytes, drop and items needed."""
-
-    budget: float
-    verdict: Verdict
-    rivals: tuple[tuple[str, int, float, int | None], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON form."""
-        return {"budget": self.budget, "verdict": self.verdict.to_json(), "rivals": [list(row) for row in self.rivals]}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Accuracy:
-        """The inverse of `to_json`."""
-        return cls(data["budget"], Verdict(**data["verdict"]), tuple((name, size, drop, n) for name, size, drop, n in data["rivals"]))
-
-
-def verify_plan(
-    bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str], alternative: Trial | None
-) -> Verified:
-    """Write the plan's file into the run directory; measure it, float and the uniform baselines on the gate split, in one run.
-
-    With an `alternative`, that plan's file is written beside it, and is one of the baselines.
-    """
-    final, scratch = bench.store.folder / "model.onnx", candidates.folder
-    with write_atomically(final) as temporary:
-        emitted = candidates.emitted(allocation, temporary)
-    gate, options, host = request.splits.gate, network.target.SESSION_OPTIONS, describe()
-    beside = write_alternative(candidates, bench.store.folder, alternative)
-    rivals = cache(lambda: [*_write_rivals(bench, request, network, candidates), *beside])
-    on = {
-        "weights": candidates.weights_key(allocation), "plan": dict(allocation),
-        "alternative": alternative and dict(alternative.plan.allocation),
-        "calibration data": request.splits.calibration.fingerprint(),
-        "batch_size": request.options.batch_size, "processor": host["cpu"], "integer instructions": host["isa"],
-    }  # fmt: skip
-    judged = {
-        "gate data": gate.fingerprint(), "metric": [request.metric.name, request.metric.source], "max drop": asdict(request.budget),
-        "seed": request.options.seed,
-    }  # fmt: skip
-    accuracy = bench.keep(
-        "accuracy", {**on, **judged}, lambda: _judge(bench, request, network, candidates, final, rivals()), Accuracy.from_json
-    )
-    timed = bench.keep(
-        "file_latency", {**on, "threads": request.options.threads},
-        lambda: _time(bench, request, network, candidates, final, rivals()), Plain,
-    )  # fmt: skip
-    times = [Latency(**row) for row in timed.value]
-
-    def simulate() -> Parity:
-        some = gate.first(PARITY_ITEMS)
-        with bench.progress.stage("compare with the simulation", len(some), "items") as advance:
-            placement, bank, batch = candidates.placement(allocation), candidates.weights(allocation), request.options.batch_size
-            if candidates.runtime.SHOWS_CODES:
-                return compare_simulation(
-                    network.captured, placement, bank, final, emitted, some, batch, scratch, advance, options
-                )  # fmt: skip
-            session = candidates.open(final, threads=0)
-            return compare_outputs(network.captured, placement, bank, session, some, batch, advance)
-
-    _profile(bench, request, network, candidates, final)
-    parity = bench.keep("simulation", {**on, "gate data": gate.fingerprint()}, simulate, Parity.from_json)
-    ran = candidates.runtime.read_executed(final, candidates.graph, candidates.placement(allocation), options, scratch)
-    size = network.float_file.stat().st_size
-    rows: dict[Baseline, int | None] = {Baseline("float", 0.0, 1.0 if times else None, 1.0): None}
-    for place, (name, bytes_, drop, items) in enumerate(accuracy.rivals):
-        rows[Baseline(name, drop, times[2 + place].ratio if times else None, bytes_ / size)] = items
-    write_companions(final, candidates.graph, request.options.target)
-    located = Files(final, network.float_file, write_session(network.target, bench.store.folder), beside[0].path if beside else None)
-    return Verified(
-        allocation, located, accuracy.budget, accuracy.verdict, times[1] if times else None, rows, ran,
-        int8_share(candidates.graph, ran), parity, candidates.promised_bytes(allocation),
-    )  # fmt: skip
+from quantkit.stages.refused import is_all_float, refusals
+from quantkit.stages.verify import Verified
 
 
 def report(
@@ -255,59 +144,3 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, refus
     if nearest:
         notes.append(f"Rounded to the nearest codes, as they have too many inputs for {request.options.rounding}: {', '.join(nearest)}.")
     return tuple(notes)
-
-
-def _write_rivals(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> list[Rival]:
-    """Our own uniform plan, whatever the menus, as it is what others would ship, and what the runtime's users have."""
-    uniform = candidates.emit({group.name: UNIFORM for group in candidates.groups}, candidates.folder / "uniform.onnx")
-    names = network.captured.graph.inputs
-    calibration = network_batches(network.captured.graph, request.splits.calibration, 1)
-    with bench.timed("baselines", "baselines on the calibration items"):
-        theirs = candidates.runtime.write_rivals(network.float_file, (feeds(batch, names) for batch in calibration), candidates.folder)
-    return [Rival(f"uniform {UNIFORM}", uniform, uniform.stat().st_size), *theirs]
-
-
-def _judge(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]) -> Accuracy:
-    """Every file on the gate split, against the float file."""
-    gate, options = request.splits.gate, network.target.SESSION_OPTIONS
-    with bench.progress.stage("accuracy on the gate split", 2 + len(rivals), "files") as advance:
-        items = KeptBatches(gate)
-        reference = float_outputs(request, candidates, items)
-        labels = labels_for(request, gate, reference)
-        budget = budget_for(request, reference, labels)
-        advance(1)
-        verdicts = []
-        for path, own in [(final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]:
-            session = candidates.runtime.open_file(path, threads=0, options=own)
-            outputs: Outputs = evaluate(session, items, request.options.batch_size)
-            verdicts.append(judge(request.metric, reference, outputs, labels, budget, request.options.seed))
-            advance(1)
-    mine, *theirs = verdicts
-    rows = ((rival.name, rival.bytes, verdict.drop, verdict.items_to_decide) for rival, verdict in zip(rivals, theirs, strict=True))
-    return Accuracy(budget, mine, tuple(rows))
-
-
-def _time(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]) -> Plain:
-    """The float file, the plan's and the rivals', timed side by side in one run; nothing where times mean nothing."""
-    runtime, options, example = candidates.runtime, network.target.SESSION_OPTIONS, example_feeds(request, network)
-    if not runtime.TIMES:
-        return Plain([])
-    opened = [(network.float_file, options), (final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]
-    with bench.progress.stage("time the files side by side"):
-        sessions = [runtime.open_file(path, threads=request.options.threads, options=own, example=example) for path, own in opened]
-        return Plain([asdict(latency) for latency in time_sessions(sessions, example)])
-
-
-def _profile(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path) -> None:
-    """profile.json in the run directory: the milliseconds of each layer's own nodes in the float file and in the plan's, for the report."""
-    runtime, options, threads = candidates.runtime, network.target.SESSION_OPTIONS, request.options.threads
-    if not runtime.TIMES:
-        return
-    example, found = example_feeds(request, network), {}
-    with bench.timed("time of the layers", "time the layers of both files"):
-        for name, path in (("float", network.float_file), ("plan", final)):
-            found[name] = runtime.layer_ms(
-                path, candidates.graph, example, threads=threads, options=options, runs=PROFILE_RUNS, folder=candidates.folder
-            )
-    with write_atomically(bench.store.folder / "profile.json") as temporary:
-        temporary.write_text(json.dumps({"unit": "ms", "runs": PROFILE_RUNS, "threads": threads, **found}))

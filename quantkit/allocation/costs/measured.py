@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -81,7 +82,7 @@ def measure_latency(
     graph: Graph,
     groups: Sequence[Group],
     schemes: Sequence[str],
-    emit: Callable[[Mapping[str, str]], Path],
+    written: Callable[[Mapping[str, str]], AbstractContextManager[Path]],
     feeds: Feeds,
     *,
     runtime: Runtime,
@@ -91,11 +92,13 @@ def measure_latency(
     folder: Path,
     advance: Callable[[int], None],
 ) -> LatencyModel:
-    """Profile the uniform files, then fit and test on random plans. `emit(allocation)` writes a plan's file; `advance(1)` per file."""
+    """Profile the uniform files, then fit and test on random plans. `written(allocation)` is a plan's file, while it is used;
+    `advance(1)` counts files.
+    """
     profiles = {}
     for scheme in schemes:
-        file = emit(uniform(groups, scheme))
-        profiles[scheme] = runtime.layer_ms(file, graph, feeds, threads=threads, options=options, runs=PROFILE_RUNS, folder=folder)
+        with written(uniform(groups, scheme)) as file:
+            profiles[scheme] = runtime.layer_ms(file, graph, feeds, threads=threads, options=options, runs=PROFILE_RUNS, folder=folder)
         advance(1)
     values = np.full((len(groups), len(schemes)), np.nan)
     for row, group in enumerate(groups):
@@ -108,7 +111,8 @@ def measure_latency(
     plans = [*alike, *_random_plans(groups, seed, FIT_PLANS + TEST_PLANS, alike)]
     measured = []
     for plan in plans:
-        session = runtime.open_file(emit(plan), threads=threads, options=options, example=feeds)
+        with written(plan) as file:
+            session = runtime.open_file(file, threads=threads, options=options, example=feeds)
         measured.append(float(np.median(interleave([session], feeds, rounds=PROFILE_RUNS))))
         advance(1)
     return _fitted(table, edges, plans, np.array(measured))

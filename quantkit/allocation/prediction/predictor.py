@@ -17,21 +17,13 @@ from quantkit.allocation import Limit, Plan, Resource, distances, front, hypervo
 from quantkit.allocation.search import Space, Tie
 from quantkit.core.errors import OutputError
 from quantkit.core.graph import Group
+from quantkit.core.run_files import ARRAYS, TABLES
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.core.table import Floats, Interactions, Table
 from quantkit.settings.bounds import Bounds, show_amount
 
 TIE_SHARE = 0.005
-# What was measured, what `quantkit allocate` chose, and what `quantkit pick` chose of the former.
-TABLES, PLAN, PICKED = "tables.json", "plan.json", "picked.json"
-WEIGHTS, PLAN_WEIGHTS = "weights", "plan_weights"  # the stages that keep weights, rounded layer by layer apart, and for one plan
-ARRAYS = "interactions"
 MeasuredPlan = tuple[Mapping[str, str], Mapping[str, float]]  # an allocation, and what was measured of it
-
-
-def plan_weights_key(key: str, allocation: Mapping[str, str]) -> str:
-    """Under which weights lie that were rounded for one plan; `key` stands for all else that they depend on."""
-    return fingerprint(PLAN_WEIGHTS, key, dict(allocation))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

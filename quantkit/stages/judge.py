@@ -1,0 +1,206 @@
+"""What a candidate loses on the search split."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.allocation.search import Measured
+from quantkit.core.environment import describe
+from quantkit.core.metric import METRICS, NO_LABEL, Metric, Outputs, check_budget, divergence, unpadded
+from quantkit.core.sources import code_of
+from quantkit.core.statistics import UNKNOWN_RATE, Expectation, can_be_kept, looked_at, noise
+from quantkit.core.store import Run, fingerprint
+from quantkit.data import KeptBatches, Subset, check_labels
+from quantkit.runs.workbench import Workbench
+from quantkit.runtimes.evaluation import Early, evaluate
+from quantkit.stages.candidates import Candidates
+from quantkit.verification.verify import judge
+
+if TYPE_CHECKING:
+    from quantkit.settings.request import Request
+
+# Beyond 0.2 nats a network is broken, and says nothing about small losses. A squared distance is what a loss is made of, however large.
+NEAR = {"softmax": 0.2, "identity": math.inf}
+EARLY = 64  # items that are looked at first
+HOPELESS = 2  # times NEAR: then no more are
+EXPECTED_CANDIDATES = 25
+FLOATS = "float_on_search"
+# How sure a search must be of a promise that the gate can prove; and of one that it cannot, so that the measured drop decides.
+SURE, EVEN = 0.85, 0.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judge:
+    """Measures candidates on the search split, each once: what the journal holds is not measured again."""
+
+    candidates: Candidates
+    store: Run
+    key: str
+    search: Subset
+    labels: Any
+    reference: Outputs
+    metric: Metric
+    budget: float
+    gate_items: int
+    confidence: float
+    batch_size: int
+    seed: int
+    items: KeptBatches  # those of `search`
+    counted: NDArray[np.bool_] | None = None  # which of their tokens are no padding
+
+    def expect(self, anchors: Sequence[Mapping[str, str]]) -> Callable[[Mapping[str, str]], Measured]:
+        """How to measure a plan once the anchors are: with their drops and divergences behind the judgement whether it passes."""
+        near, told = self.near, self.expectation(anchors)
+
+        def measure(allocation: Mapping[str, str]) -> Measured:
+            look = self.measure(allocation)
+            expectation = told if look["divergence"] <= near else UNKNOWN_RATE
+            chance = expectation.chance_kept(looked_at(look, len(self.search)), look["divergence"], self.gate_items, self.budget)
+            return Measured(look["drop"], chance >= self.confidence, {**look, "chance_kept": chance})
+
+        return measure
+
+    def expectation(self, anchors: Sequence[Mapping[str, str]]) -> Expectation:
+        """How drop follows divergence, on these plans as far as they are not broken."""
+        looks = [look for look in map(self.measure, anchors) if look["divergence"] <= self.near]
+        drops, divergences = (np.array([look[key] for look in looks]) for key in ("drop", "divergence"))
+        return Expectation.fit(drops, np.array([noise(looked_at(look, len(self.search))) for look in looks]), divergences)
+
+    @property
+    def near(self) -> float:
+        """The divergence beyond which a network is broken; a finite number."""
+        return min(NEAR[self.metric.curvature], sys.float_info.max)
+
+    def settings(self) -> dict[str, Any]:
+        """What it takes to judge by the journal alone."""
+        return {
+            "key": self.key, "metric": self.metric.name, "unit": self.metric.unit, "near": self.near, "search_items": len(self.search),
+            "gate_items": self.gate_items, "confidence": self.confidence,
+        }  # fmt: skip
+
+    def measured_plans(self) -> list[tuple[dict[str, str], dict[str, float]]]:
+        """All that the journal holds of these candidates, each allocation once."""
+        own = {r["key"]: r for r in self.store.records() if r["key"] == fingerprint(self.key, r["allocation"])}
+        return [(dict(record["allocation"]), dict(record["look"])) for record in own.values()]
+
+    def knows(self, allocation: Mapping[str, str]) -> bool:
+        """Whether the journal holds it."""
+        return self._recorded(allocation) is not None
+
+    def measure(self, allocation: Mapping[str, str]) -> dict[str, float]:
+        """Drop, interval, divergence and bytes on the search split, from the journal or measured now; of a broken network on a few."""
+        recorded = self._recorded(allocation)
+        if recorded is not None:
+            return recorded
+        with self.candidates.written(allocation) as path:
+            session = self.candidates.open(path, threads=0)
+            early = Early(EARLY, lambda found: self._is_hopeless(self._look(path, found)))
+            look = self._look(path, evaluate(session, self.items, self.batch_size, early))
+        self.store.append({"key": fingerprint(self.key, dict(allocation)), "allocation": dict(allocation), "look": look})
+        return look
+
+    def _is_hopeless(self, look: Mapping[str, float]) -> bool:
+        """Whether the network is broken and no other item will mend it: drop and divergence both say so."""
+        return look["divergence"] > HOPELESS * NEAR[self.metric.curvature] and look["low"] > self.budget
+
+    def _look(self, path: Path, outputs: Outputs) -> dict[str, float]:
+        """What is measured of the outputs for the first items."""
+        count = len(outputs[0])
+        reference, labels, counted = (first_items(values, count) for values in (self.reference, self.labels, self.counted))
+        verdict = judge(self.metric, reference, outputs, labels, self.budget, self.seed)
+        apart = divergence(unpadded(reference, counted), unpadded(outputs, counted), self.metric.curvature)
+        return {
+            "items": count,
+            "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,
+            "divergence": apart, "bytes": float(path.stat().st_size),
+        }  # fmt: skip
+
+    def _recorded(self, allocation: Mapping[str, str]) -> dict[str, float] | None:
+        """The last that the journal holds; nothing where it was left early under a smaller budget, which says too little now."""
+        key = fingerprint(self.key, dict(allocation))
+        look = next((dict(record["look"]) for record in reversed(self.store.records()) if record["key"] == key), None)
+        is_whole = look is None or look.get("items", len(self.search)) == len(self.search)
+        return look if is_whole or self._is_hopeless(look or {}) else None
+
+
+def labels_for(request: Request, subset: Subset, reference: Outputs) -> Any:
+    """The subset's labels, checked against the number of classes; None where the metric compares with the float file.
+
+    Our own metrics leave padding out: it has no label, and what the float file makes of it is no reference.
+    """
+    counted, own = subset.counted(), METRICS.get(request.metric.name) is request.metric
+    if request.metric.reference == "float":
+        return unpadded(reference, counted, np.nan) if own and counted is not None else None
+    labels = subset.labels()
+    if labels is not None and np.issubdtype(labels.dtype, np.integer) and request.metric.curvature == "softmax":
+        check_labels(labels, reference[0].shape[-1])
+        labels = np.where(counted, labels, NO_LABEL) if own and counted is not None and counted.shape == labels.shape else labels
+    return labels
+
+
+def budget_for(request: Request, reference: Outputs, labels: Any) -> float:
+    """The budget in the metric's unit, relative to the float file's score where it is given so."""
+    truth = reference if request.metric.reference == "float" else labels
+    return request.budget.points(request.metric.score(reference, truth))
+
+
+def float_outputs(request: Request, candidates: Candidates, subset: Subset | KeptBatches) -> Outputs:
+    """The float file's answers."""
+    return evaluate(candidates.open(candidates.float_file, threads=0), subset, request.options.batch_size)
+
+
+def _kept_outputs(bench: Workbench, request: Request, candidates: Candidates, subset: Subset) -> Outputs:
+    """The float file's answers on the search split, kept in the run directory as arrays in their order."""
+
+    def compute() -> Mapping[str, Any]:
+        with bench.progress.stage("float file on the search split"):
+            outputs = float_outputs(request, candidates, subset)
+        return {f"output {place}": output for place, output in enumerate(outputs)}
+
+    depends_on = {
+        "float file": candidates.float_file.read_bytes(), "search data": subset.fingerprint(), "batch_size": request.options.batch_size,
+        "target": request.options.target, "processor": describe()["cpu"],
+    }  # fmt: skip
+    return tuple(bench.keep_arrays(FLOATS, depends_on, compute).values())
+
+
+def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Judge:
+    """What measures candidates on the search split. The journal's key leaves the promise out: what a plan loses does not hang on it."""
+    subset, gate, options = request.splits.search, request.splits.gate, request.options
+    reference = _kept_outputs(bench, request, candidates, subset)
+    labels = labels_for(request, subset, reference)
+    budget = budget_for(request, reference, labels)
+    check_budget(budget, min(len(subset), len(gate)), request.metric.unit)
+    confidence = options.confidence
+    if confidence is None:
+        truth = reference if request.metric.reference == "float" else labels
+        values = request.metric.per_item(reference, truth) if request.metric.per_item and options.undecided == "point" else None
+        has_margins = request.metric.margins is not None and request.metric.margins(reference, truth) is not None
+        confidence = SURE if values is None or can_be_kept(values, len(gate), budget, with_margins=has_margins) else EVEN
+    weights = [candidates.key, *(rounded.key for rounded in candidates.rounded)]
+    metric = (request.metric.name, request.metric.source)
+    key = fingerprint(weights, code_of(__name__), subset.fingerprint(), metric, describe()["isa"], options.seed)
+    megabytes = sum(array.nbytes for array in reference) / 1e6
+    told = f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items"
+    if FLOATS in bench.computed:  # else it was found, and says nothing of how long a candidate takes
+        told += f", {EXPECTED_CANDIDATES * (bench.seconds[FLOATS] + 0.5):.0f} s"
+    bench.progress.note(f"{told}, {megabytes:.0f} MB a candidate")
+    return Judge(
+        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), confidence,
+        options.batch_size, options.seed, KeptBatches(subset), subset.counted(),
+    )  # fmt: skip
+
+
+def first_items(values: Any, count: int) -> Any:
+    """Of the first items: of an array, or of several of them."""
+    if isinstance(values, tuple):
+        return tuple(value[:count] for value in values)
+    return None if values is None else values[:count]

@@ -1,0 +1,57 @@
+"""Weights rounded in sequence, each layer in the plan's own network."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from numpy.typing import NDArray
+
+from quantkit.core.sources import code_of
+from quantkit.core.store import fingerprint
+from quantkit.data import Batch, Subset
+from quantkit.quantization.rounding import ROUNDINGS
+from quantkit.quantization.sequential import items_within, round_in_sequence
+from quantkit.runs.workbench import Workbench
+from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.stages.candidates import Candidates
+from quantkit.stages.capture import Network
+from quantkit.stages.plan_weights import Allocation, PlanWeights
+from quantkit.targets.placement import Placement
+
+if TYPE_CHECKING:
+    from quantkit.settings.request import Request
+
+BATCH = 8
+MOST_ITEMS = 256  # for the plan that ships
+
+
+def items_for(request: Request, network: Network, most: int = MOST_ITEMS) -> Subset:
+    """Calibration items that weights are rounded on: at most so many, as far as their activations fit in the memory that is allowed."""
+    return request.splits.calibration.first(min(most, MOST_ITEMS, items_within(network.captured, request.options.memory_mb)))
+
+
+def in_sequence(
+    bench: Workbench,
+    request: Request,
+    network: Network,
+    candidates: Candidates,
+    items: Subset,
+    only: Allocation | None = None,
+    rounding: str | None = None,
+) -> PlanWeights:
+    """Weights of any plan, or of the `only` one, rounded in sequence on these items, by `rounding` if it is not the request's."""
+    device = torch.device(request.options.device)
+    own = request.options.rounding
+    bank = candidates.bank.by(ROUNDINGS[rounding or own]).to(device)
+
+    @cache
+    def batches() -> list[Batch]:
+        return list(network_batches(network.captured.graph, items, BATCH, device))
+
+    def rounded(placement: Placement) -> dict[str, NDArray[Any]]:
+        return round_in_sequence(network.on_device, placement, bank, batches(), lambda _: None)
+
+    key = fingerprint(candidates.key, "in sequence", code_of(__name__), items.fingerprint(), rounding or own)
+    return PlanWeights(rounded, candidates.graph, candidates.bank, bench.store, key, only)
