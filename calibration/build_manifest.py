@@ -41,7 +41,7 @@ def described(recipe: Recipe, seeds: Sequence[int]) -> dict[str, Any]:
     """For each split seed the names of the calibration items, in order, and a summary of every split."""
     manifest: dict[str, Any] = {}
     for seed in seeds:
-        splits = split(recipe.data, seed=seed, calibration=recipe.calibration, search=recipe.search, gate=recipe.gate)
+        splits = split(recipe.data, seed=seed, **{name: recipe.said.get(name) for name in ("calibration", "search", "gate")})
         parts = {"calibration": splits.calibration, "search": splits.search, "gate": splits.gate}
         items = [name(splits.calibration, index) for index in range(len(splits.calibration))]
         manifest[str(seed)] = {**{part: summary(subset) for part, subset in parts.items()}, "calibration_items": items}

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from quantkit.allocation import Edge, Plan, cheapest, front, order, pin, predict, solve
 from quantkit.core.errors import ContractError, SchemeError
 from quantkit.core.graph import Group
+from quantkit.core.spec import FLOAT, parse_allocation, parse_schemes
 from quantkit.core.table import Interactions, Table
 from reference import allocation_cost, allocation_loss, every_allocation
 
-SCHEMES = ("fp32", "w8a8", "w4a8")
+SCHEMES = parse_schemes(("fp32", "w8a8", "w4a8"))
 
 
 def make(loss, cost, menus=None, schemes=SCHEMES):
     """Tables and groups g0, g1, … from rows of numbers."""
     names = tuple(f"g{place}" for place in range(len(loss)))
-    groups = [Group(name, (name,), tuple(menus[place] if menus else schemes), "") for place, name in enumerate(names)]
+    groups = [Group(name, (name,), parse_schemes(menus[place] if menus else schemes), "") for place, name in enumerate(names)]
     tables = (
         Table("loss", "nats", names, schemes, np.array(loss, dtype=float)),
         Table("latency", "ms", names, schemes, np.array(cost, dtype=float)),
@@ -90,8 +91,8 @@ def test_an_edge_inside_a_group_or_between_two_quantized_groups_is_free():
     loss, cost, _ = make([[0, 1, 2]] * 2, [[3, 2, 1]] * 2)
     edges = [Edge("g0", "g0", 100.0), Edge("g0", "g1", 10.0)]
 
-    assert predict(loss, cost, {"g0": "w8a8", "g1": "w4a8"}, edges=edges).predicted_cost == 3
-    assert predict(loss, cost, {"g0": "w8a8", "g1": "fp32"}, edges=edges).predicted_cost == 15
+    assert predict(loss, cost, parse_allocation({"g0": "w8a8", "g1": "w4a8"}), edges=edges).predicted_cost == 3
+    assert predict(loss, cost, parse_allocation({"g0": "w8a8", "g1": "fp32"}), edges=edges).predicted_cost == 15
 
 
 def test_of_plans_that_lose_the_same_the_cheapest_is_taken():
@@ -106,7 +107,7 @@ def test_pins_hold_and_others_make_up_for_them():
     loss, cost, groups = make([[0, 1, 4], [0, 2, 5]], [[4, 2, 1], [4, 2, 1]])
 
     free = solve(loss, cost, 6.0, groups=groups)
-    pinned = solve(loss, cost, 6.0, groups=groups, fixed={"g0": "fp32"})
+    pinned = solve(loss, cost, 6.0, groups=groups, fixed={"g0": FLOAT})
 
     assert free.allocation == {"g0": "w8a8", "g1": "fp32"}
     assert pinned.allocation == {"g0": "fp32", "g1": "w8a8"}
@@ -268,7 +269,7 @@ def test_where_the_lossless_plan_is_also_the_cheapest_the_front_is_one_plan():
 def test_the_front_obeys_pins():
     loss, cost, groups, *_ = random_problem(2)
 
-    assert {plan.allocation["g0"] for plan in front(loss, cost, groups=groups, fixed={"g0": "fp32"})} == {"fp32"}
+    assert {plan.allocation["g0"] for plan in front(loss, cost, groups=groups, fixed={"g0": FLOAT})} == {"fp32"}
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -366,14 +367,15 @@ def test_a_solve_whose_solver_is_known_to_print_leaves_stdout_clean():
         import numpy as np
         from quantkit.allocation import front
         from quantkit.core.graph import Group
+        from quantkit.core.spec import parse_schemes
         from quantkit.core.table import Table
         for seed in range(1, 3):
             random = np.random.default_rng(seed)
-            names = tuple(str(place) for place in range(60))
+            names, schemes = tuple(str(place) for place in range(60)), parse_schemes(["fp32", "w8a8", "w4a8"])
             loss = random.lognormal(0, 2, (60, 3)) * [0, 1, 20]
             cost = random.lognormal(0, 1, (60, 1)) * [1, .6, .45] * random.uniform(.9, 1.1, (60, 3))
-            tables = [Table(name, "", names, ("fp32", "w8a8", "w4a8"), values) for name, values in (("loss", loss), ("cost", cost))]
-            front(*tables, groups=[Group(name, (), ("fp32", "w8a8", "w4a8"), "") for name in names])
+            tables = [Table(name, "", names, schemes, values) for name, values in (("loss", loss), ("cost", cost))]
+            front(*tables, groups=[Group(name, (), schemes, "") for name in names])
     """)
 
     assert done.stdout == ""

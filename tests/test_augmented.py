@@ -8,11 +8,12 @@ import toys
 
 from quantkit.allocation import solve
 from quantkit.core.graph import Group
+from quantkit.core.spec import parse_schemes
 from quantkit.core.table import Interactions, Table
 from quantkit.sensitivity import SENSITIVITIES, Scores, augmented, gauss_newton
 from quantkit.sensitivity.gram import measure
 
-SCHEMES = ("fp32", "w8a8", "w4a8")
+SCHEMES = parse_schemes(("fp32", "w8a8", "w4a8"))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 from quantkit.allocation.costs.counted import bit_costs, bop_costs, byte_costs, float_bops
 from quantkit.core.errors import RequestError
 from quantkit.core.graph import Graph, Group, Layer
+from quantkit.core.spec import parse_schemes
 from quantkit.settings.bounds import Bound, Bounds, parse_bound, parse_bounds, parse_seconds, show_amount
 from quantkit.settings.options import DEFAULT_SCHEMES, Options
 
@@ -121,7 +122,7 @@ class Target:
         return layer.weight_count * (32 if scheme.weights is None else scheme.weights.bits) // 8
 
 
-SCHEMES = ("fp32", "w8a8", "w4a8")
+SCHEMES = parse_schemes(("fp32", "w8a8", "w4a8"))
 GROUPS = (Group("a", ("a", "b"), SCHEMES, ""), Group("c", ("c",), SCHEMES[:2], ""), Group("d", ("d", "e"), SCHEMES[:2], ""))
 
 

@@ -12,11 +12,13 @@ import pytest
 import toys
 
 from quantkit.core.metric import METRICS
+from quantkit.core.spec import parse_allocation, parse_scheme
 from quantkit.core.statistics import Expectation
 from quantkit.core.store import Run
 from quantkit.data import KeptBatches, Subset
 from quantkit.runtimes.evaluation import evaluate, open_session
 from quantkit.stages import judge as room
+from quantkit.stages.candidates import Candidates
 from quantkit.stages.judge import Judge
 from quantkit.verification.verify import judge as verdict_of
 
@@ -76,7 +78,7 @@ def test_under_another_key_it_is_measured_again(judge: Judge, evaluated: list[Pa
 def test_what_is_measured_is_the_emitted_file_on_the_search_split(judge: Judge, search: Subset) -> None:
     (narrow,) = plans("w4a8")
     measured = judge.expect([narrow])(narrow)
-    path = judge.candidates.emit(narrow, judge.store.folder / "own.onnx")
+    path = toys.written(judge.candidates, narrow, judge.store.folder / "own.onnx")
     outputs = evaluate(open_session(path, threads=1), search, 16)
     labels = search.labels()
     assert labels is not None
@@ -145,17 +147,17 @@ def test_a_broken_plan_is_judged_by_its_own_drop_whatever_the_anchors_say(judge:
 
 def test_a_placement_gives_every_layer_of_a_group_its_scheme() -> None:
     box = toys.unpack(toys.TiedToy().eval())
-    candidates = room.Candidates(Path(), box.captured.graph, box.groups, toys.ort_cpu, box.bank, Path(), "key")
-    placed = candidates.placement({"twice": "w4a8", "head": "fp32", "global_pool": "fp32"})
+    candidates = Candidates(Path(), box.captured.graph, box.groups, toys.ort_cpu, box.bank, Path(), "key")
+    placed = candidates.placement(parse_allocation({"twice": "w4a8", "head": "fp32", "global_pool": "fp32"}))
 
     assert {name: scheme.name for name, scheme in placed.schemes.items()} == dict.fromkeys(box.groups[0].layers, "w4a8")
 
 
 def test_uniform_plans_take_the_scheme_where_they_can() -> None:
     box = toys.toybox()
-    candidates = room.Candidates(Path(), box.captured.graph, box.groups, toys.ort_cpu, box.bank, Path(), "key")
+    candidates = Candidates(Path(), box.captured.graph, box.groups, toys.ort_cpu, box.bank, Path(), "key")
 
-    assert candidates.uniform("w4a8") == {group.name: "w4a8" if "w4a8" in group.schemes else "w8a8" for group in box.groups}
+    assert candidates.uniform(parse_scheme("w4a8")) == {group.name: "w4a8" if "w4a8" in group.schemes else "w8a8" for group in box.groups}
 
 
 def test_the_verdict_compares_with_the_float_file_in_the_metrics_own_terms(search: Subset) -> None:

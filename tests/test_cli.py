@@ -26,6 +26,7 @@ from quantkit.cli import main, recipe_main, tables
 from quantkit.cli.console import Printed
 from quantkit.core.errors import ContractError, DataError
 from quantkit.core.graph import Graph, Group, Layer, Unsupported
+from quantkit.core.spec import parse_schemes
 from quantkit.settings.arguments import Arguments, rows
 from quantkit.settings.options import Options
 
@@ -69,7 +70,10 @@ GRAPH = Graph(
     outputs=("linear",),
     symbolic={},
 )
-GROUPS = (Group("stem", ("stem",), ("fp32", "w8a8"), "alone"), Group("body", ("body",), ("fp32", "w8a8", "w4a8"), "alone"))
+GROUPS = (
+    Group("stem", ("stem",), parse_schemes(("fp32", "w8a8")), "alone"),
+    Group("body", ("body",), parse_schemes(("fp32", "w8a8", "w4a8")), "alone"),
+)
 OVERVIEW = Overview(
     macs=4736, int8_macs=4736, groups=2, int8_groups=2, uncounted=(),
     schemes={"fp32": SchemeUse(2, 5984.0), "w8a8": SchemeUse(2, 1700.0)},

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantkit.allocation.costs.counted import byte_costs
+from quantkit.core.spec import parse_allocation, parse_schemes
 from quantkit.targets import ort_cpu
 
-SCHEMES = ("fp32", "w8a8", "w4a8")
+SCHEMES = parse_schemes(("fp32", "w8a8", "w4a8"))
 
 
 class Heavy(nn.Module):
@@ -51,7 +52,7 @@ def test_the_table_foretells_the_file(box: toys.Toybox, tmp_path: Path, allocati
     table = byte_costs(box.captured.graph, box.groups, SCHEMES, ort_cpu)
     weights = table.total(dict.fromkeys(table.groups, "fp32"))
     overhead = candidates.float_file.stat().st_size - weights
-    size = candidates.emit(allocation).stat().st_size
+    size = candidates.size(parse_allocation(allocation))
 
     assert weights > 0.95 * candidates.float_file.stat().st_size
     assert table.total(allocation) + overhead == pytest.approx(size, rel=0.02, abs=6_000)
@@ -61,7 +62,7 @@ def test_bits_are_what_two_files_differ_in(box: toys.Toybox, tmp_path: Path) -> 
     candidates = toys.candidates(box, tmp_path)
     table = byte_costs(box.captured.graph, box.groups, SCHEMES, ort_cpu)
     wide, narrow = ({**dict.fromkeys(("first", "second", "head"), scheme), "global_pool": "w8a8"} for scheme in ("w8a8", "w4a8"))
-    difference = candidates.emit(wide).stat().st_size - candidates.emit(narrow).stat().st_size
+    difference = candidates.size(parse_allocation(wide)) - candidates.size(parse_allocation(narrow))
 
     assert difference == pytest.approx(table.total(wide) - table.total(narrow), rel=0.02)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,8 +65,8 @@ class Emitting:
     def __init__(self, session: Counting) -> None:
         self.session = session
 
-    def emit(self, _: object) -> Path:
-        return self.session.path
+    def written(self, _: object) -> AbstractContextManager[Path]:
+        return nullcontext(self.session.path)
 
     def open(self, *_: object, **__: object) -> Counting:
         return self.session

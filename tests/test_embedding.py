@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from quantkit.core.graph import Layer
 from quantkit.core.numerics.affine import dequantize
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import parse_scheme, parse_schemes
 from quantkit.data import Batch, collect, whole
 from quantkit.export.file_size import promised_bytes
 from quantkit.export.float_onnx import read_parameters
@@ -151,7 +151,7 @@ def test_squared_gradients_are_those_of_each_item(work: Bench) -> None:
 @pytest.mark.parametrize("name", SENSITIVITIES)
 def test_every_sensitivity_scores_it(name: str) -> None:
     captured = capture(build(Sentences), {"ids": ids()})
-    schemes, items = ("fp32", "w8a32", "w3a32"), whole(collect([Batch({"ids": ids()}, torch.arange(ITEMS) % toys.CLASSES)]))
+    schemes, items = parse_schemes(("fp32", "w8a32", "w3a32")), whole(collect([Batch({"ids": ids()}, torch.arange(ITEMS) % toys.CLASSES)]))
     scores = SENSITIVITIES[name](toys.context(toys.calibrated(captured, items, schemes), schemes=schemes)).table
     assert abs(scores.at("words", "w8a32")) < abs(scores.at("words", "w3a32"))
 

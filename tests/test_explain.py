@@ -16,7 +16,7 @@ from test_report import allocated, document, rewrite, run  # noqa: F401 - fixtur
 from quantkit.allocation.prediction.predictor import Predictor
 from quantkit.cli import main
 from quantkit.core.errors import RequestError
-from quantkit.core.spec import is_float
+from quantkit.core.spec import parse_allocation, parse_schemes
 from quantkit.report.comparison import compare
 from quantkit.report.explain import PINNED, explain
 from quantkit.report.run_data import read_evidence
@@ -31,7 +31,7 @@ def predicted(predictor: Predictor, allocation: dict[str, str]) -> dict[str, flo
         loss = 0.5 * fsum(pairs.matrix[a, b] for a in rows for b in rows)
     found = {"loss": loss}
     for name, resource in predictor.resources.items():
-        paid = [edge.cost for edge in resource.edges if is_float(allocation[edge.producer]) != is_float(allocation[edge.consumer])]
+        paid = [edge.cost for edge in resource.edges if allocation[edge.producer].is_float != allocation[edge.consumer].is_float]
         found[name] = resource.offset + fsum(resource.table.at(group, scheme) for group, scheme in allocation.items()) + fsum(paid)
     return found
 
@@ -76,7 +76,7 @@ def test_what_was_tried_is_what_the_journal_holds(allocated: Path) -> None:  # n
 def test_two_measured_plans_that_differ_in_the_group_alone_are_found(run: Path) -> None:  # noqa: F811
     evidence = read_evidence(run)
     allocation, look = evidence.measured_plans[0]
-    other = next(scheme for scheme in ("w8a8", "w4a8") if scheme != allocation["down"])
+    other = next(scheme for scheme in parse_schemes(("w8a8", "w4a8")) if scheme != allocation["down"])
     looks = (evidence.measured_plans[0], ({**allocation, "down": other}, {**look, "drop": look["drop"] + 1.5}), evidence.measured_plans[1])
 
     (row,) = explain(replace(evidence, measured_plans=looks), "down").alone
@@ -88,7 +88,7 @@ def test_a_bound_that_a_scheme_would_break_is_named(run: Path) -> None:  # noqa:
     evidence = read_evidence(run)
     size = evidence.predictor.used(evidence.allocation)["bytes"]
     bounded = rewrite(run, "request.json", lambda found: found["options"]["bounds"].update(bytes={"value": size + 1, "relative": False}))
-    group = next(name for name in ("down", "classifier", "point") if not is_float(bounded.allocation[name]))
+    group = next(name for name in ("down", "classifier", "point") if not bounded.allocation[name].is_float)
 
     rows = {row.scheme: row for row in explain(bounded, group).schemes}
 
@@ -110,7 +110,7 @@ def test_a_promise_that_a_scheme_would_break_is_named(run: Path) -> None:  # noq
 
 def test_a_scheme_that_only_costs_more_gains_nothing(allocated: Path) -> None:  # noqa: F811
     evidence = read_evidence(allocated)
-    group = next(name for name in ("down", "classifier", "point") if not is_float(evidence.allocation[name]))
+    group = next(name for name in ("down", "classifier", "point") if not evidence.allocation[name].is_float)
     rows = {row.scheme: row for row in explain(evidence, group).schemes}
 
     assert rows["fp32"].change["bytes"] > 0
@@ -132,7 +132,7 @@ def test_the_error_of_a_layer_is_followed_to_its_readers_and_joins(allocated: Pa
     stem, last = explain(evidence, "stem"), explain(evidence, "classifier")
 
     assert {row.name for row in stem.readers} == {"depthwise", "add"} and stem.joins[0] == "add"
-    assert all(row.converts == (not is_float(evidence.allocation[row.name])) for row in stem.readers)
+    assert all(row.converts == (not evidence.allocation[row.name].is_float) for row in stem.readers)
     assert stem.layers_behind == len(evidence.graph.layers) - 1
     assert last.layers_behind == 0 and [row.kind for row in last.readers] == ["output of the network"]
 
@@ -174,10 +174,10 @@ def test_explain_and_diff_show_in_words_what_their_json_says(allocated: Path, ca
 def other(run: Path) -> Path:  # noqa: F811
     """The same run, with another plan picked, and other options said to have been asked."""
     found = Path(shutil.copytree(run, run.parent / "other"))
-    layers = document(found, "plan.json")["layers"]
+    layers = parse_allocation(document(found, "plan.json")["layers"])
     changed = {
-        "down": "fp32" if not is_float(layers["down"]) else "w8a8",
-        "classifier": "fp32" if not is_float(layers["classifier"]) else "w8a8",
+        "down": "fp32" if not layers["down"].is_float else "w8a8",
+        "classifier": "fp32" if not layers["classifier"].is_float else "w8a8",
     }
     (found / "picked.json").write_text(json.dumps({**document(found, "plan.json"), "layers": {**layers, **changed}}))
     return found

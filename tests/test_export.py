@@ -159,7 +159,7 @@ def scheme_of(name: str) -> Scheme:
         return parse_scheme(name)
     scheme = parse_scheme(name.replace("g4", "g16"))
     assert isinstance(scheme.weights, QuantSpec)
-    return replace(scheme, weights=replace(scheme.weights, granularity=PerGroup(0, 4)))
+    return Scheme(name, replace(scheme.weights, granularity=PerGroup(0, 4)), scheme.activations)
 
 
 @pytest.mark.parametrize("scheme", NARROW)

@@ -11,7 +11,7 @@ import torch
 from networks import NETWORKS, Bench
 from torch import Tensor
 
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import parse_scheme, parse_schemes
 from quantkit.export.file_size import promised_bytes
 from quantkit.network.capture import capture
 from quantkit.settings.recipe import load_recipe
@@ -20,7 +20,7 @@ from quantkit.targets.placement import Placement
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DATA = Path(os.environ.get("QUANTKIT_DATA", RECIPES.parent.parent / "shared" / "data"))
-SCHEMES = ("fp32", "w8a8", "w4a8", "w5a8", "c4a8", "c3a8", "w4g16a8", "w16a32", "w8a32", "w5a32")
+SCHEMES = parse_schemes(("fp32", "w8a8", "w4a8", "w5a8", "c4a8", "c3a8", "w4g16a8", "w16a32", "w8a32", "w5a32"))
 CODEBOOKS = ("c5a32", "c4a32")  # of float layers
 
 

@@ -11,10 +11,11 @@ import pytest
 from quantkit.allocation import MeasuredLoss, Resource, draw, fit_losses
 from quantkit.allocation.prediction.certificate import Agreement, Certificate, band, beyond_additive, is_within
 from quantkit.core.graph import Group
+from quantkit.core.spec import parse_schemes
 from quantkit.core.table import Interactions, Table
 from quantkit.report.format import certificate_line
 
-SCHEMES = ("fp32", "w8a8", "w4a8")
+SCHEMES = parse_schemes(("fp32", "w8a8", "w4a8"))
 NAMES = tuple(f"g{place}" for place in range(8))
 GROUPS = tuple(Group(name, (name,), SCHEMES, "") for name in NAMES)
 
@@ -148,7 +149,7 @@ def test_leaving_one_out_in_closed_form_is_leaving_one_out() -> None:
 
 
 def test_drawn_plans_cost_what_was_asked_and_differ() -> None:
-    base, cost = dict.fromkeys(NAMES, "w8a8"), bytes_()
+    base, cost = dict.fromkeys(NAMES, SCHEMES[1]), bytes_()
     drawn = draw(base, GROUPS, cost, count=30, width=0.05, seed=0)
     assert len(drawn) == 30 and len({tuple(plan.values()) for plan in drawn}) == 30 and base not in drawn
     assert all(abs(cost.total(plan) / cost.total(base) - 1) <= 0.05 for plan in drawn)
@@ -158,7 +159,7 @@ def test_drawn_plans_cost_what_was_asked_and_differ() -> None:
 def test_a_network_with_too_few_plans_gives_what_there_is() -> None:
     one = (Group("g0", ("g0",), SCHEMES, ""),)
     table = Table("bytes", "bytes", ("g0",), SCHEMES, np.array([[8.0, 8.0, 4.0]]))
-    assert draw({"g0": "w8a8"}, one, Resource(table), count=9, width=0.05, seed=0) == ({"g0": "fp32"},)
+    assert draw({"g0": SCHEMES[1]}, one, Resource(table), count=9, width=0.05, seed=0) == ({"g0": "fp32"},)
 
 
 def test_the_share_beyond_sums_is_what_a_fit_of_sums_leaves_over_all_plans() -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from quantkit.allocation import Limit, Resource, cheapest, solve
 from quantkit.core.graph import Group
+from quantkit.core.spec import parse_schemes
 from quantkit.core.table import Table
 
 FIGURES = json.loads((Path(__file__).parent / "hawq_v3.json").read_text())
-SCHEMES = ("w8a8", "w4a8")
+SCHEMES = parse_schemes(("w8a8", "w4a8"))
 NOT_OPTIMAL = ("resnet50", "modelsize_0.25")
 CASES = [(net, name) for net in ("resnet18", "resnet50") for name in FIGURES[net]["solutions"]]
 

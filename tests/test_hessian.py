@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from quantkit.core.errors import DataError
 from quantkit.core.numerics.affine import dequantize
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import parse_scheme, parse_schemes
 from quantkit.data import Batch, collect
 from quantkit.data.splits import whole
 from quantkit.network.captured import Captured
@@ -136,7 +136,7 @@ def test_float_and_groups_without_weights_score_nothing_and_the_impossible_is_na
 
 
 def test_every_way_to_store_a_weight_scores_by_its_own_error() -> None:
-    schemes = ("fp32", "w4a8", "c4a8", "w4g16a8", "w8a32", "w16a32")
+    schemes = parse_schemes(("fp32", "w4a8", "c4a8", "w4g16a8", "w8a32", "w16a32"))
     box = toys.unpack(toys.trained(), schemes)
     table = hessian.estimate(toys.context(box, schemes=schemes)).table
     layer = box.captured.graph.layer("down")

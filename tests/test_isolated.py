@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from quantkit.core.graph import Layer
 from quantkit.core.numerics.affine import dequantize
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import parse_scheme, parse_schemes
 from quantkit.network.captured import Captured
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity import aumann_shapley, fisher_output, kl, noise, pairs, weight_error
@@ -179,7 +179,7 @@ def test_the_share_of_a_group_that_is_alone_is_its_divergence(
     """Nothing else moves, so the path is straight and its integral is the difference of its ends."""
     monkeypatch.setattr(aumann_shapley, "STEPS", 16)
     groups = [group for group in box.groups if group.name == pair[0]]
-    found = aumann_shapley.estimate(toys.context(box, groups=tuple(groups), schemes=("fp32", pair[1]))).table.at(*pair)
+    found = aumann_shapley.estimate(toys.context(box, groups=tuple(groups), schemes=parse_schemes(("fp32", pair[1])))).table.at(*pair)
 
     assert found == pytest.approx(divergence(box, pair), rel=0.01)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,12 @@ import toys
 from quantkit.allocation.costs import measured, timing
 from quantkit.allocation.costs.measured import Boundary, LatencyModel, measure_latency, steps
 from quantkit.core.graph import Group
+from quantkit.core.spec import parse_allocation, parse_schemes
 from quantkit.core.table import Table
 from quantkit.runtimes import ort_cpu
 from quantkit.runtimes.evaluation import Session
 
-SCHEMES = ("fp32", "w8a8", "w4a8")
+SCHEMES = parse_schemes(("fp32", "w8a8", "w4a8"))
 OPTIONS = {"key": "value"}
 FEEDS = {"x": np.zeros((1, 1), np.float32)}
 
@@ -76,7 +78,7 @@ def test_rounds_fill_the_time_between_bounds(clock: Clock, milliseconds: float, 
 def allocation(text: str) -> dict[str, str]:
     """`"f84"` → group 0 float, group 1 w8a8, group 2 w4a8."""
     names = {"f": "fp32", "8": "w8a8", "4": "w4a8"}
-    return {f"g{place}": names[letter] for place, letter in enumerate(text)}
+    return parse_allocation({f"g{place}": names[letter] for place, letter in enumerate(text)})
 
 
 def test_a_boundary_is_charged_where_exactly_one_side_is_float() -> None:
@@ -137,9 +139,9 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     table = Table("latency", "ms", tuple(group.name for group in box.groups), SCHEMES, np.array(rows))
     seen = SimpleNamespace(box=box, table=table, edges=edges, emitted=[], threads=[], advanced=0)
 
-    def emit(plan: Mapping[str, str]) -> Path:
+    def written(plan: Mapping[str, str]) -> AbstractContextManager[Path]:
         seen.emitted.append(dict(plan))
-        return tmp_path
+        return nullcontext(tmp_path)
 
     def opened(_: Path, *, threads: int, options: Any, example: Any) -> SimpleNamespace:
         assert options == OPTIONS and example is FEEDS
@@ -161,7 +163,7 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 
     def measure(seed: int = 0, groups: tuple[Group, ...] = box.groups) -> LatencyModel:
         return measure_latency(
-            box.captured.graph, groups, SCHEMES, emit, FEEDS,
+            box.captured.graph, groups, SCHEMES, written, FEEDS,
             runtime=runtime, options=OPTIONS, threads=3, seed=seed, folder=tmp_path, advance=advance,
         )  # fmt: skip
 
@@ -207,7 +209,7 @@ def test_the_seed_draws_the_plans(known: SimpleNamespace) -> None:
 
 
 def test_menus_without_float_stay_without_it_and_all_alike_has_no_rank(known: SimpleNamespace) -> None:
-    pinned = tuple(Group(group.name, group.layers, ("w8a8",), "pinned") for group in known.box.groups)
+    pinned = tuple(Group(group.name, group.layers, parse_schemes(("w8a8",)), "pinned") for group in known.box.groups)
     model = known.measure(groups=pinned)
 
     assert {scheme for plan in known.emitted for scheme in plan.values()} == {"w8a8"}
@@ -215,7 +217,7 @@ def test_menus_without_float_stay_without_it_and_all_alike_has_no_rank(known: Si
 
 
 def test_random_plans_reach_from_nearly_none_to_mostly_float_in_any_order_of_the_menu() -> None:
-    groups = [Group(f"g{place}", (), ("w8a8", "w4a8", "fp32"), "") for place in range(200)]
+    groups = [Group(f"g{place}", (), parse_schemes(("w8a8", "w4a8", "fp32")), "") for place in range(200)]
     shares = [[*plan.values()].count("fp32") / 200 for plan in measured._random_plans(groups, 0, 12)]
 
     assert min(shares) < 0.1 and max(shares) > 0.8
@@ -254,12 +256,13 @@ def test_in_the_runtime_every_weighted_layer_is_found_in_both_precisions(tmp_pat
     candidates = toys.candidates(box, tmp_path)
     feeds = {"x": np.zeros((1, 3, toys.SIDE, toys.SIDE), np.float32)}
     model = measure_latency(
-        box.captured.graph, box.groups, SCHEMES, candidates.emit, feeds,
+        box.captured.graph, box.groups, SCHEMES, candidates.written, feeds,
         runtime=ort_cpu, options={}, threads=1, seed=0, folder=tmp_path, advance=lambda _: None,
     )  # fmt: skip
     for scheme in SCHEMES:
         profile = ort_cpu.layer_ms(
-            candidates.emit(toys.everything(box.groups, scheme)), box.captured.graph, feeds, threads=1, options={}, runs=2, folder=tmp_path
+            toys.written(candidates, toys.everything(box.groups, scheme)), box.captured.graph, feeds,
+            threads=1, options={}, runs=2, folder=tmp_path,
         )
         assert set(profile) >= {"stem", "depthwise", "point", "down", "classifier"}
     assert np.isfinite(model.predicted_ms(toys.everything(box.groups, "w4a8")))

@@ -19,6 +19,7 @@ from quantkit.allocation.prediction.predictor import read_predictor
 from quantkit.cli import main
 from quantkit.core.metric import Budget
 from quantkit.core.progress import Silent
+from quantkit.core.spec import parse_allocation
 from quantkit.core.store import Run
 from quantkit.runs import workbench
 from quantkit.runs.pick import pick
@@ -172,7 +173,8 @@ def test_the_table_of_file_bytes_foretells_every_file_to_two_kilobytes(measured:
     predictor, _ = read_predictor(measured.run)
     for line in (measured.run / "measured.jsonl").read_text().splitlines():
         record = json.loads(line)
-        assert predictor.resources["bytes"].total(record["allocation"]) == pytest.approx(record["look"]["bytes"], abs=2000)
+        foretold = predictor.resources["bytes"].total(parse_allocation(record["allocation"]))
+        assert foretold == pytest.approx(record["look"]["bytes"], abs=2000)
 
 
 # pick.

@@ -10,10 +10,10 @@ from test_stored_plan import wide
 
 from quantkit.allocation.costs.measured import LatencyModel
 from quantkit.allocation.costs.modelled import MACS_PER_BYTE, UNIT, model_latency
-from quantkit.core.spec import is_float
+from quantkit.core.spec import parse_allocation, parse_scheme, parse_schemes
 from quantkit.targets import tensorrt
 
-SCHEMES = ("fp16", "w8a8", "fp8", "w4a16", "fp32")
+SCHEMES = parse_schemes(("fp16", "w8a8", "fp8", "w4a16", "fp32"))
 SPEED = {"fp32": 0.5, "fp16": 1, "w4a16": 1, "w8a8": 2, "fp8": 2}
 WIDTH = {"fp32": 4, "fp16": 2, "w4a16": 2, "w8a8": 1, "fp8": 1}
 
@@ -49,7 +49,7 @@ def test_a_layer_takes_what_the_formula_says(modelled: tuple[object, LatencyMode
 
 def test_all_in_half_is_one_and_nothing_claims_to_be_a_measurement(modelled: tuple[object, LatencyModel]) -> None:
     _, model = modelled
-    halves = dict.fromkeys(model.table.groups, "fp16")
+    halves = dict.fromkeys(model.table.groups, parse_scheme("fp16"))
     assert model.predicted_ms(halves) == pytest.approx(1.0)
     assert model.table.unit == UNIT == "relative time" and model.table.name == "modelled latency"
     assert math.isnan(model.rank_correlation) and model.tested == () and model.offset_ms == 0
@@ -62,8 +62,7 @@ def test_a_change_of_type_costs_what_crosses(modelled: tuple[object, LatencyMode
     edge = next(edge for edge in model.boundaries if (edge.producer, edge.consumer) == ("one", "two"))
     scale = model.table.at("head", "fp16") / by_hand("head", "fp16")
     assert edge.latency_ms == pytest.approx(16 * 144 * 3 * scale)
-    plain = dict.fromkeys(model.table.groups, "fp16")
-    mixed = plain | {"two": "w8a8"}
-    charged = [edge for edge in model.boundaries if is_float(mixed[edge.producer]) != is_float(mixed[edge.consumer])]
+    mixed = parse_allocation(dict.fromkeys(model.table.groups, "fp16") | {"two": "w8a8"})
+    charged = [edge for edge in model.boundaries if mixed[edge.producer].is_float != mixed[edge.consumer].is_float]
     wanted = model.table.total(mixed) + sum(edge.latency_ms for edge in charged)
     assert len(charged) == 2 and model.predicted_ms(mixed) == pytest.approx(wanted)

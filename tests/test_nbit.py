@@ -24,7 +24,7 @@ from quantkit.allocation.costs.modelled import model_latency
 from quantkit.calibration.ranges import calibrate
 from quantkit.core.errors import RequestError
 from quantkit.core.numerics.affine import quantize
-from quantkit.core.spec import FLOAT, QuantSpec, Scheme, parse_scheme
+from quantkit.core.spec import FLOAT, QuantSpec, Scheme, parse_scheme, parse_schemes
 from quantkit.data import Batch
 from quantkit.export.qdq import emit
 from quantkit.network.captured import Captured
@@ -178,7 +178,7 @@ def test_plans_of_other_machines_are_adapted_and_said_so(target: Any, before: st
 def test_the_model_charges_for_the_wider_operand() -> None:
     graph = captured("residual").graph
     schemes = nbit.check_schemes(nbit.SCHEMES)
-    model = model_latency(graph, nbit.groups(graph, schemes), nbit.SCHEMES, nbit)
+    model = model_latency(graph, nbit.groups(graph, schemes), parse_schemes(nbit.SCHEMES), nbit)
     times = dict(zip(nbit.SCHEMES, np.nansum(model.table.values, axis=0), strict=True))
 
     assert times["w4a4"] < times["w8a4"] <= times["w8a8"] < times["w16a16"]

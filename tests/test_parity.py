@@ -83,7 +83,7 @@ def test_a_plan_of_floats_has_no_layer_that_could_differ(tmp_path: Path) -> None
 def test_a_file_without_codes_is_compared_by_its_answers(tmp_path: Path) -> None:
     box = toys.toybox()
     candidates, plan = toys.candidates(box, tmp_path), toys.everything(box.groups, "w8a8")
-    session, steps = candidates.open(candidates.emit(plan), threads=1), list[int]()
+    session, steps = candidates.open(toys.written(candidates, plan), threads=1), list[int]()
     items, floats = toys.subset(ITEMS, seed=8), candidates.placement(toys.everything(box.groups, "fp32"))
     equal = compare_outputs(box.captured, candidates.placement(plan), box.bank, session, items, 8, steps.append)
     other = compare_outputs(box.captured, floats, box.bank, session, items, 8, steps.append)
@@ -114,7 +114,7 @@ def test_a_simulation_on_another_grid_is_found_out(tmp_path: Path) -> None:
 def test_the_items_that_fill_a_fixed_batch_are_not_counted(tmp_path: Path) -> None:
     torch.manual_seed(0)
     box = toys.unpack(torch.export.export(FixedBatch().eval(), (torch.zeros(4, 3, 8, 8),)))
-    found, _ = compared(box, {group.name: "w8a8" for group in box.groups}, tmp_path)
+    found, _ = compared(box, toys.everything(box.groups, "w8a8"), tmp_path)
 
     assert found.layers_exact == 1.0
     assert found.exact * ITEMS == pytest.approx(round(found.exact * ITEMS))

@@ -11,7 +11,7 @@ import toys
 
 from quantkit.core.graph import Group
 from quantkit.core.numerics.affine import dequantize, fake_quantize
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import FLOAT, parse_scheme
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity.passes import perturbed
 from quantkit.sensitivity.passes.outputs import whitened
@@ -172,6 +172,6 @@ def test_the_order_and_number_of_items_do_not_depend_on_the_batches(box: toys.To
 
 
 def test_where_nothing_can_be_quantized_there_is_no_displacement(box: toys.Toybox) -> None:
-    pinned = [Group(group.name, group.layers, ("fp32",), "pinned") for group in box.groups]
+    pinned = [Group(group.name, group.layers, (FLOAT,), "pinned") for group in box.groups]
 
     assert displaced(box, single(box, pinned)).shape == (0, len(box.items), 1)

@@ -26,12 +26,15 @@ from torch import Tensor, nn
 import quantkit
 from quantkit.allocation.costs import measured as latency
 from quantkit.core.errors import CaptureError, DataError, MetricError, OutputError, SchemeError
+from quantkit.core.run_files import PIPELINE
+from quantkit.core.sources import code_of
 from quantkit.core.store import JOURNAL, Run, fingerprint
 from quantkit.core.table import Table
 from quantkit.data import Batch, collect, cut
 from quantkit.export.float_onnx import export_float
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
+from quantkit.runs import workbench
 from quantkit.runs.maintenance import STAGES
 from quantkit.runs.result import Result
 from quantkit.runs.stored_plan import read_plan, simulate
@@ -39,7 +42,8 @@ from quantkit.runs.workbench import Workbench
 from quantkit.runtimes import evaluation
 from quantkit.sensitivity import hessian
 from quantkit.stages import capture as captures
-from quantkit.stages import costs, finalists, judge, ranges, scores, verify
+from quantkit.stages import costs, finalists, judge, ranges, scores, stored_result, verify
+from quantkit.stages.candidates import Candidates
 from quantkit.verification.parity import LayerDifference, Parity
 
 ITEMS = 300
@@ -269,6 +273,28 @@ def test_a_stage_is_computed_again_only_if_what_it_depends_on_changed(tmp_path: 
         assert [stage for stage in new(before, tmp_path / "run") if stage != "finalists"] == behind
 
 
+@pytest.mark.parametrize(
+    ("module", "made"),
+    [("scores", {"scores"}), ("ranges", {"ranges"}), ("verify", {"accuracy", "file_latency", "simulation"}), ("cli", set())],
+)
+def test_code_makes_only_the_stages_again_that_import_it(
+    tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch, module: str, made: set[str]
+) -> None:
+    """And what rests on their results only where these come out otherwise."""
+    allocate(tmp_path / "run")
+    before = stages(tmp_path / "run")
+
+    def changed(name: str) -> str:
+        return code_of(name) + "changed" * (name in (f"quantkit.stages.{module}", PIPELINE))
+
+    for room in (workbench, stored_result):
+        monkeypatch.setattr(room, "code_of", changed)
+    allocate(tmp_path / "run", progress=spy)
+
+    assert set(new(before, tmp_path / "run")) == made | {"result"}
+    assert any("scores made again: code of this stage" in note for note in spy.notes) == (module == "scores")
+
+
 def test_what_changed_since_the_last_request_is_said_in_one_line_and_why_a_stage_is_made_again(tmp_path: Path, spy: Spy) -> None:
     allocate(tmp_path / "run")
     allocate(tmp_path / "run", observer="minmax", max_drop=9.0, progress=spy)
@@ -452,7 +478,13 @@ def test_the_fastest_plan_is_found_on_a_machine_of_known_speed(
 
 
 def test_of_plans_predicted_alike_the_one_that_runs_fastest_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    timed: list[str] = []
+    sizes: dict[int, int] = {}
+    opened = Candidates.session
+
+    def spied(self: Candidates, plan: Any, **others: Any) -> Any:
+        session = opened(self, plan, **others)
+        sizes[id(session)] = self.size(plan)
+        return session
 
     def known(graph: Any, groups: Any, schemes: Any, *_: Any, **__: Any) -> latency.LatencyModel:
         rows = [[1.0 if name in group.schemes else math.nan for name in schemes] for group in groups]
@@ -461,14 +493,14 @@ def test_of_plans_predicted_alike_the_one_that_runs_fastest_is_chosen(tmp_path: 
 
     def interleaved(sessions: Any, *_: Any, **__: Any) -> np.ndarray:
         """The smaller the file, the faster."""
-        timed.extend(str(session.path.stat().st_size) for session in sessions)
-        return np.array([[session.path.stat().st_size] for session in sessions])
+        return np.array([[sizes[id(session)]] for session in sessions])
 
     monkeypatch.setattr(costs, "measure_latency", known)
     monkeypatch.setattr(finalists, "interleave", interleaved)
+    monkeypatch.setattr(Candidates, "session", spied)
     result = allocate(tmp_path / "run", minimize="latency", max_drop=20.0)
 
-    assert len(timed) > 1 and result.bytes["quantized"] == min(map(int, timed))
+    assert len(sizes) > 1 and result.bytes["quantized"] == min(sizes.values())
 
 
 def test_fewest_bytes_are_found_where_bytes_are_asked_for(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from test_pipeline import allocate, hurry, remember
 
 from quantkit.cli import main
 from quantkit.core.graph import Graph, Layer, Tensor
-from quantkit.core.spec import is_float
+from quantkit.core.spec import FLOAT, parse_allocation
 from quantkit.report import page
 from quantkit.report.charts import plan_rows, prediction_chart
 from quantkit.report.format import leaves, verdict_line
@@ -245,13 +245,13 @@ def test_interactions_are_correlations_of_errors_in_the_order_of_the_network(all
     usual = evidence.usual
     values = interaction_chart(evidence).spec["data"]["values"]
 
-    quantized = [group.name for group in evidence.groups if any(not is_float(scheme) for scheme in group.schemes)]
+    quantized = [group.name for group in evidence.groups if any(not scheme.is_float for scheme in group.schemes)]
     assert list(dict.fromkeys(row["one"] for row in values)) == quantized and "stem" not in quantized
     assert len(values) == len(quantized) * (len(quantized) - 1)
     for row in values:
         menus = {group.name: group.schemes for group in evidence.groups}
         one, other = (
-            pairs.index(name, usual if usual in menus[name] else next(s for s in menus[name] if not is_float(s)))
+            pairs.index(name, usual if usual in menus[name] else next(s for s in menus[name] if not s.is_float))
             for name in (row["one"], row["other"])
         )
         expected = pairs.matrix[one, other] / sqrt(pairs.matrix[one, one] * pairs.matrix[other, other])
@@ -327,11 +327,11 @@ def test_boundaries_are_where_precision_changes_and_nowhere_else(run: Path) -> N
     lines, marks, _ = network_chart(evidence).spec["layer"]
     boundary = {row["edge"]: row["boundary"] for row in lines["data"]["values"]}
 
-    assert boundary["stem → depthwise"] and boundary["add → down"] != is_float(evidence.scheme_of("add"))
-    layers = document(run, "plan.json")["layers"]
+    assert boundary["stem → depthwise"] and boundary["add → down"] != evidence.scheme_of("add").is_float
+    layers = parse_allocation(document(run, "plan.json")["layers"])
     for edge, changes in boundary.items():
-        one, other = (layers.get(name, "fp32") for name in edge.split(" → "))
-        assert changes == (is_float(one) != is_float(other) and " → output" not in edge), edge
+        one, other = (layers.get(name, FLOAT) for name in edge.split(" → "))
+        assert changes == (one.is_float != other.is_float and " → output" not in edge), edge
     assert {row["operation"]: row["scheme"] for row in marks["data"]["values"]}["down"] == "fp32"
 
 

@@ -131,7 +131,7 @@ def test_nncf_s_file_is_int8_and_runs_beside_ours(tmp_path: Path) -> None:
 def test_onnx_runtime_s_kernels_are_told_by_the_names_of_the_nodes(tmp_path: Path) -> None:
     box = toys.toybox()
     candidates = toys.candidates(box, tmp_path)
-    path = candidates.emit(toys.everything(box.groups, "w8a8", down="fp32"))
+    path = toys.written(candidates, toys.everything(box.groups, "w8a8", down="fp32"))
     kernels = find_runtime("ort-cpu").kernels(path, {}, tmp_path)
     found = {name: next(kernels[key] for key in keys if key in kernels) for name, keys in names(box).items()}
     assert {name for name, kernel in found.items() if not kernel.integer} == {"down"}

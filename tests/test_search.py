@@ -10,10 +10,11 @@ from quantkit.allocation import Edge, Limit, Plan, Resource, front, predict, sho
 from quantkit.allocation.prediction.predictor import Predictor
 from quantkit.allocation.search import SEARCHES, Measured, SearchResult, Space, Tie, TimeIsUp, Trial
 from quantkit.core.graph import Group
+from quantkit.core.spec import parse_allocation, parse_schemes
 from quantkit.core.table import Interactions, Table
 from quantkit.settings.bounds import Bounds
 
-SCHEMES = ("w4a8", "fp32", "w8a8")  # in no order of precision, as tables may be
+SCHEMES = parse_schemes(("w4a8", "fp32", "w8a8"))  # in no order of precision, as tables may be
 
 
 EXTRA = pytest.mark.skipif(importlib.util.find_spec("optuna_integration") is None, reason="needs quantkit[refine]")
@@ -28,7 +29,7 @@ def few_rounds(request, monkeypatch):
 
 def make(loss, cost, *, menus=None, fixed=None, edges=(), interactions=None, points=12):
     names = tuple(f"g{place}" for place in range(len(loss)))
-    groups = [Group(name, (name,), tuple(menus[place] if menus else SCHEMES), "") for place, name in enumerate(names)]
+    groups = [Group(name, (name,), parse_schemes(menus[place] if menus else SCHEMES), "") for place, name in enumerate(names)]
     turn = [2, 0, 1]  # rows are given as fp32, w8a8, w4a8
     tables = [Table(kind, "", names, SCHEMES, np.array(rows, dtype=float)[:, turn]) for kind, rows in (("loss", loss), ("cost", cost))]
     plans = front(*tables, groups=groups, fixed=fixed, edges=edges, interactions=interactions, points=points)
@@ -136,7 +137,7 @@ def test_a_broken_network_is_never_the_nearest(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pins_hold_in_everything_that_is_measured(name):
-    network = Network(random_space(3, fixed={"g1": "fp32", "g2": "w8a8"}), 6.0)
+    network = Network(random_space(3, fixed=parse_allocation({"g1": "fp32", "g2": "w8a8"})), 6.0)
 
     SEARCHES[name](network, network.space, repairs=6)
 
@@ -500,7 +501,7 @@ def test_the_step_of_the_front_in_which_the_promise_begins_to_be_kept_is_bisecte
 
 def test_the_faster_space_holds_plans_of_no_more_bytes_that_are_faster_than_the_best():
     """w8a8 and w8a32 take equal bytes; w8a32 loses less and is slower."""
-    names, schemes = ("a", "b"), ("fp32", "w8a8", "w8a32")
+    names, schemes = ("a", "b"), parse_schemes(("fp32", "w8a8", "w8a32"))
     groups = tuple(Group(name, (name,), schemes, "") for name in names)
 
     def table(name, row):
@@ -510,10 +511,10 @@ def test_the_faster_space_holds_plans_of_no_more_bytes_that_are_faster_than_the_
     resources = {"bytes": Resource(sizes), "latency": Resource(table("latency", [2, 1, 3]))}
     predictor = Predictor(groups, table("loss", [0, 0.3, 0.1]), None, resources, {"bytes": 8.0, "latency": 4.0}, sizes, 0)
     space = predictor.space("bytes", Bounds())
-    best = space.plan(dict.fromkeys(names, "w8a32"))
+    best = space.plan(dict.fromkeys(names, schemes[2]))
 
     faster = predictor.faster_space(Bounds(), best, space.tie)
     assert faster.front[-1].allocation == best.allocation
     assert [set(plan.allocation.values()) for plan in faster.front[:1]] == [{"w8a8"}]
     assert all(predictor.used(plan.allocation)["bytes"] <= 2.02 for plan in faster.front)
-    assert predictor.faster_space(Bounds(), space.plan(dict.fromkeys(names, "w8a8")), space.tie) is None
+    assert predictor.faster_space(Bounds(), space.plan(dict.fromkeys(names, schemes[1])), space.tie) is None

@@ -16,6 +16,7 @@ import toys
 from torch import nn
 
 from quantkit.core.errors import RequestError
+from quantkit.core.spec import FLOAT, parse_schemes
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity import COSTS, METHODS, SENSITIVITIES, Cost, Scores, pyhessian
 from quantkit.sensitivity import context as contexts
@@ -179,9 +180,9 @@ class Told:
 
 
 @pytest.mark.parametrize("name", SENSITIVITIES)
-@pytest.mark.parametrize("schemes", [("fp32",), toys.SCHEMES], ids=["no other scheme", "all pinned"])
+@pytest.mark.parametrize("schemes", [(FLOAT,), toys.SCHEMES], ids=["no other scheme", "all pinned"])
 def test_where_nothing_can_be_quantized_nothing_is_hurt(box: toys.Toybox, name: str, schemes: tuple[str, ...]) -> None:
-    pinned = tuple(replace(group, schemes=("fp32",)) for group in box.groups)
+    pinned = tuple(replace(group, schemes=(FLOAT,)) for group in box.groups)
     found = SENSITIVITIES[name](toys.context(box, groups=pinned, schemes=schemes, items=box.items.first(2)))
 
     assert not np.nan_to_num(found.table.values).any()
@@ -202,7 +203,10 @@ def test_formats_of_other_targets_are_scored_too(name: str) -> None:
 
     torch.manual_seed(0)
     box = toys.unpack(Wide().eval())
-    menus = {tensorrt: ("fp32", "fp16", "fp8", "w4a16", "w8a8"), ort_cpu: ("fp32", "w8a8", "w4g16a8", "c4a8", "w8a32", "w4a32")}
+    menus = {
+        tensorrt: parse_schemes(("fp32", "fp16", "fp8", "w4a16", "w8a8")),
+        ort_cpu: parse_schemes(("fp32", "w8a8", "w4g16a8", "c4a8", "w8a32", "w4a32")),
+    }
     found = {}
     for target, schemes in menus.items():
         groups = target.groups(box.captured.graph, target.check_schemes(schemes))

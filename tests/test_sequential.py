@@ -275,7 +275,7 @@ def test_the_same_bytes_after_a_kill(results: dict[str, Result], tmp_path: Path,
     """Of a run that is stopped while it rounds for its third plan, and goes on."""
     hurry(monkeypatch)
     remember(monkeypatch)
-    from quantkit.stages import effort
+    from quantkit.stages import sequence
 
     calls = []
 
@@ -285,7 +285,7 @@ def test_the_same_bytes_after_a_kill(results: dict[str, Result], tmp_path: Path,
             raise KeyboardInterrupt
         return round_in_sequence(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(effort, "round_in_sequence", stopped)
+    monkeypatch.setattr(sequence, "round_in_sequence", stopped)
     with pytest.raises(KeyboardInterrupt):
         allocate(tmp_path / "run", effort="balanced")
     again = allocate(tmp_path / "run", effort="balanced")

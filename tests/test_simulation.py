@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.export import export
 
 from quantkit.core.numerics.affine import dequantize, fake_quantize
-from quantkit.core.spec import QuantSpec, parse_scheme
+from quantkit.core.spec import QuantSpec, parse_scheme, parse_schemes
 from quantkit.network.capture import capture
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.runtimes.evaluation import open_session
 from quantkit.targets import ort_cpu
 from quantkit.targets.placement import Placement
 
-SCHEMES = ("w8a8", "w4a8")
+SCHEMES = parse_schemes(("w8a8", "w4a8"))
 FLOAT = Placement({}, frozenset(), frozenset(), {})
 
 

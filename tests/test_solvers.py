@@ -26,10 +26,11 @@ from quantkit.allocation.relaxation import relax
 from quantkit.allocation.translation import build
 from quantkit.core.errors import RequestError
 from quantkit.core.graph import Group
+from quantkit.core.spec import parse_allocation, parse_schemes
 from quantkit.core.table import Interactions, Table
 from reference import allocation_cost, allocation_loss, allocations
 
-SCHEMES = ("fp32", "w8a8", "w4a8")
+SCHEMES = parse_schemes(("fp32", "w8a8", "w4a8"))
 COUNT = 240
 ROOM = 1 + 1e-9
 
@@ -209,7 +210,7 @@ def test_the_order_of_the_groups_changes_nothing(solver):
         plan = case.solve(solver=solver)
         shuffled = [case.groups[place] for place in random.permutation(len(case.groups))]
         turned = random.permutation(3)
-        case.loss = Table("loss", "", case.names[::-1], tuple(np.array(SCHEMES)[turned]), case.loss.values[::-1][:, turned])
+        case.loss = Table("loss", "", case.names[::-1], tuple(SCHEMES[place] for place in turned), case.loss.values[::-1][:, turned])
         case.groups, case.edges = shuffled, case.edges[::-1]
         assert case.solve(solver=solver) == plan or (plan is not None and math.isnan(plan.gap))
 
@@ -300,9 +301,9 @@ def test_a_resource_counts_offset_table_and_the_edges_that_are_paid():
     table = Table("latency", "ms", ("a", "b"), ("fp32", "w8a8"), np.array([[3.0, 1.0], [5.0, 2.0]]))
     resource = Resource(table, (Edge("a", "b", 0.5),), 10.0)
 
-    assert resource.total({"a": "fp32", "b": "w8a8"}) == 10 + 3 + 2 + 0.5
-    assert resource.total({"a": "w8a8", "b": "w8a8"}) == 10 + 1 + 2
-    assert Resource.from_json(resource.to_json()).total({"a": "fp32", "b": "w8a8"}) == 15.5
+    assert resource.total(parse_allocation({"a": "fp32", "b": "w8a8"})) == 10 + 3 + 2 + 0.5
+    assert resource.total(parse_allocation({"a": "w8a8", "b": "w8a8"})) == 10 + 1 + 2
+    assert Resource.from_json(resource.to_json()).total(parse_allocation({"a": "fp32", "b": "w8a8"})) == 15.5
     assert Limit(resource, 12.0).excess(15.0) == 0.25 and Limit(resource, 12.0).excess(12.0) == 0
 
 
@@ -315,7 +316,7 @@ def test_a_plan_keeps_the_order_of_the_groups_that_were_given():
 
 def test_five_hundred_groups_under_interactions_come_with_a_gap():
     random = np.random.default_rng(0)
-    names, schemes = tuple(f"g{place:03}" for place in range(500)), ("fp32", "w8a8", "w6a8", "w4a8", "w2a8")
+    names, schemes = tuple(f"g{place:03}" for place in range(500)), parse_schemes(("fp32", "w8a8", "w6a8", "w4a8", "w2a8"))
     size = random.lognormal(0, 1.2, (500, 1)) * np.array([0, 1 / 16, 1 / 4, 1, 4])
     moved = (size[:, :, None] * (random.normal(size=(500, 5, 300)) + 0.3 * random.normal(size=300))).reshape(2500, 300)
     matrix = moved @ moved.T / 300

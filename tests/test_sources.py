@@ -11,7 +11,6 @@ from quantkit.core import sources
 from quantkit.core.sources import code_of, reached
 
 
-
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package of four modules, where `a` imports `b` and, for type checkers alone, `c`; `b` imports `deep.d` inside a function."""
@@ -39,7 +38,10 @@ def test_imports_are_followed_wherever_they_stand_but_for_type_checkers(package:
     assert reached("os") == reached("quantkit.absent") == frozenset()
 
 
-@pytest.mark.parametrize(("changed", "counts"), [("a.py", True), ("b.py", True), ("deep/d.py", True), ("c.py", False), ("deep/__init__.py", False)])
+CHANGED = {"a.py": True, "b.py": True, "deep/d.py": True, "c.py": False, "deep/__init__.py": False}
+
+
+@pytest.mark.parametrize(("changed", "counts"), CHANGED.items())
 def test_the_code_of_a_module_changes_with_what_it_reaches_alone(package: Path, changed: str, counts: bool) -> None:
     before = code_of("quantkit.a")
     (package / changed).write_text((package / changed).read_text() + "# another line\n")

@@ -10,7 +10,7 @@ from networks import Formed, captured, formed
 
 from quantkit.core.errors import SchemeError
 from quantkit.core.graph import Graph, Group, Layer, Mover, Tensor, Unsupported
-from quantkit.core.spec import FLOAT, HALF, PerChannel, PerGroup, QuantSpec, parse_scheme
+from quantkit.core.spec import FLOAT, HALF, PerChannel, PerGroup, QuantSpec, parse_scheme, parse_schemes
 from quantkit.settings.options import SCHEMES
 from quantkit.targets import TARGETS, find_target, ort_cpu, tensorrt
 from quantkit.targets.common import uniform
@@ -207,9 +207,9 @@ def test_groups_are_the_largest_that_divide_the_channels(channels: int, width: i
 
 def test_uniform_in_float_leaves_operations_without_weights_float() -> None:
     menus = {"a": ("fp32", "w8a8", "w8a32"), "b": ("fp32", "w8a8"), "pinned": ("w8a8",)}
-    groups = [Group(name, (name,), menu, "") for name, menu in menus.items()]
-    assert uniform(groups, "w8a32") == {"a": "w8a32", "b": "fp32", "pinned": "w8a8"}
-    assert uniform(groups, "w4a8") == {"a": "w8a8", "b": "w8a8", "pinned": "w8a8"}
+    groups = [Group(name, (name,), parse_schemes(menu), "") for name, menu in menus.items()]
+    assert uniform(groups, parse_scheme("w8a32")) == {"a": "w8a32", "b": "fp32", "pinned": "w8a8"}
+    assert uniform(groups, parse_scheme("w4a8")) == {"a": "w8a8", "b": "w8a8", "pinned": "w8a8"}
 
 
 def test_groups_are_layers_save_where_a_weight_is_shared() -> None:

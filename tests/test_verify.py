@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import toys
 
+from quantkit.core.spec import parse_allocation
 from quantkit.export.executed_layers import Executed
 from quantkit.runtimes import ort_cpu as runtime
 from quantkit.runtimes.evaluation import Session
@@ -22,9 +23,9 @@ def test_the_runtime_runs_what_was_planned_and_says_otherwise_by_name(tmp_path: 
     box = toys.toybox()
     candidates = toys.candidates(box, tmp_path)
     plan = toys.everything(box.groups, "w8a8", down="fp32")
-    path = candidates.emit(plan)
+    path = toys.written(candidates, plan)
     found = runtime.read_executed(path, box.captured.graph, candidates.placement(plan), {}, tmp_path)
-    asked_else = candidates.placement({**plan, "down": "w8a8", "stem": "fp32"})
+    asked_else = candidates.placement(parse_allocation({**plan, "down": "w8a8", "stem": "fp32"}))
     wrong = runtime.read_executed(path, box.captured.graph, asked_else, {}, tmp_path)
 
     assert found.mismatches == ()

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from quantkit.calibration.ranges import calibrate
 from quantkit.core.graph import Group
 from quantkit.core.progress import Silent
+from quantkit.core.spec import Allocation, parse_allocation, parse_schemes
 from quantkit.data import Batch, Subset, collect
 from quantkit.data.splits import whole
 from quantkit.export.float_onnx import export_float
@@ -33,7 +34,7 @@ from quantkit.targets import ort_cpu
 
 CLASSES = 4
 SIDE = 8
-SCHEMES = ("fp32", "w8a8", "w4a8")
+SCHEMES = parse_schemes(("fp32", "w8a8", "w4a8"))
 
 
 class Toy(nn.Module):
@@ -152,6 +153,13 @@ def candidates(box: Toybox, folder: Path) -> Candidates:
     return Candidates(float_file, box.captured.graph, box.groups, ort_cpu, box.bank, folder, "key")
 
 
-def everything(groups: Sequence[Group], scheme: str, **others: str) -> Mapping[str, str]:
+def everything(groups: Sequence[Group], scheme: str, **others: str) -> Allocation:
     """One scheme for all groups that can take it (fp32 for the rest), and exceptions."""
-    return {group.name: scheme if scheme in group.schemes else "fp32" for group in groups} | others
+    return parse_allocation({group.name: scheme if scheme in group.schemes else "fp32" for group in groups} | others)
+
+
+def written(candidates: Candidates, plan: Mapping[str, str], path: Path | None = None) -> Path:
+    """The plan's file, by default plan.onnx beside the temporary files."""
+    path = path or candidates.folder / "plan.onnx"
+    candidates.emit(parse_allocation(plan), path)
+    return path

@@ -27,6 +27,7 @@ from known import known_figures, run_folder, write_figures
 from quantkit import pipeline
 from quantkit.core.metric import divergence
 from quantkit.core.progress import Silent
+from quantkit.core.spec import parse_scheme
 from quantkit.runtimes.evaluation import evaluate
 from quantkit.settings.arguments import Arguments
 from quantkit.settings.request import resolve
@@ -60,7 +61,7 @@ def measured(name: str, seed: int, folder: Path, target: str) -> Iterator[tuple[
             for way, candidates in ways.items():
                 if way == "best" and scheme not in BEST:
                     continue
-                after = evaluate(candidates.open(candidates.emit(candidates.uniform(scheme)), threads=0), gate, 25)[0]
+                after = evaluate(candidates.session(candidates.uniform(parse_scheme(scheme)), threads=0), gate, 25)[0]
                 answers = before.argmax(axis=1), after.argmax(axis=1)
                 yield scheme, way, {
                     "drop": 100 * float((answers[0] == labels).mean() - (answers[1] == labels).mean()),

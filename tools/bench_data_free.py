@@ -22,6 +22,7 @@ from known import run_folder, write_figures
 import quantkit
 from quantkit import pipeline
 from quantkit.core.progress import Silent
+from quantkit.core.spec import parse_scheme
 from quantkit.data import Subset
 from quantkit.runtimes.evaluation import evaluate, open_session
 from quantkit.settings.arguments import Arguments
@@ -56,7 +57,8 @@ def uniform(name: str, seed: int, folder: Path) -> float:
     with pipeline._begun(resolve(recipe, arguments), Silent(), "measure", "data free") as (bench, request, network, scratch):
         groups = find_groups(network.captured.graph, request.options)
         candidates = prepare_candidates(bench, request, network, groups, calibrate_ranges(bench, request, network), scratch)
-        return lost(real(name).splits.gate, candidates.float_file, candidates.emit(candidates.uniform("w8a8")))
+        candidates.emit(candidates.uniform(parse_scheme("w8a8")), scratch / "w8a8.onnx")
+        return lost(real(name).splits.gate, candidates.float_file, scratch / "w8a8.onnx")
 
 
 def promises(name: str, folder: Path) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.metric import METRICS
 from quantkit.core.near_ties import smoothed_drop
+from quantkit.core.spec import parse_scheme
 from quantkit.core.statistics import Verdict, decide
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,17 +61,15 @@ def outputs_of(name: str, folder: Path) -> Mapping[str, Floats]:
             groups = find_groups(network.captured.graph, request.options)
             ranges = calibrate_ranges(bench, request, network)
             candidates = prepare_candidates(bench, request, network, groups, ranges, scratch)
-            generator, plans = np.random.default_rng(0), {scheme: candidates.uniform(scheme) for scheme in SCHEMES[name]}
+            generator, plans = np.random.default_rng(0), {scheme: candidates.uniform(parse_scheme(scheme)) for scheme in SCHEMES[name]}
             first, low = plans[SCHEMES[name][0]], plans[SCHEMES[name][-1]]
             for place in range(MIXED):
                 lowered = generator.random(len(groups)) < (place + 1) / (MIXED + 1)
                 plans[f"mixed {place}"] = {g.name: (low if take else first)[g.name] for g, take in zip(groups, lowered, strict=True)}
-            files = {"float": candidates.float_file} | {key: candidates.emit(plan, scratch / f"{key}.onnx") for key, plan in plans.items()}
             parts = (request.splits.search, request.splits.gate)
-            found = {
-                key: np.concatenate([evaluate(candidates.open(path, threads=0), part, 25)[0] for part in parts])
-                for key, path in files.items()
-            }
+            sessions = {"float": candidates.open(candidates.float_file, threads=0)}
+            sessions |= {key: candidates.session(plan, threads=0) for key, plan in plans.items()}
+            found = {key: np.concatenate([evaluate(session, part, 25)[0] for part in parts]) for key, session in sessions.items()}
             found["labels"] = np.concatenate([part.labels() for part in parts])
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(kept, **found)

@@ -33,7 +33,7 @@ from quantkit.allocation.costs.counted import byte_costs
 from quantkit.core.graph import Group
 from quantkit.core.metric import Outputs, divergence
 from quantkit.core.progress import Silent
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import parse_allocation, parse_scheme
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.core.table import Interactions, Table
 from quantkit.data import Subset
@@ -182,7 +182,7 @@ def unit_times(like: Table, shares: Mapping[str, float]) -> Table:
 
 def plans(bench: Workbench, bed: Bed, name: str, seed: int) -> Iterator[tuple[str, str, str, int, dict[str, str]]]:
     """(method, way, cost, place, allocation): uniform plans first."""
-    uniform = {scheme: bed.candidates.uniform(scheme) for scheme in SCHEMES}
+    uniform = {scheme: bed.candidates.uniform(parse_scheme(scheme)) for scheme in SCHEMES}
     for cost in bed.costs:
         for scheme, allocation in uniform.items():
             yield scheme, "uniform", cost, 0, allocation
@@ -271,7 +271,7 @@ class Gauge:
         counts = {split: len(part) for split, part in self._parts.items()}
         key = fingerprint(self._bed.candidates.key, counts, dict(allocation))
         if key not in self._known:
-            session = self._bed.candidates.open(self._bed.candidates.emit(allocation), threads=1)
+            session = self._bed.candidates.session(parse_allocation(allocation), threads=1)
             look = {}
             for split, part in self._parts.items():
                 outputs, metric = evaluate(session, part, 32), self._bed.request.metric

@@ -15,9 +15,10 @@ import numpy as np
 
 from quantkit.allocation import Edge, solve
 from quantkit.core.graph import Group
+from quantkit.core.spec import parse_schemes
 from quantkit.core.table import Interactions, Table
 
-SCHEMES = ("fp32", "w8a8", "w6a8", "w4a8", "w2a8")
+SCHEMES = parse_schemes(("fp32", "w8a8", "w6a8", "w4a8", "w2a8"))
 GROUPS = 500
 REPEATS = 3  # the middle one counts: other guests of the host make one in ten twice as long
 

@@ -95,7 +95,7 @@ def zoo(_: Path, _networks: Sequence[str]) -> dict[str, float]:
 def narrow(runs: Path, _networks: Sequence[str]) -> dict[str, float]:
     """Each network uniform under each scheme, against the one that does the same work from wider weights: w8a8, or float32."""
     from quantkit.allocation.costs.timing import interleave
-    from quantkit.core.spec import is_float, parse_scheme
+    from quantkit.core.spec import parse_scheme
     from quantkit.runs.stored_plan import export_plan, read_plan
     from quantkit.runtimes.evaluation import open_session
     from quantkit.verification.side_by_side import random_feeds
@@ -104,13 +104,13 @@ def narrow(runs: Path, _networks: Sequence[str]) -> dict[str, float]:
     for name in ("resnet44", "mobilenet_v2"):
         plan, files = read_plan(stored(name, runs)), dict[str, Path]()
         for scheme in NARROW:
-            other = "fp32" if is_float(scheme) else "w8a8"
+            other = "fp32" if scheme.is_float else "w8a8"
             schemes = {layer.name: parse_scheme(scheme if layer.weight else other) for layer in plan.graph.layers}
             files[scheme] = export_plan(replace(plan, schemes=schemes), "ort-cpu", runs / f"{name}-{scheme}.onnx").file
         sessions = [open_session(file, threads=1) for file in files.values()]
         times = dict(zip(files, interleave(sessions, random_feeds(plan.float_file), rounds=150), strict=True))
         for scheme, file in files.items():
-            wide = "fp32" if is_float(scheme) else "w8a8"
+            wide = "fp32" if scheme.is_float else "w8a8"
             loads = [opened_alone(file) for _ in range(3)]
             label = f"{name}.{scheme}"
             found |= {

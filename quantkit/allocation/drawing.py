@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from quantkit.allocation.plan import Resource
 from quantkit.core.graph import Group
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.table import Floats
 
 TRIES = 60  # for each plan that is wanted
 
 
 def draw(
-    base: Mapping[str, str], groups: Sequence[Group], cost: Resource, *, count: int, width: float, seed: int
-) -> tuple[dict[str, str], ...]:
+    base: Allocation, groups: Sequence[Group], cost: Resource, *, count: int, width: float, seed: int
+) -> tuple[dict[str, Scheme], ...]:
     """Up to `count` different plans whose cost is that of `base`, give or take the share `width`; `base` is none of them.
 
     Each departs from `base` in a share of groups that is drawn itself, from a few to all. Those take schemes at random, the cheaper the
     likelier where the plan would come out too dear, and the other way round. Fewer than `count` where too few such plans exist.
     """
     random = np.random.default_rng(seed)
-    wanted, found = cost.total(base), dict[tuple[str, ...], dict[str, str]]()
-    menus = [sorted(group.schemes, key=lambda scheme: parse_scheme(scheme).precision) for group in groups]
+    wanted, found = cost.total(base), dict[tuple[Scheme, ...], dict[str, Scheme]]()
+    menus = [sorted(group.schemes, key=lambda scheme: scheme.precision) for group in groups]
     costs = np.full((len(groups), max(map(len, menus))), np.nan)  # nan: no scheme, or one that the group cannot take
     for place, (group, menu) in enumerate(zip(groups, menus, strict=True)):
         costs[place, : len(menu)] = [cost.table.at(group.name, scheme) for scheme in menu]

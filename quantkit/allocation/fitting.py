@@ -14,15 +14,16 @@ measured.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import nnls
 
+from quantkit.core.spec import Allocation
 from quantkit.core.table import Floats, Interactions, Table
 
-MeasuredLoss = tuple[Mapping[str, str], float]  # a plan, and the loss that was measured of it
+MeasuredLoss = tuple[Allocation, float]  # a plan, and the loss that was measured of it
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, np.inf)  # how firmly options are held, in shares of what a plan's own options weigh
 FLOOR = 0.02  # of the median loss of plans that lose: below, noise is more than the loss itself
 LEAST = 0.1  # of what was predicted: θ falls no lower
@@ -38,12 +39,12 @@ class FittedLosses:
     between: float
     ridge: float
 
-    def predicted(self, allocation: Mapping[str, str]) -> float:
+    def predicted(self, allocation: Allocation) -> float:
         """The loss of one scheme per group."""
         return predicted_loss(self.loss, self.interactions, allocation)
 
 
-def predicted_loss(loss: Table, interactions: Interactions | None, allocation: Mapping[str, str]) -> float:
+def predicted_loss(loss: Table, interactions: Interactions | None, allocation: Allocation) -> float:
     """½ x'Mx where there are interactions, else the table's sum."""
     return loss.total(allocation) if interactions is None else interactions.predicted(allocation)
 
@@ -74,7 +75,7 @@ def fit_losses(loss: Table, interactions: Interactions | None, seen: Sequence[Me
     return FittedLosses(fitted, replace(interactions, matrix=matrix), float(b), float(a), float(ridge))
 
 
-def _indicator(table: Table, allocation: Mapping[str, str]) -> Floats:
+def _indicator(table: Table, allocation: Allocation) -> Floats:
     x = np.zeros(table.values.shape)
     for group, scheme in allocation.items():
         x[table.groups.index(group), table.schemes.index(scheme)] = 1.0

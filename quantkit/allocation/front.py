@@ -22,6 +22,7 @@ from quantkit.allocation.relaxation import relax
 from quantkit.allocation.translation import build, plan_of
 from quantkit.core.errors import RequestError, unknown
 from quantkit.core.graph import Group
+from quantkit.core.spec import Allocation
 from quantkit.core.table import Interactions, Table
 
 Answer = tuple[Chosen, float]  # and the relative gap to the proven bound
@@ -70,7 +71,7 @@ def solve(
     interactions: Interactions | None = None,
     edges: Sequence[Edge] = (),
     limits: Sequence[Limit] = (),
-    fixed: Mapping[str, str] | None = None,
+    fixed: Allocation | None = None,
     solver: str | None = None,
     seed: int = 0,
 ) -> Plan | None:
@@ -98,7 +99,7 @@ def cheapest(
     interactions: Interactions | None = None,
     edges: Sequence[Edge] = (),
     limits: Sequence[Limit] = (),
-    fixed: Mapping[str, str] | None = None,
+    fixed: Allocation | None = None,
     seed: int = 0,
 ) -> Plan:
     """The plan of least cost within `limits`, which must be possible, and of those the one of least predicted loss. Raises as `solve` does.
@@ -117,7 +118,7 @@ def shortage(
     interactions: Interactions | None = None,
     edges: Sequence[Edge] = (),
     limits: Sequence[Limit] = (),
-    fixed: Mapping[str, str] | None = None,
+    fixed: Allocation | None = None,
     seed: int = 0,
 ) -> Shortage | None:
     """The limits that no allocation keeps together, with the plan that exceeds them least; None where they can be kept.
@@ -148,7 +149,7 @@ def front(
     interactions: Interactions | None = None,
     edges: Sequence[Edge] = (),
     limits: Sequence[Limit] = (),
-    fixed: Mapping[str, str] | None = None,
+    fixed: Allocation | None = None,
     points: int = 18,
     restarts: int = RESTARTS,
     seed: int = 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from quantkit.allocation.plan import Edge, Limit, Plan
 from quantkit.allocation.quadratic import short_list, swaps
 from quantkit.allocation.translation import build, plan_of
 from quantkit.core.graph import Group
+from quantkit.core.spec import Allocation
 from quantkit.core.table import Interactions, Table
 
 
@@ -24,7 +25,7 @@ def neighbours(
     interactions: Interactions | None = None,
     edges: Sequence[Edge] = (),
     limits: Sequence[Limit] = (),
-    fixed: Mapping[str, str] | None = None,
+    fixed: Allocation | None = None,
 ) -> tuple[Plan, ...]:
     """The `count` plans of least predicted loss that differ from `plan` in one group or two and are within the budget and `limits`."""
     problem = build(loss, cost, groups, interactions=interactions, edges=edges, limits=limits, fixed=fixed)

@@ -7,20 +7,21 @@ combination of the Hessian with the dependence between layers was not to be had.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.table import Floats, Interactions, Table
 
 
 def order(
     sensitivity: Table,
     groups: Sequence[str],
-    scheme: str,
+    scheme: Scheme,
     *,
     interactions: Interactions | None = None,
-    start: Mapping[str, str] | None = None,
+    start: Allocation | None = None,
 ) -> tuple[str, ...]:
     """The groups that can take `scheme`, in the order in which to lower them to it; of equals, the first given is first.
 
@@ -41,7 +42,7 @@ def order(
     return tuple(ordered)
 
 
-def _indicator(interactions: Interactions, allocation: Mapping[str, str]) -> Floats:
+def _indicator(interactions: Interactions, allocation: Allocation) -> Floats:
     x = np.zeros(len(interactions.matrix))
     x[[interactions.index(group, scheme) for group, scheme in allocation.items()]] = 1.0
     return x

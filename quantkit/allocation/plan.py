@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.allocation.problem import SLACK
-from quantkit.core.spec import reads_float
+from quantkit.core.spec import Allocation, parse_allocation
 from quantkit.core.table import Table
 
 
@@ -34,9 +34,9 @@ class Resource:
         """What it is."""
         return self.table.name
 
-    def total(self, allocation: Mapping[str, str]) -> float:
+    def total(self, allocation: Allocation) -> float:
         """What an allocation uses of it."""
-        floats = {group: reads_float(scheme) for group, scheme in allocation.items()}
+        floats = {group: scheme.reads_float for group, scheme in allocation.items()}
         paid = (edge.cost for edge in self.edges if floats[edge.producer] != floats[edge.consumer])
         return math.fsum([self.offset, *(self.table.at(group, scheme) for group, scheme in allocation.items()), *paid])
 
@@ -71,7 +71,7 @@ class Plan:
     `gap` is the relative distance to the proven bound on the loss: 0 is a proven optimum, nan is no proof.
     """
 
-    allocation: Mapping[str, str]
+    allocation: Allocation
     predicted_loss: float
     predicted_cost: float
     gap: float = math.nan
@@ -89,7 +89,7 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """The inverse of `to_json`."""
         gap = math.nan if data["gap"] is None else data["gap"]
-        return cls(dict(data["allocation"]), data["predicted_loss"], data["predicted_cost"], gap)
+        return cls(parse_allocation(data["allocation"]), data["predicted_loss"], data["predicted_cost"], gap)
 
 
 @dataclass(frozen=True, slots=True)

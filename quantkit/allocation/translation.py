@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from quantkit.allocation.plan import Edge, Limit, Plan, Resource
 from quantkit.allocation.problem import Chosen, Crossings, Form, Problem, Within
 from quantkit.core.errors import ContractError, SchemeError, unknown
 from quantkit.core.graph import Group
-from quantkit.core.spec import reads_float
+from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.table import Floats, Interactions, Table
 
 
@@ -29,7 +29,7 @@ def build(
     interactions: Interactions | None = None,
     edges: Sequence[Edge] = (),
     limits: Sequence[Limit] = (),
-    fixed: Mapping[str, str] | None = None,
+    fixed: Allocation | None = None,
 ) -> Problem:
     """The problem of these tables.
 
@@ -41,7 +41,7 @@ def build(
     options = [(place, scheme) for place, group in enumerate(ordered) for scheme in _menu(group, tables)]
     place = np.array([place for place, _ in options], dtype=np.intp)
     schemes = tuple(scheme for _, scheme in options)
-    floats = np.array([reads_float(scheme) for scheme in schemes])
+    floats = np.array([scheme.reads_float for scheme in schemes])
 
     def form(resource: Resource) -> Form:
         crossings = _crossings(names, resource)
@@ -70,7 +70,7 @@ def plan_of(problem: Problem, chosen: Chosen, gap: float = math.nan) -> Plan:
 def predict(
     loss: Table,
     cost: Table,
-    allocation: Mapping[str, str],
+    allocation: Allocation,
     *,
     interactions: Interactions | None = None,
     edges: Sequence[Edge] = (),
@@ -81,7 +81,7 @@ def predict(
     return plan_of(problem, np.arange(len(groups), dtype=np.intp))
 
 
-def pin(groups: Sequence[Group], fixed: Mapping[str, str] | None) -> tuple[Group, ...]:
+def pin(groups: Sequence[Group], fixed: Allocation | None) -> tuple[Group, ...]:
     """The groups, those in `fixed` with that scheme only. Raises SchemeError for a group or a scheme that is not there."""
     menus = {group.name: group.schemes for group in groups}
     pins = fixed or {}
@@ -93,7 +93,7 @@ def pin(groups: Sequence[Group], fixed: Mapping[str, str] | None) -> tuple[Group
     return tuple(replace(group, schemes=(pins[group.name],)) if group.name in pins else group for group in groups)
 
 
-def _menu(group: Group, tables: Sequence[Table]) -> list[str]:
+def _menu(group: Group, tables: Sequence[Table]) -> list[Scheme]:
     shared = [scheme for scheme in group.schemes if all(scheme in table.schemes for table in tables)]
     possible = [scheme for scheme in shared if all(math.isfinite(table.at(group.name, scheme)) for table in tables)]
     if not possible:
@@ -102,7 +102,7 @@ def _menu(group: Group, tables: Sequence[Table]) -> list[str]:
     return possible
 
 
-def _column(table: Table, names: Sequence[str], options: Sequence[tuple[int, str]]) -> Floats:
+def _column(table: Table, names: Sequence[str], options: Sequence[tuple[int, Scheme]]) -> Floats:
     rows = {name: place for place, name in enumerate(table.groups)}
     columns = {name: place for place, name in enumerate(table.schemes)}
     return np.array([table.values[rows[names[group]], columns[scheme]] for group, scheme in options])

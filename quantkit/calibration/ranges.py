@@ -52,7 +52,7 @@ class Ranges:
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
         seen = {name: one.to_json() for name, one in self.seen.items()}
-        return {"seen": seen, "chosen": self.chosen, "items": self.items, "settled": self.settled}
+        return {"seen": seen, "chosen": {str(bits): row for bits, row in self.chosen.items()}, "items": self.items, "settled": self.settled}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Ranges:

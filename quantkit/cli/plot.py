@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from quantkit.core.spec import Allocation
+
 WIDTH, HEIGHT = 90, 20
 UNITS = {"latency": ("ms", 1.0), "bytes": ("kB", 1e-3), "bops": ("Gbops", 1e-9), "average_bits": ("bits", 1.0)}
 
 
-def draw_front(front: Mapping[str, Any], picked: Mapping[str, str] | None, minimize: str) -> str | None:
+def draw_front(front: Mapping[str, Any], picked: Allocation | None, minimize: str) -> str | None:
     """Predicted loss against the minimized cost: the front as a line, measured plans as crosses, the picked one as a star.
 
     None where plotext is not installed, or nothing spans a plot.

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from quantkit.cli.console import Printed
+from quantkit.core.spec import Allocation
 from quantkit.report.format import certificate_line, comparison_rows, counted, interval_words, named, verdict_line
 from quantkit.settings.bounds import show_amount, show_drop
 
@@ -29,7 +30,7 @@ def show_result(result: Mapping[str, Any], notes: Sequence[str]) -> None:
         console.print(f"{label:<12}{path}", markup=False, soft_wrap=True)
 
 
-def show_front(front: Mapping[str, Any], picked: Mapping[str, str] | None) -> None:
+def show_front(front: Mapping[str, Any], picked: Allocation | None) -> None:
     """The plans of a front, cheapest first: what they use, what was measured of them; the picked one stands out.
 
     Measured plans that no other beats in divergence, bytes and latency at once are shown too.

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-Pair = tuple[str, str]  # (group, scheme)
+from quantkit.core.spec import Scheme
+
+Pair = tuple[str, Scheme]  # a group under a scheme
 EMBEDDING = "embedding"  # the kind of a layer that reads rows of its weight
 
 
@@ -97,7 +99,7 @@ class Group:
 
     name: str
     layers: tuple[str, ...]
-    schemes: tuple[str, ...]
+    schemes: tuple[Scheme, ...]
     reason: str
 
 

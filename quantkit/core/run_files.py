@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from quantkit.core.spec import Allocation
 from quantkit.core.store import fingerprint
 
 # What was measured, what `quantkit allocate` chose, and what `quantkit pick` chose of the former.
@@ -13,6 +12,6 @@ ARRAYS = "interactions"
 PIPELINE = "quantkit.pipeline"  # the module that the code of a whole job is
 
 
-def plan_weights_key(key: str, allocation: Mapping[str, str]) -> str:
+def plan_weights_key(key: str, allocation: Allocation) -> str:
     """Under which weights lie that were rounded for one plan; `key` stands for all else that they depend on."""
     return fingerprint(PLAN_WEIGHTS, key, dict(allocation))

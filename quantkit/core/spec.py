@@ -7,7 +7,7 @@ by `parse_scheme`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from quantkit.core.errors import SchemeError
@@ -125,13 +125,34 @@ class FloatFormat:
 Format = QuantSpec | FloatFormat
 
 
-@dataclass(frozen=True, slots=True)
-class Scheme:
-    """How one group is quantized; `None` is float32. Weights alone may be narrow: they are then stored so, and computed with in float."""
+class Scheme(str):
+    """How one group is quantized; `None` is float32. Weights alone may be narrow: they are then stored so, and computed with in float.
 
-    name: str
+    It is its own name, as the members of an enumeration of texts are: tables, files and fingerprints hold it as text, and what it stands
+    for is parsed once, where text comes in (`parse_scheme`).
+    """
+
+    __slots__ = ("activations", "weights")
+
     weights: Format | None
     activations: Format | None
+
+    def __new__(cls, name: str, weights: Format | None, activations: Format | None) -> Scheme:  # noqa: D102 - as __init__
+        scheme = super().__new__(cls, name)
+        object.__setattr__(scheme, "weights", weights)
+        object.__setattr__(scheme, "activations", activations)
+        return scheme
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{self} is frozen: {name} cannot be set")
+
+    def __reduce__(self) -> tuple[type[Scheme], tuple[str, Format | None, Format | None]]:  # for copies and pickles
+        return Scheme, (str(self), self.weights, self.activations)
+
+    @property
+    def name(self) -> str:
+        """The name as plain text."""
+        return str(self)
 
     @property
     def is_float(self) -> bool:
@@ -167,6 +188,8 @@ class Scheme:
         return (bits[0], bits[1], form, self.is_dynamic)
 
 
+Allocation = Mapping[str, Scheme]  # a scheme for each group
+
 FLOAT = Scheme("fp32", None, None)
 HALF = FloatFormat("half", 16)
 BYTE = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
@@ -193,7 +216,7 @@ def parse_scheme(text: str) -> Scheme:
     by their own range there; `w4a4` and `w16a16` have activations of other widths; `w8a32`, `c4a32` and `w16a32` (half) are stored so, and
     compute in float32. Raises SchemeError for anything else that is not `fp32` or of FLOATING.
     """
-    if text == FLOAT.name:
+    if text == FLOAT:
         return FLOAT
     if text in FLOATING:
         return FLOATING[text]
@@ -215,15 +238,15 @@ def parse_scheme(text: str) -> Scheme:
     raise SchemeError(f"unknown scheme {text!r}", wanted, "list schemes as --schemes w8a8,w4a8,fp32")
 
 
+def parse_schemes(names: Iterable[str]) -> tuple[Scheme, ...]:
+    """The schemes of these names. Raises SchemeError for a name that is none."""
+    return tuple(map(parse_scheme, names))
+
+
+def parse_allocation(names: Mapping[str, str]) -> dict[str, Scheme]:
+    """A scheme for each group (or layer), from the schemes' names. Raises SchemeError for a name that is none."""
+    return {group: parse_scheme(name) for group, name in names.items()}
+
+
 def _weights(found: re.Match[str], granularity: Granularity, codebook: bool = False) -> QuantSpec:
     return QuantSpec(int(found[1]), signed=True, symmetric=True, granularity=granularity, codebook=codebook)
-
-
-def is_float(scheme: str) -> bool:
-    """Whether layers under the scheme of that name compute in floating point."""
-    return parse_scheme(scheme).is_float
-
-
-def reads_float(scheme: str) -> bool:
-    """Whether layers under the scheme of that name read and give float tensors."""
-    return parse_scheme(scheme).reads_float

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.core.spec import Allocation, Scheme, parse_schemes
+
 Floats = NDArray[np.float64]
 
 
@@ -22,7 +24,7 @@ class Table:
     name: str
     unit: str
     groups: tuple[str, ...]
-    schemes: tuple[str, ...]
+    schemes: tuple[Scheme, ...]
     values: Floats
 
     def __post_init__(self) -> None:
@@ -30,11 +32,11 @@ class Table:
         if self.values.shape != wanted:
             raise ValueError(f"table {self.name!r} has values of shape {self.values.shape}, wanted {wanted}")
 
-    def at(self, group: str, scheme: str) -> float:
+    def at(self, group: str, scheme: Scheme) -> float:
         """The value of one (group, scheme)."""
         return float(self.values[self.groups.index(group), self.schemes.index(scheme)])
 
-    def total(self, allocation: Mapping[str, str]) -> float:
+    def total(self, allocation: Allocation) -> float:
         """The sum over one scheme per group."""
         return sum(self.at(group, scheme) for group, scheme in allocation.items())
 
@@ -47,7 +49,7 @@ class Table:
     def from_json(cls, data: Mapping[str, Any]) -> Table:
         """The inverse of `to_json`."""
         values = _floats(data["values"], (len(data["groups"]), len(data["schemes"])))
-        return cls(data["name"], data["unit"], tuple(data["groups"]), tuple(data["schemes"]), values)
+        return cls(data["name"], data["unit"], tuple(data["groups"]), parse_schemes(data["schemes"]), values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +60,7 @@ class Interactions:
     """
 
     groups: tuple[str, ...]
-    schemes: tuple[str, ...]
+    schemes: tuple[Scheme, ...]
     matrix: Floats
 
     def __post_init__(self) -> None:
@@ -66,11 +68,11 @@ class Interactions:
         if self.matrix.shape != (size, size):
             raise ValueError(f"interactions have shape {self.matrix.shape}, wanted {(size, size)}")
 
-    def index(self, group: str, scheme: str) -> int:
+    def index(self, group: str, scheme: Scheme) -> int:
         """The row of one (group, scheme)."""
         return self.groups.index(group) * len(self.schemes) + self.schemes.index(scheme)
 
-    def predicted(self, allocation: Mapping[str, str]) -> float:
+    def predicted(self, allocation: Allocation) -> float:
         """½ x' matrix x for one scheme per group."""
         rows = [self.index(group, scheme) for group, scheme in allocation.items()]
         return 0.5 * float(self.matrix[np.ix_(rows, rows)].sum())
@@ -83,7 +85,7 @@ class Interactions:
     def from_json(cls, data: Mapping[str, Any]) -> Interactions:
         """The inverse of `to_json`."""
         size = len(data["groups"]) * len(data["schemes"])
-        return cls(tuple(data["groups"]), tuple(data["schemes"]), _floats(data["matrix"], (size, size)))
+        return cls(tuple(data["groups"]), parse_schemes(data["schemes"]), _floats(data["matrix"], (size, size)))
 
 
 def _floats(rows: Sequence[Sequence[float | None]], shape: tuple[int, int]) -> Floats:

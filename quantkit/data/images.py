@@ -8,7 +8,7 @@ import io
 import posixpath
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -160,7 +160,7 @@ def _refuse_empty_classes(folder: Path, filled: set[str]) -> None:
 def _from_csv(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     path = folder / "labels.csv"
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows: list[Mapping[str, str]] = list(csv.DictReader(file))
+        rows: list[dict[str, str]] = list(csv.DictReader(file))
     column = next((name for name in LABEL_COLUMNS if rows and name in rows[0]), None)
     if column is None or "file" not in rows[0]:
         got = f"{path} has columns {', '.join(rows[0])}" if rows else f"{path} has no rows"

@@ -8,6 +8,7 @@ from typing import Any
 
 from quantkit.allocation.prediction.predictor import Predictor
 from quantkit.core.errors import OutputError
+from quantkit.core.spec import Allocation
 from quantkit.report.format import leaves
 from quantkit.report.run_data import MEASURED_ONLY, Evidence
 
@@ -107,7 +108,7 @@ def _covers(predictor: Predictor, one: Evidence, other: Evidence) -> bool:
     return one.allocation.keys() == other.allocation.keys()
 
 
-def _foretold(predictor: Predictor, allocation: Mapping[str, str]) -> dict[str, float]:
+def _foretold(predictor: Predictor, allocation: Allocation) -> dict[str, float]:
     """The predicted loss and costs of a plan."""
     loss = predictor.loss.total(allocation) if predictor.interactions is None else predictor.interactions.predicted(allocation)
     return {"loss": loss, **predictor.used(allocation)}

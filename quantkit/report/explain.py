@@ -18,7 +18,7 @@ from quantkit.allocation.prediction.predictor import MeasuredPlan, Predictor
 from quantkit.allocation.search import Space
 from quantkit.core.errors import OutputError, RequestError
 from quantkit.core.graph import Group
-from quantkit.core.spec import parse_scheme, reads_float
+from quantkit.core.spec import Allocation, Scheme
 from quantkit.report.format import bound_words, signed
 from quantkit.report.run_data import MEASURED_ONLY, OLD, Evidence
 from quantkit.runs.pick import Foresight
@@ -37,7 +37,7 @@ class SchemeRow:
     whole changed plan, in the metric's unit: `drop_is` measured or predicted; None where unknown.
     """
 
-    scheme: str
+    scheme: Scheme
     chosen: bool
     score: float
     own_loss: float
@@ -52,7 +52,7 @@ class SchemeRow:
 class Tried:
     """What was measured of plans that had the group under `scheme`; `best_drop` is the least of their drops."""
 
-    scheme: str
+    scheme: Scheme
     plans: int
     best_drop: float
     best_divergence: float
@@ -73,7 +73,7 @@ class Partner:
     """Another group of the plan: what both lose beyond each alone (negative where errors cancel), and the correlation of their errors."""
 
     group: str
-    scheme: str
+    scheme: Scheme
     loss: float
     correlation: float
 
@@ -84,7 +84,7 @@ class Reader:
 
     name: str
     kind: str
-    scheme: str | None
+    scheme: Scheme | None
     converts: bool
 
 
@@ -101,7 +101,7 @@ class Explanation:
     group: str | None
     layers: tuple[str, ...]
     reason: str
-    scheme: str | None
+    scheme: Scheme | None
     picked: bool
     unit: str
     loss_unit: str
@@ -177,7 +177,7 @@ def _schemes(evidence: Evidence, predictor: Predictor, group: Group) -> tuple[Sc
     judge = _Judge(evidence, space)
     now, used = space.plan(evidence.allocation), predictor.used(evidence.allocation)
     rows = []
-    for scheme in sorted(group.schemes, key=lambda each: parse_scheme(each).precision, reverse=True):
+    for scheme in sorted(group.schemes, key=lambda each: each.precision, reverse=True):
         other = space.plan({**evidence.allocation, group.name: scheme})
         uses = predictor.used(other.allocation)
         change = {"loss": other.predicted_loss - now.predicted_loss, **{name: uses[name] - used[name] for name in uses}}
@@ -279,14 +279,14 @@ def _not_offered(evidence: Evidence, group: Group) -> dict[str, str]:
 
 
 def _tried(measured_plans: Sequence[MeasuredPlan], group: str) -> tuple[Tried, ...]:
-    found: dict[str, list[Mapping[str, float]]] = {}
+    found: dict[Scheme, list[Mapping[str, float]]] = {}
     for allocation, look in measured_plans:
         found.setdefault(allocation[group], []).append(look)
     rows = [
         Tried(scheme, len(seen), min(look["drop"] for look in seen), min(look["divergence"] for look in seen))
         for scheme, seen in found.items()
     ]
-    return tuple(sorted(rows, key=lambda row: parse_scheme(row.scheme).precision, reverse=True))
+    return tuple(sorted(rows, key=lambda row: row.scheme.precision, reverse=True))
 
 
 def _alone(measured_plans: Sequence[MeasuredPlan], group: str) -> tuple[Alone, ...]:
@@ -296,13 +296,13 @@ def _alone(measured_plans: Sequence[MeasuredPlan], group: str) -> tuple[Alone, .
         rest.setdefault(tuple(sorted(item for item in allocation.items() if item[0] != group)), []).append((allocation, look))
     found = []
     for same in rest.values():
-        ordered = sorted(same, key=lambda look: parse_scheme(look[0][group]).precision, reverse=True)
+        ordered = sorted(same, key=lambda look: look[0][group].precision, reverse=True)
         for (one, before), (other, after) in pairwise(ordered):
             found.append(Alone(one[group], other[group], after["drop"] - before["drop"], after["divergence"] - before["divergence"]))
     return tuple(found)
 
 
-def _losses(predictor: Predictor, allocation: Mapping[str, str], name: str) -> tuple[float, float, float, tuple[Partner, ...] | None]:
+def _losses(predictor: Predictor, allocation: Allocation, name: str) -> tuple[float, float, float, tuple[Partner, ...] | None]:
     """Of the plan's predicted loss: the group's own, half of what it shares with others, the whole; and with whom it shares most."""
     pairs = predictor.interactions
     if pairs is None:
@@ -339,7 +339,7 @@ def _flow(evidence: Evidence, name: str) -> tuple[tuple[Reader, ...], tuple[str,
             continue
         scheme = None if layer is None else evidence.scheme_of(layer.name)
         kind = layer.kind if layer is not None else unsupported[node].operation if node in unsupported else "another operation"
-        converts = (own is None or reads_float(own)) != (scheme is None or reads_float(scheme))
+        converts = (own is None or own.reads_float) != (scheme is None or scheme.reads_float)
         first.append(Reader(node if layer is None else layer.name, kind, scheme, converts))
     waiting, seen, joins = [outputs.get(name, name)], {name}, []
     while waiting:

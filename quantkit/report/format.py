@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantkit.core.spec import FLOAT
+from quantkit.core.spec import FLOAT, Scheme
 from quantkit.runs.outcome import ALTERNATIVE, Refused
 from quantkit.settings.bounds import show_amount, show_drop
 
@@ -50,7 +50,7 @@ def interval_words(verdict: Mapping[str, Any]) -> str:
 
 def _nothing(result: Mapping[str, Any]) -> str:
     """What ships in place of a gain, and what was refused."""
-    if any(row["scheme"] != FLOAT.name for row in result["allocation"]):
+    if any(row["scheme"] != FLOAT for row in result["allocation"]):
         return "the plan takes no less than the float network."
     if not result["refused"]:
         return "no plan that keeps the promise takes less than the float network, which ships."
@@ -79,7 +79,7 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def counted(schemes: Sequence[str]) -> str:
+def counted(schemes: Sequence[Scheme]) -> str:
     """How often each scheme occurs: 3×fp32 60×w8a8."""
     return " ".join(f"{schemes.count(scheme)}×{scheme}" for scheme in sorted(set(schemes)))
 

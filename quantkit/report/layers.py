@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import Scheme
 from quantkit.core.table import Interactions
 from quantkit.report.run_data import MEASURED_ONLY, OLD, Evidence
 from quantkit.report.vega import Chart, Row, Spec, colour, document, loss_axis, quantity, rounded, shape, tips
@@ -176,17 +176,17 @@ def _predicted(evidence: Evidence) -> list[Row]:
         return []
     rows: list[Row] = []
     for group in evidence.groups:
-        highest = max(group.schemes, key=lambda scheme: parse_scheme(scheme).precision)
+        highest = max(group.schemes, key=lambda scheme: scheme.precision)
         for file, scheme in (("float file", highest), ("this plan", evidence.allocation[group.name])):
             rows.append({"layer": group.name, "file": file, "ms": rounded(table.at(group.name, scheme)), "scheme": scheme})
     return rows
 
 
-def _strongest(interactions: Interactions, evidence: Evidence, scheme: str | None) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _strongest(interactions: Interactions, evidence: Evidence, scheme: Scheme | None) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The groups that interact most, at most MOST, in the order of the network, with what pairs lose together and as a correlation."""
     rows = {}
     for group in evidence.groups:
-        quantized = [name for name in group.schemes if not parse_scheme(name).is_float]
+        quantized = [name for name in group.schemes if not name.is_float]
         if scheme is not None and quantized:
             rows[group.name] = interactions.index(group.name, scheme if scheme in quantized else quantized[0])
     places = list(rows.values())

@@ -14,7 +14,6 @@ from typing import Any
 import networkx as nx
 
 from quantkit.core.graph import Graph
-from quantkit.core.spec import parse_scheme
 from quantkit.report.run_data import Evidence
 from quantkit.report.vega import ALERT, Chart, Row, Spec, document, scheme_colours, tips
 
@@ -186,7 +185,7 @@ def _edge_rows(evidence: Evidence, layout: Layout) -> list[Row]:
 
 def _in_float(evidence: Evidence, name: str) -> bool:
     scheme = evidence.scheme_of(name)
-    return scheme is None or parse_scheme(scheme).is_float
+    return scheme is None or scheme.is_float
 
 
 def _mean(values: list[float]) -> float:

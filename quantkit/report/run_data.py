@@ -12,7 +12,7 @@ from quantkit.allocation.prediction.predictor import MeasuredPlan, Predictor, re
 from quantkit.core.errors import OutputError
 from quantkit.core.graph import Graph, Group
 from quantkit.core.run_files import PICKED, TABLES
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import Allocation, Scheme, parse_allocation, parse_scheme
 from quantkit.report.format import certificate_line
 from quantkit.runs.pick import find_measured_plans
 
@@ -33,7 +33,7 @@ class Evidence:
     request: Mapping[str, Any]
     graph: Graph
     groups: tuple[Group, ...]
-    allocation: Mapping[str, str]
+    allocation: Allocation
     picked: bool
     result: Mapping[str, Any] | None
     notes: tuple[str, ...]
@@ -57,21 +57,21 @@ class Evidence:
         return next((name for name, bound in bounds.items() if bound), "latency") if said == "drop" else str(said)
 
     @property
-    def schemes(self) -> tuple[str, ...]:
+    def schemes(self) -> tuple[Scheme, ...]:
         """Every scheme that is on a menu or in the plan, highest precision first."""
         names = {scheme for group in self.groups for scheme in group.schemes} | set(self.allocation.values())
-        return tuple(sorted(names, key=lambda name: parse_scheme(name).precision, reverse=True))
+        return tuple(sorted(names, key=lambda name: name.precision, reverse=True))
 
     @property
-    def usual(self) -> str | None:
+    def usual(self) -> Scheme | None:
         """What to look at groups under where one scheme is to be chosen: the quantized one that most have in the plan, or can take."""
         for names in (list(self.allocation.values()), [scheme for group in self.groups for scheme in group.schemes]):
-            quantized = [name for name in names if not parse_scheme(name).is_float]
+            quantized = [name for name in names if not name.is_float]
             if quantized:
                 return max(dict.fromkeys(quantized), key=quantized.count)
         return None
 
-    def scheme_of(self, layer: str) -> str | None:
+    def scheme_of(self, layer: str) -> Scheme | None:
         """The scheme of one layer; None where there is no plan."""
         return next((self.allocation.get(group.name) for group in self.groups if layer in group.layers), None)
 
@@ -86,7 +86,8 @@ def read_evidence(folder: Path) -> Evidence:
     groups = predictor.groups if predictor else _groups_of(folder, result)
     picked = (folder / PICKED).exists()
     plan = _json(folder / (PICKED if picked else PLAN))
-    layers = plan["layers"] if plan else {name: row["scheme"] for row in (result or {}).get("allocation", ()) for name in row["layers"]}
+    rows = (result or {}).get("allocation", ())
+    layers = parse_allocation(plan["layers"] if plan else {name: row["scheme"] for row in rows for name in row["layers"]})
     measured_plans = find_measured_plans(folder, tables["judging"]["key"]) if tables else []
     whole = front is not None and "measured" in front
     return Evidence(
@@ -111,7 +112,7 @@ def _groups_of(folder: Path, result: Mapping[str, Any] | None) -> tuple[Group, .
     """The groups of a run without tables, each with a menu of what it has."""
     if result is None:
         raise OutputError(f"{folder} holds neither tables nor a result", "a run that was finished, or measured", "allocate again")
-    return tuple(Group(row["group"], tuple(row["layers"]), (row["scheme"],), "") for row in result["allocation"])
+    return tuple(Group(row["group"], tuple(row["layers"]), (parse_scheme(row["scheme"]),), "") for row in result["allocation"])
 
 
 def _trust(result: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import Scheme
 
 Spec = dict[str, Any]
 Row = dict[str, Any]
@@ -43,21 +43,21 @@ class Chart:
     rows: tuple[Row, ...] = ()
 
 
-def colour(schemes: Sequence[str]) -> Spec:
+def colour(schemes: Sequence[Scheme]) -> Spec:
     """The encoding of a scheme as a colour, the same in every chart of a run."""
     scale = {"domain": list(schemes), "range": list(scheme_colours(schemes).values())}
     return {"field": "scheme", "type": "nominal", "title": "scheme", "scale": scale}
 
 
-def shape(schemes: Sequence[str]) -> Spec:
+def shape(schemes: Sequence[Scheme]) -> Spec:
     """The same as a shape."""
     scale = {"domain": list(schemes), "range": [SHAPES[place % len(SHAPES)] for place in range(len(schemes))]}
     return {"field": "scheme", "type": "nominal", "title": "scheme", "scale": scale}
 
 
-def scheme_colours(schemes: Sequence[str]) -> dict[str, str]:
+def scheme_colours(schemes: Sequence[Scheme]) -> dict[str, str]:
     """A colour for each scheme: greys for float, and the palette in order for the others."""
-    floats = [name for name in schemes if parse_scheme(name).is_float]
+    floats = [name for name in schemes if name.is_float]
     found = {name: FLOATS[place % len(FLOATS)] for place, name in enumerate(floats)}
     others = [name for name in schemes if name not in found]
     found |= {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(others)}

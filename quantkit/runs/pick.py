@@ -22,6 +22,7 @@ from quantkit.allocation.search import Measured, Space, Trial
 from quantkit.core.errors import RequestError
 from quantkit.core.metric import Budget
 from quantkit.core.run_files import PICKED, PLAN_WEIGHTS, plan_weights_key
+from quantkit.core.spec import Allocation, parse_allocation
 from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWN_RATE, Expectation, looked_at, noise
 from quantkit.core.store import Run, fingerprint, stage_name, write_atomically
 from quantkit.settings.bounds import Bounds
@@ -91,7 +92,7 @@ def _space(folder: Path, predictor: Predictor, goal: str, bounds: Bounds) -> Spa
     if space.shortage:
         return space
     try:
-        stored = [row["allocation"] for row in json.loads((folder / "front.json").read_text(encoding="utf-8"))["plans"]]
+        stored = [parse_allocation(row["allocation"]) for row in json.loads((folder / "front.json").read_text(encoding="utf-8"))["plans"]]
     except (OSError, ValueError, KeyError):
         stored = []
     known = [plan for plan in map(space.plan, stored) if space.excess(plan) == 0]
@@ -141,7 +142,7 @@ class Foresight:
 
 def _judged(
     space: Space, looks: Sequence[MeasuredPlan], foresight: Foresight, points: float | None
-) -> tuple[list[Trial], list[Mapping[str, str]]]:
+) -> tuple[list[Trial], list[Allocation]]:
     """Every measured plan and those of the front that were not, and which of them those are."""
     trials = [Trial(space.plan(allocation), foresight.measured(look, points)) for allocation, look in looks]
     known = [trial.plan.allocation for trial in trials]
@@ -156,7 +157,7 @@ def find_measured_plans(folder: Path, key: str) -> list[MeasuredPlan]:
     found = {}
     for record in Run(folder).records():
         if record["key"] == fingerprint(key, record["allocation"]):
-            found[record["key"]] = (record["allocation"], record["look"])
+            found[record["key"]] = (parse_allocation(record["allocation"]), record["look"])
     return list(found.values())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.allocation.prediction.certificate import Certificate
+from quantkit.core.spec import Scheme, parse_scheme
 from quantkit.core.statistics import Verdict
 from quantkit.runs.outcome import Gain, Refused
 from quantkit.verification.parity import Parity
@@ -33,7 +34,7 @@ class GroupRow:
 
     group: str
     layers: tuple[str, ...]
-    scheme: str
+    scheme: Scheme
     sensitivity: float
     bytes: float
     latency_ms: float | None
@@ -163,7 +164,7 @@ class Result:
         """The inverse of `to_json`, with what that leaves out; the files are looked for in `run`, wherever the folder lay before."""
         onnx, float_onnx = (run / Path(data["files"][kind]).name for kind in ("onnx", "float_onnx"))
         session, alternative = (run / Path(name).name if (name := data["files"][kind]) else None for kind in ("session", "alternative"))
-        rows = [{**row, "layers": tuple(row["layers"])} for row in data["allocation"]]
+        rows = [{**row, "layers": tuple(row["layers"]), "scheme": parse_scheme(row["scheme"])} for row in data["allocation"]]
         return cls(
             run=run,
             kept=data["kept"],

@@ -14,7 +14,7 @@ from quantkit.calibration.ranges import choose_grids
 from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.graph import Graph
 from quantkit.core.run_files import PICKED, PLAN, PLAN_WEIGHTS, WEIGHTS
-from quantkit.core.spec import Scheme, parse_scheme
+from quantkit.core.spec import Scheme, parse_allocation
 from quantkit.core.store import Run, write_atomically
 from quantkit.export.companions import write_companions
 from quantkit.export.float_onnx import read_parameters
@@ -86,7 +86,7 @@ def read_plan(folder: Path) -> StoredPlan:
         raise missing from error
     if rounded is None or not float_file.is_file():
         raise missing
-    schemes = {name: parse_scheme(scheme) for name, scheme in plan["layers"].items()}
+    schemes = parse_allocation(plan["layers"])
     bounds = _read_bounds(plan["bounds"])
     by_bits = {int(bits): _read_bounds(row) for bits, row in plan.get("bounds_by_bits", {}).items()}
     program = folder / plan["program"] if "program" in plan else None

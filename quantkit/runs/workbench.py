@@ -97,8 +97,7 @@ class Workbench:
 
     def keep(self, stage: str, depends_on: Mapping[str, Any], compute: Callable[[], T], load: Callable[[Any], T]) -> T:
         """The result of `stage`: read back by `load` if it was kept under the same dependencies, by name, else computed and kept."""
-        depends_on = with_code(depends_on, compute)
-        key = stage_key(stage, depends_on)
+        key, depends_on = stage_key(stage, depends_on, compute), _with_code(depends_on, compute)
         start = time.perf_counter()
         kept = self.store.get(stage, key)
         if kept is None:
@@ -114,8 +113,7 @@ class Workbench:
         self, stage: str, depends_on: Mapping[str, Any], compute: Callable[[], Mapping[str, NDArray[Any]]]
     ) -> Mapping[str, NDArray[Any]]:
         """As `keep`, for a stage that gives arrays by name."""
-        depends_on = with_code(depends_on, compute)
-        key = stage_key(stage, depends_on)
+        key, depends_on = stage_key(stage, depends_on, compute), _with_code(depends_on, compute)
         start = time.perf_counter()
         kept: Mapping[str, NDArray[Any]] | None = self.store.get_arrays(stage, key)
         if kept is None:
@@ -149,14 +147,13 @@ class Workbench:
             self._early.append(event)
 
 
-def with_code(depends_on: Mapping[str, Any], compute: Callable[[], Any]) -> dict[str, Any]:
-    """What a stage's result depends on, with the code of the module that computes it and of all that this imports."""
+def stage_key(stage: str, depends_on: Mapping[str, Any], compute: Callable[[], Any]) -> str:
+    """Under which a stage's result is kept: what it depends on, and the code of the module that computes it with all that this imports."""
+    return fingerprint(stage, *_with_code(depends_on, compute).values())
+
+
+def _with_code(depends_on: Mapping[str, Any], compute: Callable[[], Any]) -> dict[str, Any]:
     return {**depends_on, "code of this stage": code_of(compute.__module__)}
-
-
-def stage_key(stage: str, depends_on: Mapping[str, Any]) -> str:
-    """Under which a stage's result is kept."""
-    return fingerprint(stage, *depends_on.values())
 
 
 def _shortened(depends_on: Mapping[str, Any]) -> dict[str, str]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from quantkit.core.graph import Layer
-from quantkit.core.spec import FLOAT
+from quantkit.core.spec import FLOAT, Scheme
 from quantkit.sensitivity.context import FIRST_ORDER, Context, Cost, Scores
 from quantkit.sensitivity.passes.outputs import pull_back
 
@@ -33,7 +33,7 @@ def estimate(context: Context) -> Scores:
     owners = {name: group.name for group in context.groups for name in group.layers}
     sums, items = dict.fromkeys(context.pairs, 0.0), 0
 
-    def shift(share: float, scheme: str, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def shift(share: float, scheme: Scheme, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         moved = changes.of(layer, scheme, inputs, output)
         return None if moved is None else share * moved
 
@@ -41,7 +41,7 @@ def estimate(context: Context) -> Scores:
         for batch in context.batches("Aumann–Shapley", context.items.first(ITEMS), context.batch_size(FIRST_ORDER)):
             with torch.no_grad():
                 unmoved = context.engine.outputs(batch)
-            for scheme in (name for name in context.schemes if name != FLOAT.name):
+            for scheme in (name for name in context.schemes if name != FLOAT):
                 for step in range(STEPS):
                     share = (step + 0.5) / STEPS
                     recorded = context.engine.record(batch, partial(shift, share, scheme))
@@ -56,5 +56,5 @@ def estimate(context: Context) -> Scores:
 
 def cost(context: Context) -> Cost:
     """The passes above."""
-    items, runs = len(context.items.first(ITEMS)), STEPS * sum(name != FLOAT.name for name in context.schemes)
+    items, runs = len(context.items.first(ITEMS)), STEPS * sum(name != FLOAT for name in context.schemes)
     return Cost(items * (1 + 2 * runs), items * runs)

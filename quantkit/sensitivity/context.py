@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantkit.core.graph import Graph, Group, Pair
 from quantkit.core.progress import Progress
-from quantkit.core.spec import FLOAT
+from quantkit.core.spec import FLOAT, Scheme
 from quantkit.core.table import Interactions, Table
 from quantkit.data.batch import Batch, Items
 from quantkit.sensitivity.engine import Engine
@@ -38,7 +38,7 @@ class Context:
 
     engine: Engine
     groups: tuple[Group, ...]
-    schemes: tuple[str, ...]
+    schemes: tuple[Scheme, ...]
     items: Items
     curvature: Curvature
     labelled: bool
@@ -67,16 +67,16 @@ class Context:
         """A fresh source of what is drawn under the seed, on the CPU so that every device gets the same."""
         return torch.Generator().manual_seed(self.seed)
 
-    def table(self, name: str, score: Callable[[Group, str], float], unit: str | None = None) -> Table:
+    def table(self, name: str, score: Callable[[Group, Scheme], float], unit: str | None = None) -> Table:
         """`score` of every (group, scheme); 0 for fp32, nan where a group cannot take the scheme."""
         values = np.full((len(self.groups), len(self.schemes)), np.nan)
         for row, group in enumerate(self.groups):
             for column, scheme in enumerate(self.schemes):
                 if scheme in group.schemes:
-                    values[row, column] = 0.0 if scheme == FLOAT.name else score(group, scheme)
+                    values[row, column] = 0.0 if scheme == FLOAT else score(group, scheme)
         return Table(name, unit or self.unit, tuple(group.name for group in self.groups), self.schemes, values)
 
-    def place(self, group: str, scheme: str) -> int:
+    def place(self, group: str, scheme: Scheme) -> int:
         """The row of one (group, scheme) in interactions."""
         return [one.name for one in self.groups].index(group) * len(self.schemes) + self.schemes.index(scheme)
 
@@ -115,12 +115,12 @@ class Context:
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """Every (group, scheme) but fp32."""
-        return tuple((group.name, scheme) for group in self.groups for scheme in group.schemes if scheme != FLOAT.name)
+        return tuple((group.name, scheme) for group in self.groups for scheme in group.schemes if scheme != FLOAT)
 
     @property
     def reruns(self) -> float:
         """What one pass for every (group, scheme) costs, in whole passes: only what lies behind the group is run."""
-        menus = {group.name: sum(scheme != FLOAT.name for scheme in group.schemes) for group in self.groups}
+        menus = {group.name: sum(scheme != FLOAT for scheme in group.schemes) for group in self.groups}
         return sum(self.graph.share_behind(group) * menus[group.name] for group in self.groups)
 
     def labels(self, batch: Batch) -> Tensor | None:

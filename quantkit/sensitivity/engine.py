@@ -41,14 +41,14 @@ class InputErrors(Protocol):
     def add(self, sites: Iterable[Site]) -> None:
         """See one batch."""
 
-    def mean(self, layer: Layer, slot: int, scheme: str) -> float:
+    def mean(self, layer: Layer, slot: int, scheme: Scheme) -> float:
         """Of one item; 0 where the scheme leaves the input alone."""
 
 
 class OutputChanges(Protocol):
     """How quantizing one layer alone moves its own output."""
 
-    def of(self, layer: Layer, scheme: str, inputs: Iterable[Tensor], output: Tensor) -> Tensor | None:
+    def of(self, layer: Layer, scheme: Scheme, inputs: Iterable[Tensor], output: Tensor) -> Tensor | None:
         """ΔY in the shape of `output`, for these inputs; None where the layer cannot take the scheme, or it is fp32."""
 
 
@@ -74,7 +74,7 @@ class Engine(Protocol):
     def noisy(self, groups: Sequence[Group], repeats: int, seed: int) -> Perturbed:
         """Each (group, scheme) in float, with Gaussian noise as large as its rounding errors, so many runs each."""
 
-    def weight_changes(self, group: Group, scheme: str) -> dict[str, Tensor]:
+    def weight_changes(self, group: Group, scheme: Scheme) -> dict[str, Tensor]:
         """ΔW = Q(W) − W of all the group's weights that the scheme changes, by parameter name."""
 
     def squared_error(self, layer: Layer, scheme: Scheme) -> float:

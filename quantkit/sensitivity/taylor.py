@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 
 from quantkit.core.graph import Group
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import Scheme
 from quantkit.core.table import Table
 from quantkit.sensitivity.context import Context
 from quantkit.sensitivity.engine import InputErrors
@@ -27,10 +27,10 @@ def second_order(
 ) -> Table:
     """Ω of every (group, scheme): traces by the names of weights and, with `errors` and `sizes` of one item, of edges."""
 
-    def score(group: Group, scheme: str) -> float:
+    def score(group: Group, scheme: Scheme) -> float:
         total = 0.0
         for weight, layer in context.graph.weights(group).items():
-            total += _trace(traces[weight]) / layer.weight_count * context.engine.squared_error(layer, parse_scheme(scheme))
+            total += _trace(traces[weight]) / layer.weight_count * context.engine.squared_error(layer, scheme)
         for layer in map(context.graph.layer, group.layers if errors and sizes else ()):
             for slot, edge in enumerate(edge_names(layer)):
                 assert errors is not None and sizes is not None

@@ -9,13 +9,14 @@ Activations score nothing.
 from __future__ import annotations
 
 from quantkit.core.graph import Group
+from quantkit.core.spec import Scheme
 from quantkit.sensitivity.context import Context, Cost, Scores
 
 
 def estimate(context: Context) -> Scores:
     """E of every (group, scheme); 0 for fp32 and for groups without weights; nan where a group cannot take the scheme."""
 
-    def score(group: Group, scheme: str) -> float:
+    def score(group: Group, scheme: Scheme) -> float:
         changes = context.engine.weight_changes(group, scheme)
         squares = sum(float(change.double().square().sum()) for change in changes.values())
         count = sum(change.numel() for change in changes.values())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantkit.core.errors import DataError, RequestError, SchemeError, unknown
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import Scheme, parse_scheme
 from quantkit.settings.bounds import Bounds
 
 # The packages that dispatch on these names hold the functions; a test compares the lists.
@@ -144,7 +144,7 @@ class Options:
     minimize: str = "latency"
     sensitivity: str = "kl"
     search: str = "pareto"
-    schemes: tuple[str, ...] | None = None
+    schemes: tuple[Scheme, ...] | None = None
     fix: tuple[tuple[str, str], ...] = ()
     exclude: tuple[str, ...] = ()
     observer: str = "mse"

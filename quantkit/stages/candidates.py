@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 from quantkit.core.graph import Graph, Group
-from quantkit.core.spec import FLOAT, parse_scheme
+from quantkit.core.spec import FLOAT, Allocation, Scheme
 from quantkit.core.store import fingerprint
 from quantkit.export.file_size import promised_bytes
 from quantkit.export.qdq import Emitted, emit
@@ -42,17 +42,17 @@ class Candidates:
         """The same with all weights rounded apart: files of the same size and time, without the work of rounding for each plan."""
         return replace(self, rounded=())
 
-    def weights_key(self, allocation: Mapping[str, str]) -> str:
+    def weights_key(self, allocation: Allocation) -> str:
         """Under which the run directory keeps the plan's weights."""
         own = self._own_weights(allocation)
         return self.key if own is None else own.key_of(allocation)
 
-    def weights(self, allocation: Mapping[str, str]) -> WeightBank:
+    def weights(self, allocation: Allocation) -> WeightBank:
         """The plan's weights."""
         own = self._own_weights(allocation)
         return self.bank if own is None else own.of(allocation, self.placement(allocation))
 
-    def _own_weights(self, allocation: Mapping[str, str]) -> PlanWeights | None:
+    def _own_weights(self, allocation: Allocation) -> PlanWeights | None:
         return next((weights for weights in self.rounded if weights.covers(allocation)), None)
 
     @property
@@ -64,18 +64,18 @@ class Candidates:
         """A file, the float one too, in the target's runtime with the options that it needs."""
         return self.runtime.open_file(path, threads=threads, options=self.target.SESSION_OPTIONS, example=example)
 
-    def placement(self, allocation: Mapping[str, str]) -> Placement:
+    def placement(self, allocation: Allocation) -> Placement:
         """The target's answer for one scheme per group."""
-        layers = {name: parse_scheme(allocation[group.name]) for group in self.groups for name in group.layers}
+        layers = {name: allocation[group.name] for group in self.groups for name in group.layers}
         placed: Placement = self.target.place(self.graph, layers)
         return placed
 
-    def uniform(self, scheme: str) -> dict[str, str]:
+    def uniform(self, scheme: Scheme) -> dict[str, Scheme]:
         """Every group under `scheme`, as far as it can take it."""
         return uniform(self.groups, scheme)
 
     @contextmanager
-    def written(self, allocation: Mapping[str, str]) -> Iterator[Path]:
+    def written(self, allocation: Allocation) -> Iterator[Path]:
         """The plan's file, which lies in the temporary folder under a name of its own while it is used: several may at once."""
         path = self.folder / f"candidate-{fingerprint(self.weights_key(allocation), dict(allocation))[:16]}.onnx"
         try:
@@ -84,18 +84,23 @@ class Candidates:
         finally:
             path.unlink(missing_ok=True)
 
-    def size(self, allocation: Mapping[str, str]) -> int:
+    def session(self, allocation: Allocation, *, threads: int, example: Feeds | None = None) -> Session:
+        """The plan's file, opened; it lies nowhere then."""
+        with self.written(allocation) as path:
+            return self.open(path, threads=threads, example=example)
+
+    def size(self, allocation: Allocation) -> int:
         """Bytes of the plan's file."""
         with self.written(allocation) as path:
             return path.stat().st_size
 
-    def promised_bytes(self, allocation: Mapping[str, str]) -> int | None:
+    def promised_bytes(self, allocation: Allocation) -> int | None:
         """What the plan's file will take, by the plan alone; None where the network computes in half, whose Casts are not foreseen."""
         if self.placement(allocation).float32 is not None:
             return None
-        plain = self.apart.size({group.name: FLOAT.name for group in self.groups})
+        plain = self.apart.size({group.name: FLOAT for group in self.groups})
         return promised_bytes(plain, self.graph, self.placement(allocation), self.target.weight_bytes)
 
-    def emit(self, allocation: Mapping[str, str], path: Path) -> Emitted:
+    def emit(self, allocation: Allocation, path: Path) -> Emitted:
         """Write the plan's file to `path`; the names of its codes."""
         return emit(self.float_file, self.graph, self.placement(allocation), self.weights(allocation), path)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from quantkit.allocation import MeasuredLoss, Plan, draw, fit_losses, predicted_loss
 from quantkit.allocation.prediction.certificate import Agreement, Certificate, band, beyond_additive
 from quantkit.allocation.prediction.predictor import Predictor
 from quantkit.allocation.search import Space
+from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.store import fingerprint
 from quantkit.core.table import Interactions, Table
 from quantkit.data import KeptBatches
@@ -102,8 +103,8 @@ def _near_budget(request: Request, space: Space, passes: Callable[[Plan], bool])
 
 
 def _drawn(
-    request: Request, predictor: Predictor, base: Mapping[str, str], count: int, seen: Sequence[Mapping[str, str]]
-) -> list[dict[str, str]]:
+    request: Request, predictor: Predictor, base: Allocation, count: int, seen: Sequence[Allocation]
+) -> list[dict[str, Scheme]]:
     cost = predictor.cost(request.options.minimize, request.options.bounds)
     seed = request.options.seed + len(seen)  # others than those of the last draw
     drawn = draw(base, predictor.groups, cost, count=count + len(seen), width=WIDTH, seed=seed)
@@ -111,7 +112,7 @@ def _drawn(
 
 
 def _measured(
-    bench: Workbench, judge: Judge, plans: Sequence[Mapping[str, str]], advance: Callable[[int], None]
+    bench: Workbench, judge: Judge, plans: Sequence[Allocation], advance: Callable[[int], None]
 ) -> tuple[MeasuredLoss, ...]:
     """Each plan's divergence, as far as the time reaches."""
     found: list[MeasuredLoss] = []

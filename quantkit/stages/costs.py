@@ -15,7 +15,7 @@ from quantkit.allocation.costs.measured import LatencyModel, measure_latency, st
 from quantkit.allocation.costs.modelled import model_latency
 from quantkit.core.environment import describe
 from quantkit.core.graph import Group
-from quantkit.core.spec import FLOAT, parse_scheme
+from quantkit.core.spec import FLOAT, Scheme
 from quantkit.core.table import Table
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.bounds import FLOAT_BITS
@@ -77,13 +77,13 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
 def _file_bytes(candidates: Candidates, sizes: Table) -> Resource:
     """Bytes of whole files: what the table leaves out is fitted on uniform files, so much for the graph and so much for each group."""
     plans = [candidates.uniform(scheme) for scheme in sizes.schemes]
-    counts = np.array([[1.0, *(list(plan.values()).count(scheme) for scheme in sizes.schemes if scheme != FLOAT.name)] for plan in plans])
+    counts = np.array([[1.0, *(list(plan.values()).count(scheme) for scheme in sizes.schemes if scheme != FLOAT)] for plan in plans])
     over = np.array([candidates.apart.size(plan) - sizes.total(plan) for plan in plans])
     offset, *each = nnls(counts, over)[0]
-    added = dict(zip((scheme for scheme in sizes.schemes if scheme != FLOAT.name), each, strict=True))
+    added = dict(zip((scheme for scheme in sizes.schemes if scheme != FLOAT), each, strict=True))
     values = sizes.values + np.array([added.get(scheme, 0.0) for scheme in sizes.schemes])
     return Resource(Table("bytes", "bytes", sizes.groups, sizes.schemes, values), (), float(offset))
 
 
-def _highest(group: Group) -> str:
-    return max(group.schemes, key=lambda scheme: parse_scheme(scheme).precision)
+def _highest(group: Group) -> Scheme:
+    return max(group.schemes, key=lambda scheme: scheme.precision)

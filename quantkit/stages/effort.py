@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from quantkit.allocation import undominated
 from quantkit.allocation.search import Space
+from quantkit.core.spec import Allocation
 from quantkit.core.store import fingerprint
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network
 from quantkit.stages.judge import Judge
-from quantkit.stages.plan_weights import Allocation
 from quantkit.stages.refused import is_all_float
 from quantkit.stages.sequence import in_sequence, items_for
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +12,9 @@ from quantkit.allocation import Plan
 from quantkit.allocation.costs.timing import interleave
 from quantkit.allocation.search import SearchResult, Space
 from quantkit.core.environment import describe
+from quantkit.core.spec import Allocation
 from quantkit.core.statistics import ratio_interval
 from quantkit.runs.workbench import Plain, Workbench
-from quantkit.runtimes import Session
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network, example_feeds
 
@@ -48,12 +48,9 @@ def choose(
     def timed() -> Plain:
         with bench.progress.stage("time the finalists"):
             example = example_feeds(request, network)
-
-            def opened(plan: Plan) -> Session:
-                with candidates.written(plan.allocation) as path:
-                    return candidates.open(path, threads=request.options.threads, example=example)
-
-            return Plain(interleave([opened(plan) for plan in finalists], example, rounds=ROUNDS).tolist())
+            threads = request.options.threads
+            sessions = [candidates.session(plan.allocation, threads=threads, example=example) for plan in finalists]
+            return Plain(interleave(sessions, example, rounds=ROUNDS).tolist())
 
     host = describe()
     depends_on = {
@@ -64,7 +61,7 @@ def choose(
     return fastest(finalists, times, uniform)
 
 
-def fastest(plans: Sequence[Plan], times_ms: NDArray[np.float64], uniform: Sequence[Mapping[str, str]]) -> Plan:
+def fastest(plans: Sequence[Plan], times_ms: NDArray[np.float64], uniform: Sequence[Allocation]) -> Plan:
     """The plan of the least median time, `times_ms` being of shape [plans, rounds], interleaved; of those that tie with it, the simplest.
 
     Two plans tie where the 95 % interval of their times' ratio reaches 1. A uniform plan is the simplest, then the one of fewest schemes,

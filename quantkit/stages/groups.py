@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from quantkit.core.errors import SchemeError, unknown
 from quantkit.core.graph import Graph, Group
-from quantkit.core.spec import FLOAT, is_float
+from quantkit.core.spec import FLOAT, Scheme, parse_scheme
 from quantkit.settings.options import Options
 from quantkit.targets import find_target
 
@@ -20,8 +20,8 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
     target = find_target(options.target)
     groups: tuple[Group, ...] = target.groups(graph, target.check_schemes(options.menu))
     owner = {name: group.name for group in groups for name in (group.name, *group.layers)}
-    floats = {g.name: min(filter(is_float, g.schemes), key=lambda scheme: scheme != FLOAT.name) for g in groups}  # or fp16
-    pinned: dict[str, str] = {}
+    floats = {g.name: min((s for s in g.schemes if s.is_float), key=lambda scheme: scheme != FLOAT) for g in groups}  # or fp16
+    pinned: dict[str, Scheme] = {}
     for pattern in options.exclude:
         found = fnmatch.filter(owner, pattern)
         if not found:
@@ -30,19 +30,19 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
     for name, scheme in options.fix:
         if name not in owner:
             raise SchemeError(*unknown("group in --fix", name, owner))
-        pinned[owner[name]] = scheme
+        pinned[owner[name]] = parse_scheme(scheme)
     possible = target.groups(graph, target.check_schemes([*options.menu, *pinned.values()]))  # a pin may name what --schemes leaves out
     return tuple(
         _pinned(wider, pinned[group.name]) if group.name in pinned else group for group, wider in zip(groups, possible, strict=True)
     )
 
 
-def _pinned(group: Group, scheme: str) -> Group:
+def _pinned(group: Group, scheme: Scheme) -> Group:
     if scheme not in group.schemes:
         raise SchemeError(*unknown(f"scheme for group {group.name}", scheme, group.schemes))
     return replace(group, schemes=(scheme,), reason="pinned by the user")
 
 
-def schemes_of(groups: tuple[Group, ...]) -> tuple[str, ...]:
+def schemes_of(groups: tuple[Group, ...]) -> tuple[Scheme, ...]:
     """All schemes of all menus, in the order in which they first appear."""
     return tuple(dict.fromkeys(scheme for group in groups for scheme in group.schemes))

@@ -16,6 +16,7 @@ from quantkit.allocation.search import Measured
 from quantkit.core.environment import describe
 from quantkit.core.metric import METRICS, NO_LABEL, Metric, Outputs, check_budget, divergence, unpadded
 from quantkit.core.sources import code_of
+from quantkit.core.spec import Allocation, parse_allocation
 from quantkit.core.statistics import UNKNOWN_RATE, Expectation, can_be_kept, looked_at, noise
 from quantkit.core.store import Run, fingerprint
 from quantkit.data import KeptBatches, Subset, check_labels
@@ -56,11 +57,11 @@ class Judge:
     items: KeptBatches  # those of `search`
     counted: NDArray[np.bool_] | None = None  # which of their tokens are no padding
 
-    def expect(self, anchors: Sequence[Mapping[str, str]]) -> Callable[[Mapping[str, str]], Measured]:
+    def expect(self, anchors: Sequence[Allocation]) -> Callable[[Allocation], Measured]:
         """How to measure a plan once the anchors are: with their drops and divergences behind the judgement whether it passes."""
         near, told = self.near, self.expectation(anchors)
 
-        def measure(allocation: Mapping[str, str]) -> Measured:
+        def measure(allocation: Allocation) -> Measured:
             look = self.measure(allocation)
             expectation = told if look["divergence"] <= near else UNKNOWN_RATE
             chance = expectation.chance_kept(looked_at(look, len(self.search)), look["divergence"], self.gate_items, self.budget)
@@ -68,7 +69,7 @@ class Judge:
 
         return measure
 
-    def expectation(self, anchors: Sequence[Mapping[str, str]]) -> Expectation:
+    def expectation(self, anchors: Sequence[Allocation]) -> Expectation:
         """How drop follows divergence, on these plans as far as they are not broken."""
         looks = [look for look in map(self.measure, anchors) if look["divergence"] <= self.near]
         drops, divergences = (np.array([look[key] for look in looks]) for key in ("drop", "divergence"))
@@ -86,16 +87,16 @@ class Judge:
             "gate_items": self.gate_items, "confidence": self.confidence,
         }  # fmt: skip
 
-    def measured_plans(self) -> list[tuple[dict[str, str], dict[str, float]]]:
+    def measured_plans(self) -> list[tuple[Allocation, dict[str, float]]]:
         """All that the journal holds of these candidates, each allocation once."""
         own = {r["key"]: r for r in self.store.records() if r["key"] == fingerprint(self.key, r["allocation"])}
-        return [(dict(record["allocation"]), dict(record["look"])) for record in own.values()]
+        return [(parse_allocation(record["allocation"]), dict(record["look"])) for record in own.values()]
 
-    def knows(self, allocation: Mapping[str, str]) -> bool:
+    def knows(self, allocation: Allocation) -> bool:
         """Whether the journal holds it."""
         return self._recorded(allocation) is not None
 
-    def measure(self, allocation: Mapping[str, str]) -> dict[str, float]:
+    def measure(self, allocation: Allocation) -> dict[str, float]:
         """Drop, interval, divergence and bytes on the search split, from the journal or measured now; of a broken network on a few."""
         recorded = self._recorded(allocation)
         if recorded is not None:
@@ -123,7 +124,7 @@ class Judge:
             "divergence": apart, "bytes": float(path.stat().st_size),
         }  # fmt: skip
 
-    def _recorded(self, allocation: Mapping[str, str]) -> dict[str, float] | None:
+    def _recorded(self, allocation: Allocation) -> dict[str, float] | None:
         """The last that the journal holds; nothing where it was left early under a smaller budget, which says too little now."""
         key = fingerprint(self.key, dict(allocation))
         look = next((dict(record["look"]) for record in reversed(self.store.records()) if record["key"] == key), None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from quantkit.calibration.ranges import Ranges
 from quantkit.core.run_files import PLAN
+from quantkit.core.spec import Allocation
 from quantkit.core.store import write_atomically
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import Request
@@ -31,7 +32,7 @@ def plan_frame(request: Request, network: Network, candidates: Candidates, range
     }
 
 
-def write_plan(bench: Workbench, candidates: Candidates, frame: Mapping[str, Any], allocation: Mapping[str, str]) -> None:
+def write_plan(bench: Workbench, candidates: Candidates, frame: Mapping[str, Any], allocation: Allocation) -> None:
     """plan.json in the run directory."""
     layers = {name: allocation[group.name] for group in candidates.groups for name in group.layers}
     with write_atomically(bench.store.folder / PLAN) as temporary:

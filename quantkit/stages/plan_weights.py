@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from quantkit.core.graph import Graph
 from quantkit.core.run_files import PLAN_WEIGHTS, plan_weights_key
+from quantkit.core.spec import Allocation
 from quantkit.core.store import Run
 from quantkit.quantization.weights import WeightBank
 from quantkit.targets.placement import Placement
 
-Allocation = Mapping[str, str]  # a scheme for each group
 Arrays = Mapping[str, NDArray[Any]]
 
 

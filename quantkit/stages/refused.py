@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantkit.allocation import Plan
 from quantkit.allocation.search import SearchResult, Space, Trial
-from quantkit.core.spec import FLOAT
+from quantkit.core.spec import FLOAT, Allocation
 from quantkit.core.store import write_atomically
 from quantkit.runs.outcome import ALTERNATIVE, Refused
 from quantkit.runs.result import Baseline
@@ -64,6 +64,6 @@ def chance_kept(trial: Trial) -> float:
     return trial.measured.figures.get("chance_kept", 0.0)
 
 
-def is_all_float(allocation: Mapping[str, str]) -> bool:
+def is_all_float(allocation: Allocation) -> bool:
     """Whether nothing is quantized."""
-    return all(scheme == FLOAT.name for scheme in allocation.values())
+    return all(scheme == FLOAT for scheme in allocation.values())

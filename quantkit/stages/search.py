@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from quantkit.allocation import Plan
 from quantkit.allocation.prediction.predictor import Predictor, explain_shortage
 from quantkit.allocation.search import SEARCHES, Measure, Measured, SearchResult, Space, TimeIsUp, Trial
-from quantkit.core.spec import FLOAT
+from quantkit.core.spec import FLOAT, Allocation
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import Request
 from quantkit.stages.judge import EXPECTED_CANDIDATES, SURE, Judge
@@ -25,12 +25,12 @@ def search(bench: Workbench, request: Request, judge: Judge, predictor: Predicto
     with bench.timed("search"), bench.progress.stage("search", EXPECTED_CANDIDATES, "candidates") as advance:
         judged, anchors = measure_anchors(bench, judge, space, advance)
 
-        def look(allocation: Mapping[str, str]) -> Measured:
+        def look(allocation: Allocation) -> Measured:
             measured = judged(allocation)
             advance(1)
             return measured
 
-        def measure(allocation: Mapping[str, str]) -> Measured:
+        def measure(allocation: Allocation) -> Measured:
             if bench.is_late() and not judge.knows(allocation):
                 raise TimeIsUp
             return look(allocation)
@@ -70,7 +70,7 @@ def _then_faster(request: Request, measure: Measure, predictor: Predictor, space
 
 def measure_anchors(
     bench: Workbench, judge: Judge, space: Space, advance: Callable[[int], None]
-) -> tuple[Callable[[Mapping[str, str]], Measured], tuple[Plan, ...]]:
+) -> tuple[Callable[[Allocation], Measured], tuple[Plan, ...]]:
     """The uniform plans and a few of the front, measured while there is time and one at least, and the judgement that they teach."""
     wanted = {tuple(plan.allocation.items()): plan for plan in (*uniform_plans(judge, space), *space.front[:: _stride(space)])}
     anchors: list[Plan] = []
@@ -84,7 +84,7 @@ def measure_anchors(
 
 def uniform_plans(judge: Judge, space: Space) -> list[Plan]:
     """The plan of each scheme but float."""
-    return [space.plan(judge.candidates.uniform(scheme)) for scheme in space.loss.schemes if scheme != FLOAT.name]
+    return [space.plan(judge.candidates.uniform(scheme)) for scheme in space.loss.schemes if scheme != FLOAT]
 
 
 def _stride(space: Space) -> int:

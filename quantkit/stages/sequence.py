@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from quantkit.core.sources import code_of
+from quantkit.core.spec import Allocation
 from quantkit.core.store import fingerprint
 from quantkit.data import Batch, Subset
 from quantkit.quantization.rounding import ROUNDINGS
@@ -17,7 +18,7 @@ from quantkit.runs.workbench import Workbench
 from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network
-from quantkit.stages.plan_weights import Allocation, PlanWeights
+from quantkit.stages.plan_weights import PlanWeights
 from quantkit.targets.placement import Placement
 
 if TYPE_CHECKING:

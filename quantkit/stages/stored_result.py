@@ -26,10 +26,6 @@ def keep_result(bench: Workbench, job: str, network: Network, allocate: Callable
         "request": job, "network": network.key, "code of quantkit": code_of(PIPELINE), "processor": host["cpu"],
         "integer instructions": host["isa"],
     }  # fmt: skip
-    store, key = bench.store, stage_key(STAGE, depends_on)
-    kept = store.get(STAGE, key)
-    if kept is not None and _digests(_read(kept, bench)) != kept["sha256"]:
-        store.forget(STAGE, key)
     made: list[Result] = []
 
     def compute() -> Plain:
@@ -38,6 +34,10 @@ def keep_result(bench: Workbench, job: str, network: Network, allocate: Callable
         more = {"items_to_decide": result.verdict.items_to_decide, "sha256": _digests(result)}
         return Plain({"result": result.to_json(), **more})
 
+    store, key = bench.store, stage_key(STAGE, depends_on, compute)
+    kept = store.get(STAGE, key)
+    if kept is not None and _digests(_read(kept, bench)) != kept["sha256"]:
+        store.forget(STAGE, key)
     found = bench.keep(STAGE, depends_on, compute, Plain)
     return made[0] if made else _read(found.value, bench)
 

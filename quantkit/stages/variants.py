@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from quantkit.core.errors import CaptureError, ContractError, ModelError
 from quantkit.core.graph import Graph
-from quantkit.core.spec import FLOAT, parse_scheme
+from quantkit.core.spec import FLOAT, Allocation
 from quantkit.core.store import write_atomically
 from quantkit.data import Batch, collect, whole
 from quantkit.export.float_onnx import export_float
@@ -30,7 +29,7 @@ from quantkit.verification.parity import compare_outputs, compare_simulation
 from quantkit.verification.verify import time_sessions
 
 
-def write_variants(bench: Workbench, request: Request, candidates: Candidates, allocation: Mapping[str, str]) -> tuple[VariantRow, ...]:
+def write_variants(bench: Workbench, request: Request, candidates: Candidates, allocation: Allocation) -> tuple[VariantRow, ...]:
     """Each variant's files in the run directory, named after it, and what was measured of them.
 
     Layers with weights take the plan's schemes, by name; operations without weights stay float. What cannot be captured is left out with a
@@ -45,7 +44,7 @@ def write_variants(bench: Workbench, request: Request, candidates: Candidates, a
 
 
 def _tried(
-    bench: Workbench, request: Request, candidates: Candidates, allocation: Mapping[str, str], name: str, variant: Variant
+    bench: Workbench, request: Request, candidates: Candidates, allocation: Allocation, name: str, variant: Variant
 ) -> VariantRow | None:
     try:
         return _write(bench, request, candidates, allocation, name, variant)
@@ -55,7 +54,7 @@ def _tried(
 
 
 def _write(
-    bench: Workbench, request: Request, candidates: Candidates, allocation: Mapping[str, str], name: str, variant: Variant
+    bench: Workbench, request: Request, candidates: Candidates, allocation: Allocation, name: str, variant: Variant
 ) -> VariantRow:
     folder, target, runtime = bench.store.folder, candidates.target, candidates.runtime
     final, float_file = folder / f"{name}.onnx", folder / f"{name}-float.onnx"
@@ -66,8 +65,8 @@ def _write(
     captured = capture(variant.module, variant.example, variant.dynamic)
     graph, bank = captured.graph, _bank(captured, candidates.weights(allocation), candidates.graph, name)
     planned = {layer: allocation[group.name] for group in candidates.groups for layer in group.layers}
-    named = {layer.name: planned.get(layer.name, FLOAT.name) if layer.weight else FLOAT.name for layer in graph.layers}
-    placement = target.place(graph, {layer: parse_scheme(scheme) for layer, scheme in named.items()})
+    named = {layer.name: planned.get(layer.name, FLOAT) if layer.weight else FLOAT for layer in graph.layers}
+    placement = target.place(graph, named)
     with write_atomically(float_file) as temporary:
         export_float(captured, temporary, target.OPSET)
     with write_atomically(final) as temporary:

@@ -13,6 +13,7 @@ from quantkit.allocation.costs.measured import PROFILE_RUNS
 from quantkit.allocation.search import Trial
 from quantkit.core.environment import describe
 from quantkit.core.metric import Outputs
+from quantkit.core.spec import Allocation
 from quantkit.core.statistics import Verdict
 from quantkit.core.store import write_atomically
 from quantkit.data import KeptBatches
@@ -42,7 +43,7 @@ PARITY_ITEMS = 64  # of the gate split: equal bits on all of them are equal bits
 class Verified:
     """All that was measured on the final file and on the baselines beside it, each with the items that would decide it."""
 
-    allocation: Mapping[str, str]
+    allocation: Allocation
     files: Files
     budget: float
     verdict: Verdict
@@ -73,7 +74,7 @@ class Accuracy:
 
 
 def verify_plan(
-    bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Mapping[str, str], alternative: Trial | None
+    bench: Workbench, request: Request, network: Network, candidates: Candidates, allocation: Allocation, alternative: Trial | None
 ) -> Verified:
     """Write the plan's file into the run directory; measure it, float and the uniform baselines on the gate split, in one run.
 

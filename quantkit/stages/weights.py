@@ -16,7 +16,7 @@ from quantkit.core.spec import parse_scheme
 from quantkit.quantization.moments import second_moments
 from quantkit.quantization.rounding import BLIND, ROUNDINGS
 from quantkit.quantization.weights import WeightBank
-from quantkit.runs.workbench import Workbench, stage_key, with_code
+from quantkit.runs.workbench import Workbench, stage_key
 from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOMENT_ITEMS, MOMENT_BATCH = 64, 4  # a batch takes nine times the activations of its largest 3×3 layer
-UNIFORM = "w8a8"  # the baseline that others would ship
+UNIFORM = parse_scheme("w8a8")  # the baseline that others would ship
 
 
 def prepare_candidates(
@@ -48,7 +48,7 @@ def prepare_candidates(
         bank = WeightBank(
             graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], moments=moments, widths=widths
         )
-        pairs = [(layer, parse_scheme(scheme)) for layer in graph.layers if layer.weight for scheme in schemes[layer.name]]
+        pairs = [(layer, scheme) for layer in graph.layers if layer.weight for scheme in schemes[layer.name]]
         with bench.progress.stage("round weights", len(pairs), "weights") as advance:
             return bank.to(torch.device(options.device)).rounded(_counted(pairs, advance))
 
@@ -57,7 +57,7 @@ def prepare_candidates(
         "network": network.key, "schemes of each group": menus, "observer": options.observer, "rounding": options.rounding,
         "calibration data": request.splits.calibration.fingerprint(), "ranges": ranges.to_json(),
     }  # fmt: skip
-    key = stage_key(WEIGHTS, with_code(depends_on, compute))
+    key = stage_key(WEIGHTS, depends_on, compute)
     rounded = bench.keep_arrays(WEIGHTS, depends_on, compute)
     bank = WeightBank(
         graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], rounded=rounded, widths=widths

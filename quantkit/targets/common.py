@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantkit.core.graph import Graph, Group, Layer
-from quantkit.core.spec import FLOAT, PerGroup, QuantSpec, Scheme, parse_scheme, reads_float
+from quantkit.core.spec import FLOAT, PerGroup, QuantSpec, Scheme, parse_scheme
 from quantkit.targets.placement import Adapted, Placement, Storage
 
 
 def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
     """The schemes of those names, fp32 among them. Raises SchemeError for a name that is none."""
-    return tuple(parse_scheme(name) for name in dict.fromkeys([*names, FLOAT.name]))
+    return tuple(parse_scheme(name) for name in dict.fromkeys([*names, FLOAT]))
 
 
 def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
@@ -26,9 +26,9 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     widest = max((s for s in schemes if not s.reads_float), key=lambda s: s.precision, default=FLOAT)
     found = []
     for key, layers in owners.items():
-        menu = [s.name for s in schemes] if layers[0].weight else list(dict.fromkeys([FLOAT.name, widest.name]))
+        menu = list(schemes) if layers[0].weight else list(dict.fromkeys([FLOAT, widest]))
         if any(layer.is_table for layer in layers):
-            menu = [s.name for s in schemes if s.reads_float]
+            menu = [s for s in schemes if s.reads_float]
         alone = "a weight's bits are its own" if layers[0].weight else "one activation decision"
         reason = alone if len(layers) == 1 else f"share the weight {key}" if layers[0].weight else "one SiLU: one kernel in float"
         found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), reason))
@@ -91,15 +91,15 @@ def quantized_in_call(graph: Graph, schemes: Mapping[str, Scheme]) -> dict[str, 
     return {name: scheme for name, scheme in schemes.items() if scheme.is_dynamic and not graph.layer(name).is_table}
 
 
-def uniform(groups: Sequence[Group], scheme: str) -> dict[str, str]:
+def uniform(groups: Sequence[Group], scheme: Scheme) -> dict[str, Scheme]:
     """Every group under `scheme`; one that cannot take it, under the last of its menu that is float or not, as the scheme is.
 
     A float scheme that only says how weights are stored, or one that quantizes in each call, leaves groups that cannot take it as they are.
     """
     found = {}
     for group in groups:
-        alike = [name for name in group.schemes if reads_float(name) == reads_float(scheme)] or list(group.schemes)
-        found[group.name] = scheme if scheme in group.schemes else FLOAT.name if FLOAT.name in alike else alike[-1]
+        alike = [name for name in group.schemes if name.reads_float == scheme.reads_float] or list(group.schemes)
+        found[group.name] = scheme if scheme in group.schemes else FLOAT if FLOAT in alike else alike[-1]
     return found
 
 

@@ -37,7 +37,7 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     """As `common.groups`; what multiplies no weight is float."""
     weighted = {layer.name for layer in graph.layers if _is_multiplied(layer)}
     found = common.groups(graph, schemes)
-    return tuple(group if weighted.issuperset(group.layers) else replace(group, schemes=(FLOAT.name,)) for group in found)
+    return tuple(group if weighted.issuperset(group.layers) else replace(group, schemes=(FLOAT,)) for group in found)
 
 
 def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:
@@ -87,5 +87,5 @@ def _nearest(scheme: Scheme) -> Scheme:
     if scheme.is_float:
         return FLOAT
     own = scheme.precision[:2]
-    wider = [parse_scheme(name) for name in SCHEMES if all(a >= b for a, b in zip(parse_scheme(name).precision[:2], own, strict=True))]
+    wider = [one for one in map(parse_scheme, SCHEMES) if all(a >= b for a, b in zip(one.precision[:2], own, strict=True))]
     return scheme if scheme.name in SCHEMES else min(wider, key=lambda one: one.precision[0] * one.precision[1])

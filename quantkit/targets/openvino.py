@@ -33,7 +33,7 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     """As `common.groups`; average pools are float."""
     pools = {layer.name for layer in graph.layers if layer.kind in FLOAT_KINDS}
     found = common.groups(graph, schemes)
-    return tuple(replace(group, schemes=(FLOAT.name,)) if pools.issuperset(group.layers) else group for group in found)
+    return tuple(replace(group, schemes=(FLOAT,)) if pools.issuperset(group.layers) else group for group in found)
 
 
 def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:

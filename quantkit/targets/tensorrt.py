@@ -55,7 +55,7 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     found = []
     for group in common.groups(graph, schemes):
         layers = [graph.layer(name) for name in group.layers]
-        menu = [scheme.name for scheme in schemes if all(_refusal(layer, scheme) is None for layer in layers)]
+        menu = [scheme for scheme in schemes if all(_refusal(layer, scheme) is None for layer in layers)]
         found.append(replace(group, schemes=tuple(menu)))
     return tuple(found)
 
@@ -134,7 +134,7 @@ def _biased(graph: Graph, names: Iterable[str]) -> frozenset[str]:
 
 def _stored(scheme: Scheme) -> Scheme:
     """With its weights' scales in half."""
-    return replace(scheme, weights=replace(scheme.weights, scale_bits=16)) if scheme.weights is not None else scheme
+    return Scheme(scheme, replace(scheme.weights, scale_bits=16), scheme.activations) if scheme.weights is not None else scheme
 
 
 def _possible(layer: Layer, scheme: Scheme) -> Scheme:

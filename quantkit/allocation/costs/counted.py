@@ -8,12 +8,12 @@ from types import ModuleType
 import numpy as np
 
 from quantkit.core.graph import Graph, Group, Layer
-from quantkit.core.spec import Scheme, parse_scheme
+from quantkit.core.spec import Scheme
 from quantkit.core.table import Table
 from quantkit.settings.bounds import FLOAT_BITS
 
 
-def byte_costs(graph: Graph, groups: Sequence[Group], schemes: Sequence[str], target: ModuleType) -> Table:
+def byte_costs(graph: Graph, groups: Sequence[Group], schemes: Sequence[Scheme], target: ModuleType) -> Table:
     """Bytes of weights, scales and biases; a weight that several layers share counts once."""
 
     def stored(layers: Sequence[Layer], scheme: Scheme) -> float:
@@ -22,12 +22,12 @@ def byte_costs(graph: Graph, groups: Sequence[Group], schemes: Sequence[str], ta
     return _filled("bytes", "bytes", graph, groups, schemes, stored)
 
 
-def bop_costs(graph: Graph, groups: Sequence[Group], schemes: Sequence[str]) -> Table:
+def bop_costs(graph: Graph, groups: Sequence[Group], schemes: Sequence[Scheme]) -> Table:
     """Bit operations of one item (HAWQ-V3): multiply-accumulates · weight bits · activation bits; of float 32 · 32."""
     return _filled("bops", "bops", graph, groups, schemes, lambda layers, scheme: sum(layer.macs for layer in layers) * _product(scheme))
 
 
-def bit_costs(graph: Graph, groups: Sequence[Group], schemes: Sequence[str]) -> Table:
+def bit_costs(graph: Graph, groups: Sequence[Group], schemes: Sequence[Scheme]) -> Table:
     """Bits of the weights over the count of all weights: their sum is the average. A weight that several layers share counts once."""
     total = max(sum(layer.weight_count for layer in _owners(graph.layers)), 1)
     counted = ("average_bits", "bits", graph, groups, schemes)
@@ -44,7 +44,7 @@ def _filled(
     unit: str,
     graph: Graph,
     groups: Sequence[Group],
-    schemes: Sequence[str],
+    schemes: Sequence[Scheme],
     cost: Callable[[Sequence[Layer], Scheme], float],
 ) -> Table:
     values = np.full((len(groups), len(schemes)), np.nan)
@@ -52,7 +52,7 @@ def _filled(
         layers = [graph.layer(layer) for layer in group.layers]
         for column, scheme in enumerate(schemes):
             if scheme in group.schemes:
-                values[row, column] = cost(layers, parse_scheme(scheme))
+                values[row, column] = cost(layers, scheme)
     return Table(name, unit, tuple(group.name for group in groups), tuple(schemes), values)
 
 

@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 
 from quantkit.allocation.costs.timing import interleave
 from quantkit.core.graph import Graph, Group
-from quantkit.core.spec import is_float, reads_float
+from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.table import Table
 from quantkit.runtimes import Feeds, Runtime
 from quantkit.targets.common import uniform
@@ -55,7 +55,7 @@ class LatencyModel:
     rank_correlation: float
     tested: tuple[tuple[float, float], ...]
 
-    def predicted_ms(self, allocation: Mapping[str, str]) -> float:
+    def predicted_ms(self, allocation: Allocation) -> float:
         """Milliseconds of one inference under one scheme per group."""
         return self.offset_ms + self.table.total(allocation) + sum(_charged(edge, allocation) for edge in self.boundaries)
 
@@ -81,8 +81,8 @@ class LatencyModel:
 def measure_latency(
     graph: Graph,
     groups: Sequence[Group],
-    schemes: Sequence[str],
-    written: Callable[[Mapping[str, str]], AbstractContextManager[Path]],
+    schemes: Sequence[Scheme],
+    written: Callable[[Allocation], AbstractContextManager[Path]],
     feeds: Feeds,
     *,
     runtime: Runtime,
@@ -118,7 +118,7 @@ def measure_latency(
     return _fitted(table, edges, plans, np.array(measured))
 
 
-def steps(schemes: Sequence[str]) -> int:
+def steps(schemes: Sequence[Scheme]) -> int:
     """How many files `measure_latency` times."""
     return len(schemes) + 2 + FIT_PLANS + TEST_PLANS
 
@@ -136,17 +136,17 @@ def crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int
     return found
 
 
-def _random_plans(groups: Sequence[Group], seed: int, count: int, known: Sequence[Mapping[str, str]] = ()) -> list[dict[str, str]]:
+def _random_plans(groups: Sequence[Group], seed: int, count: int, known: Sequence[Allocation] = ()) -> list[dict[str, Scheme]]:
     """Plans whose share of float layers varies from nearly none to nearly all, more of them near none; none of `known` if others exist."""
     generator = np.random.default_rng(seed)
 
-    def drawn(group: Group, share: float) -> str:
-        floats, quantized = ([s for s in group.schemes if is_float(s) == wanted] for wanted in (True, False))
+    def drawn(group: Group, share: float) -> Scheme:
+        floats, quantized = ([s for s in group.schemes if s.is_float == wanted] for wanted in (True, False))
         stays = floats and generator.random() < share
-        return floats[0] if stays or not quantized else str(generator.choice(quantized))
+        return floats[0] if stays or not quantized else quantized[int(generator.integers(len(quantized)))]
 
     shares = generator.permutation(0.02 + 0.93 * np.linspace(0, 1, count) ** 2)
-    plans: list[dict[str, str]] = []
+    plans: list[dict[str, Scheme]] = []
     for share in shares:
         tries = ({group.name: drawn(group, share) for group in groups} for _ in range(DRAWS))
         first = next(tries)
@@ -154,9 +154,9 @@ def _random_plans(groups: Sequence[Group], seed: int, count: int, known: Sequenc
     return plans
 
 
-def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence[Mapping[str, str]], measured: np.ndarray) -> LatencyModel:
+def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence[Allocation], measured: np.ndarray) -> LatencyModel:
     """Least squares, no coefficient negative, relative to what was measured, on all plans but the last TEST_PLANS."""
-    crossed = [[size for a, b, size in edges if reads_float(plan[a]) != reads_float(plan[b])] for plan in plans]
+    crossed = [[size for a, b, size in edges if plan[a].reads_float != plan[b].reads_float] for plan in plans]
     features = np.array([[1.0, table.total(plan), len(sizes), sum(sizes)] for plan, sizes in zip(plans, crossed, strict=True)])
     fit = slice(0, len(plans) - TEST_PLANS)
     scale = np.maximum(features[fit].max(axis=0), 1e-9)
@@ -172,5 +172,5 @@ def _fitted(table: Table, edges: Sequence[tuple[str, str, int]], plans: Sequence
     return LatencyModel(scaled, boundaries, float(offset), correlation, tested)
 
 
-def _charged(edge: Boundary, allocation: Mapping[str, str]) -> float:
-    return edge.latency_ms if reads_float(allocation[edge.producer]) != reads_float(allocation[edge.consumer]) else 0.0
+def _charged(edge: Boundary, allocation: Allocation) -> float:
+    return edge.latency_ms if allocation[edge.producer].reads_float != allocation[edge.consumer].reads_float else 0.0

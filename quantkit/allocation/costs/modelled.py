@@ -23,17 +23,17 @@ import numpy as np
 
 from quantkit.allocation.costs.measured import Boundary, LatencyModel, crossings
 from quantkit.core.graph import Graph, Group, Layer
-from quantkit.core.spec import FLOATING, parse_scheme
+from quantkit.core.spec import FLOATING, Scheme, parse_scheme
 from quantkit.core.table import Table
 
 UNIT = "relative time"
 MACS_PER_BYTE = 100.0
 SPEED: Mapping[str, float] = {"fp32": 0.5, "fp16": 1.0, "w4a16": 1.0, "fp8": 2.0}
 HALF_BITS = 16
-HALF = FLOATING["fp16"].name
+HALF, BYTES = FLOATING["fp16"], parse_scheme("w8a8")
 
 
-def model_latency(graph: Graph, groups: Sequence[Group], schemes: Sequence[str], target: ModuleType) -> LatencyModel:
+def model_latency(graph: Graph, groups: Sequence[Group], schemes: Sequence[Scheme], target: ModuleType) -> LatencyModel:
     """Table, boundaries and an offset of 0 as `measure_latency` gives them, in UNIT; nothing was tested, so no rank correlation."""
     whole = sum(_moved_time(graph, graph.layer(name), HALF, target) for group in groups for name in group.layers) or 1.0
     values = np.full((len(groups), len(schemes)), np.nan)
@@ -41,26 +41,26 @@ def model_latency(graph: Graph, groups: Sequence[Group], schemes: Sequence[str],
         for column, scheme in enumerate(schemes):
             if scheme in group.schemes:
                 values[row, column] = sum(_moved_time(graph, graph.layer(name), scheme, target) for name in group.layers) / whole
-    narrow, wide = (_activation_bytes(scheme) for scheme in ("w8a8", HALF))
+    narrow, wide = (_activation_bytes(scheme) for scheme in (BYTES, HALF))
     edges = tuple(Boundary(a, b, size * (narrow + wide) / whole) for a, b, size in crossings(graph, groups))
     table = Table("modelled latency", UNIT, tuple(group.name for group in groups), tuple(schemes), values)
     return LatencyModel(table, edges, 0.0, math.nan, ())
 
 
-def _moved_time(graph: Graph, layer: Layer, scheme: str, target: ModuleType) -> float:
+def _moved_time(graph: Graph, layer: Layer, scheme: Scheme, target: ModuleType) -> float:
     """The formula above, not yet divided."""
     elements = sum(_elements(graph.tensor(name).shape) for name in layer.inputs) + _elements(layer.output_shape)
-    moved = target.weight_bytes(layer, parse_scheme(scheme)) + elements * _activation_bytes(scheme)
+    moved = target.weight_bytes(layer, scheme) + elements * _activation_bytes(scheme)
     return float(max(layer.macs / (MACS_PER_BYTE * _speed(scheme)), moved))
 
 
-def _speed(scheme: str) -> float:
+def _speed(scheme: Scheme) -> float:
     """Products a second, over those of half; of integers as the wider operand has it."""
-    return SPEED[scheme] if scheme in SPEED else HALF_BITS / max(parse_scheme(scheme).precision[:2])
+    return SPEED[scheme] if scheme in SPEED else HALF_BITS / max(scheme.precision[:2])
 
 
-def _activation_bytes(scheme: str) -> float:
-    return parse_scheme(scheme).precision[0] / 8
+def _activation_bytes(scheme: Scheme) -> float:
+    return scheme.precision[0] / 8
 
 
 def _elements(shape: Sequence[int]) -> int:

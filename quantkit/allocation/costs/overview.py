@@ -12,7 +12,7 @@ import numpy as np
 
 from quantkit.allocation.costs.counted import byte_costs
 from quantkit.core.graph import Graph, Group, Unsupported
-from quantkit.core.spec import FLOAT, QuantSpec, parse_scheme
+from quantkit.core.spec import FLOAT, QuantSpec, Scheme
 
 PRODUCTS = ("matmul", "bmm", "scaled_dot_product_attention")  # of two activations
 
@@ -90,12 +90,12 @@ def _kind(operation: Unsupported) -> str:
     return operation.operation.split(".")[0]
 
 
-def _is_int8(scheme: str) -> bool:
-    return isinstance(parse_scheme(scheme).activations, QuantSpec)
+def _is_int8(scheme: Scheme) -> bool:
+    return isinstance(scheme.activations, QuantSpec)
 
 
 def _uses(graph: Graph, groups: Sequence[Group], target: ModuleType) -> dict[str, SchemeUse]:
-    schemes = tuple(dict.fromkeys((FLOAT.name, *(scheme for group in groups for scheme in group.schemes))))
+    schemes = tuple(dict.fromkeys((FLOAT, *(scheme for group in groups for scheme in group.schemes))))
     table = byte_costs(graph, groups, schemes, target)
     floats = np.nanmax(table.values, axis=1)  # fp32; of a group that is fixed to another scheme, what it takes
     return {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from quantkit.core.spec import Allocation
 from quantkit.core.table import Floats, Interactions, Table
 
 BAND = 0.95  # the share of tested plans whose prediction is within the band
@@ -85,7 +86,7 @@ def is_within(predicted: float, measured: float, factor: float) -> bool:
     return bool(abs(_log_ratios([predicted], [measured])[0]) <= math.log(factor) * (1 + 1e-9))
 
 
-def beyond_additive(loss: Table, interactions: Interactions | None, plans: Sequence[Mapping[str, str]]) -> float | None:
+def beyond_additive(loss: Table, interactions: Interactions | None, plans: Sequence[Allocation]) -> float | None:
     """Of the variance of ½ x'Mx the share that no sum over groups explains, were each group drawn by itself as often as in `plans`.
 
     The second-order part of the functional analysis of variance (Hoeffding 1948), in closed form: a pair's block of M, both of its

@@ -18,12 +18,13 @@ from quantkit.allocation.search import Space, Tie
 from quantkit.core.errors import OutputError
 from quantkit.core.graph import Group
 from quantkit.core.run_files import ARRAYS, TABLES
+from quantkit.core.spec import Allocation, parse_schemes
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.core.table import Floats, Interactions, Table
 from quantkit.settings.bounds import Bounds, show_amount
 
 TIE_SHARE = 0.005
-MeasuredPlan = tuple[Mapping[str, str], Mapping[str, float]]  # an allocation, and what was measured of it
+MeasuredPlan = tuple[Allocation, Mapping[str, float]]  # an allocation, and what was measured of it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +105,7 @@ class Predictor:
         resources = {name: resource.to_json() for name, resource in self.resources.items()}
         return fingerprint(self.groups, self.loss.to_json(), matrix, resources, dict(self.floats), self.sizes.to_json(), self.seed)
 
-    def used(self, allocation: Mapping[str, str]) -> dict[str, float]:
+    def used(self, allocation: Allocation) -> dict[str, float]:
         """What an allocation uses of each resource."""
         return {name: resource.total(allocation) for name, resource in self.resources.items()}
 
@@ -154,7 +155,8 @@ def read_predictor(folder: Path) -> tuple[Predictor, Mapping[str, Any]]:
             if arrays is None:
                 raise missing
             interactions = Interactions(tuple(names), tuple(schemes), arrays["matrix"])
-        groups = tuple(Group(row["name"], tuple(row["layers"]), tuple(row["schemes"]), row["reason"]) for row in kept["groups"])
+        menus = {row["name"]: parse_schemes(row["schemes"]) for row in kept["groups"]}
+        groups = tuple(Group(row["name"], tuple(row["layers"]), menus[row["name"]], row["reason"]) for row in kept["groups"])
         resources = {name: Resource.from_json(row) for name, row in kept["resources"].items()}
         loss, sizes = Table.from_json(kept["loss"]), Table.from_json(kept["sizes"])
         return Predictor(groups, loss, interactions, resources, kept["floats"], sizes, kept["seed"]), kept

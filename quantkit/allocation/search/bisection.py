@@ -10,7 +10,7 @@ from quantkit.allocation import order
 from quantkit.allocation.search.measured import Measure, SearchResult, Space, Trials, precision
 from quantkit.allocation.search.repair import repair
 from quantkit.core.graph import Group
-from quantkit.core.spec import reads_float
+from quantkit.core.spec import Scheme
 
 
 def bisect_precisions(measure: Measure, space: Space, *, repairs: int) -> SearchResult:
@@ -22,7 +22,7 @@ def bisect_precisions(measure: Measure, space: Space, *, repairs: int) -> Search
     return trials.result()
 
 
-def _lowered(trials: Trials, space: Space) -> dict[str, str]:
+def _lowered(trials: Trials, space: Space) -> dict[str, Scheme]:
     """The allocation at the end of the way down. Limits bind on what is answered, not on the way, which begins above them."""
     menus = {group.name: space.menu(group) for group in space.groups}
     standing, refused = space.highest_precision(), set[str]()
@@ -34,7 +34,7 @@ def _lowered(trials: Trials, space: Space) -> dict[str, str]:
     return standing
 
 
-def _as_many_as_pass(trials: Trials, space: Space, standing: dict[str, str], groups: list[str], scheme: str) -> dict[str, str]:
+def _as_many_as_pass(trials: Trials, space: Space, standing: dict[str, Scheme], groups: list[str], scheme: Scheme) -> dict[str, Scheme]:
     ordered = order(space.loss, groups, scheme, interactions=space.interactions, start=standing)
     low, high = 0, len(ordered)
     while low < high:
@@ -46,8 +46,8 @@ def _as_many_as_pass(trials: Trials, space: Space, standing: dict[str, str], gro
     return standing | dict.fromkeys(ordered[:low], scheme)
 
 
-def _can_save(space: Space, group: Group, standing: dict[str, str], scheme: str) -> bool:
+def _can_save(space: Space, group: Group, standing: dict[str, Scheme], scheme: Scheme) -> bool:
     """Whether the group's own cost falls by more than nothing, at best with all its precision changes saved too."""
     now = standing[group.name]
-    changes = sum(edge.cost for edge in space.edges if group.name in (edge.producer, edge.consumer)) if reads_float(now) else 0.0
+    changes = sum(edge.cost for edge in space.edges if group.name in (edge.producer, edge.consumer)) if now.reads_float else 0.0
     return space.cost.at(group.name, scheme) < space.cost.at(group.name, now) + changes

@@ -14,7 +14,7 @@ from typing import Any
 
 from quantkit.allocation import Edge, Limit, Plan, Resource, Shortage, predict
 from quantkit.core.graph import Group
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.table import Interactions, Table
 
 
@@ -46,7 +46,7 @@ class Measured:
         return cls(math.nan if data["drop"] is None else data["drop"], data["passes"], data["figures"])
 
 
-Measure = Callable[[Mapping[str, str]], Measured]
+Measure = Callable[[Allocation], Measured]
 
 
 class TimeIsUp(Exception):  # noqa: N818 - no error: the best so far is the answer
@@ -70,9 +70,9 @@ class Trial:
         return cls(Plan.from_json(data["plan"]), Measured.from_json(data["measured"]))
 
 
-def precision(scheme: str) -> tuple[int, int, int, bool]:
+def precision(scheme: Scheme) -> tuple[int, int, int, bool]:
     """What sorts schemes by precision."""
-    return parse_scheme(scheme).precision
+    return scheme.precision
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +103,7 @@ class Space:
     front: Sequence[Plan]
     interactions: Interactions | None = None
     edges: Sequence[Edge] = ()
-    fixed: Mapping[str, str] = field(default_factory=dict)
+    fixed: Allocation = field(default_factory=dict)
     limits: Sequence[Limit] = ()
     least_drop: bool = False
     shortage: Shortage | None = None
@@ -127,18 +127,18 @@ class Space:
         near = min(range(len(trials)), key=lambda place: (over[place], _drop(trials[place]), trials[place].plan.predicted_cost))
         return SearchResult(best, best or trials[near], trials, untried)
 
-    def plan(self, allocation: Mapping[str, str]) -> Plan:
+    def plan(self, allocation: Allocation) -> Plan:
         """The plan of any allocation of the space."""
         return predict(self.loss, self.cost, allocation, interactions=self.interactions, edges=self.edges)
 
-    def menu(self, group: Group) -> tuple[str, ...]:
+    def menu(self, group: Group) -> tuple[Scheme, ...]:
         """The schemes that the group can take (on its menu, possible in both tables, not ruled out by a pin), highest precision first."""
         menu = (self.fixed[group.name],) if group.name in self.fixed else group.schemes
         tables = (self.loss, self.cost)
         possible = [scheme for scheme in menu if all(math.isfinite(table.at(group.name, scheme)) for table in tables)]
         return tuple(sorted(possible, key=precision, reverse=True))
 
-    def highest_precision(self) -> dict[str, str]:
+    def highest_precision(self) -> dict[str, Scheme]:
         """The allocation that nothing lies above: all float, but for pins and menus without it."""
         return {group.name: self.menu(group)[0] for group in self.groups}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantkit.allocation import Plan
 from quantkit.allocation.search.measured import Space, Trial, Trials
+from quantkit.core.spec import Scheme
 
 
 def repair(trials: Trials, space: Space, count: int) -> None:
@@ -14,7 +15,7 @@ def repair(trials: Trials, space: Space, count: int) -> None:
     """
     if space.least_drop:
         return
-    refused: set[tuple[str, str]] = set()
+    refused: set[tuple[str, Scheme]] = set()
     for _ in range(count):
         best = trials.result().best
         step = best and _next(best, space, refused)
@@ -25,7 +26,7 @@ def repair(trials: Trials, space: Space, count: int) -> None:
             refused.add((group, scheme))
 
 
-def _next(best: Trial, space: Space, refused: set[tuple[str, str]]) -> tuple[str, str, Plan] | None:
+def _next(best: Trial, space: Space, refused: set[tuple[str, Scheme]]) -> tuple[str, Scheme, Plan] | None:
     standing = best.plan
     steps = [
         (group.name, scheme, space.plan({**standing.allocation, group.name: scheme}))

@@ -56,7 +56,7 @@ class Passes:
         """As `perturbed.noisy`."""
         return perturbed.noisy(self.captured, groups, self.bank, repeats, seed)
 
-    def weight_changes(self, group: Group, scheme: str) -> dict[str, Tensor]:
+    def weight_changes(self, group: Group, scheme: Scheme) -> dict[str, Tensor]:
         """As `changes.weight_changes`."""
         return changes.weight_changes(self.graph, self.bank, group, scheme)
 

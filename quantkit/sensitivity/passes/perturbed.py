@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.core.graph import Graph, Group, Layer, Pair
-from quantkit.core.spec import FLOAT, parse_scheme
+from quantkit.core.spec import FLOAT, Scheme
 from quantkit.data.batch import Batch, of_tokens
 from quantkit.network.captured import Captured
 from quantkit.quantization.simulation.program import Environment, Simulation
@@ -67,7 +67,7 @@ class Perturbed:
 
 def quantizable(groups: Iterable[Group]) -> tuple[Pair, ...]:
     """Every (group, scheme) but fp32."""
-    return tuple((group.name, scheme) for group in groups for scheme in group.schemes if scheme != FLOAT.name)
+    return tuple((group.name, scheme) for group in groups for scheme in group.schemes if scheme != FLOAT)
 
 
 def alone(captured: Captured, groups: Sequence[Group], target: ModuleType, bank: WeightBank) -> Perturbed:
@@ -132,7 +132,7 @@ def _plain(captured: Captured, bank: WeightBank) -> Simulation:
 
 def _isolated(graph: Graph, groups: Sequence[Group], target: ModuleType) -> dict[Pair, Placement]:
     by_name = {group.name: group for group in groups}
-    return {(name, scheme): target.isolate(graph, by_name[name].layers, parse_scheme(scheme)) for name, scheme in quantizable(groups)}
+    return {(name, scheme): target.isolate(graph, by_name[name].layers, scheme) for name, scheme in quantizable(groups)}
 
 
 def _nodes(graph: Graph, groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -145,7 +145,7 @@ def _together(one: Placement, other: Placement) -> Placement:
     return Placement(**{name: b if a is None else a if b is None else a | b for name, (a, b) in pairs.items()})
 
 
-def _noisy_weights(graph: Graph, bank: WeightBank, group: Group, scheme: str, seed: tuple[int, int]) -> dict[str, Tensor]:
+def _noisy_weights(graph: Graph, bank: WeightBank, group: Group, scheme: Scheme, seed: tuple[int, int]) -> dict[str, Tensor]:
     found = {}
     for name, change in weight_changes(graph, bank, group, scheme).items():
         deviation = change.flatten(1).square().mean(dim=1).sqrt().reshape(-1, *[1] * (change.dim() - 1))
@@ -156,7 +156,7 @@ def _noisy_weights(graph: Graph, bank: WeightBank, group: Group, scheme: str, se
 def _meeting(
     bank: WeightBank,
     group: Group,
-    scheme: str,
+    scheme: Scheme,
     weights: Mapping[str, Tensor],
     seed: tuple[int, int],
     first: int,
