@@ -77,18 +77,25 @@ class Twins(nn.Module):
         return one + other if self.added else torch.cat([one, other * 2], dim=1)
 
 
-@pytest.mark.parametrize("added", [True, False], ids=["planted", "none"])
-def test_interactions_that_a_network_has_are_seen_and_none_where_it_has_none(added: bool) -> None:
-    """Equal errors that are added weigh four times one of them; those of different outputs have nothing to do with each other."""
+def share_beyond_sums(added: bool) -> float:
+    """What no sum over layers explains of the predicted losses of all plans.
+
+    Equal errors that are added weigh four times one of them; those of different outputs have nothing to do with each other.
+    """
     box = toys.unpack(Twins(added).eval())
     scores = kl.estimate(toys.context(box, "identity"))
     plans = [dict(zip(("one", "other"), pair, strict=True)) for pair in itertools.product(toys.SCHEMES, repeat=2)]
     plans = [{group.name: plan.get(group.name, "fp32") for group in box.groups} for plan in plans]
     share = beyond_additive(scores.table, scores.gram, plans)
-    agreement = Agreement(0.9, 0.8)
+    assert scores.interactions is None and share is not None
+    return share
+
+
+@pytest.mark.parametrize("added", [True, False], ids=["planted", "none"])
+def test_interactions_that_a_network_has_are_seen_and_none_where_it_has_none(added: bool) -> None:
+    share, agreement = share_beyond_sums(added), Agreement(0.9, 0.8)
     found = Certificate(9, 9, 24, agreement, agreement, agreement, share, 1.5, 0.01, 0.02, 0, 0.3, 0.2)
 
-    assert scores.interactions is None and share is not None
     assert ("which predictions by sums miss" in certificate_line(found.to_json(), "points")) is added
     assert share > 0.1 if added else share < 1e-9
 

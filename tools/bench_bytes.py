@@ -3,9 +3,9 @@
     python tools/bench_bytes.py                                   # three networks, five seeds: two hours on two cores, resumable
     python tools/bench_bytes.py --networks resnet44 --seeds 0 1   # these runs alone, and nothing is written
 
-Whole allocations under a promise of one point, each a process of its own, kept in `--runs`. `bytes_over_smallest_peer` is what the file takes of
-ONNX Runtime's own static int8 file (a scale for each channel) of the same run; `kept` counts promises kept on the gate split, by the
-point, `kept_sure` those kept at 95 %. `minutes` and `peak_gb` are the most of any seed, `minutes` with as many threads as `threads` says.
+Whole allocations under a promise of one point, each a process of its own, kept in `--runs`. `bytes_over_smallest_peer` is what the file
+takes of ONNX Runtime's own static int8 file (a scale for each channel) of the same run; `kept` counts promises kept on the gate split, by
+the point, `kept_sure` those kept at 95 %. `minutes` and `peak_gb` are the most of any seed, on the cores that `threads` counts.
 `certificate.spearman` and `.r2` are of predicted losses on unseen plans, means over the seeds.
 
 Needs the data and weights that the recipes name (QUANTKIT_DATA).
@@ -66,8 +66,9 @@ def figures_of(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "bytes.seeds": len(results),
     }
     certificates = [row["certificate"]["fitted"] for row in results if row["certificate"]]
-    for key in ("spearman", "r2") if certificates else ():
-        told[f"bytes.certificate.{key}"] = fmean(row[key] for row in certificates)
+    for key in ("spearman", "r2"):
+        values = [row[key] for row in certificates if row[key] is not None]
+        told |= {f"bytes.certificate.{key}": fmean(values)} if values else {}
     return told
 
 

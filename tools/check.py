@@ -18,6 +18,7 @@ CHECKS: dict[str, list[str]] = {
     "layers": [str(BIN / "lint-imports"), "--no-cache"],
     "ceilings": [sys.executable, "tools/sizes.py", "--ceilings"],
     "figures": [sys.executable, "tools/stale_figures.py"],
+    "claims": [sys.executable, "tools/claims.py"],
     "pages": [sys.executable, "tools/page_figures.py", "--check"],
     "structure": [sys.executable, "-m", "pytest", "-q", "tests/test_structure.py"],
 }

@@ -243,6 +243,20 @@ def stored_narrow(results: Results) -> str:
     )
 
 
+def forms(results: Results) -> str:
+    """docs/targets/ort-cpu.md: what narrow weights take in the file and while a session loads."""
+    found, names = results.figures("targets.json"), {"resnet44": "ResNet44", "mobilenet_v2": "MobileNetV2"}
+    schemes = ("w8a8", "w5a8", "c5a8", "w4g16a8", "w4a8", "c4a8", "w2a8")
+    head = [f"{title}, {what}" for title in names.values() for what in ("bytes", "MB while loading")]
+    rows = [
+        [f"`{scheme}`", *(text for name in names for text in (
+            number(found.get(f"{name}.{scheme}.file_over_w8a8", 1.0)), number(found[f"{name}.{scheme}.load_peak_mb"], 0),
+        ))]
+        for scheme in schemes
+    ]  # fmt: skip
+    return "\n\n".join([table(["scheme", *head], rows), prose(results.origin("targets.json"))])
+
+
 def accuracy(results: Results) -> str:
     """README: points that uniform plans lose, each layer rounded by itself and in sequence."""
     found = results.figures("accuracy.json")
@@ -373,7 +387,7 @@ def gates(results: Results) -> str:
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
-    "items": items, "accuracy": accuracy, "nbit": nbit, "data_free": data_free,
+    "items": items, "forms": forms, "accuracy": accuracy, "nbit": nbit, "data_free": data_free,
     "summary": summary,
     "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow,
     "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,

@@ -29,7 +29,7 @@ from known import run_folder
 from quantkit.core.environment import VNNI, isa
 from quantkit.core.store import write_atomically
 
-PAGES = ("tools/page_figures.py", "tools/results_page.py")
+PAGES = (("tools/page_figures.py",), ("tools/results_page.py",), ("tools/claims.py", "--count"))
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def write_pages() -> bool:
     ended = call((sys.executable, "tools/sizes.py", "--figures"))
     stale_figures.admit([], "")  # files that were measured are not old any more
     stale_figures.write_counts(stale_figures.ages_here())
-    return not ended and all(call((sys.executable, page)) == 0 for page in PAGES)
+    return not ended and all(call((sys.executable, *page)) == 0 for page in PAGES)
 
 
 def main() -> int:

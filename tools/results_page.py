@@ -80,6 +80,19 @@ SECTIONS = (
         "and what loading takes.",
     ),
     Section(
+        "claims.json", "Claims and checks", r"([\w.]+)", "python tools/claims.py --write",
+        "How many numbers of README and docs are held against files of figures or the code, and how many against neither; whether the "
+        "certificate reports interactions that a network has, and none where there are none; layers that a method leaves out unsaid; "
+        "branches that the fast tests try, in percent.",
+    ),
+    Section(
+        "accuracy.json", "Fewest bytes under a promise", r"(\w+)\.(bytes(?:_over_smallest_peer|\.\w+(?:\.\w+)?))",
+        "python tools/bench_bytes.py",
+        "Allocations with `--minimize bytes --max-drop 1.0` over split seeds: bytes over those of ONNX Runtime's static int8 file with a "
+        "scale for each channel, points lost on the gate split, promises kept by the point and at 95 %, what one allocation takes at most, "
+        "and how well losses of unseen plans were predicted.",
+    ),
+    Section(
         "accuracy.json", "What each bit-width holds", r"(seeds)|(\w+\.\w+(?:\.(?:apart|best))?)\.(\w+)", "python tools/bench_accuracy.py",
         "Uniform plans over the gate split, means over three split seeds: points lost, items answered as by the float network in percent, "
         "mean KL, and how far the drops of the seeds lie apart. `.apart`: every layer rounded by itself; `.best`: in sequence by AdaRound. "
