@@ -24,6 +24,7 @@ BOUNDARIES = {
     "quantkit/loading/boundary.py": 1,  # torch's readers and the user's own network
     "quantkit/core/metric.py": 1,  # the user's own metric
     "quantkit/settings/recipe.py": 1,  # the user's own recipe
+    "quantkit/data/rows.py": 1,  # the user's own dataset
 }
 
 

@@ -10,6 +10,7 @@ from quantkit.data.batch import Batch, Dataset, Item, bind, check_labels
 from quantkit.data.distilled import Distilled
 from quantkit.data.images import Images
 from quantkit.data.preprocessing import Preprocessing
+from quantkit.data.rows import Rows, is_rows
 from quantkit.data.sources import open_dataset
 from quantkit.data.splits import Concatenated, KeptBatches, Splits, Subset, concatenate, cut, sample, separate, split, whole
 
@@ -23,6 +24,7 @@ __all__ = [
     "Item",
     "KeptBatches",
     "Preprocessing",
+    "Rows",
     "Splits",
     "Subset",
     "bind",
@@ -30,6 +32,7 @@ __all__ = [
     "collect",
     "concatenate",
     "cut",
+    "is_rows",
     "open_dataset",
     "sample",
     "separate",

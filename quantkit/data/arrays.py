@@ -78,12 +78,12 @@ class Arrays:
         """The hash that a shard carries; else the sha256 over the inputs' names, types, shapes and bytes, in the order of the names."""
         if self.digests is not None:
             return self.digests[index]
-        return _hash({name: values[index] for name, values in self.inputs.items()})
+        return content_hash({name: values[index] for name, values in self.inputs.items()})
 
     def describe(self) -> dict[str, Any]:
         """Kind, preprocessing, count, a hash of the labels, and one of the values where the items' own hashes come from elsewhere."""
-        labels = None if self.labels is None else _hash({"labels": self.labels})
-        values = None if self.digests is None else _hash(self.inputs)
+        labels = None if self.labels is None else content_hash({"labels": self.labels})
+        values = None if self.digests is None else content_hash(self.inputs)
         return {"kind": "arrays", "preprocessing": self.preprocessing.to_json(), "count": len(self), "labels": labels, "values": values}
 
 
@@ -216,7 +216,8 @@ def _refuse_not_finite(name: str, values: Tensor) -> None:
             raise DataError(f"item {int(wrong.nonzero()[0])} has NaN or infinity in {name!r}", "finite numbers", "remove or repair it")
 
 
-def _hash(tensors: Mapping[str, Tensor]) -> str:
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 over names, types, shapes and bytes, in the order of the names."""
     content = hashlib.sha256()
     for name in sorted(tensors):
         values = tensors[name].contiguous()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from quantkit import loading
 from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, RequestError
 from quantkit.core.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
-from quantkit.data import Batch, Dataset, Distilled, Preprocessing, Splits, Subset, collect, open_dataset, split, whole
+from quantkit.data import Batch, Dataset, Distilled, Preprocessing, Rows, Splits, Subset, collect, is_rows, open_dataset, split, whole
 from quantkit.data.text import LINES, SEPARATORS, read_lines, read_texts
 from quantkit.loading import LoadedModel
 from quantkit.runtimes import find_runtime
@@ -289,7 +289,7 @@ def _open(given: Mapping[str, Any], reading: Reading, said: Arguments, seed: int
     if isinstance(only, Mapping) and set(only) <= {*SPLITS, "data"}:
         given, only = only, None
     paths = [value for value in given.values() if isinstance(value, (str, Path))]
-    if not paths and reading.preprocessing != Preprocessing():
+    if not paths and reading.preprocessing != Preprocessing() and not any(map(is_rows, given.values())):
         raise DataError("preprocessing options beside data in memory", "them beside files", "preprocess what the data yields")
     source = {name: _dataset(value, reading) for name, value in given.items()} if only is None else _dataset(only, reading)
     return split(source, seed=seed, calibration=said.get("calibration_items"), search=said.get("search_items"), gate=said.get("gate_items"))
@@ -301,9 +301,11 @@ def _dataset(value: Any, reading: Reading) -> Dataset:
         return reading.texts(path) if path.suffix in (*SEPARATORS, LINES) else open_dataset(path, reading.preprocessing)
     if all(hasattr(value, name) for name in ("item", "digest", "describe")):
         return value  # type: ignore[no-any-return]
+    if is_rows(value):
+        return Rows(value, reading.preprocessing)
     if isinstance(value, torch.utils.data.Dataset):
-        got = f"a {type(value).__name__}, which yields single items"
-        raise DataError(got, "batches", "pass torch.utils.data.DataLoader(dataset, batch_size=32)")
+        got = f"a {type(value).__name__}, which has no length and yields single items"
+        raise DataError(got, "a dataset with rows by position, or batches", "pass torch.utils.data.DataLoader(dataset, batch_size=32)")
     if isinstance(value, (Batch, Tensor, Mapping)) or (isinstance(value, tuple) and all(isinstance(part, Tensor) for part in value)):
         return collect([value])
     if not isinstance(value, Iterable):
