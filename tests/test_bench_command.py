@@ -12,8 +12,10 @@ from networks import bench as network_bench
 from onnx import TensorProto, helper
 
 from quantkit.cli import main
+from quantkit.cli.bench_command import BAR
 from quantkit.core.errors import RequestError
 from quantkit.export.renaming import rename
+from quantkit.runtimes import ort_cpu
 from quantkit.verification import side_by_side
 from quantkit.verification.side_by_side import random_feeds, time_side_by_side
 
@@ -95,3 +97,29 @@ def test_a_wrong_request_is_one_line(
 def test_files_that_take_other_inputs_are_refused(files: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(files[0], open_file(tmp_path / "other.onnx", [1, 4]), capfd=capfd)
     assert code == 2 and "takes 1x4" in err and "1x3x10x10" in err
+
+
+def test_activations_are_those_that_are_alive_at_once(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of the float file, counted by hand from the shapes of its optimised graph: no value lives longer than to its last reader."""
+    nodes = ort_cpu.node_times(files[0], random_feeds(files[0]), threads=1, options={}, runs=1, folder=tmp_path)
+    found = ort_cpu.peak_activation_bytes(files[0], nodes, random_feeds(files[0]), {}, tmp_path)
+    graph = onnx.load(ort_cpu.optimize(files[0], {}, tmp_path)).graph
+    weights = {entry.name for entry in graph.initializer}
+    size = {node.name: node.output_bytes for node in nodes}
+    most = 0
+    for place, now in enumerate(graph.node):
+        later = {name for node in graph.node[place:] for name in node.input if name not in weights} | {value.name for value in graph.output}
+        made = {name: size[node.name] for node in graph.node[:place] for name in node.output if name in later}
+        inputs = {name: array.nbytes for name, array in random_feeds(files[0]).items() if name in later}
+        most = max(most, size[now.name] + sum(made.values()) + sum(inputs.values()))
+
+    assert found == most > max(size.values())
+
+
+def test_bars_are_as_long_as_the_times(files: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(*files, "--runs", 5, "--plot", capfd=capfd)
+    drawn = [line for line in out.splitlines() if line.endswith(" ms")]
+    lengths, times = [line.count("█") for line in drawn], [float(line.split()[-2]) for line in drawn]
+
+    assert code == 0 and len(drawn) % 2 == 0 and max(lengths) == BAR
+    assert all(abs(length - BAR * ms / max(times)) <= 1.5 for length, ms in zip(lengths, times, strict=True))

@@ -52,7 +52,7 @@ def allocated(name: str, seed: int, folder: Path) -> Mapping[str, Any]:
 
 def figures_of(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Over the seeds of one network."""
-    peers = [next(row["bytes_ratio"] for row in result["baselines"] if row["name"] == PEER) for result in results]
+    peers = [next(row["bytes_ratio"] for row in result["baselines"] if row["name"].endswith(PEER)) for result in results]
     told: dict[str, float] = {
         "bytes_over_smallest_peer": fmean(row["bytes"]["ratio"] / peer for row, peer in zip(results, peers, strict=True)),
         "bytes.drop": fmean(row["verdict"]["drop"] for row in results),

@@ -25,11 +25,14 @@ Threads = Annotated[int, Option(min=0, help="Threads of the runtime; 0 is all co
 Batch = Annotated[int, Option(min=1, help="Items in a batch, where the file leaves it open.")]
 Runs = Annotated[int | None, Option(min=1, help="Rounds, each of which runs every file once (default: what fits in six seconds).")]
 Shapes = Annotated[list[str] | None, Option("--shape", help="NAME=SIDES of an input, such as input_ids=1x128; may be repeated.")]
+Plot = Annotated[bool, Option("--plot", help="Draw the time of the operators as bars.")]
+BAR = 48  # characters of the longest bar
 SHOWN, LEAST_SHARE = 8, 0.01  # kinds of operators that are listed, and of what share of the slowest file's time at least
 
 
 def bench(
-    files: Files, threads: Threads = 1, batch: Batch = 1, runs: Runs = None, shape: Shapes = None, as_json: flags.Json = False
+    files: Files, threads: Threads = 1, batch: Batch = 1, runs: Runs = None, shape: Shapes = None, plot: Plot = False,
+    as_json: flags.Json = False,
 ) -> None:  # fmt: skip
     """Time ONNX files side by side: interleaved, the ratio to the first with a 95 % interval, and by which operators the time goes.
 
@@ -47,25 +50,29 @@ def bench(
         if as_json:
             print_json({"files": [one.to_json() for one in found], "threads": threads, "batch": batch, "environment": describe()})
         else:
-            show_timed(found)
+            show_timed(found, plot)
         return KEPT
 
     raise typer.Exit(exit_code(lambda: show(worked(job))))
 
 
-def show_timed(found: Sequence[Timed]) -> None:
-    """The files, a row each; then kinds of operators, those first that differ most between the files."""
+def show_timed(found: Sequence[Timed], plot: bool = False) -> None:
+    """The files, a row each; then kinds of operators, those first that differ most between the files, as numbers or as bars."""
     console = Printed()
     table = Table("file", box=None)
-    for heading in ("bytes", "ms", "ratio", "95 % interval"):
+    for heading in ("bytes", "activations, kB", "ms", "ratio", "95 % interval"):
         table.add_column(heading, justify="right")
     for one in found:
-        table.add_row(str(one.path), f"{one.bytes:,}", f"{one.ms:.3f}", f"{one.ratio:.3f}", f"{one.low:.3f} to {one.high:.3f}")
+        sizes = f"{one.bytes:,}", f"{one.peak_activation_bytes / 1e3:,.0f}"
+        table.add_row(str(one.path), *sizes, f"{one.ms:.3f}", f"{one.ratio:.3f}", f"{one.low:.3f} to {one.high:.3f}")
     console.print(table)
     kinds = {kind for one in found for kind in one.operators}
     times = {kind: [one.operators.get(kind, 0.0) for one in found] for kind in kinds}
     least = LEAST_SHARE * max(sum(one.operators.values()) for one in found)
     listed = sorted((kind for kind in kinds if max(times[kind]) >= least), key=lambda kind: (-_weight(times[kind]), kind))[:SHOWN]
+    if plot:
+        console.print(f"\n{bars(found, listed)}", markup=False)
+        return
     inner = Table("operator, ms (profiled, which adds to each)", box=None)
     for one in found:
         inner.add_column(one.path.name, justify="right")
@@ -73,6 +80,18 @@ def show_timed(found: Sequence[Timed]) -> None:
         inner.add_row(kind, *(f"{value:.3f}" for value in times[kind]))
     console.print()
     console.print(inner)
+
+
+def bars(found: Sequence[Timed], kinds: Sequence[str]) -> str:
+    """Milliseconds of each kind of operator as bars, one below the other for the files, in the order of the table."""
+    most = max((one.operators.get(kind, 0.0) for one in found for kind in kinds), default=0.0) or 1.0
+    width = max(map(len, kinds), default=0)
+    lines = []
+    for kind in kinds:
+        for place, one in enumerate(found, 1):
+            value = one.operators.get(kind, 0.0)
+            lines.append(f"{kind if place == 1 else '':<{width}}  {place}  {'█' * round(BAR * value / most)} {value:.3f} ms")
+    return "\n".join(lines)
 
 
 def _weight(values: Sequence[float]) -> float:

@@ -83,15 +83,16 @@ def layer_ms(
 
 @dataclass(frozen=True, slots=True)
 class NodeTime:
-    """A node of the optimised graph and what it takes: the median of its runs, in milliseconds."""
+    """A node of the optimised graph and what it takes: the median of its runs, in milliseconds, and bytes of its outputs."""
 
     name: str
     operator: str
     ms: float
+    output_bytes: int = 0
 
 
 def node_times(path: Path, feeds: Feeds, *, threads: int, options: Mapping[str, str], runs: int, folder: Path) -> list[NodeTime]:
-    """From the runtime's profile; profiling adds to each."""
+    """From the runtime's profile, in the order in which they run; profiling adds to each."""
     session = open_file(path, threads=threads, options=options, profile=folder / "profile")
     for _ in range(runs):
         session.run(feeds)
@@ -99,10 +100,28 @@ def node_times(path: Path, feeds: Feeds, *, threads: int, options: Mapping[str, 
     events = json.loads(report.read_text())
     report.unlink()
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    sizes: dict[tuple[str, str], int] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times[event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")].append(event["dur"] / 1e3)
-    return [NodeTime(name, operator, float(np.median(taken))) for (name, operator), taken in times.items()]
+            key = event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")
+            times[key].append(event["dur"] / 1e3)
+            sizes[key] = int(event["args"].get("output_size", 0))
+    return [NodeTime(*key, float(np.median(taken)), sizes[key]) for key, taken in times.items()]
+
+
+def peak_activation_bytes(path: Path, nodes: Sequence[NodeTime], feeds: Feeds, options: Mapping[str, str], folder: Path) -> int:
+    """The most bytes of activations that are alive at once: inputs, and outputs that a later node reads, by the sizes of the profile.
+
+    A value counts from the node that makes it to the last that reads it; one that is only seen in another shape counts as another.
+    """
+    graph = onnx.load(optimize(path, options, folder), load_external_data=False).graph
+    by_name = {node.name: node for node in graph.node}
+    ran = [(by_name[node.name], node.output_bytes) for node in nodes if node.name in by_name]
+    last = {name: place for place, (node, _) in enumerate(ran) for name in node.input}
+    last |= {value.name: len(ran) for value in graph.output}
+    spans = [(-1, last.get(name, -1), int(array.nbytes)) for name, array in feeds.items()]
+    spans += [(place, max([place, *(last.get(name, place) for name in node.output)]), size) for place, (node, size) in enumerate(ran)]
+    return max(sum(size for born, dies, size in spans if born <= place <= dies) for place in range(-1, len(ran)))
 
 
 def write_rivals(float_file: Path, feeds: Iterator[Feeds], folder: Path) -> Sequence[Rival]:

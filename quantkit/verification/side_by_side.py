@@ -17,7 +17,7 @@ from quantkit.core.metric import Outputs
 from quantkit.core.statistics import ratio_interval
 from quantkit.loading.from_onnx.opening import file_bytes, open_model
 from quantkit.runtimes.evaluation import Feeds, Session
-from quantkit.runtimes.ort_cpu import node_times, open_file
+from quantkit.runtimes.ort_cpu import node_times, open_file, peak_activation_bytes
 
 FED: Mapping[int, Any] = {
     onnx.TensorProto.FLOAT: np.float32,
@@ -32,7 +32,7 @@ PROFILED = 20  # runs that the time of each operator is the median of
 @dataclass(frozen=True, slots=True)
 class Timed:
     """A file: its bytes, milliseconds of one inference (a median), their ratio to the first file's with a 95 % interval, and `operators`:
-    milliseconds of each kind of node, profiled apart, which adds to each.
+    milliseconds of each kind of node, profiled apart, which adds to each. `peak_activation_bytes` are alive at once, by that profile.
     """
 
     path: Path
@@ -42,11 +42,15 @@ class Timed:
     low: float
     high: float
     operators: Mapping[str, float]
+    peak_activation_bytes: int
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
         interval = {"latency_ms": self.ms, "ratio": self.ratio, "low": self.low, "high": self.high}
-        return {"file": str(self.path), "bytes": self.bytes, **interval, "operators_ms": dict(self.operators)}
+        return {
+            "file": str(self.path), "bytes": self.bytes, **interval, "peak_activation_bytes": self.peak_activation_bytes,
+            "operators_ms": dict(self.operators),
+        }  # fmt: skip
 
 
 def time_side_by_side(
@@ -77,10 +81,12 @@ def time_side_by_side(
     found = []
     for place, path in enumerate(paths):
         operators: dict[str, float] = defaultdict(float)
-        for node in node_times(path, sessions[place].named(feeds[0]), threads=threads, options={}, runs=PROFILED, folder=folder):
+        fed = sessions[place].named(feeds[0])
+        nodes = node_times(path, fed, threads=threads, options={}, runs=PROFILED, folder=folder)
+        for node in nodes:
             operators[node.operator] += node.ms
-        sizes = file_bytes(path), float(np.median(times[place]))
-        found.append(Timed(path, *sizes, *ratio_interval(times[place], times[0]), dict(operators)))
+        sizes, peak = (file_bytes(path), float(np.median(times[place]))), peak_activation_bytes(path, nodes, fed, {}, folder)
+        found.append(Timed(path, *sizes, *ratio_interval(times[place], times[0]), dict(operators), peak))
         advance(1)
     return tuple(found)
 
