@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import toys
 
-from quantkit.core.metric import METRICS
+from quantkit.core.metrics import METRICS
 from quantkit.core.spec import parse_allocation, parse_scheme
 from quantkit.core.statistics import Expectation
 from quantkit.core.store import Run

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantkit.core.metric import METRICS
+from quantkit.core.metrics import METRICS
 from quantkit.data import Batch, KeptBatches, collect, whole
 from quantkit.runtimes.evaluation import Early, evaluate
 from quantkit.stages.judge import EARLY, Judge

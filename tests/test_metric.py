@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from quantkit.core.errors import MetricError
-from quantkit.core.metric import METRICS, Budget, Metric, check_budget, parse_budget, resolve_metric
+from quantkit.core.metric import Budget, Metric, check_budget, parse_budget
+from quantkit.core.metrics import METRICS, resolve_metric
 
 GENERATOR = np.random.default_rng(0)
 SCORES = GENERATOR.normal(size=(60, 10)).astype(np.float32)
@@ -245,3 +246,78 @@ def test_a_value_that_is_no_finite_number_is_refused(value: object) -> None:
 def test_outputs_and_labels_that_do_not_fit_top1_are_refused(outputs: np.ndarray, labels: np.ndarray | None, says: str) -> None:
     with pytest.raises(MetricError, match=says):
         METRICS["top1"].score((outputs,), labels)
+
+
+def test_miou_is_the_mean_over_classes_of_what_a_loop_over_pixels_counts() -> None:
+    random = np.random.default_rng(1)
+    scores = random.normal(size=(5, 4, 6, 3)).astype(np.float32)
+    labels = random.integers(0, 3, (5, 6, 3))  # class 3 is answered and never right
+    labels[0, :2], labels[1, 0, 0] = 255, -1
+    index, shares = np.array([0, 1, 1, 4]), []
+    for wanted in range(4):
+        both = either = 0
+        for item in index:
+            for pixel in np.ndindex(6, 3):
+                label, answer = labels[item][pixel], int(scores[item].transpose(1, 2, 0)[pixel].argmax())
+                if label in (255, -1):
+                    continue
+                both += label == answer == wanted
+                either += wanted in (label, answer)
+        shares.append(both / either)
+
+    metric = METRICS["miou"]
+    assert metric.score((scores,), labels, index) == pytest.approx(100 * np.mean(shares))
+    assert metric.scorer((scores,), labels)(index) == metric.score((scores,), labels, index)
+    some = np.full((5, 6, 3), 2)
+    assert metric.score((np.eye(4)[some].transpose(0, 3, 1, 2),), some) == 100  # classes that are nowhere have no share
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.zeros((2, 4, 5), int), "a class for each pixel, \\[2, 4, 4\\]"),
+        (np.zeros((2, 4, 4)), "type float64"),
+        (np.full((2, 4, 4), 3), "label 3 for a network of 3 classes"),
+        (np.full((2, 4, 4), 255), "no pixel with a label"),
+    ],
+    ids=["shape", "type", "class", "none"],
+)
+def test_labels_that_are_no_classes_of_pixels_are_refused(labels: np.ndarray, says: str) -> None:
+    with pytest.raises(MetricError, match=says):
+        METRICS["miou"].score((np.zeros((2, 3, 4, 4)),), labels)
+
+
+def test_mae_is_the_mean_distance_from_the_labels() -> None:
+    wanted = GENERATOR.normal(size=(60, 10))
+    by_loop = np.mean([abs(float(SCORES[i, j]) - wanted[i, j]) for i in INDEX for j in range(10)])
+
+    assert METRICS["mae"].score((SCORES,), wanted, INDEX) == pytest.approx(by_loop)
+    assert METRICS["mae"].score((SCORES[:, :1],), wanted[:, 0], INDEX) > 0 and not METRICS["mae"].higher_is_better
+    with pytest.raises(MetricError, match=r"numbers \[60, 10\] for mae"):
+        METRICS["mae"].score((SCORES,), wanted[:, :3])
+
+
+def test_cosine_is_that_of_the_angle() -> None:
+    by_loop = [100 * float(SCORES[i] @ OTHERS[i]) / (np.linalg.norm(SCORES[i]) * np.linalg.norm(OTHERS[i])) for i in INDEX]
+
+    assert METRICS["cosine"].score((SCORES,), (OTHERS,), INDEX) == pytest.approx(np.mean(by_loop), rel=1e-5)
+    assert METRICS["cosine"].score((0 * SCORES,), (OTHERS,)) == 0
+
+
+def test_ssim_is_the_formula_window_by_window() -> None:
+    random = np.random.default_rng(2)
+    theirs = random.uniform(size=(3, 2, 9, 10))
+    mine = theirs + 0.1 * random.normal(size=theirs.shape)
+    span, found = theirs.max() - theirs.min(), []
+    for item in (0, 2):
+        for channel, top, left in np.ndindex(2, 3, 4):
+            x, y = (values[item, channel, top : top + 7, left : left + 7].ravel() for values in (mine, theirs))
+            c1, c2, covariance = (0.01 * span) ** 2, (0.03 * span) ** 2, np.cov(x, y)
+            value = (2 * x.mean() * y.mean() + c1) * (2 * covariance[0, 1] + c2)
+            found.append(value / ((x.mean() ** 2 + y.mean() ** 2 + c1) * (covariance[0, 0] + covariance[1, 1] + c2)))
+
+    metric = METRICS["ssim"]
+    assert metric.score((mine,), (theirs,), np.array([0, 2])) == pytest.approx(100 * np.mean(found))
+    assert metric.score((theirs,), (theirs,)) == pytest.approx(100)
+    with pytest.raises(MetricError, match="of at least 7 × 7"):
+        metric.score((mine[..., :5],), (theirs[..., :5],))

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from quantkit.core import near_ties
-from quantkit.core.metric import METRICS
+from quantkit.core.metrics import METRICS
 from quantkit.core.near_ties import neighbours, smoothed_drop
 from quantkit.core.statistics import ALLOWANCE, decide
 
@@ -211,7 +211,7 @@ def test_margins_are_above_zero_where_the_answer_is_right(name: str, place: int,
     generator = np.random.default_rng(place)
     scores, labels = generator.normal(size=(200, 9)), generator.integers(0, 9, 200)
     metric = METRICS[name]
-    monkeypatch.setattr("quantkit.core.metric.ROWS", 64)
+    monkeypatch.setattr("quantkit.core.metrics.ROWS", 64)
     assert metric.margins is not None and metric.per_item is not None
     margins = metric.margins((scores,), labels)
 

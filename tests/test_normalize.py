@@ -54,6 +54,35 @@ def test_a_clamp_at_zero_is_a_relu() -> None:
     assert module.graph.find_nodes(op="call_function", target=ATEN.relu.default)
 
 
+CLIPPED: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float | None, float | None]]] = {
+    "relu, clamp": (lambda x: F.relu(x).clamp(-0.5, 0.7), (0.0, 0.7)),
+    "relu6, clamp": (lambda x: F.relu6(x).clamp(0.2, 8.0), (0.2, 6.0)),
+    "clamp, relu": (lambda x: F.relu(x.clamp(max=0.4)), (0.0, 0.4)),
+    "three": (lambda x: F.hardtanh(F.relu(x).clamp(max=3.0)).clamp(min=0.1), (0.1, 1.0)),
+    "above": (lambda x: F.relu(x).clamp(-3.0, -1.0), (-1.0, -1.0)),
+    "below": (lambda x: x.clamp(max=0.5).clamp(0.8, 2.0), (0.8, 0.8)),
+}
+
+
+@pytest.mark.parametrize(("form", "wanted"), CLIPPED.values(), ids=CLIPPED)
+def test_a_clip_of_a_clip_is_one(form: Callable[[Tensor], Tensor], wanted: tuple[float | None, float | None]) -> None:
+    module = unlifted(written(lambda m, x: form(x))(), IMAGE)
+    simplify(module)
+    (clip,) = (node for node in module.graph.nodes if node.op == "call_function")
+
+    assert bounds(clip) == wanted and torch.equal(module(IMAGE), form(IMAGE))
+
+
+def test_a_clip_that_something_else_reads_stays() -> None:
+    def form(x: Tensor) -> Tensor:
+        first = F.relu(x)
+        return first + first.clamp(max=0.5)
+
+    module = unlifted(written(lambda m, x: form(x))(), IMAGE)
+    simplify(module)
+    assert module.graph.find_nodes(op="call_function", target=ATEN.relu.default) and torch.equal(module(IMAGE), form(IMAGE))
+
+
 @pytest.mark.parametrize("kernel", [3, (5, 1)])
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_same_padding_becomes_numbers(kernel: int | tuple[int, int], dilation: int) -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 import quantkit
 from quantkit.calibration.ranges import calibrate
 from quantkit.core.errors import DataError
-from quantkit.core.metric import METRICS, NO_LABEL, divergence, unpadded
+from quantkit.core.metric import NO_LABEL, divergence, unpadded
+from quantkit.core.metrics import METRICS
 from quantkit.data import Batch, collect, whole
 from quantkit.data.batch import check_labels
 from quantkit.network.capture import capture

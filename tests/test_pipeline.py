@@ -569,6 +569,34 @@ share_of_first.higher_is_better = True  # type: ignore[attr-defined]
 share_of_first.unit = "share"  # type: ignore[attr-defined]
 
 
+class Pixels(torch.nn.Module):
+    """A class for each pixel, at half the size and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.down, self.up, self.head = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ConvTranspose2d(8, 8, 2, 2), torch.nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.up(torch.relu(self.down(x)))))
+
+
+def test_a_segmentation_is_judged_by_the_classes_of_its_pixels(tmp_path: Path) -> None:
+    model, inputs = Pixels().eval(), toys.images(ITEMS, seed=4)[0]
+    with torch.no_grad():  # so that no class is rare
+        answers = model(inputs)
+        model.head.bias -= answers.mean(dim=(0, 2, 3))
+        model.head.weight *= 1 / answers.std(dim=(0, 2, 3))[:, None, None, None]
+        model.head.bias *= 1 / answers.std(dim=(0, 2, 3))
+    labels = model(inputs).argmax(dim=1)
+    labels[:, 0] = 255  # pixels of no class
+    result = allocate(tmp_path / "run", model=model, data=[Batch({"x": inputs}, labels)], metric="miou", max_drop=30.0)
+
+    assert (result.metric, result.unit, result.kept) == ("miou", "points", True)
+    assert result.verdict.float == pytest.approx(100) and 0 < result.verdict.drop <= 30
+    assert result.executed.as_planned and {row.group for row in result.allocation} == {"down", "head"}
+
+
 def test_a_function_can_be_the_metric(tmp_path: Path) -> None:
     result = allocate(tmp_path / "run", metric=share_of_first, max_drop=0.05)
 

@@ -42,7 +42,7 @@ def decisions(_: Path) -> dict[str, Any]:
 
     import numpy as np
 
-    from quantkit.core.metric import METRICS
+    from quantkit.core.metrics import METRICS
     from quantkit.core.statistics import decide
     from quantkit.gating.findings import judge_drop
 

@@ -23,7 +23,7 @@ import numpy as np
 from known import known_figures, run_folder, write_figures
 from numpy.typing import NDArray
 
-from quantkit.core.metric import METRICS
+from quantkit.core.metrics import METRICS
 from quantkit.core.near_ties import smoothed_drop
 from quantkit.core.spec import parse_scheme
 from quantkit.core.statistics import Verdict, decide

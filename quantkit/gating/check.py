@@ -15,7 +15,7 @@ from typing import Any
 
 from quantkit.core.environment import describe
 from quantkit.core.errors import ConfigError, DataError, ModelError, RequestError
-from quantkit.core.metric import METRICS
+from quantkit.core.metrics import METRICS
 from quantkit.core.progress import Progress
 from quantkit.core.statistics import decide_ratio
 from quantkit.export.session_file import read_session

@@ -30,7 +30,11 @@ from quantkit.network.normalize import simplify, spell_weighted
 from quantkit.network.operations import LAYERS, MOVERS, WEIGHTED, has_values, operation_name, read_tensors, refusal
 
 # Written out before planning: the exporter loses their names.
-DECOMPOSED = (ATEN.adaptive_avg_pool2d.default, ATEN.adaptive_avg_pool1d.default, ATEN.diff.default)
+# As the ONNX exporter spells them, so that a value has one name here and in the file.
+DECOMPOSED = (
+    ATEN.adaptive_avg_pool2d.default, ATEN.adaptive_avg_pool1d.default, ATEN.diff.default, ATEN.conv_transpose1d.default,
+    ATEN.conv_transpose2d.input, ATEN.conv_transpose3d.input,
+)  # fmt: skip
 # Operations that still learn, and the place of their `training` argument.
 TRAINING: Mapping[object, int] = {
     ATEN.batch_norm.default: 5,

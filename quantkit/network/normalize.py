@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from math import prod
+from math import inf, isinf, prod
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from quantkit.network.folding import ATEN, bounds, covers_map, operand
 CONVOLUTIONS: Mapping[int, Callable[..., Any]] = {3: ATEN.conv1d.default, 4: ATEN.conv2d.default}
 WEIGHTED = (*CONVOLUTIONS.values(), ATEN.linear.default)
 VIEWS = (ATEN.view.default, ATEN.reshape.default, ATEN._unsafe_view.default)
+CLIPS = (ATEN.relu.default, ATEN.relu6.default, ATEN.hardtanh.default, ATEN.clamp.default)
 NAMED_PADDING: Mapping[object, Callable[..., Any]] = {ATEN.conv1d.padding: ATEN.conv1d.default, ATEN.conv2d.padding: ATEN.conv2d.default}
 
 
@@ -76,6 +77,8 @@ def simplify(module: fx.GraphModule) -> None:
         if node.target is ATEN.linear.default:
             _spell_rows(node)
     for node in list(module.graph.nodes):
+        if node.target in CLIPS:
+            _merge_clips(node)
         if node.target in SPELLINGS:
             SPELLINGS[node.target](node)
         elif node.target is ATEN._assert_tensor_metadata.default:  # of a cast; a simulation in float64 would fail it
@@ -156,6 +159,22 @@ def _spell_clamp(node: fx.Node) -> None:
     if node.meta["val"].is_floating_point():
         limits = bounds(node)
         node.target, node.args = (ATEN.relu.default, node.args[:1]) if limits == (0.0, None) else (node.target, (node.args[0], *limits))
+
+
+def _merge_clips(node: fx.Node) -> None:
+    """A clip of a clip that nothing else reads, as one: the exporter would merge them under one name."""
+    inner = operand(node, 0)
+    if inner is None or inner.target not in CLIPS or len(inner.users) > 1 or not node.meta["val"].is_floating_point():
+        return
+    (low, high), (own_low, own_high) = _limits(inner), _limits(node)
+    both = min(max(low, own_low), own_high), max(min(high, own_high), own_low)
+    node.target, node.args, node.kwargs = ATEN.clamp.default, (inner.args[0], *(None if isinf(limit) else limit for limit in both)), {}
+    node.graph.erase_node(inner)
+
+
+def _limits(node: fx.Node) -> tuple[float, float]:
+    low, high = (0.0, None) if node.target is ATEN.relu.default else bounds(node)
+    return -inf if low is None else low, inf if high is None else high
 
 
 def _spell_padding(node: fx.Node) -> None:

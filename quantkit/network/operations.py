@@ -57,7 +57,7 @@ FLOAT_ONLY = (
 )  # fmt: skip
 STAYS_FLOAT: Mapping[str, str] = {
     **dict.fromkeys(FLOAT_ONLY, NO_KERNEL),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "runs in float in ONNX Runtime, even between codes"),
+    "convolution": "transposed, or in three dimensions: it runs in float in ONNX Runtime, even between codes",
     **dict.fromkeys(("softmax", "_softmax"), "ONNX Runtime's int8 kernel for it is slower than float"),
 }
 

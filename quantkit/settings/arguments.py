@@ -71,7 +71,9 @@ class Judged(TypedDict, total=False):
     """The items, and how answers to them are scored."""
 
     data: Annotated[Any, Row("An image folder, .npz, .safetensors, or .tsv of texts, to be cut into three splits.", PATH, free=True)]
-    metric: Annotated[Any, Row("top1, top5, agreement, mse, psnr, spearman, perplexity or module:function.", TEXT, free=True)]
+    metric: Annotated[
+        Any, Row("top1, top5, miou, agreement, mae, mse, psnr, ssim, cosine, spearman, perplexity or module:function.", TEXT, free=True)
+    ]
 
 
 class Pixels(TypedDict, total=False):

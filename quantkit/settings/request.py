@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from quantkit import loading
 from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, RequestError
-from quantkit.core.metric import Budget, Metric, check_budget, parse_budget, resolve_metric
+from quantkit.core.metric import Budget, Metric, check_budget, parse_budget
+from quantkit.core.metrics import resolve_metric
 from quantkit.data import Batch, Dataset, Distilled, Preprocessing, Rows, Splits, Subset, collect, is_rows, open_dataset, split, whole
 from quantkit.data.text import LINES, SEPARATORS, read_lines, read_texts
 from quantkit.loading import LoadedModel

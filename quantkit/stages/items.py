@@ -13,7 +13,8 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from quantkit.core.errors import DataError, ModelError
-from quantkit.core.metric import METRICS, Metric
+from quantkit.core.metric import Metric
+from quantkit.core.metrics import METRICS
 from quantkit.data import Item, Subset, bind, check_labels
 from quantkit.data.batch import stack
 from quantkit.loading.boundary import foreign

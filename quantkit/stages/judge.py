@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from quantkit.allocation.search import Measured
 from quantkit.core.environment import describe
-from quantkit.core.metric import METRICS, NO_LABEL, Metric, Outputs, check_budget, divergence, unpadded
+from quantkit.core.metric import NO_LABEL, Metric, Outputs, check_budget, divergence, unpadded
+from quantkit.core.metrics import METRICS
 from quantkit.core.sources import code_of
 from quantkit.core.spec import Allocation, parse_allocation
 from quantkit.core.statistics import UNKNOWN_RATE, Expectation, can_be_kept, looked_at, noise
