@@ -22,7 +22,7 @@ HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "scipy", "numpy")
 BOUNDARIES = {
     "quantkit/cli/exit_codes.py": 1,  # the last line of defence: any error becomes an exit code
     "quantkit/loading/boundary.py": 1,  # torch's readers and the user's own network
-    "quantkit/core/metric.py": 1,  # the user's own metric
+    "quantkit/core/metrics.py": 1,  # the user's own metric
     "quantkit/settings/recipe.py": 1,  # the user's own recipe
     "quantkit/data/rows.py": 1,  # the user's own dataset
 }

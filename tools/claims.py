@@ -58,7 +58,9 @@ TYPED: dict[str, dict[str, str]] = {
         "2.7 · 0.02 / 0.005² ≈ 2,200": "arithmetic",
         "With 359 items and half a point it is 17 %": "arithmetic: (1 − 0.005)³⁵⁹",
     },
-    "docs/how-to/your-own-data.md": {"100 times the rank correlation": "the definition of a metric"},
+    "docs/how-to/your-own-data.md": {
+        "100 times the rank correlation": "a definition", "100 times the cosine": "a definition", "windows of 7 × 7": "a definition",
+    },
     "docs/targets/openvino.md": {"2026.4 tried": "a version"},
     "docs/targets/ort-cpu.md": {
         "1.22 and later": "a version", "tried on 1.32": "a version", "all 65,536 pairs": "256 · 256",
