@@ -198,11 +198,6 @@ def test_the_split_seed_cuts_and_the_seed_does_not(place: Path) -> None:
     assert gate(seed=0) == gate(seed=1)
 
 
-def test_single_items_that_pass_for_batches_are_refused(place: Path) -> None:
-    with pytest.raises(DataError, match="DataLoader"):
-        resolve(module(), said(data=torch.utils.data.TensorDataset(*TENSORS)))
-
-
 def test_data_of_no_known_form_is_refused(place: Path) -> None:
     with pytest.raises(DataError, match="int"):
         resolve(module(), said(data=3))
