@@ -80,7 +80,7 @@ SECTIONS = (
         "and what loading takes.",
     ),
     Section(
-        "claims.json", "Claims and checks", r"([\w.]+)", "python tools/claims.py --write",
+        "claims.json", "Claims and checks", r"([\w.]+)", "make coverage",
         "How many numbers of README and docs are held against files of figures or the code, and how many against neither; whether the "
         "certificate reports interactions that a network has, and none where there are none; layers that a method leaves out unsaid; "
         "branches that the fast tests try, in percent.",
