@@ -47,7 +47,14 @@ def build():
     return Small()
 """
 READERS = {"export", "verify", "pick", "report", "explain", "diff", "status", "clean"}  # what reads a run directory
-ELSEWHERE = {"recipes/": "the recipes' own data and weights", "build_and_check.py": "TensorRT"}  # what a line needs that is not here
+ELSEWHERE = {  # what a line needs that is not here
+    "recipes/": "the recipes' own data and weights",
+    "build_and_check.py": "TensorRT",
+    "my-": "a folder of transformers: tests/test_folder.py has it",
+    "encoder.onnx": "an encoder: tests/test_bench_command.py has its shapes",
+    "my.module:network": "a network with batch norm: tests/test_distilled.py has it",
+    "allocate model.pt2 --max-drop 2": "a network with batch norm: tests/test_distilled.py has it",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +63,7 @@ def hasty() -> Iterator[None]:
         hurry(patch)
         patch.setattr(certify, "TRAINED", dict.fromkeys(certify.TRAINED, 4))
         patch.setattr(demo, "EPOCHS", 2)
-        for room in ("request", "stages.choice"):
+        for room in ("settings.request", "stages.judge"):
             patch.setattr(f"quantkit.{room}.check_budget", lambda *_: None)
         patch.setitem(Options.__init__.__kwdefaults__, "certificate", 3)
         yield
@@ -78,10 +85,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
             x = torch.randn(ITEMS, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
             with torch.no_grad():
                 np.savez(file, x=x.numpy(), labels=model(x).argmax(1).numpy())
-        draw_images(Path("images"))
+        for images in ("images", "val"):
+            draw_images(Path(images))
         Path("deploy").mkdir()
         written = ["--run", "RUN", "--output", "deploy/model.int8.onnx"]  # the lock file lies beside it then
         assert main(["allocate", "model.pt2", "--data", "val.npz", "--max-drop", "50", *written]) in (0, 1)
+        for label in "ABC":
+            shutil.copyfile("RUN/model.onnx", f"{label}.onnx")
         for label in ("other", "model", "deploy/model"):
             shutil.copyfile("RUN/model.onnx", f"{label}.int8.onnx")
             shutil.copyfile(next(Path("RUN").glob("float-*.onnx")), f"{label}.onnx")
@@ -120,7 +130,7 @@ def needs(words: list[str]) -> str:
     """What a command needs that is not here; empty if nothing."""
     if "openvino" in words and not find_spec("openvino"):
         return "openvino"
-    return next((what for part, what in ELSEWHERE.items() if any(part in word for word in words)), "")
+    return next((what for part, what in ELSEWHERE.items() if part in " ".join(words)), "")
 
 
 def typed(words: list[str]) -> int:
