@@ -191,11 +191,12 @@ def processor_seconds(child: int) -> float:
 
 
 def given(whole: Path, run: Path) -> Path:
-    """A new run directory with nothing but the latency table."""
+    """A new run directory with nothing but what a clock decides: the latency table, and the times of the finalists."""
     shutil.rmtree(run, ignore_errors=True)
     (run / "stages").mkdir(parents=True)
-    for table in (whole / "stages").glob("latency-*"):
-        shutil.copy(table, run / "stages")
+    for kept in ("latency-*", "finalists-*"):
+        for table in (whole / "stages").glob(kept):
+            shutil.copy(table, run / "stages")
     return run
 
 
