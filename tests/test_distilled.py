@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_disk import prepare
 from test_pipeline import Spy, hurry, remember
 from torch import Tensor, nn
 
@@ -140,8 +141,7 @@ def test_an_item_is_known_before_it_is_made() -> None:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Spy]:
     with pytest.MonkeyPatch.context() as patch:
-        hurry(patch)
-        remember(patch)
+        prepare(patch)
         spy = Spy()
         folder = tmp_path_factory.mktemp("distilled")
         return allocate(folder / "run", progress=spy), spy
@@ -166,9 +166,8 @@ def test_an_allocation_without_data_says_so_everywhere(ran: tuple[Result, Spy]) 
 
 
 def test_items_are_made_once(ran: tuple[Result, Spy], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A run that is stopped after they were made, and goes on, makes none; its file is the same in all bytes."""
-    hurry(monkeypatch)
-    remember(monkeypatch)
+    """A run that is stopped after they were made, and goes on, makes none; its file is the same in all bytes, as no clock decides."""
+    prepare(monkeypatch)
     from quantkit import pipeline
 
     with monkeypatch.context() as patch:
