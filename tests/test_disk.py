@@ -41,8 +41,13 @@ def known(graph: Any, groups: Any, schemes: Any, *_: Any, **__: Any) -> LatencyM
 
 
 def prepare(patch: pytest.MonkeyPatch) -> None:
-    hurry(patch)
+    """Exports once for all, and no clock decides which plan is taken."""
     remember(patch)
+    decide_by_no_clock(patch)
+
+
+def decide_by_no_clock(patch: pytest.MonkeyPatch) -> None:
+    hurry(patch)
     patch.setattr(costs, "measure_latency", known)
     patch.setattr(finalists, "interleave", lambda sessions, feeds, rounds: np.ones((len(sessions), rounds)))
 

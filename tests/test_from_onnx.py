@@ -15,7 +15,8 @@ import torch.nn.functional as F
 import toys
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
-from test_pipeline import data, hurry
+from test_disk import decide_by_no_clock
+from test_pipeline import data
 from torch import Tensor, nn
 
 import quantkit
@@ -310,7 +311,7 @@ def test_arithmetic_of_shapes_is_followed(newer: bool, tmp_path: Path) -> None:
 
 
 def test_an_allocation_from_a_file_is_that_from_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(monkeypatch)
+    decide_by_no_clock(monkeypatch)
     path = exported(toys.trained(), toys.images(2, seed=0)[0], tmp_path / "toy.onnx", newer=False)
     arguments: dict[str, Any] = {"data": data(), "max_drop": 10.0, "minimize": "bytes", "certificate": 0}
     ours = quantkit.allocate(str(path), run=tmp_path / "onnx", **arguments)

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import NETWORKS, Bench, build, captured, formed, images, run
-from test_pipeline import allocate, hurry, remember
+from test_disk import prepare
+from test_pipeline import allocate
 from torch import Tensor, nn
 
 from quantkit.core.numerics.affine import fake_quantize
@@ -243,8 +244,7 @@ def test_narrow_weights_are_rounded_for_each_plan_unless_said_otherwise() -> Non
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     with pytest.MonkeyPatch.context() as patch:
-        hurry(patch)
-        remember(patch)
+        prepare(patch)
         return {effort: allocate(tmp_path_factory.mktemp(effort) / "run", effort=effort) for effort in ("fast", "balanced", "best")}
 
 
@@ -273,8 +273,7 @@ def test_the_best_effort_tries_adaround_at_last_and_ships_the_better(results: di
 
 def test_the_same_bytes_after_a_kill(results: dict[str, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run that is stopped while it rounds for its third plan, and goes on."""
-    hurry(monkeypatch)
-    remember(monkeypatch)
+    prepare(monkeypatch)
     from quantkit.stages import sequence
 
     calls = []
