@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from quantkit.settings.arguments import Arguments, Row, given, rows, with_options
+from quantkit.settings.arguments import Row, given, rows, with_options
 from quantkit.settings.options import CHOICES, Options
 
 Model = Annotated[
@@ -21,7 +21,7 @@ TYPES = {str: str | None, int: int | None, float: float | None, list: list[str] 
 
 
 def takes(*tables: type, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """For a command of `**options`: a signature that names those of the tables, for typer. The command gets what was typed, as `said`."""
+    """For a command of `**options`: a signature that names those of the tables, for typer. The command gets what was typed of them."""
     options = {name: row for table in tables for name, row in rows(table).items() if row.kind.typed and name not in without}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -54,6 +54,3 @@ def _help(name: str, row: Row) -> str:
         text = f"{text}: {', '.join(CHOICES[name])}"
     default = row.default or getattr(Options(), name, None)
     return f"{text} (default: {default})." if isinstance(default, str | int | float) else f"{text}."
-
-
-__all__ = ["Arguments", "Json", "Model", "takes"]

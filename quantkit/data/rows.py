@@ -23,7 +23,7 @@ SAVED = "dataset_info.json"  # in a folder that `datasets` saved
 FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
-class Sequence(Protocol):
+class Indexed(Protocol):
     """What has a length and gives a row by position."""
 
     def __len__(self) -> int: ...
@@ -38,7 +38,7 @@ class Rows:
     Raises DataError where there is no row, and where a row is another one each time it is read.
     """
 
-    rows: Sequence
+    rows: Indexed
     preprocessing: Preprocessing
     _seen: dict[int, tuple[str, str]] = field(default_factory=dict, repr=False)  # digests of the inputs and of the label
 

@@ -7,7 +7,7 @@ together. The number is bisected, so a precision costs ⌈log₂(n + 1)⌉ measu
 from __future__ import annotations
 
 from quantkit.allocation import order
-from quantkit.allocation.search.measured import Measure, SearchResult, Space, Trials, precision
+from quantkit.allocation.search.measured import Measure, SearchResult, Space, Trials
 from quantkit.allocation.search.repair import repair
 from quantkit.core.graph import Group
 from quantkit.core.spec import Scheme
@@ -26,7 +26,7 @@ def _lowered(trials: Trials, space: Space) -> dict[str, Scheme]:
     """The allocation at the end of the way down. Limits bind on what is answered, not on the way, which begins above them."""
     menus = {group.name: space.menu(group) for group in space.groups}
     standing, refused = space.highest_precision(), set[str]()
-    for scheme in sorted({scheme for menu in menus.values() for scheme in menu}, key=precision, reverse=True):
+    for scheme in sorted({scheme for menu in menus.values() for scheme in menu}, key=lambda scheme: scheme.precision, reverse=True):
         able = [group for group in space.groups if scheme in menus[group.name][1:] and group.name not in refused]
         lowered = [group.name for group in able if _can_save(space, group, standing, scheme)]
         standing = _as_many_as_pass(trials, space, standing, lowered, scheme)

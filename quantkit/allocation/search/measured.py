@@ -70,11 +70,6 @@ class Trial:
         return cls(Plan.from_json(data["plan"]), Measured.from_json(data["measured"]))
 
 
-def precision(scheme: Scheme) -> tuple[int, int, int, bool]:
-    """What sorts schemes by precision."""
-    return scheme.precision
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Tie:
     """Of plans that use of `first` within `share` of the least, the best is the one that is predicted to use least of `then`."""
@@ -136,7 +131,7 @@ class Space:
         menu = (self.fixed[group.name],) if group.name in self.fixed else group.schemes
         tables = (self.loss, self.cost)
         possible = [scheme for scheme in menu if all(math.isfinite(table.at(group.name, scheme)) for table in tables)]
-        return tuple(sorted(possible, key=precision, reverse=True))
+        return tuple(sorted(possible, key=lambda scheme: scheme.precision, reverse=True))
 
     def highest_precision(self) -> dict[str, Scheme]:
         """The allocation that nothing lies above: all float, but for pins and menus without it."""
