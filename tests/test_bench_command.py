@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from networks import bench as network_bench
@@ -100,20 +101,35 @@ def test_files_that_take_other_inputs_are_refused(files: tuple[Path, Path], tmp_
 
 
 def test_activations_are_those_that_are_alive_at_once(files: tuple[Path, Path], tmp_path: Path) -> None:
-    """Of the float file, counted by hand from the shapes of its optimised graph: no value lives longer than to its last reader."""
-    nodes = ort_cpu.node_times(files[0], random_feeds(files[0]), threads=1, options={}, runs=1, folder=tmp_path)
-    found = ort_cpu.peak_activation_bytes(files[0], nodes, random_feeds(files[0]), {}, tmp_path)
-    graph = onnx.load(ort_cpu.optimize(files[0], {}, tmp_path)).graph
-    weights = {entry.name for entry in graph.initializer}
-    size = {node.name: node.output_bytes for node in nodes}
+    """Of the float file, counted by hand from its optimised graph: no value lives longer than to its last reader."""
+    feeds = random_feeds(files[0])
+    nodes = ort_cpu.node_times(files[0], feeds, threads=1, options={}, runs=1, folder=tmp_path)
+    graph = onnx.load(tmp_path / "optimized.onnx").graph
+    by_name, outputs = {node.name: node for node in graph.node}, {value.name for value in graph.output}
     most = 0
-    for place, now in enumerate(graph.node):
-        later = {name for node in graph.node[place:] for name in node.input if name not in weights} | {value.name for value in graph.output}
-        made = {name: size[node.name] for node in graph.node[:place] for name in node.output if name in later}
-        inputs = {name: array.nbytes for name, array in random_feeds(files[0]).items() if name in later}
-        most = max(most, size[now.name] + sum(made.values()) + sum(inputs.values()))
+    for place, now in enumerate(nodes):
+        later = {name for node in nodes[place:] for name in by_name[node.name].input} | outputs
+        made = sum(node.output_bytes for node in nodes[:place] if later & set(by_name[node.name].output))
+        most = max(most, now.output_bytes + made + sum(array.nbytes for name, array in feeds.items() if name in later))
 
-    assert found == most > max(size.values())
+    assert sorted(node.name for node in nodes) == sorted(by_name)
+    assert ort_cpu.peak_activation_bytes(nodes, feeds, outputs) == most > max(node.output_bytes for node in nodes)
+
+
+def test_a_value_lives_to_its_last_reader() -> None:
+    """The input, of 40 bytes, to the second node; the first node's to the third; an output to the end."""
+    nodes = [
+        ort_cpu.NodeTime("one", "Conv", 1.0, 100, ("x",), ("a",)),
+        ort_cpu.NodeTime("two", "Conv", 1.0, 10, ("x", "a"), ("b",)),
+        ort_cpu.NodeTime("three", "Add", 1.0, 7, ("a", "b"), ("c",)),
+        ort_cpu.NodeTime("four", "Relu", 1.0, 90, ("c",), ("d",)),
+    ]
+    feeds = {"x": np.zeros(10, np.float32)}
+
+    assert ort_cpu.peak_activation_bytes(nodes, feeds, ["d"]) == 40 + 100 + 10
+    assert ort_cpu.peak_activation_bytes(nodes, feeds, ["b", "d"]) == 40 + 100 + 10
+    assert ort_cpu.peak_activation_bytes(nodes, feeds, ["a", "d"]) == 100 + 7 + 90
+    assert ort_cpu.peak_activation_bytes(nodes[:1], feeds, ["a"]) == 40 + 100
 
 
 def test_bars_are_as_long_as_the_times(files: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,17 +83,26 @@ def layer_ms(
 
 @dataclass(frozen=True, slots=True)
 class NodeTime:
-    """A node of the optimised graph and what it takes: the median of its runs, in milliseconds, and bytes of its outputs."""
+    """A node of the optimised graph and what it takes: the median of its runs, in milliseconds, and bytes of its outputs.
+
+    `reads` and `makes` are the names of its values.
+    """
 
     name: str
     operator: str
     ms: float
     output_bytes: int = 0
+    reads: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
 
 
 def node_times(path: Path, feeds: Feeds, *, threads: int, options: Mapping[str, str], runs: int, folder: Path) -> list[NodeTime]:
-    """From the runtime's profile, in the order in which they run; profiling adds to each."""
-    session = open_file(path, threads=threads, options=options, profile=folder / "profile")
+    """From the runtime's profile, in the order in which they run; profiling adds to each.
+
+    Values are named by the graph of the same session: another one of the same file may give its own nodes their names in another order.
+    """
+    optimized = folder / "optimized.onnx"
+    session = open_file(path, threads=threads, options=options, profile=folder / "profile", optimized=optimized)
     for _ in range(runs):
         session.run(feeds)
     report = Path(session.handle.end_profiling())
@@ -106,22 +115,19 @@ def node_times(path: Path, feeds: Feeds, *, threads: int, options: Mapping[str, 
             key = event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")
             times[key].append(event["dur"] / 1e3)
             sizes[key] = int(event["args"].get("output_size", 0))
-    return [NodeTime(*key, float(np.median(taken)), sizes[key]) for key, taken in times.items()]
+    values = {node.name: (tuple(node.input), tuple(node.output)) for node in onnx.load(optimized, load_external_data=False).graph.node}
+    return [NodeTime(*key, float(np.median(taken)), sizes[key], *values.get(key[0], ())) for key, taken in times.items()]
 
 
-def peak_activation_bytes(path: Path, nodes: Sequence[NodeTime], feeds: Feeds, options: Mapping[str, str], folder: Path) -> int:
-    """The most bytes of activations that are alive at once: inputs, and outputs that a later node reads, by the sizes of the profile.
+def peak_activation_bytes(nodes: Sequence[NodeTime], feeds: Feeds, outputs: Iterable[str]) -> int:
+    """The most bytes of activations that are alive at once: inputs, and values that a later node reads or that are `outputs`.
 
     A value counts from the node that makes it to the last that reads it; one that is only seen in another shape counts as another.
     """
-    graph = onnx.load(optimize(path, options, folder), load_external_data=False).graph
-    by_name = {node.name: node for node in graph.node}
-    ran = [(by_name[node.name], node.output_bytes) for node in nodes if node.name in by_name]
-    last = {name: place for place, (node, _) in enumerate(ran) for name in node.input}
-    last |= {value.name: len(ran) for value in graph.output}
+    last = {name: place for place, node in enumerate(nodes) for name in node.reads} | dict.fromkeys(outputs, len(nodes))
     spans = [(-1, last.get(name, -1), int(array.nbytes)) for name, array in feeds.items()]
-    spans += [(place, max([place, *(last.get(name, place) for name in node.output)]), size) for place, (node, size) in enumerate(ran)]
-    return max(sum(size for born, dies, size in spans if born <= place <= dies) for place in range(-1, len(ran)))
+    spans += [(place, max(last.get(name, place) for name in node.makes or ("",)), node.output_bytes) for place, node in enumerate(nodes)]
+    return max(sum(size for born, dies, size in spans if born <= place <= dies) for place in range(-1, len(nodes)))
 
 
 def write_rivals(float_file: Path, feeds: Iterator[Feeds], folder: Path) -> Sequence[Rival]:

@@ -85,8 +85,9 @@ def time_side_by_side(
         nodes = node_times(path, fed, threads=threads, options={}, runs=PROFILED, folder=folder)
         for node in nodes:
             operators[node.operator] += node.ms
-        sizes, peak = (file_bytes(path), float(np.median(times[place]))), peak_activation_bytes(path, nodes, fed, {}, folder)
-        found.append(Timed(path, *sizes, *ratio_interval(times[place], times[0]), dict(operators), peak))
+        peak = peak_activation_bytes(nodes, fed, [value.name for value in open_model(path).graph.output])
+        ratio = ratio_interval(times[place], times[0])
+        found.append(Timed(path, file_bytes(path), float(np.median(times[place])), *ratio, dict(operators), peak))
         advance(1)
     return tuple(found)
 
