@@ -152,6 +152,7 @@ def test_an_item_is_answered_the_same_whoever_its_neighbours_are(work: Bench) ->
     placement = work.place(menu(work, "w8d8"))
     path, _ = work.emit(placement)
     session, data = open_session(path, threads=1), whole(collect([Batch(work.inputs)]))
+    path.unlink()  # a candidate's file lies nowhere once it is open
     alone = evaluate(session, data, 1)[0]
     np.testing.assert_array_equal(evaluate(session, data, ITEMS)[0], alone)
     assert not np.array_equal(session.run({"x": items().numpy()})[0], alone)  # the file itself has one range for a batch

@@ -22,7 +22,7 @@ class Counting:
     """A session that answers with its input and counts items."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.batch, self.threads, self.input_names = path, None, 1, ("x",)
+        self.path, self.batch, self.in_call, self.threads, self.input_names = path, None, False, 1, ("x",)
         self.sizes: list[int] = []
 
     def run(self, feeds: dict[str, NDArray[np.float32]]) -> tuple[NDArray[np.float32], ...]:

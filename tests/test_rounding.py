@@ -20,8 +20,8 @@ from quantkit.core.spec import FloatFormat, Format, PerBlock, PerChannel, PerTen
 from quantkit.data import Batch
 from quantkit.network.capture import capture
 from quantkit.quantization.moments import MOST_PRODUCTS, second_moments, without_moments
-from quantkit.quantization.rounding import BLIND, ROUNDINGS, Grid, adaround, fit_codebook, fit_two_level, scales
-from quantkit.quantization.rounding.gptq import DAMPING, round_gptq
+from quantkit.quantization.rounding import BLIND, ROUNDINGS, Grid, LayerMoments, adaround, fit_codebook, fit_two_level, scales
+from quantkit.quantization.rounding.gptq import DAMPING
 from quantkit.quantization.rounding.grid import MOST
 from quantkit.quantization.rounding.scales import RATIOS, fit_scales
 from quantkit.quantization.rounding.two_level import multiplier_limit
@@ -41,6 +41,10 @@ def problem(channels: int, products: int, seed: int, groups: int = 1) -> tuple[T
     mixed = torch.randn(groups, products, products, generator=generator)
     x = (mixed @ torch.randn(groups, products, 4 * products, generator=generator) + 1).relu()
     return rows, x @ x.mT / (4 * products)
+
+
+def rounded(name: str, rows: Tensor, grid: Grid, moments: Tensor | None, paired: bool) -> Tensor:
+    return ROUNDINGS[name](rows, grid, None if moments is None else LayerMoments(moments), paired)
 
 
 def damage(codes: Tensor, rows: Tensor, qparams: QParams, moments: Tensor) -> float:
@@ -70,7 +74,7 @@ def test_gptq_is_optimal_brain_quantization_in_order_of_energy(bits: int, paired
     for seed in range(5):
         rows, moments = problem(3, products, seed)
         qparams = choose_weight_qparams(rows, spec(bits), paired)
-        codes = round_gptq(rows, Grid(qparams), moments, paired)
+        codes = rounded("gptq", rows, Grid(qparams), moments, paired)
         limit = PAIR_LIMIT if paired else None
         for channel in range(3):
             arguments = rows[channel].double().numpy(), float(qparams.scale[channel]), qparams.spec.code_max, moments[0].double().numpy()
@@ -80,16 +84,16 @@ def test_gptq_is_optimal_brain_quantization_in_order_of_energy(bits: int, paired
 def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, moments = problem(6, 40, 0)
     qparams = choose_weight_qparams(rows, spec(4), paired=False)
-    whole = round_gptq(rows, Grid(qparams), moments, False)
+    whole = rounded("gptq", rows, Grid(qparams), moments, False)
     monkeypatch.setattr("quantkit.quantization.rounding.gptq.BLOCK", 7)
-    assert torch.equal(round_gptq(rows, Grid(qparams), moments, False), whole)
+    assert torch.equal(rounded("gptq", rows, Grid(qparams), moments, False), whole)
 
 
 def test_inputs_that_do_not_depend_on_one_another_leave_rounding_to_nearest() -> None:
     rows, _ = problem(4, 9, 1)
     qparams = choose_weight_qparams(rows, spec(3), paired=False)
-    assert torch.equal(round_gptq(rows, Grid(qparams), torch.diag(torch.rand(9) + 0.1)[None], False), quantize(rows, qparams))
-    assert torch.equal(round_gptq(rows, Grid(qparams), None, False), quantize(rows, qparams))
+    assert torch.equal(rounded("gptq", rows, Grid(qparams), torch.diag(torch.rand(9) + 0.1)[None], False), quantize(rows, qparams))
+    assert torch.equal(rounded("gptq", rows, Grid(qparams), None, False), quantize(rows, qparams))
 
 
 def test_outputs_lose_less_than_by_nearest_and_no_code_could_lose_less_than_the_best() -> None:
@@ -98,7 +102,7 @@ def test_outputs_lose_less_than_by_nearest_and_no_code_could_lose_less_than_the_
     for seed in range(30):
         rows, moments = problem(1, 5, seed)
         qparams = choose_weight_qparams(rows, spec(2), paired=False)
-        found = damage(round_gptq(rows, Grid(qparams), moments, False), rows, qparams, moments)
+        found = damage(rounded("gptq", rows, Grid(qparams), moments, False), rows, qparams, moments)
         least = min(
             damage(torch.tensor([codes], dtype=torch.float32), rows, qparams, moments)
             for codes in itertools.product(range(qparams.spec.code_min, qparams.spec.code_max + 1), repeat=5)
@@ -122,7 +126,7 @@ def test_adaround_s_two_codes_are_those_around_the_weight() -> None:
         assert inside.float().mean() > 0.7  # the rest is clipped
         assert bool(((nearest_code == lower) | (nearest_code == upper))[inside].all())
         assert bool((upper >= lower).all())
-        codes = adaround.round_adaround(rows, grid, moments, False)
+        codes = rounded("adaround", rows, grid, moments, False)
         others = torch.stack([grid.nearest(code, grid.multipliers) for code in (codes,)])[0]
         assert torch.equal(others, codes), "a code that the grid does not have"
 
@@ -132,7 +136,7 @@ def test_adaround_loses_no_more_than_gptq_in_any_row_and_less_in_many() -> None:
     for seed in range(3):
         rows, moments = problem(6, 12, seed)
         grid = Grid(choose_weight_qparams(rows, spec(3), paired=False))
-        found, gptq, nearest_codes = (ROUNDINGS[name](rows, grid, moments, False) for name in ("adaround", "gptq", "nearest"))
+        found, gptq, nearest_codes = (rounded(name, rows, grid, moments, False) for name in ("adaround", "gptq", "nearest"))
         for row in range(6):
             part = QParams(grid.qparams.spec, grid.qparams.scale[row : row + 1], grid.qparams.zero_point[row : row + 1])
             one, two, three = (
@@ -154,7 +158,7 @@ def test_adaround_finds_the_best_codes_of_a_tiny_row() -> None:
             torch.where(torch.tensor([ups]), upper, lower) for ups in itertools.product((False, True), repeat=6)
         )
         best += min(damage(codes, rows, grid.qparams, moments) for codes in every)
-        found += damage(adaround.round_adaround(rows, grid, moments, False), rows, grid.qparams, moments)
+        found += damage(rounded("adaround", rows, grid, moments, False), rows, grid.qparams, moments)
     assert found <= 1.1 * best
 
 
@@ -173,18 +177,18 @@ def test_every_setting_of_adaround_is_used(changed: dict[str, float], monkeypatc
 def test_groups_of_channels_are_rounded_by_their_own_inputs() -> None:
     rows, moments = problem(6, 8, 3, groups=3)
     qparams = choose_weight_qparams(rows, spec(4), paired=False)
-    codes = round_gptq(rows, Grid(qparams), moments, False)
+    codes = rounded("gptq", rows, Grid(qparams), moments, False)
     for group in range(3):
         part = slice(2 * group, 2 * group + 2)
         own = QParams(qparams.spec, qparams.scale[part], qparams.zero_point[part])
-        assert torch.equal(codes[part], round_gptq(rows[part], Grid(own), moments[group : group + 1], False))
+        assert torch.equal(codes[part], rounded("gptq", rows[part], Grid(own), moments[group : group + 1], False))
 
 
 @pytest.mark.parametrize("spec", [FloatFormat("e4m3", 8, PerChannel(0)), QuantSpec(4, True, True, PerBlock(1, 16))], ids=["e4m3", "blocks"])
 def test_other_grids_are_rounded_on_them_and_better_than_to_nearest(spec: Format) -> None:
     rows, moments = problem(6, 48, seed=3)
     qparams = choose_weight_qparams(rows, spec, paired=False)
-    found, plain = (ROUNDINGS[name](rows, Grid(qparams), moments, False) for name in ("gptq", "nearest"))
+    found, plain = (rounded(name, rows, Grid(qparams), moments, False) for name in ("gptq", "nearest"))
     assert torch.equal(nearest(found, spec), found)
 
     def lost(codes: Tensor) -> float:
@@ -193,14 +197,14 @@ def test_other_grids_are_rounded_on_them_and_better_than_to_nearest(spec: Format
 
     assert lost(found) < 0.9 * lost(plain)
     independent = torch.eye(48)[None]
-    assert torch.equal(ROUNDINGS["gptq"](rows, Grid(qparams), independent, False), plain)
+    assert torch.equal(rounded("gptq", rows, Grid(qparams), independent, False), plain)
 
 
 def test_one_scale_for_all() -> None:
     rows, moments = problem(4, 8, 4)
     qparams = choose_weight_qparams(rows, spec(4, PerTensor()), paired=False)
     each = QParams(spec(4), qparams.scale.expand(4), qparams.zero_point.expand(4))
-    assert torch.equal(round_gptq(rows, Grid(qparams), moments, False), round_gptq(rows, Grid(each), moments, False))
+    assert torch.equal(rounded("gptq", rows, Grid(qparams), moments, False), rounded("gptq", rows, Grid(each), moments, False))
 
 
 @pytest.mark.parametrize("name", ROUNDINGS)
@@ -209,8 +213,8 @@ def test_no_pair_can_saturate(name: str, products: int) -> None:
     rows, moments = problem(16, products, 5)
     rows = rows.abs()
     qparams = choose_weight_qparams(rows, spec(8), paired=False)
-    free = ROUNDINGS[name](rows, Grid(qparams), moments, False)
-    codes = ROUNDINGS[name](rows, Grid(qparams), moments, True)
+    free = rounded(name, rows, Grid(qparams), moments, False)
+    codes = rounded(name, rows, Grid(qparams), moments, True)
     assert not torch.equal(separate_pairs(free), free) and torch.equal(separate_pairs(codes), codes)
 
 
@@ -218,9 +222,9 @@ def test_an_input_that_is_always_zero_does_no_harm() -> None:
     rows, moments = problem(4, 8, 6)
     moments[:, 3], moments[:, :, 3] = 0.0, 0.0
     qparams = choose_weight_qparams(rows, spec(4), paired=False)
-    codes = round_gptq(rows, Grid(qparams), moments, False)
+    codes = rounded("gptq", rows, Grid(qparams), moments, False)
     assert codes.isfinite().all() and torch.equal(codes[:, 3], quantize(rows, qparams)[:, 3])
-    assert torch.equal(round_gptq(rows, Grid(qparams), torch.zeros_like(moments), False), quantize(rows, qparams))
+    assert torch.equal(rounded("gptq", rows, Grid(qparams), torch.zeros_like(moments), False), quantize(rows, qparams))
 
 
 def test_the_choice_of_roundings_is_what_there_is() -> None:
@@ -305,13 +309,13 @@ def test_a_bank_rounds_in_the_kernel_s_order_and_gives_codes_in_the_weight_s(nam
     work = bench(name, tmp_path)
     moments = second_moments(work.captured, [Batch(work.inputs)], lambda _: None)
     state = dict(work.captured.module.named_parameters(remove_duplicate=False))
-    bank = WeightBank(work.graph, state, work.bank.activations, ort_cpu.product_rows, rounding=round_gptq, moments=moments)
+    bank = WeightBank(work.graph, state, work.bank.activations, ort_cpu.product_rows, rounding=ROUNDINGS["gptq"], moments=moments)
     for layer in work.graph.layers:
         if layer.weight:
             weight = bank.weight(layer, spec(4))
             rows, given = state[layer.weight].flatten(1), moments[layer.name]
             own = Grid(choose_weight_qparams(rows, spec(4), paired=False))
-            grid, natural = fit_scales(rows, own, given, lambda some, grid, given=given: round_gptq(some, grid, given, False), lambda q: q)
+            grid, natural = fit_scales(rows, own, LayerMoments(given), ROUNDINGS["gptq"], lambda q: q)
             assert torch.equal(weight.codes.flatten(1), natural) and torch.equal(weight.qparams.scale, grid.qparams.scale)
             assert not torch.equal(natural, work.bank.weight(layer, spec(4)).codes.flatten(1)) or layer.weight_count < 80
 
@@ -333,25 +337,22 @@ def test_each_row_takes_the_scale_that_costs_least(kind: str, groups: int, monke
     else:
         grid = fit_codebook(rows, 3) if kind == "codebook" else fit_two_level(rows, torch.arange(16) // 4, 3)
 
-    def rounding(given: Tensor, tried: Grid) -> Tensor:
-        return round_gptq(given, tried, moments, False)
-
-    found, codes = fit_scales(rows, grid, moments, rounding, lambda qparams: qparams)
+    found, codes = fit_scales(rows, grid, LayerMoments(moments), ROUNDINGS["gptq"], lambda qparams: qparams)
     monkeypatch.setattr(scales, "MOST_NUMBERS", 1)
-    again = fit_scales(rows, grid, moments, rounding, lambda qparams: qparams)
+    again = fit_scales(rows, grid, LayerMoments(moments), ROUNDINGS["gptq"], lambda qparams: qparams)
     assert torch.equal(found.qparams.scale, again[0].qparams.scale) and torch.equal(codes, again[1])
     for row in range(6):
         own, part = moments[row // (6 // groups)].numpy(), rows[row].double().numpy()
 
-        def rounded(scale: Tensor, row: int = row) -> np.ndarray:
+        def alone(scale: Tensor, row: int = row) -> np.ndarray:
             one = None if grid.multipliers is None else grid.multipliers[[row]]
-            alone = Grid(QParams(grid.qparams.spec, scale[None], torch.zeros(1)), one, grid.reach, grid.levels)
-            return round_gptq(rows[[row]], alone, moments[[row // (6 // groups)]], False)[0].double().numpy()
+            own_grid = Grid(QParams(grid.qparams.spec, scale[None], torch.zeros(1)), one, grid.reach, grid.levels)
+            return rounded("gptq", rows[[row]], own_grid, moments[[row // (6 // groups)]], False)[0].double().numpy()
 
-        tried = [(float(grid.qparams.scale[row] * ratio), rounded(grid.qparams.scale[row] * ratio)) for ratio in RATIOS]
+        tried = [(float(grid.qparams.scale[row] * ratio), alone(grid.qparams.scale[row] * ratio)) for ratio in RATIOS]
         _, best = min(tried, key=lambda pair: cost(part, pair[1], pair[0], own))
         served = np.linalg.lstsq(np.linalg.cholesky(own).T @ best[:, None], np.linalg.cholesky(own).T @ part, rcond=None)[0][0]
-        tried += [(served, best), (served, rounded(torch.tensor(served, dtype=torch.float32)))]
+        tried += [(served, best), (served, alone(torch.tensor(served, dtype=torch.float32)))]
         least = min(cost(part, of, scale, own) for scale, of in tried)
         assert cost(part, codes[row].double().numpy(), float(found.qparams.scale[row]), own) == pytest.approx(least, rel=1e-4)
         assert least < cost(part, tried[0][1], tried[0][0], own)
@@ -366,9 +367,9 @@ def test_no_scale_is_less_than_the_floor() -> None:
         times = len(qparams.scale) // 4
         return QParams(qparams.spec, torch.maximum(qparams.scale, least.repeat_interleave(times)), qparams.zero_point)
 
-    found, codes = fit_scales(rows, grid, moments, lambda some, tried: round_gptq(some, tried, moments, False), floor)
+    found, codes = fit_scales(rows, grid, LayerMoments(moments), ROUNDINGS["gptq"], floor)
     assert found.qparams.scale[0] >= least[0] and (found.qparams.scale[1:] <= 1.3 * grid.qparams.scale[1:]).all()
-    assert torch.equal(codes[0], round_gptq(rows, found, moments, False)[0])
+    assert torch.equal(codes[0], rounded("gptq", rows, found, moments, False)[0])
 
 
 def test_what_a_bank_has_rounded_another_takes() -> None:
@@ -377,7 +378,7 @@ def test_what_a_bank_has_rounded_another_takes() -> None:
     moments = second_moments(network, [Batch(inputs)], lambda _: None)
     state = dict(network.module.named_parameters(remove_duplicate=False))
     activations = calibrate(network, [Batch(inputs)]).qparams("minmax", network.graph)
-    first = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounding=round_gptq, moments=moments)
+    first = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounding=ROUNDINGS["gptq"], moments=moments)
     schemes = [parse_scheme(name) for name in ("w4a8", "w8a8", "w8a32", "c4a8", "w4g16a8", "w16a32", "fp32")]
     wanted = [(layer, scheme) for layer in network.graph.layers if layer.weight for scheme in schemes]
     second = WeightBank(network.graph, state, activations, ort_cpu.product_rows, rounded=first.rounded(wanted))
@@ -419,7 +420,7 @@ def test_codes_of_two_levels_are_narrow_codes_times_one_small_integer_a_group(na
     rows, groups = uneven(6, 4, 8, bits)
     grid = fit_two_level(rows, groups, bits)
     assert grid.multipliers is not None
-    codes = ROUNDINGS[name](rows, grid, problem(6, 32, bits)[1], False)
+    codes = rounded(name, rows, grid, problem(6, 32, bits)[1], False)
     narrow = codes / grid.multipliers
     assert torch.equal(narrow, narrow.round()) and narrow.abs().max() <= (1 << (bits - 1)) - 1 and codes.abs().max() <= MOST
     for group in range(4):
@@ -430,7 +431,7 @@ def test_codes_of_two_levels_are_narrow_codes_times_one_small_integer_a_group(na
 def test_groups_that_differ_in_size_lose_less_under_two_levels() -> None:
     rows, groups = uneven(32, 4, 16, 0)
     two, one = fit_two_level(rows, groups, 4), Grid(choose_weight_qparams(rows, spec(4), paired=False))
-    lost = [float((ROUNDINGS["nearest"](rows, g, None, False) * g.qparams.scale[:, None] - rows).square().sum()) for g in (two, one)]
+    lost = [float((rounded("nearest", rows, g, None, False) * g.qparams.scale[:, None] - rows).square().sum()) for g in (two, one)]
     assert lost[0] < 0.5 * lost[1]
     alone = fit_two_level(rows, torch.zeros_like(groups), 4)
     assert alone.multipliers is not None and torch.equal(alone.multipliers, torch.ones_like(rows))
@@ -443,7 +444,7 @@ def test_codes_of_a_codebook_are_its_levels_zero_among_them(name: str, bits: int
     rows, moments = problem(6, 40, bits)
     grid = fit_codebook(rows, bits)
     assert grid.levels is not None
-    codes = ROUNDINGS[name](rows, grid, moments, False)
+    codes = rounded(name, rows, grid, moments, False)
     assert set(codes.unique().tolist()) <= set(grid.levels.tolist()) and 0.0 in grid.levels
     assert len(grid.levels) <= 1 << bits and grid.levels.abs().max() <= MOST and torch.equal(grid.levels, grid.levels.round())
 
@@ -454,15 +455,15 @@ def test_nearest_levels_are_found_as_by_trying_all() -> None:
     assert grid.levels is not None
     steps = rows / grid.qparams.scale[:, None]
     tried = (steps[..., None] - grid.levels).abs().argmin(dim=-1)
-    assert torch.equal(ROUNDINGS["nearest"](rows, grid, None, False), grid.levels[tried])
+    assert torch.equal(rounded("nearest", rows, grid, None, False), grid.levels[tried])
 
 
 def test_bell_shaped_weights_lose_less_under_a_codebook_and_zeros_stay_zero() -> None:
     rows = torch.randn(32, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 1, 32)[:, None]
     rows[3], rows[:, 7] = 0.0, 0.0
     book, even = fit_codebook(rows, 4), Grid(choose_weight_qparams(rows, spec(4), paired=False))
-    codes = ROUNDINGS["nearest"](rows, book, None, False)
-    errors = [ROUNDINGS["nearest"](rows, g, None, False) * g.qparams.scale[:, None] - rows for g in (book, even)]
+    codes = rounded("nearest", rows, book, None, False)
+    errors = [rounded("nearest", rows, g, None, False) * g.qparams.scale[:, None] - rows for g in (book, even)]
     lost = [float((error.square().sum(1) / rows.square().sum(1).clamp(min=1e-30)).mean()) for error in errors]
     assert lost[0] < 0.8 * lost[1] and book.qparams.scale.isfinite().all()
     assert not codes[3].any() and not codes[:, 7].any()

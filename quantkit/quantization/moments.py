@@ -84,7 +84,7 @@ class PairedMoments:
         pair = (of_tokens(x, counted) if self._layer.kind == "linear" else x for x in (plain, quantized))
         f, q = (columns(self._node, self._layer, x, POSITIONS).permute(1, 2, 0, 3).flatten(2) for x in pair)
         for total, rows in zip(self._sums, (f, q), strict=True):
-            total += rows.double().sum(dim=2)
+            total += rows.sum(dim=2).double()
         for square, rows in zip(self._squares, (f, q), strict=False):
             square += (rows @ q.mT).double()
         self._count += f.shape[2]
@@ -124,7 +124,7 @@ def columns(node: fx.Node, layer: Layer, x: Tensor, most: int | None = None) -> 
     stride, padding, dilation = (list(cast("Sequence[int]", sides)) * (len(kernel) // len(cast("Sequence[int]", sides))) for sides in given)
     if len(kernel) == 1:
         x, kernel, stride, padding, dilation = x.unsqueeze(2), (1, *kernel), [1, *stride], [0, *padding], [1, *dilation]
-    seen = F.pad(x.float(), (padding[1], padding[1], padding[0], padding[0]))
+    seen = F.pad(x.float(), (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x.float()
     for axis, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
         seen = seen.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]  # a view; F.unfold takes two to six times as long
     seen = seen.permute(0, 1, 4, 5, 2, 3)

@@ -24,7 +24,7 @@ from quantkit.core.numerics.affine import (
     refit,
 )
 from quantkit.core.spec import FloatFormat, Format, PerBlock, PerGroup, QuantSpec, Scheme
-from quantkit.quantization.rounding import QUICKER, ROUNDINGS, Grid, Rounding, fit_codebook, fit_two_level
+from quantkit.quantization.rounding import QUICKER, ROUNDINGS, Grid, LayerMoments, Rounding, fit_codebook, fit_two_level
 from quantkit.quantization.rounding.grid import BYTES
 from quantkit.quantization.rounding.scales import fit_scales
 
@@ -69,6 +69,7 @@ class WeightBank:
         self._rounding, self._moments, self._rounded = rounding, moments or {}, rounded or {}
         self._matrices = {str(layer.weight): layer for layer in reversed(graph.layers) if layer.weight and not layer.is_table}
         self._done: dict[tuple[str, int], QuantizedWeight] = {}  # by label, and the bits of the scales
+        self._last: tuple[Tensor, LayerMoments] | None = None
 
     def to(self, device: torch.device) -> WeightBank:
         """The same bank with its tensors on `device`; itself if they are there."""
@@ -204,17 +205,23 @@ class WeightBank:
             return floor_weight_scale(qparams, least, self.input_qparams(layer, 0).scale)
 
         grid = replace(grid, qparams=floor(grid.qparams))
-        moments = None if moments is None else moments[:, order][:, :, order]
+        given = None if moments is None else self._in_order(moments, order)
         has_free_scales = isinstance(spec, QuantSpec) and spec.bits < 8 and spec.scale_bits == 32 and grid.qparams.scale.dim() == 1
-        if moments is not None and has_free_scales:
+        if given is not None and has_free_scales:
             quick = QUICKER.get(self._rounding, self._rounding)
-            grid, codes = fit_scales(rows, grid, moments, lambda given, tried: quick(given, tried, moments, False), floor)
-        if moments is None or not has_free_scales or self._rounding in QUICKER:
-            codes = self._rounding(rows, grid, moments, paired)
-        alignment = 1.0 if moments is None else _alignment(dequantize(codes, grid.qparams) - rows, moments)
+            grid, codes = fit_scales(rows, grid, given, quick, floor)
+        if given is None or not has_free_scales or self._rounding in QUICKER:
+            codes = self._rounding(rows, grid, given, paired)
+        alignment = 1.0 if given is None else _alignment(dequantize(codes, grid.qparams) - rows, given.values)
         natural = torch.empty_like(codes)
         natural[:, order] = codes
         return QuantizedWeight(natural.reshape(weight.shape), grid.qparams, alignment)
+
+    def _in_order(self, moments: Tensor, order: Tensor) -> LayerMoments:
+        """`moments` in the order of the kernel; the same ones as at the last call if they are asked for again, under another scheme."""
+        if self._last is None or self._last[0] is not moments:
+            self._last = moments, LayerMoments(moments[:, order][:, :, order])
+        return self._last[1]
 
 
 def packed(layer: Layer, scheme: Scheme, weight: QuantizedWeight) -> dict[str, NDArray[Any]]:

@@ -48,6 +48,11 @@ class Session(Protocol):
         ...
 
     @property
+    def in_call(self) -> bool:
+        """Whether ranges of activations are those of each call, so that items come one at a time."""
+        ...
+
+    @property
     def threads(self) -> int:
         """How many; 0 for all cores."""
         ...
@@ -64,6 +69,7 @@ class OnnxRuntimeSession:
     handle: onnxruntime.InferenceSession
     input_names: tuple[str, ...]
     batch: int | None
+    in_call: bool
     threads: int
 
     def run(self, feeds: Feeds) -> Outputs:
@@ -112,7 +118,7 @@ def open_session(
     handle = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     sides = [entry.shape[0] if entry.shape else None for entry in handle.get_inputs()]
     fixed = next((side for side in sides if isinstance(side, int)), None)
-    return OnnxRuntimeSession(path, handle, tuple(entry.name for entry in handle.get_inputs()), fixed, threads)
+    return OnnxRuntimeSession(path, handle, tuple(entry.name for entry in handle.get_inputs()), fixed, quantizes_in_call(path), threads)
 
 
 def convolve_in_runtime(x: Tensor, weight: Tensor, bias: Tensor, padding: int, groups: int) -> Tensor:
@@ -157,7 +163,7 @@ def evaluate(session: Session, subset: Subset | KeptBatches, batch_size: int, ea
 
     A file that quantizes in each call is given one item at a time, so that no answer depends on an item's neighbours.
     """
-    at_once = session.batch or (1 if quantizes_in_call(session.path) else batch_size)
+    at_once = session.batch or (1 if session.in_call else batch_size)
     rows: list[Outputs] = []
     for batch in subset.batches(at_once):
         rows.append(session.run(feeds(batch, session.input_names)))

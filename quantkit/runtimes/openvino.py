@@ -15,7 +15,7 @@ from quantkit.core.errors import DataError, ModelError, RequestError
 from quantkit.core.graph import Graph
 from quantkit.core.metric import Outputs
 from quantkit.export.executed_layers import Executed, Precision, owners, plain, taken_in
-from quantkit.runtimes.evaluation import Feeds
+from quantkit.runtimes.evaluation import Feeds, quantizes_in_call
 from quantkit.runtimes.nncf_quantizer import NAME, quantize_with_nncf
 from quantkit.runtimes.runtime import Kernel, Rival
 from quantkit.targets.placement import Placement
@@ -37,6 +37,7 @@ class OpenVinoSession:
     compiled: Any
     input_names: tuple[str, ...]
     batch: int | None
+    in_call: bool
     threads: int
 
     def run(self, feeds: Feeds) -> Outputs:
@@ -64,7 +65,7 @@ def open_file(path: Path, *, threads: int, options: Mapping[str, str], example: 
     names = tuple(entry.get_any_name() for entry in compiled.inputs)
     sides = [entry.get_partial_shape()[0] for entry in compiled.inputs if len(entry.get_partial_shape())]
     fixed = next((side.get_length() for side in sides if side.is_static), None)
-    return OpenVinoSession(path, compiled, names, fixed, threads)
+    return OpenVinoSession(path, compiled, names, fixed, quantizes_in_call(path), threads)
 
 
 def read_executed(path: Path, graph: Graph, placement: Placement, options: Mapping[str, str], folder: Path) -> Executed:  # noqa: ARG001

@@ -87,18 +87,18 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
     scale, zero_point = qparams.shaped(qparams.scale, x.dim()), qparams.shaped(qparams.zero_point, x.dim())
     if isinstance(qparams.spec, FloatFormat):
         return nearest(x / scale, qparams.spec)
-    return ((x / scale).round() + zero_point).clamp(qparams.spec.code_min, qparams.spec.code_max)
+    return (x / scale).round_().add_(zero_point).clamp_(qparams.spec.code_min, qparams.spec.code_max)  # one new tensor, not four
 
 
 def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
     """(codes − zero_point) · scale."""
     scale, zero_point = qparams.shaped(qparams.scale, codes.dim()), qparams.shaped(qparams.zero_point, codes.dim())
-    return (codes - zero_point) * scale
+    return (codes - zero_point).mul_(scale)
 
 
 def requantize(accumulator: Tensor, multiplier: Tensor, qparams: QParams) -> Tensor:
     """The output codes of an integer product: clamp(rint(accumulator · multiplier) + zero_point), all in float32."""
-    return ((accumulator * multiplier).round() + qparams.zero_point).clamp(qparams.spec.code_min, qparams.spec.code_max)
+    return (accumulator * multiplier).round_().add_(qparams.zero_point).clamp_(qparams.spec.code_min, qparams.spec.code_max)
 
 
 def add_codes(a: Tensor, a_qparams: QParams, b: Tensor, b_qparams: QParams, qparams: QParams) -> Tensor:

@@ -22,6 +22,7 @@ from quantkit.quantization.rounding.adaround import round_adaround
 from quantkit.quantization.rounding.codebook import fit_codebook
 from quantkit.quantization.rounding.gptq import round_gptq
 from quantkit.quantization.rounding.grid import Grid
+from quantkit.quantization.rounding.layer_moments import LayerMoments
 from quantkit.quantization.rounding.nearest import round_nearest
 from quantkit.quantization.rounding.two_level import fit_two_level
 
@@ -29,11 +30,11 @@ from quantkit.quantization.rounding.two_level import fit_two_level
 class Rounding(Protocol):
     """How every rounding is called."""
 
-    def __call__(self, rows: Tensor, grid: Grid, moments: Tensor | None, paired: bool) -> Tensor:
+    def __call__(self, rows: Tensor, grid: Grid, moments: LayerMoments | None, paired: bool) -> Tensor:
         """Codes, float32 integers, of `rows` (shape [channels, products in the kernel's order]).
 
-        `moments` are those of what the products are made with, in the same order: [groups, products, products], or None where they are
-        unknown. With `paired`, no two neighbours may saturate (`affine.separate_pairs`).
+        `moments` are those of what the products are made with, or None where they are unknown. With `paired`, no two
+        neighbours may saturate (`affine.separate_pairs`).
         """
 
 
@@ -41,4 +42,4 @@ ROUNDINGS: Mapping[str, Rounding] = {"gptq": round_gptq, "adaround": round_adaro
 QUICKER: Mapping[Rounding, Rounding] = {round_adaround: round_gptq}  # by which scales are tried, where the rounding itself takes long
 BLIND = frozenset({"nearest"})  # those that read no moments, so that none need be gathered
 
-__all__ = ["BLIND", "QUICKER", "ROUNDINGS", "Grid", "Rounding", "fit_codebook", "fit_two_level"]
+__all__ = ["BLIND", "QUICKER", "ROUNDINGS", "Grid", "LayerMoments", "Rounding", "fit_codebook", "fit_two_level"]

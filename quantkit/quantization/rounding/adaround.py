@@ -23,6 +23,7 @@ from quantkit.core.numerics.affine import separate_pairs
 from quantkit.core.spec import FloatFormat
 from quantkit.quantization.rounding.gptq import round_gptq
 from quantkit.quantization.rounding.grid import Grid
+from quantkit.quantization.rounding.layer_moments import LayerMoments
 
 STEPS, WARM = 400, 0.2  # of Adam; the share of them without a penalty
 RATE, PENALTY = 0.1, 10.0
@@ -30,7 +31,7 @@ HIGH, LOW = 1.1, -0.1  # ζ and γ
 SHARP = (20.0, 2.0)  # β at first and at last
 
 
-def round_adaround(rows: Tensor, grid: Grid, moments: Tensor | None, paired: bool) -> Tensor:
+def round_adaround(rows: Tensor, grid: Grid, moments: LayerMoments | None, paired: bool) -> Tensor:
     """The codes; to nearest where there are no `moments`."""
     plain = round_gptq(rows, grid, moments, paired)
     if moments is None:
@@ -38,9 +39,9 @@ def round_adaround(rows: Tensor, grid: Grid, moments: Tensor | None, paired: boo
     rows, scale = rows.detach(), grid.qparams.shaped(grid.qparams.scale, 2)
     lower, upper = neighbours(rows / scale, grid)
     share = ((rows / scale - lower) / (upper - lower).clamp(min=1e-6)).clamp(0, 1)
-    codes = lower + (learn(rows, scale, lower, upper, share, moments.float()) >= 0.5) * (upper - lower)
+    codes = lower + (learn(rows, scale, lower, upper, share, moments.values.float()) >= 0.5) * (upper - lower)
     codes = separate_pairs(codes) if paired else codes
-    better = _error(codes * scale - rows, moments) < _error(plain * scale - rows, moments)
+    better = _error(codes * scale - rows, moments.values) < _error(plain * scale - rows, moments.values)
     return torch.where(better[:, None], codes, plain)
 
 

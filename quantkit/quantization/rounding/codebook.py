@@ -18,7 +18,7 @@ from quantkit.core.numerics.affine import QParams
 from quantkit.quantization.rounding.grid import BYTES, MOST, Grid
 
 TURNS = 4  # levels, then scales
-SWEEPS = 50  # of Lloyd's algorithm, in each turn
+SWEEPS = 50  # of Lloyd's algorithm, in each turn, at most
 FINE = 8  # bins of the histogram between two integers
 SPREAD = 3.5  # standard deviations that the levels reach at first; a channel's largest weight where that is less
 RATIOS = tuple(0.8 + 0.05 * step for step in range(9))  # of the last scale, tried in each turn
@@ -31,9 +31,10 @@ def fit_codebook(rows: Tensor, bits: int) -> Grid:
     scale = torch.minimum(peak, SPREAD * deviation) / MOST
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     levels = torch.linspace(-MOST, MOST, 1 << bits, device=rows.device)
+    ordered = _Rows(rows)
     for _ in range(TURNS):
         levels = _lloyd(rows / scale[:, None], levels)
-        scale = _rescale(rows, levels.round(), scale)
+        scale = ordered.rescaled(levels.round(), scale)
     levels = torch.unique(levels.round())
     return Grid(QParams(BYTES, scale, torch.zeros_like(scale)), levels=levels)
 
@@ -43,21 +44,36 @@ def _lloyd(steps: Tensor, levels: Tensor) -> Tensor:
     bins = (steps * FINE).round().clamp(-MOST * FINE, MOST * FINE).long().flatten() + MOST * FINE
     mass = torch.bincount(bins, minlength=2 * MOST * FINE + 1).double()
     places = torch.arange(-MOST * FINE, MOST * FINE + 1, device=steps.device).double() / FINE
+    # Of all bins before each: what a level owns is the difference of two of them.
+    before = torch.nn.functional.pad(torch.stack([mass, mass * places]).cumsum(dim=1), (1, 0))
+    first, last = torch.zeros(1, dtype=torch.long, device=steps.device), torch.full((1,), len(places), device=steps.device)
     levels = levels.double()
     for _ in range(SWEEPS):
-        owner = torch.bucketize(places, (levels[1:] + levels[:-1]) / 2)
-        total = torch.zeros_like(levels).index_add_(0, owner, mass)
-        moment = torch.zeros_like(levels).index_add_(0, owner, mass * places)
-        levels = torch.where(total > 0, moment / total.clamp(min=1e-300), levels)
-        levels[levels.abs().argmin()] = 0.0
+        bounds = torch.cat([first, torch.searchsorted(places, (levels[1:] + levels[:-1]) / 2, right=True), last])
+        total, moment = before[:, bounds].diff(dim=1)
+        moved = torch.where(total > 0, moment / total.clamp(min=1e-300), levels)
+        moved[moved.abs().argmin()] = 0.0
+        if torch.equal(moved, levels):
+            break
+        levels = moved
     return levels.float()
 
 
-def _rescale(rows: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
-    best, least = scale, torch.full_like(scale, torch.inf)
-    for ratio in RATIOS:
-        tried = scale * ratio
-        codes = levels[torch.bucketize(rows / tried[:, None], (levels[1:] + levels[:-1]) / 2)]
-        error = (codes * tried[:, None] - rows).square().sum(dim=1)
-        best, least = torch.where(error < least, tried, best), torch.minimum(error, least)
-    return best
+class _Rows:
+    """Each row's weights in order, and sums over all that come before each: any scale's error needs a search per level, not per weight."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._sorted = rows.double().sort(dim=1).values
+        self._before = torch.nn.functional.pad(self._sorted.cumsum(dim=1), (1, 0))
+
+    def rescaled(self, levels: Tensor, scale: Tensor) -> Tensor:
+        """Of RATIOS of each row's `scale` the best: least Σ (level · scale − w)², with the level that is nearest to each weight w."""
+        levels, tried = levels.double(), scale.double()[:, None] * torch.tensor(RATIOS, dtype=torch.float64, device=scale.device)
+        bounds = (tried[:, :, None] * ((levels[1:] + levels[:-1]) / 2)).flatten(1)
+        found = torch.searchsorted(self._sorted, bounds, right=True).reshape(*tried.shape, -1)
+        found = torch.nn.functional.pad(torch.nn.functional.pad(found, (1, 0)), (0, 1), value=self._sorted.shape[1])
+        count = found.diff(dim=2)
+        total = self._before.gather(1, found.flatten(1)).reshape(found.shape).diff(dim=2)
+        steps = levels * tried[:, :, None]
+        error = (steps * (steps * count - 2 * total)).sum(dim=2)  # but for Σ w²
+        return tried.gather(1, error.argmin(dim=1, keepdim=True)).squeeze(1).float()

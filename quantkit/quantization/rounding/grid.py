@@ -7,6 +7,7 @@ one of the layer's levels. Neither goes beyond MOST, so that no pair of products
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ MOST = PAIR_LIMIT // 2
 BYTES = QuantSpec(8, signed=True, symmetric=True, granularity=PerChannel(0))  # what the kernel reads where codes are made of narrower ones
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # without slots: `_table` is kept
 class Grid:
     """Codes of `qparams`, all of them; or those that are at most `reach` times the weight's own entry of `multipliers` (shape [channels,
     products], integers); or those among `levels` (sorted integers).
@@ -32,8 +33,14 @@ class Grid:
     def nearest(self, steps: Tensor, multipliers: Tensor | None) -> Tensor:
         """The code nearest to each of `steps` (weights over their scales), whose own `multipliers` are given where the grid has them."""
         if self.levels is not None:
-            levels = self.levels.to(steps.dtype)
-            return levels[torch.bucketize(steps, (levels[1:] + levels[:-1]) / 2)]
+            levels, between = (part.to(steps.dtype) for part in self._table)
+            return levels[torch.bucketize(steps, between)]
         if multipliers is not None:
             return (steps / multipliers).round().clamp(-self.reach, self.reach) * multipliers
         return nearest(steps, self.qparams.spec)
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """The levels and what lies half-way between them, exact in float64 and, of small integers, in float32."""
+        levels = torch.empty(0) if self.levels is None else self.levels.double()
+        return levels, (levels[1:] + levels[:-1]) / 2

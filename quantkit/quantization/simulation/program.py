@@ -12,7 +12,8 @@ a target's own kernels add is not documented: this is close to them, not equal. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -172,17 +173,17 @@ class Simulation:
         weight = self._bank.weight(layer, spec)
         bias = self._bank.bias(layer)
         node, codes = self._nodes[layer.node], quantize(x, x_qparams)
-        accumulator = _product(node, codes - x_qparams.zero_point, weight.codes)
         lost = self._lost(layer, node, codes, x_qparams, weight.codes) if self._lost else None
-        accumulator = accumulator if lost is None else accumulator + lost
-        channels = 1 if layer.kind == "conv" else accumulator.dim() - 1
-        shape = [-1 if axis == channels else 1 for axis in range(accumulator.dim())]
+        coded = None
+        if bias is not None and layer.name not in self._placement.float_bias:
+            coded = bias_codes(bias, weight.qparams.scale, x_qparams.scale)
+        shape = [1, -1, *[1] * (x.dim() - 2)] if layer.kind == "conv" else [-1]  # of one value a channel
+        accumulator = _product(node, codes.sub_(x_qparams.zero_point), weight.codes, x_qparams.spec.bits, coded, shape)
+        accumulator = accumulator if lost is None else accumulator.double() + lost
         scale = x_qparams.scale * weight.qparams.scale
         if layer.name in self._placement.float_bias and bias is not None:
             real = accumulator.float() * scale.reshape(shape) + bias.reshape(shape)
             return real if output is None else fake_quantize(real, output)
-        if bias is not None:
-            accumulator = accumulator.double() + bias_codes(bias, weight.qparams.scale, x_qparams.scale).reshape(shape)
         if output is None:
             return accumulator.float() * scale.reshape(shape)
         return dequantize(requantize(accumulator.float(), (scale / output.scale).reshape(shape), output), output)
@@ -193,8 +194,8 @@ class Simulation:
         assert isinstance(scheme.weights, QuantSpec) and isinstance(scheme.activations, QuantSpec)
         weight, qparams = self._bank.weight(layer, scheme.weights), fit_each_item(x, scheme.activations)
         node, codes = self._nodes[layer.node], quantize(x, qparams)
-        accumulator = _product(node, codes - qparams.shaped(qparams.zero_point, x.dim()), weight.codes)
         lost = self._lost(layer, node, codes, qparams, weight.codes) if self._lost else None
+        accumulator = _product(node, codes.sub_(qparams.shaped(qparams.zero_point, x.dim())), weight.codes, qparams.spec.bits)
         accumulator = accumulator if lost is None else accumulator + lost
         real = accumulator.float() * (qparams.shaped(qparams.scale, x.dim()) * weight.qparams.scale)
         bias = self._bank.bias(layer)
@@ -284,12 +285,19 @@ def _convolve(node: fx.Node, value: Callable[[fx.Node], Any], block: int) -> Ten
     return convolve(x, weight, bias, stride, padding, dilation, groups, block)
 
 
-def _product(node: fx.Node, codes: Tensor, weight: Tensor) -> Tensor:
-    """The operation of `node` on integers, without its bias, in a type wide enough for every sum."""
-    bound = weight.abs().flatten(1).sum(1).max() * codes.abs().max()
+def _product(node: fx.Node, steps: Tensor, weight: Tensor, bits: int, bias: Tensor | None = None, shape: Sequence[int] = ()) -> Tensor:
+    """The operation of `node` on integers, in a type wide enough for every sum.
+
+    `steps` are codes of so many bits from the zero point; a `bias` has `shape` beside the products.
+    """
+    largest = weight.abs().flatten(1).sum(1).max()
+    bound = largest * ((1 << bits) - 1)
+    bound = bound if bound < EXACT else largest * steps.abs().max()
     wide = torch.float32 if bound < EXACT else torch.float64
-    operation = cast("Callable[..., Tensor]", node.target)
-    return operation(codes.to(wide), weight.to(wide), None, *node.args[3:])
+    operation = partial(cast("Callable[..., Tensor]", node.target), steps.to(wide), weight.to(wide))
+    if bias is None or wide is torch.float64 or bound + bias.abs().max() < EXACT:
+        return operation(None if bias is None else bias.to(wide), *node.args[3:])
+    return operation(None, *node.args[3:]).double() + bias.reshape(list(shape))
 
 
 def _cast(value: Any, one: torch.dtype, other: torch.dtype) -> Any:
