@@ -58,6 +58,7 @@ FIGURES: dict[str, Figures] = {
     "gate.json": Figures("tools/bench_gate.py", (JOB, "quantkit/gating", "quantkit/cli/demo.py")),
     "report.json": Figures("tools/bench_report.py", (JOB, "quantkit/report", *recipes("mobilenet_v2"))),
     "accuracy.json": Figures("tools/bench_accuracy.py", (JOB, *recipes("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2"))),
+    "bytes.json": Figures("tools/bench_bytes.py", (JOB, *recipes("resnet44", "squeezenet1_1", "mobilenet_v2"))),
     "claims.json": Figures("tools/claims.py", options=("--write",)),
     "data-free.json": Figures("tools/bench_data_free.py", (JOB, *recipes("resnet20", "resnet44"))),
     "onnx.json": Figures("tools/bench_onnx.py", (JOB, *recipes("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2"))),

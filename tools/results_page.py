@@ -86,11 +86,10 @@ SECTIONS = (
         "branches that the fast tests try, in percent.",
     ),
     Section(
-        "accuracy.json", "Fewest bytes under a promise", r"(\w+)\.(bytes(?:_over_smallest_peer|\.\w+(?:\.\w+)?))",
-        "python tools/bench_bytes.py",
+        "bytes.json", "Fewest bytes under a promise", r"(\w+)\.(\w+(?:\.\w+)?)", "python tools/bench_bytes.py",
         "Allocations with `--minimize bytes --max-drop 1.0` over split seeds: bytes over those of ONNX Runtime's static int8 file with a "
-        "scale for each channel, points lost on the gate split, promises kept by the point and at 95 %, what one allocation takes at most, "
-        "and how well losses of unseen plans were predicted.",
+        "scale for each channel, time over that file's and over float's, points lost on the gate split, promises kept by the point and at "
+        "95 %, what one allocation takes at most, and how well losses of unseen plans were predicted.",
     ),
     Section(
         "accuracy.json", "What each bit-width holds", r"(seeds)|(\w+\.\w+(?:\.(?:apart|best))?)\.(\w+)", "python tools/bench_accuracy.py",
