@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toys
+from mutation import mutated
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 from test_disk import decide_by_no_clock
@@ -368,6 +369,43 @@ def test_what_is_not_understood_is_told_in_one_line(make: Callable[[Path], Path]
     with pytest.raises(ModelError, match=match) as caught:
         load_model(str(make(tmp_path / "m.onnx")))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [1200, pytest.param(12_000, marks=pytest.mark.slow)])
+def test_mutated_files_are_translated_or_told_in_one_line(count: int, tmp_path: Path) -> None:
+    """Files of one operator each, and a network; none takes the memory that it asks for."""
+    random, path = np.random.default_rng(count), tmp_path / "m.onnx"
+    network_file = exported(toys.trained(), toys.images(2, seed=0)[0], path, newer=False)
+    originals = [network_file.read_bytes()]
+    originals += [written(case, tmp_path).read_bytes() for case in CASES.values() if case.shapes]
+    served = 0
+    for turn in range(count):
+        path.write_bytes(mutated(originals[turn % len(originals)], random, turn % 3 != 0, most=1))
+        try:
+            load_model(str(path))
+        except ModelError as error:
+            assert "\n" not in str(error)
+        else:
+            served += 1
+    assert count / 20 < served < count / 2
+
+
+LARGE = {
+    "padding": (lambda: [node("Pad", "x", "s")], whole(0, 0, 100_000, 100_000)),
+    "an expansion": (lambda: [node("Expand", "x", "s")], whole(100_000, 100_000, 2, 4)),
+    "a larger map": (
+        lambda: [node("Unsqueeze", "x", "a", output="m"), node("Resize", "m", "", "", "s", mode="linear")], whole(1, 1, 100_000, 100_000)
+    ),
+    "tiles": (lambda: [node("Tile", "x", "s")], whole(100_000, 100_000)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "sizes"), LARGE.values(), ids=LARGE)
+def test_no_operation_takes_the_memory_that_a_file_asks_for(nodes: Callable[[], Any], sizes: Any, tmp_path: Path) -> None:
+    """Ten milliard numbers, which would not fit."""
+    stored = [numpy_helper.from_array(sizes, "s"), numpy_helper.from_array(whole(0, 1), "a")]
+    with pytest.raises(ModelError, match=r"a result of \d\d,\d\d\d,\d\d\d,\d\d\d numbers"):
+        load_model(str(model_of(nodes(), tmp_path / "m.onnx", stored)))
 
 
 def test_functions_are_spelt_out(tmp_path: Path) -> None:

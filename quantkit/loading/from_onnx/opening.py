@@ -5,6 +5,7 @@ What is wrong with a file as a file is a ModelError, one line; what is wrong wit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -41,6 +42,8 @@ def open_model(path: Path, *, inlined: bool = False) -> onnx.ModelProto:
     nodes = list(model.graph.node)
     if not nodes or not model.opset_import:
         raise ModelError(f"{path} holds no network", "an ONNX model with nodes and an opset", "export it again")
+    if not all(isinstance(text, str) for text in _texts(model.graph)):
+        raise ModelError(f"{path} has names that are no text", "UTF-8", "export it again")
     if len(nodes) > MOST_NODES:
         raise ModelError(f"{path} has {len(nodes):,} nodes", f"at most {MOST_NODES:,}", "examine a part of it")
     if model.functions and inlined:
@@ -72,6 +75,13 @@ def data_files(path: Path) -> list[Path]:
     outside = [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
     names = {str(entry.value) for tensor in outside for entry in tensor.external_data if entry.key == "location"}
     return [path.resolve().parent / name for name in sorted(names)]
+
+
+def _texts(graph: onnx.GraphProto) -> Iterator[str | bytes]:
+    """All names in the graph; protobuf gives bytes for those that are no UTF-8."""
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output, *(one.name for one in node.attribute))
+    yield from (entry.name for entries in (graph.input, graph.output, graph.initializer, graph.value_info) for entry in entries)
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:

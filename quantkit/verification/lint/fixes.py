@@ -10,6 +10,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from quantkit.loading.boundary import foreign
 from quantkit.verification.lint.graph_view import Array, Quantizer, View, read, title
 from quantkit.verification.lint.ort_cpu import silently_quantized
 from quantkit.verification.lint.tensorrt import computed_weight
@@ -97,7 +98,8 @@ def _fold_codes(model: onnx.ModelProto) -> bool:
             part[::-1], "codes", [], [helper.make_tensor_value_info(entry.source, onnx.TensorProto.INT8, None)], constants
         )
         small = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-        (codes,) = ReferenceEvaluator(small).run(None, {})
+        with foreign(f"the codes {entry.source!r} cannot be computed", "constants that the standard's operators take", "export it again"):
+            (codes,) = ReferenceEvaluator(small).run(None, {})
         entry.node.input[0] = _constant(model, f"{entry.source}_codes", np.asarray(codes).astype(np.int8))
     _sweep(model)
     return bool(found)
