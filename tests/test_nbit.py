@@ -224,3 +224,18 @@ def test_codes_of_sixteen_bits_lie_in_the_file_as_they_were_rounded(tmp_path: Pa
     np.testing.assert_array_equal(codes, bank.weight(layer, scheme.weights).codes.numpy())
     assert abs(codes.astype(int)).max() > 127
     assert find_target("nbit") is nbit
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_machine_that_is_described_decides_the_plan(tmp_path: Path) -> None:
+    """One that multiplies floats a hundred times as fast as half, and whose memory takes no time: nothing is gained by quantizing."""
+    (tmp_path / "floats.toml").write_text("macs_per_s = 1e9\nbytes_per_s = 1e15\n[speed]\nfp32 = 100\n")
+    result = allocate(tmp_path / "run", target="nbit", minimize="latency", max_drop=2.0, machine=tmp_path / "floats.toml")
+    assert {row.scheme for row in result.allocation} == {"fp32"}
+    assert any("modelled latency on floats" in note for note in result.notes)
+
+
+def test_a_machine_is_for_what_does_not_run_here(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text("macs_per_s = 1e9\nbytes_per_s = 1e9\n")
+    with pytest.raises(RequestError, match=r"--machine for ort-cpu, whose files are timed here"):
+        allocate(tmp_path / "run", machine=tmp_path / "m.toml")

@@ -66,7 +66,7 @@ TYPED: dict[str, dict[str, str]] = {
         "1.22 and later": "a version", "tried on 1.32": "a version", "all 65,536 pairs": "256 · 256",
         "128 for 1×1": "a shape",
     },
-    "docs/targets/tensorrt.md": {"float32 0.5": "quantkit/allocation/costs/modelled.py", "planned ( 1.0": "the name of a figure"},
+    "docs/targets/tensorrt.md": {"float32 at 0.5": "quantkit/core/machine.py", "planned ( 1.0": "the name of a figure"},
 }  # fmt: skip
 LOGS = ("docs/first-day.md",)  # what happened on one day, on a machine that the page names; no claim about today
 

@@ -140,6 +140,9 @@ class Method(TypedDict, total=False):
         int | None,
         Row("On how many unseen plans predictions are tested; 0 measures none", SEED, "40, or 16 where weights are rounded for each plan"),
     ]
+    machine: Annotated[
+        str | Path | None, Row("A TOML file that describes the machine to model, for a target that does not run here.", PATH)
+    ]
     split_seed: Annotated[int | None, Row("Seed that cuts --data into splits", SEED)]
     memory_mb: Annotated[int | None, Row("Memory limit in MB for the activations that the passes of a sensitivity hold", COUNT)]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantkit.core.errors import DataError, RequestError, SchemeError, unknown
+from quantkit.core.machine import Machine
 from quantkit.core.spec import Scheme, parse_scheme
 from quantkit.settings.bounds import Bounds
 
@@ -137,6 +138,7 @@ class Options:
     `memory_mb` bounds what the passes of a sensitivity hold of activations. `effort` is for what weights are rounded in their plan's own
     network: "fast" for the plan that ships, "balanced" for all that the search measures, "best" so too, and the plan that ships by AdaRound
     at last; None is what the menu needs (`chosen_effort`).
+    `machine` is what costs are modelled for where the target does not run here; None is tensor cores as data sheets have them.
     `equalization` "cross_layer" balances the channels between layers before anything else is done.
     """
 
@@ -162,6 +164,7 @@ class Options:
     undecided: str = "point"
     confidence: float | None = None
     certificate: int | None = None
+    machine: Machine | None = None
     bounds: Bounds = field(default_factory=Bounds)
     time_limit_s: float | None = None
 

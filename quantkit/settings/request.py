@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from quantkit import loading
 from quantkit.core.errors import DataError, MetricError, ModelError, OutputError, RequestError
+from quantkit.core.machine import read_machine
 from quantkit.core.metric import Budget, Metric, check_budget, parse_budget
 from quantkit.core.metrics import resolve_metric
 from quantkit.data import Batch, Dataset, Distilled, Preprocessing, Rows, Splits, Subset, collect, is_rows, open_dataset, split, whole
@@ -200,6 +201,7 @@ def _sources(said: Arguments) -> dict[str, Any]:
 
 def _options(said: Arguments) -> Options:
     parsers: dict[str, Callable[[Any], Any]] = {"schemes": words, "exclude": words, "fix": pins, "output": Path, "run": Path}
+    parsers["machine"] = lambda given: read_machine(Path(given))
     known, asked = {field.name for field in fields(Options)}, dict[str, Any](said)
     values = {name: parsers[name](value) if name in parsers else value for name, value in asked.items() if name in known}
     bounds = parse_bounds({name: asked.get(option) for name, option in BOUNDS.items()})
@@ -207,6 +209,9 @@ def _options(said: Arguments) -> Options:
     if bounds.latency and not find_runtime(options.target).TIMES:
         got = f"--max-latency for {options.target}, which does not run here"
         raise RequestError(got, "a bound that can be checked here", "pass --max-bytes or --max-bops")
+    if options.machine and find_runtime(options.target).TIMES:
+        got = f"--machine for {options.target}, whose files are timed here"
+        raise RequestError(got, "a target that does not run here: tensorrt or nbit", "leave --machine out, or pass --target nbit")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise RequestError("--device cuda, and torch finds no CUDA device", "an available device", "pass --device cpu")
     if options.output is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from quantkit.allocation.costs.measured import LatencyModel, measure_latency, st
 from quantkit.allocation.costs.modelled import model_latency
 from quantkit.core.environment import describe
 from quantkit.core.graph import Group
+from quantkit.core.machine import TENSOR_CORES
 from quantkit.core.spec import FLOAT, Scheme
 from quantkit.core.table import Table
 from quantkit.runs.workbench import Workbench
@@ -43,7 +44,7 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
 
     def compute() -> LatencyModel:
         if not candidates.runtime.TIMES:
-            return model_latency(network.captured.graph, groups, schemes, network.target)
+            return model_latency(network.captured.graph, groups, schemes, network.target, options.machine or TENSOR_CORES)
         with bench.progress.stage("measure latency", steps(schemes), "files") as advance:
             return measure_latency(
                 network.captured.graph, groups, schemes, candidates.apart.written, example_feeds(request, network),
@@ -53,7 +54,7 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
 
     depends_on = {
         "weights": candidates.key, "threads": options.threads, "seed": options.seed, "processor": host["cpu"],
-        "integer instructions": host["isa"],
+        "integer instructions": host["isa"], "machine": asdict(options.machine) if options.machine else None,
     }  # fmt: skip
     latency = bench.keep("latency", depends_on, compute, LatencyModel.from_json)
     graph, edges = network.captured.graph, tuple(Edge(edge.producer, edge.consumer, edge.latency_ms) for edge in latency.boundaries)

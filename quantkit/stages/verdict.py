@@ -127,7 +127,8 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, refus
     if verified.verdict.items_to_decide:
         notes.append(f"About {verified.verdict.items_to_decide} gate items would decide.")
     if verified.latency is None:
-        notes.append(f"No latency: {request.options.target} does not run here, so costs are modelled and nothing was timed.")
+        model = costs.latency.table.name
+        notes.append(f"No latency: {request.options.target} does not run here, so costs are modelled ({model}) and nothing was timed.")
     elif request.options.minimize == "latency" and not math.isnan(costs.latency.rank_correlation):
         predicted = costs.latency.predicted_ms(verified.allocation)
         notes.append(
