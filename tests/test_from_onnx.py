@@ -80,9 +80,10 @@ def written(case: Case, folder: Path) -> Path:
 
 
 PLAIN = (
-    "Abs", "Ceil", "Cos", "Dropout", "Elu", "Erf", "Exp", "Flatten", "Floor", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid",
-    "HardSwish", "Identity", "LeakyRelu", "LogSoftmax", "Mish", "Neg", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softmax",
-    "Softplus", "Tanh", "Transpose",
+    "Abs", "ArgMax", "ArgMin", "Atan", "Ceil", "Celu", "Cos", "Dropout", "Elu", "Erf", "Exp",
+    "Flatten", "Floor", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid",
+    "HardSwish", "Identity", "LeakyRelu", "LogSoftmax", "LpNormalization", "Mish", "Neg", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin",
+    "Softmax", "Softplus", "Softsign", "Tan", "Tanh", "ThresholdedRelu", "Transpose",
 )  # fmt: skip
 CASES = {
     **{kind: Case(kind) for kind in PLAIN},
@@ -137,6 +138,15 @@ CASES = {
     "ReduceMax": Case("ReduceMax", constants=[whole(1)]),
     "ReduceMin": Case("ReduceMin", constants=[whole(1)]),
     "ReduceMean of everything": Case("ReduceMean"),
+    **{f"Reduce{kind}": Case(f"Reduce{kind}", constants=[whole(1, -1)]) for kind in ("L1", "L2", "LogSumExp", "Prod", "SumSquare")},
+    "ReduceProd without its axes": Case("ReduceProd", constants=[whole(1, 3)], attributes={"keepdims": 0}),
+    "ArgMax over channels": Case("ArgMax", attributes={"axis": 1, "keepdims": 0}),
+    "LRN": Case("LRN", attributes={"size": 3, "alpha": 0.2, "beta": 0.6, "bias": 1.5}),
+    "LpNormalization of absolutes": Case("LpNormalization", attributes={"p": 1, "axis": 1}),
+    "OneHot": Case("OneHot", (ROW,), [number(5), np.array([-1, 2], np.float32)], positive=True, attributes={"axis": 1}),
+    "TopK": Case("TopK", constants=[whole(3)], outputs=2, attributes={"axis": 1}),
+    "TopK of the least": Case("TopK", constants=[whole(2)], outputs=2, attributes={"largest": 0}),
+    "ThresholdedRelu of another": Case("ThresholdedRelu", attributes={"alpha": 0.3}),
     "Reshape": Case("Reshape", constants=[whole(0, -1)]),
     "Flatten from an axis": Case("Flatten", attributes={"axis": 2}),
     "Transpose by an order": Case("Transpose", attributes={"perm": [0, 2, 3, 1]}),
@@ -204,7 +214,7 @@ def test_an_operator_answers_as_the_runtime_does(case: Case, tmp_path: Path) -> 
 def test_every_operator_has_a_case() -> None:
     """Save those that whole networks below hold: arithmetic of shapes and of truth values."""
     tried = {case.kind for case in CASES.values()}
-    truths = {"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"}
+    truths = {"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"}
     assert set(OPERATORS) - tried == {*truths, "ConstantOfShape", "Range", "Shape", "Upsample"}
 
 
@@ -346,7 +356,7 @@ def test_what_follows_from_constants_is_computed_once(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "an operator that is not translated": (lambda p: model_of([node("Celu", "x")], p), r"not translated: Celu \(1\)"),
+    "an operator that is not translated": (lambda p: model_of([node("Hardmax", "x")], p), r"not translated: Hardmax \(1\)"),
     "a quantized file": (
         lambda p: model_of([node("DynamicQuantizeLinear", "x", output="y")], p), "quantized already.*quantkit gate"
     ),

@@ -7,7 +7,8 @@ Each network is exported by torch's older exporter (TorchScript) and its newer o
 that give the layers of the torch model, by name, kind, operations and what is absorbed. `same_plan_as_torch`: whether allocations for
 bytes, from the older exporter's file and from the torch model, choose one plan. `zoo.served`: files of deployed networks and transformers
 with random weights that are translated, held against ONNX Runtime on the way, and captured; `zoo.same_layers` are those whose layers are
-the torch model's.
+the torch model's. `mutated_files` were read after a change to their bytes or to what they say, and `mutated_files.crashes` of them ended in
+anything but a translation or one line.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from known import known_figures, run_folder, write_figures
 from torch import Tensor, nn
@@ -36,12 +38,15 @@ from quantkit.stages.capture import network_of
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+import test_from_onnx  # noqa: E402 - a file of each operator
 import test_zoo  # noqa: E402 - the deployed networks
 import transformer_zoo  # noqa: E402
+from mutation import mutated  # noqa: E402
 
 RECIPES = ("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2")
 EXPORTERS = ("older", "newer")
 SIDE = 64
+MUTATED = 5000
 
 
 def exported(model: nn.Module, inputs: Mapping[str, Tensor], path: Path, exporter: str) -> Path:
@@ -135,6 +140,23 @@ def served(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
     return counts, refused
 
 
+def mutations(folder: Path) -> dict[str, int]:
+    """Files of one operator each, and what became of changed copies."""
+    random, path = np.random.default_rng(0), folder / "mutated.onnx"
+    originals = [test_from_onnx.written(case, folder).read_bytes() for case in test_from_onnx.CASES.values() if case.shapes]
+    crashes = 0
+    for turn in range(MUTATED):
+        path.write_bytes(mutated(originals[turn % len(originals)], random, turn % 3 != 0, most=1))
+        try:
+            load_model(str(path))
+        except QuantkitError as error:
+            crashes += "\n" in str(error)
+        except Exception as error:  # noqa: BLE001 - what is counted
+            crashes += 1
+            print(f"a changed file: {error!r}", flush=True)
+    return {"mutated_files": MUTATED, "mutated_files.crashes": crashes}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--plans", nargs="*", default=list(RECIPES), choices=RECIPES)
@@ -142,13 +164,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "onnx.json")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = known_figures(arguments.output) if set(arguments.plans) != set(RECIPES) else {}
+    figures: dict[str, Any] = known_figures(arguments.output, any_isa=True) if set(arguments.plans) != set(RECIPES) else {}
     alike = []
     for name in RECIPES:
         network, inputs = recipe_network(name)
         own = layers(capture(network, inputs))
         alike += [layers(from_file(exported(network, inputs, arguments.runs / f"{name}-{kind}.onnx", kind))) == own for kind in EXPORTERS]
     counts, refused = served(arguments.runs)
+    figures |= mutations(arguments.runs)
     figures |= {"recipes.same_layers": sum(alike), "recipes.files": len(alike), **{f"zoo.{key}": value for key, value in counts.items()}}
     write_figures(arguments.output, "onnx.json", figures, whole=False, refused=refused)
     for name in arguments.plans:

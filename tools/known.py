@@ -13,12 +13,15 @@ from quantkit.core.environment import describe
 from quantkit.core.store import write_atomically
 
 
-def known_figures(path: Path) -> dict[str, Any]:
-    """The figures in `path`, none if there is no such file. Ends the program where they were measured under another ISA."""
+def known_figures(path: Path, *, any_isa: bool = False) -> dict[str, Any]:
+    """The figures in `path`, none if there is no such file.
+
+    Ends the program where they were measured under another ISA, unless they are of no processor (`any_isa`).
+    """
     if not path.exists():
         return {}
     stored, here = json.loads(path.read_text()), describe()["isa"]
-    if (there := stored["environment"]["isa"]) != here:
+    if (there := stored["environment"]["isa"]) != here and not any_isa:
         raise SystemExit(f"{path} holds figures of {there}, and here is {here}: give another --output, or measure all anew")
     figures: dict[str, Any] = stored["figures"]
     return figures

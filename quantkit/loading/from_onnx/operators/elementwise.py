@@ -97,6 +97,23 @@ def _reduce(function: Callable[..., Tensor]) -> Operator:
     return run
 
 
+def _product(x: Tensor, axes: list[int], keeps: bool) -> Tensor:
+    for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
+        x = x.prod(axis, keepdim=keeps)
+    return x
+
+
+def _place_of(function: Callable[..., Tensor]) -> Operator:
+    """The index of the largest or of the least."""
+
+    def run(call: Call) -> Tensor:
+        if call.number("select_last_index", 0):
+            raise call.refuse("the last of equal ones")
+        return function(call.x(), call.number("axis", 0), bool(call.number("keepdims", 1)))
+
+    return run
+
+
 def _softmax(function: Callable[..., Tensor]) -> Operator:
     def run(call: Call) -> Tensor:
         x = call.x()
@@ -137,8 +154,12 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "Abs": _unary(torch.abs),
     "Add": _elementwise(torch.add, lambda a, b: a + b),
     "And": _elementwise(torch.logical_and, lambda a, b: a and b),
+    "ArgMax": _place_of(torch.argmax),
+    "ArgMin": _place_of(torch.argmin),
+    "Atan": _unary(torch.atan),
     "Cast": _cast,
     "Ceil": _unary(torch.ceil),
+    "Celu": lambda call: F.celu(call.x(), call.number("alpha", 1.0)),
     "Clip": _clip,
     "Cos": _unary(torch.cos),
     "CumSum": _cumsum,
@@ -172,10 +193,15 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "PRelu": _prelu,
     "Pow": _elementwise(torch.pow, lambda a, b: a**b),
     "Reciprocal": _unary(torch.reciprocal),
+    "ReduceL1": _reduce(lambda x, axes, keeps: x.abs().sum(axes, keeps)),
+    "ReduceL2": _reduce(lambda x, axes, keeps: torch.linalg.vector_norm(x, 2, axes, keeps)),
+    "ReduceLogSumExp": _reduce(torch.logsumexp),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMean": _reduce(torch.mean),
     "ReduceMin": _reduce(torch.amin),
+    "ReduceProd": _reduce(_product),
     "ReduceSum": _reduce(torch.sum),
+    "ReduceSumSquare": _reduce(lambda x, axes, keeps: x.square().sum(axes, keeps)),
     "Relu": _unary(F.relu),
     "Round": _unary(torch.round),
     "Selu": _unary(F.selu),
@@ -184,9 +210,13 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "Sin": _unary(torch.sin),
     "Softmax": _softmax(F.softmax),
     "Softplus": _unary(F.softplus),
+    "Softsign": _unary(F.softsign),
     "Sqrt": _unary(torch.sqrt),
     "Sub": _elementwise(torch.sub, lambda a, b: a - b),
     "Sum": _folded(torch.add),
+    "Tan": _unary(torch.tan),
     "Tanh": _unary(torch.tanh),
+    "ThresholdedRelu": lambda call: F.threshold(call.x(), call.number("alpha", 1.0), 0.0),
     "Where": _where,
+    "Xor": _elementwise(torch.logical_xor, lambda a, b: bool(a) != bool(b)),
 }

@@ -148,6 +148,13 @@ def _resize(call: Call) -> Tensor:
     return F.interpolate(x, size, given[2:] or None, kind, align_corners=how == "align_corners")
 
 
+def _local_response_norm(call: Call) -> Tensor:
+    if call.number("size") % 2 == 0:
+        raise call.refuse(f"an even size, {call.number('size')}")
+    alpha, beta, bias = (call.number(name, usual) for name, usual in {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}.items())
+    return F.local_response_norm(call.x(), call.number("size"), alpha, beta, bias)
+
+
 LAYERS: Mapping[str, Operator] = {
     "AveragePool": _avg_pool,
     "BatchNormalization": _batch_norm,
@@ -159,7 +166,9 @@ LAYERS: Mapping[str, Operator] = {
     "GlobalMaxPool": _global_pool(torch.amax),
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
+    "LRN": _local_response_norm,
     "LayerNormalization": _layer_norm,
+    "LpNormalization": lambda call: F.normalize(call.x(), float(call.number("p", 2)), call.number("axis", -1)),
     "MatMul": _matmul,
     "MaxPool": _max_pool,
     "Resize": _resize,

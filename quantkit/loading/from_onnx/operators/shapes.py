@@ -183,6 +183,20 @@ def _tile(call: Call) -> Tensor:
     return call.x().repeat(call.numbers("repeats", 1) or [])
 
 
+def _top(call: Call) -> tuple[Tensor, Tensor]:
+    (count,) = call.numbers("k", 1) or [1]
+    values, places = torch.topk(call.x(), count, call.number("axis", -1), bool(call.number("largest", 1)), bool(call.number("sorted", 1)))
+    return values, places
+
+
+def _one_hot(call: Call) -> Tensor:
+    index, values = call.x().long(), call.x(2)
+    depth = int(as_tensor(call.inputs[1]).flatten()[0])
+    call.check_size(depth * index.numel())
+    hot = F.one_hot(torch.where(index < 0, index + depth, index), depth).movedim(-1, call.number("axis", -1))
+    return torch.where(hot.bool(), values[1], values[0])
+
+
 def _trilu(call: Call) -> Tensor:
     offset = int(call.at(1) or 0)
     return torch.triu(call.x(), offset) if call.number("upper", 1) else torch.tril(call.x(), offset)
@@ -203,6 +217,7 @@ SHAPES: Mapping[str, Operator] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "OneHot": _one_hot,
     "Pad": _pad,
     "Range": _range,
     "Reshape": _reshape,
@@ -213,6 +228,7 @@ SHAPES: Mapping[str, Operator] = {
     "Split": _split,
     "Squeeze": _squeeze,
     "Tile": _tile,
+    "TopK": _top,
     "Transpose": _transpose,
     "Trilu": _trilu,
     "Unsqueeze": _unsqueeze,
