@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +18,13 @@ from test_pipeline import allocate
 from torch import Tensor, nn
 
 from quantkit.core.numerics.affine import fake_quantize
+from quantkit.core.spec import parse_scheme
 from quantkit.data import Batch
 from quantkit.network.capture import capture
-from quantkit.quantization import moments
+from quantkit.quantization import moments, sequential
 from quantkit.quantization.moments import PairedMoments, columns
 from quantkit.quantization.rounding import ROUNDINGS
-from quantkit.quantization.sequential import RIDGE, compensated, items_within, round_in_sequence
+from quantkit.quantization.sequential import RIDGE, compensated, items_within, round_in_sequence, same_until
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.quantization.weights import WeightBank
 from quantkit.runs.result import Result
@@ -233,6 +236,56 @@ def test_the_items_held_at_once_follow_from_the_memory() -> None:
     assert 1 < few < many and abs(many - 10 * few) <= 10
     wide = formed(lambda _, x: torch.cat([x, x, x, x], 1).relu())
     assert items_within(wide, 1) < items_within(formed(lambda _, x: x.relu()), 1)
+
+
+@pytest.mark.parametrize("name", ["residual", "inception", "tokens"])
+def test_what_an_earlier_plan_begins_with_is_taken_from_it_and_is_the_same(
+    name: str, benches: Callable[[str], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every group in turn has another scheme than in the earlier plan: codes and biases are those of a plan that was rounded alone."""
+    work = benches(name)
+    bank = WeightBank(work.graph, work.bank._parameters, work.bank.activations, work.bank._product_rows, rounding=ROUNDINGS["gptq"])
+    first = work.uniform("w4a8")
+    rounded: list[str] = []
+
+    def counted(layer: Any, *given: Any, **named: Any) -> Any:
+        rounded.append(layer.name)
+        return settled(layer, *given, **named)
+
+    settled = sequential._settled
+    monkeypatch.setattr(sequential, "_settled", counted)
+
+    def found(placement: Placement, known: Any) -> dict[str, np.ndarray]:
+        return round_in_sequence(work.captured, placement, bank, [Batch(dict(work.inputs))], nothing, known)
+
+    earlier = found(work.place(first), {})
+    saved = 0
+    for layer in [layer for layer in work.graph.layers if layer.weight and layer.name in work.place(first).schemes]:
+        placement = work.place({**first, layer.name: parse_scheme("w8a8")})
+        same = same_until(work.captured, placement, work.place(first))
+        assert layer.name not in same
+        known = {one: {key: array for key, array in earlier.items() if key.startswith(f"{one} ")} for one in same}
+        rounded.clear()
+        alone = found(placement, {})
+        every = len(rounded)
+        rounded.clear()
+        short = found(placement, known)
+        saved += every - len(rounded)
+        assert not set(rounded) & set(same) and alone.keys() == short.keys()
+        assert all(np.array_equal(alone[key], short[key]) for key in alone)
+    assert saved > 0
+
+
+def test_a_plan_differs_from_the_first_layer_whose_output_it_leaves_otherwise(benches: Callable[[str], Bench]) -> None:
+    work = benches("residual")
+    whole = work.place(work.uniform("w8a8"))
+    last = [layer.name for layer in work.graph.layers][-1]
+    assert last in same_until(work.captured, whole, whole)
+    for layer in [layer.name for layer in work.graph.layers if layer.name in whole.outputs]:
+        other = dataclasses.replace(whole, outputs=whole.outputs - {layer})
+        assert layer not in same_until(work.captured, whole, other)
+    slot = next(iter(sorted(whole.inputs)))
+    assert slot[0] not in same_until(work.captured, whole, dataclasses.replace(whole, inputs=whole.inputs - {slot}))
 
 
 def test_narrow_weights_are_rounded_for_each_plan_unless_said_otherwise() -> None:

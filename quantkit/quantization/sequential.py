@@ -18,8 +18,9 @@ One pass over the items for all layers. The codes are those of this plan: in ano
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,16 +39,23 @@ from quantkit.targets.placement import Placement
 
 # Of 0.02, 0.1, 0.3 and 1: 0.1 and 0.3 were best on MobileNetV2 (w4a8, 64 and 160 items), SqueezeNet (w4a8) and ResNet44 (w3a8).
 RIDGE = 0.1
+Arrays = Mapping[str, NDArray[Any]]
 NOTHING = Placement({}, frozenset(), frozenset(), {})
 
 
 @torch.no_grad()
 def round_in_sequence(
-    captured: Captured, placement: Placement, bank: WeightBank, batches: Iterable[Batch], advance: Callable[[int], None]
+    captured: Captured,
+    placement: Placement,
+    bank: WeightBank,
+    batches: Iterable[Batch],
+    advance: Callable[[int], None],
+    known: Mapping[str, Arrays] = MappingProxyType({}),
 ) -> dict[str, NDArray[Any]]:
     """The codes and biases of every layer that the placement quantizes, as `WeightBank.changed` takes them.
 
-    Layers whose weight others share keep the bank's codes, so do tables and weights that have no scale. `advance(1)` after each layer.
+    Layers whose weight others share keep the bank's codes, so do tables and weights that have no scale. `known` has what came of some
+    layers under another placement that is the same up to them (`same_until`). `advance(1)` after each layer.
     """
     schemes = placement.all_schemes
     users = Counter(name for layer in captured.graph.layers for name in (layer.weight, layer.bias) if name)
@@ -63,7 +71,10 @@ def round_in_sequence(
         layer = wanted.get(node.name)
         for environment in floats:
             plain.advance(environment, node)
-        if layer is not None and users[str(layer.weight)] == 1:
+        if layer is not None and layer.name in known:
+            found |= known[layer.name]
+            advance(1)
+        elif layer is not None and users[str(layer.weight)] == 1:
             scheme = schemes[layer.name]
             movable = layer.name not in placement.stored and users[str(layer.bias)] == 1
             paired = PairedMoments(node, layer, bank.parameter(str(layer.weight)).device)
@@ -77,6 +88,17 @@ def round_in_sequence(
             for environment in (*floats, *values):
                 environment.pop(name, None)
     return found
+
+
+def same_until(captured: Captured, one: Placement, other: Placement) -> tuple[str, ...]:
+    """The layers, as they run, before the first node of which the placements differ: they read the same, and get the same codes."""
+    layers, same = {layer.node: layer.name for layer in captured.graph.layers}, []
+    for node in captured.module.graph.nodes:
+        name = layers.get(node.name)
+        if (name and one.of_layer(name) != other.of_layer(name)) or (node.name in one.unscaled) != (node.name in other.unscaled):
+            break
+        same += [name] if name else []
+    return tuple(same)
 
 
 def items_within(captured: Captured, megabytes: float) -> int:

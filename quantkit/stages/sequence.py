@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from quantkit.core.sources import code_of
 from quantkit.core.spec import Allocation
 from quantkit.core.store import fingerprint
 from quantkit.data import Batch, Subset
+from quantkit.network.captured import Captured
 from quantkit.quantization.rounding import ROUNDINGS
-from quantkit.quantization.sequential import items_within, round_in_sequence
+from quantkit.quantization.sequential import Arrays, items_within, round_in_sequence, same_until
 from quantkit.runs.workbench import Workbench
 from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.stages.candidates import Candidates
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 BATCH = 8
 MOST_ITEMS = 256  # for the plan that ships
+MOST_BYTES = 256 << 20  # of codes of earlier plans, which later ones may begin with
 
 
 def items_for(request: Request, network: Network, most: int = MOST_ITEMS) -> Subset:
@@ -51,8 +54,26 @@ def in_sequence(
     def batches() -> list[Batch]:
         return list(network_batches(network.captured.graph, items, BATCH, device))
 
+    earlier: list[tuple[Placement, Arrays]] = []
+
     def rounded(placement: Placement) -> dict[str, NDArray[Any]]:
-        return round_in_sequence(network.on_device, placement, bank, batches(), lambda _: None)
+        known = _known(network.captured, placement, earlier)
+        found = round_in_sequence(network.on_device, placement, bank, batches(), lambda _: None, known)
+        earlier.append((placement, found))
+        while sum(array.nbytes for _, arrays in earlier for array in arrays.values()) > MOST_BYTES:
+            del earlier[0]
+        return found
 
     key = fingerprint(candidates.key, "in sequence", code_of(__name__), items.fingerprint(), rounding or own)
     return PlanWeights(rounded, candidates.graph, candidates.bank, bench.store, key, only)
+
+
+def _known(captured: Captured, placement: Placement, earlier: Sequence[tuple[Placement, Arrays]]) -> dict[str, Arrays]:
+    """By layer, what came of the layers that an earlier plan begins with as this one does; of the plan that shares most."""
+    names: tuple[str, ...] = ()
+    given: Arrays = {}
+    for other, arrays in earlier:
+        same = same_until(captured, placement, other)
+        names, given = (same, arrays) if len(same) > len(names) else (names, given)
+    own = {name: {key: array for key, array in given.items() if key.startswith(f"{name} ")} for name in names}
+    return {name: arrays for name, arrays in own.items() if arrays}

@@ -64,6 +64,12 @@ class Placement:
         """The scheme of every layer that has another than float32, however it computes."""
         return {**self.schemes, **self.dynamic, **self.floating, **self.stored}
 
+    def of_layer(self, name: str) -> tuple[object, ...]:
+        """All that it says of how one layer computes; nodes between layers are apart from this."""
+        ways = (self.schemes.get(name), self.dynamic.get(name), self.floating.get(name), self.stored.get(name))
+        slots = frozenset(slot for layer, slot in self.inputs if layer == name)
+        return (*ways, slots, name in self.outputs, name in self.float_bias, None if self.float32 is None else name in self.float32)
+
     @property
     def int8(self) -> frozenset[str]:
         """The layers that are to run in integers: those with a quantizer, save fp8."""
