@@ -350,3 +350,19 @@ def test_a_traced_torchscript_says_the_same_as_the_network_it_was_traced_from() 
 
     assert say(traced.graph) == say(ours.graph) and len(ours.graph.layers) == 4 and not traced.graph.unsupported
     torch.testing.assert_close(traced.module(example), model(example), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_is_float_for_a_reason_and_its_first_state_is_not_listed(kind: type[nn.RNNBase]) -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent, self.head = kind(6, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.recurrent(x)[0][:, -1])
+
+    graph = capture(Steps().eval(), {"x": torch.zeros(2, 5, 6)}).graph
+    assert [layer.name for layer in graph.layers] == ["head"]
+    assert [entry.operation for entry in graph.unsupported] == [{"RNN": "rnn_tanh"}.get(kind.__name__, kind.__name__.lower()) + ".input"]
+    assert graph.unsupported[0].reason.startswith("recurrent")

@@ -159,6 +159,7 @@ TENSORS = (torch.randn(ITEMS, 6, generator=torch.Generator().manual_seed(1)), to
         (batch for batch in batches()),
         batches()[0],
         TENSORS,
+        tuple(tensor.numpy() for tensor in TENSORS),
         {"x": TENSORS[0], "labels": TENSORS[1]},
         torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*TENSORS), batch_size=32),
         collect(batches()),
@@ -168,13 +169,23 @@ TENSORS = (torch.randn(ITEMS, 6, generator=torch.Generator().manual_seed(1)), to
         "items.npz",
         Path("items.npz"),
     ],
-    ids=["list", "generator", "batch", "tensors", "mapping", "loader", "dataset", "splits", "by name", "two sources", "text", "path"],
+    ids=[
+        "list", "generator", "batch", "tensors", "arrays", "mapping", "loader", "dataset", "splits", "by name", "two sources", "text",
+        "path",
+    ],
 )
 def test_data_in_any_form_becomes_three_splits_of_all_items(place: Path, data: Any) -> None:
     splits = resolve(module(), said(data=data)).splits
 
     assert isinstance(splits, Splits)
     assert len(splits.calibration) + len(splits.search) + len(splits.gate) == ITEMS
+
+
+@pytest.mark.parametrize("inputs", [TENSORS[0], TENSORS[0].numpy()], ids=["a tensor", "an array"])
+def test_inputs_alone_are_items_by_their_first_axis(place: Path, inputs: Any) -> None:
+    splits = resolve(module(), said(data=inputs, metric="agreement")).splits
+    assert len(splits.calibration) + len(splits.search) + len(splits.gate) == ITEMS
+    assert tuple(next(iter(splits.gate.batches(2))).inputs["0"].shape) == (2, 6)
 
 
 def test_separate_sources_are_the_splits_they_are_given_as(place: Path) -> None:

@@ -49,6 +49,39 @@ def classifier(name: str) -> Callable[[], nn.Module]:
     return lambda: getattr(models, name)(weights=None)
 
 
+class UNet(nn.Module):
+    """Two levels down and up again by transposed convolutions, each joined with what was there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.middle = self.block(3, 16), self.block(16, 32)
+        self.up, self.joined = nn.ConvTranspose2d(32, 16, 2, stride=2), self.block(32, 16)
+        self.head = nn.Conv2d(16, 5, 1)
+
+    @staticmethod
+    def block(before: int, after: int) -> nn.Module:
+        parts = [(nn.Conv2d(width, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()) for width in (before, after)]
+        return nn.Sequential(*(layer for part in parts for layer in part))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.down(x)
+        deep = self.middle(torch.nn.functional.max_pool2d(wide, 2))
+        return self.head(self.joined(torch.cat([wide, self.up(deep)], 1)))
+
+
+class Recurrent(nn.Module):
+    """Columns of a map as steps of an LSTM, as in keyword spotting; behind it a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, stride=2, padding=1), nn.ReLU())
+        self.recurrent, self.head = nn.LSTM(64, 32, batch_first=True), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.front(x).permute(0, 3, 1, 2).flatten(2)
+        return self.head(self.recurrent(steps)[0][:, -1])
+
+
 ZOO: dict[str, tuple[Callable[[], nn.Module], int]] = {
     **{
         name: (classifier(name), 96)
@@ -56,6 +89,9 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], int]] = {
     },
     "googlenet": (lambda: models.googlenet(weights=None, aux_logits=False, init_weights=False), 96),
     "convnext_tiny": (classifier("convnext_tiny"), 96),
+    "regnet_y_400mf": (classifier("regnet_y_400mf"), 96),
+    "unet": (UNet, 32),
+    "lstm": (Recurrent, 32),
     "fcn_resnet50": (lambda: First(models.segmentation.fcn_resnet50(weights=None, weights_backbone=None)), 64),
     "ssdlite320": (lambda: Backbone(models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)), 160),
 }

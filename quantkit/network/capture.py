@@ -266,6 +266,8 @@ def _describe(program: ExportedProgram, module: fx.GraphModule) -> Graph:
         target = node.target
         reason = refusal(node, module, flowing)
         source = operand(node, 0)
+        if reason and node not in flowing:  # a constant, such as the state that a recurrent layer begins with
+            continue
         if reason:
             reads = tuple(read.name for read in node.all_input_nodes)
             unsupported.append(Unsupported(node.name, operation_name(node), reads, reason))

@@ -58,6 +58,7 @@ FLOAT_ONLY = (
 STAYS_FLOAT: Mapping[str, str] = {
     **dict.fromkeys(FLOAT_ONLY, NO_KERNEL),
     "convolution": "transposed, or in three dimensions: it runs in float in ONNX Runtime, even between codes",
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), "recurrent: what it reads next is what it has made, so it runs in float"),
     **dict.fromkeys(("softmax", "_softmax"), "ONNX Runtime's int8 kernel for it is slower than float"),
 }
 

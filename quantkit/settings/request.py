@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -312,7 +313,8 @@ def _dataset(value: Any, reading: Reading) -> Dataset:
     if isinstance(value, torch.utils.data.Dataset):
         got = f"a {type(value).__name__}, which has no length and yields single items"
         raise DataError(got, "a dataset with rows by position, or batches", "pass torch.utils.data.DataLoader(dataset, batch_size=32)")
-    if isinstance(value, (Batch, Tensor, Mapping)) or (isinstance(value, tuple) and all(isinstance(part, Tensor) for part in value)):
+    arrays = (Tensor, np.ndarray)
+    if isinstance(value, (Batch, *arrays, Mapping)) or (isinstance(value, tuple) and all(isinstance(part, arrays) for part in value)):
         return collect([value])
     if not isinstance(value, Iterable):
         got = f"data of type {type(value).__name__}"
