@@ -103,7 +103,7 @@ def keep(path: Path, row: Row) -> None:
     for name in NETWORKS:
         own = [one for one in rows if one["network"] == name]
         figures |= {f"{name}.{key}": value for key, value in figures_of(own).items()} if own else {}
-    write_figures(path, FILE, figures, whole=len({one["code"] for one in rows}) == 1, rows=rows)
+    write_figures(path, FILE, figures, whole=all(one["code"] == code_here(FILE).fingerprint for one in rows), rows=rows)
 
 
 def main() -> None:
