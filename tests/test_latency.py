@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import toys
 
@@ -237,6 +238,7 @@ def test_a_layers_time_is_the_median_of_its_own_nodes_without_what_converts(monk
     ]
     report = tmp_path / "profile.json"
     report.write_text(json.dumps(events))
+    onnx.save(onnx.ModelProto(), tmp_path / "optimized.onnx")
     handle = SimpleNamespace(end_profiling=lambda: str(report))
     monkeypatch.setattr(ort_cpu, "open_session", lambda *_, **__: SimpleNamespace(run=lambda _: (), handle=handle))
 
