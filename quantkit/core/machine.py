@@ -15,7 +15,6 @@ A description is TOML. Speeds are of schemes, over that of half; a scheme that i
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +22,7 @@ from typing import Any
 
 from quantkit.core.errors import ConfigError, SchemeError, unknown
 from quantkit.core.spec import Scheme, parse_schemes
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from quantkit.core.toml_file import read_toml
 
 HALF_BITS = 16
 KEYS = ("name", "macs_per_s", "bytes_per_s", "launch_us", "speed")
@@ -58,12 +53,7 @@ TENSOR_CORES = Machine("tensor cores", 100.0, 1.0)
 
 def read_machine(path: Path) -> Machine:
     """The machine that a TOML file describes. Raises ConfigError for a file that cannot be read, a key or a number that is none."""
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", "a TOML file that describes a machine", "check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}", "key = value lines", "correct the line that is named") from error
+    table = read_toml(path)
     for key in table:
         if key not in KEYS:
             raise ConfigError(*unknown(f"key of a machine in {path}", key, KEYS))

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import ConfigError, unknown
+from quantkit.core.toml_file import read_toml
 from quantkit.settings.arguments import FILE_KEYS, Arguments, Pixels, from_file, kinds
 from quantkit.settings.kinds import Kind
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PREPROCESSING_KEYS = kinds(Pixels)
 PREPROCESSING = Kind("a table [preprocessing]", lambda value: value if isinstance(value, dict) else None)
@@ -29,9 +24,9 @@ def load_config(folder: Path) -> Arguments:
     """
     own = folder / "quantkit.toml"
     if own.is_file():
-        return _parsed(_read(own), own)
+        return _parsed(read_toml(own), own)
     project = folder / "pyproject.toml"
-    table = _read(project).get("tool", {}).get("quantkit") if project.is_file() else None
+    table = read_toml(project).get("tool", {}).get("quantkit") if project.is_file() else None
     if table is None:
         return Arguments()
     if not isinstance(table, dict):
@@ -39,14 +34,6 @@ def load_config(folder: Path) -> Arguments:
             f"{project} has tool.quantkit = {table!r}", "a table [tool.quantkit]", "write its keys below a line [tool.quantkit]"
         )
     return _parsed(table, project)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}", "key = value lines", "correct the line that is named") from error
-    return table
 
 
 def _parsed(table: Mapping[str, Any], path: Path) -> Arguments:
