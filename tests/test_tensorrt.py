@@ -331,7 +331,7 @@ def test_kept_fp8_and_block_codes_come_back(work: Bench) -> None:
     first = bank_of(planned(work, "fp16"))
     layer = work.graph.layer("head")
     rounded = first.rounded((layer, scheme) for scheme in (FP8, W4A16, FP16))
-    assert set(rounded) == {f"head {kind}{what}" for kind in ("e4m3", "4b float") for what in ("", " scale", " alignment")}
+    assert set(rounded) == {f"head {kind}{what}" for kind in ("e4m3", "4b128 float") for what in ("", " scale", " alignment")}
     other = WeightBank(work.graph, {}, {}, tensorrt.product_rows, rounded=rounded)
     other._parameters = {name: torch.zeros_like(first.parameter(name)) for name in ("head.weight", "head.bias")}  # type: ignore[assignment]
     for scheme in (FP8, W4A16):

@@ -75,9 +75,10 @@ class QuantSpec:
 
     @property
     def label(self) -> str:
-        """What distinguishes formats of weights in a name: `4`, `4b` (blocks), `4g16` (two levels), `4c` (codebook)."""
-        form = f"g{self.granularity.size}" if isinstance(self.granularity, PerGroup) else ""
-        return f"{self.bits}{form}{'b' * isinstance(self.granularity, PerBlock)}{'c' * self.codebook}"
+        """What distinguishes formats of weights in a name: `4`, `4b32` (blocks), `4g16` (two levels), `4c` (codebook)."""
+        letter = {PerGroup: "g", PerBlock: "b"}.get(type(self.granularity), "")
+        size = self.granularity.size if isinstance(self.granularity, PerGroup | PerBlock) else ""
+        return f"{self.bits}{letter}{size}{'c' * self.codebook}"
 
     @property
     def code_min(self) -> int:
@@ -175,15 +176,20 @@ class Scheme(str):
         return self.activations is None and self.weights is not None
 
     @property
+    def has_blocks(self) -> bool:
+        """Whether weights have a scale for each few of them along a row."""
+        return self.weights is not None and isinstance(self.weights.granularity, PerBlock)
+
+    @property
     def precision(self) -> tuple[int, int, int, bool]:
         """What sorts schemes by precision: bits of the activations, then of the weights, then a codebook before two levels before one.
 
-        Last, activations whose range is that of the call before those of a fixed one.
+        Blocks count as two levels. Last, activations whose range is that of the call before those of a fixed one.
         """
         weights = self.weights
         form = 0
         if isinstance(weights, QuantSpec):
-            form = 2 if weights.codebook else int(isinstance(weights.granularity, PerGroup))
+            form = 2 if weights.codebook else int(isinstance(weights.granularity, PerGroup | PerBlock))
         bits = [32 if spec is None else spec.bits for spec in (self.activations, weights)]
         return (bits[0], bits[1], form, self.is_dynamic)
 
@@ -205,6 +211,7 @@ _INTEGER = re.compile(r"w([2-8]|16)a(4|16)")
 _TWO_LEVEL = re.compile(r"w([2-6])g(16)a8")
 _CODEBOOK = re.compile(r"c([2-6])([ad])8")
 _DYNAMIC = re.compile(r"w([2-8])d8")
+_BLOCKS = re.compile(r"w([48])b(16|32|64|128)(d8|a32)")
 _STORED = re.compile(r"w([2-8])a32")
 _STORED_CODEBOOK = re.compile(r"c([2-6])a32")
 
@@ -213,7 +220,8 @@ def parse_scheme(text: str) -> Scheme:
     """`"w4a8"` → weights 4-bit signed symmetric per output channel, activations 8-bit unsigned per tensor.
 
     `w4g16a8` has a multiplier for each 16 input channels, `c4a8` a table of 16 levels; `w8d8` and `c4d8` quantize activations in each call,
-    by their own range there; `w4a4` and `w16a16` have activations of other widths; `w8a32`, `c4a32` and `w16a32` (half) are stored so, and
+    by their own range there; `w4b32d8` and `w4b32a32` have a scale for each 32 weights of a row, and the former one for each 32 activations
+    in each call; `w4a4` and `w16a16` have activations of other widths; `w8a32`, `c4a32` and `w16a32` (half) are stored so, and
     compute in float32. Raises SchemeError for anything else that is not `fp32` or of FLOATING.
     """
     if text == FLOAT:
@@ -230,11 +238,15 @@ def parse_scheme(text: str) -> Scheme:
         return Scheme(text, _weights(found, PerChannel(0), codebook=True), BYTE if found[2] == "a" else BYTE_IN_CALL)
     if found := _DYNAMIC.fullmatch(text):
         return Scheme(text, _weights(found, PerChannel(0)), BYTE_IN_CALL)
+    if found := _BLOCKS.fullmatch(text):
+        size = int(found[2])
+        in_call = QuantSpec(8, signed=True, symmetric=True, granularity=PerBlock(-1, size), dynamic=True)
+        return Scheme(text, _weights(found, PerBlock(1, size)), in_call if found[3] == "d8" else None)
     if found := _STORED.fullmatch(text):
         return Scheme(text, _weights(found, PerChannel(0)), None)
     if found := _STORED_CODEBOOK.fullmatch(text):
         return Scheme(text, _weights(found, PerChannel(0), codebook=True), None)
-    wanted = f"fp32, {', '.join(FLOATING)}, or w<bits>a8 such as w8a8 or w4a8, w4a4, w8d8, w4g16a8, c4a8, w8a32, c4a32"
+    wanted = f"fp32, {', '.join(FLOATING)}, or w<bits>a8 such as w8a8 or w4a8, w4a4, w8d8, w4b32d8, w4g16a8, c4a8, w8a32, c4a32"
     raise SchemeError(f"unknown scheme {text!r}", wanted, "list schemes as --schemes w8a8,w4a8,fp32")
 
 

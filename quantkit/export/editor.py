@@ -130,8 +130,21 @@ class Editor:
 
     def become(self, node: ir.Node, kind: str, inputs: int) -> None:
         """Make `node` another operation, which reads the first `inputs` only and has no attributes; its name and its result's stay."""
+        self.exchange(node, kind, [read(node, slot) for slot in range(inputs)])
+
+    def exchange(
+        self,
+        node: ir.Node,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, int] | None = None,
+        domain: str = "",
+    ) -> None:
+        """Put another operation in the place of `node`, whose name and whose result's name it takes; `domain` "" is the standard's."""
         (old,) = node.outputs
-        fresh = ir.node(kind, [read(node, slot) for slot in range(inputs)], name=node.name)
+        if domain:
+            self._graph.opset_imports.setdefault(domain, 1)
+        fresh = ir.node(kind, inputs, attributes=attributes or {}, domain=domain, name=node.name)
         fresh.outputs[0].name, fresh.outputs[0].shape, fresh.outputs[0].type = old.name, old.shape, old.type
         self._graph.insert_before(node, fresh)
         old.replace_all_uses_with(fresh.outputs[0], replace_graph_outputs=True)

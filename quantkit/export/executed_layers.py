@@ -14,11 +14,13 @@ from quantkit.core.graph import Graph
 from quantkit.targets.placement import Placement
 
 Precision = Literal["int8", "float"]
-INTEGER = re.compile(r"QLinear\w+|QGemm|MatMulInteger\w*|DynamicQuantizeMatMul|ConvInteger|QAttention")
+IN_BLOCKS = "MatMulNBits of integers"  # accuracy level 4; below it computes in float
+INTEGER = re.compile(rf"QLinear\w+|QGemm|MatMulInteger\w*|DynamicQuantizeMatMul|ConvInteger|QAttention|{IN_BLOCKS}")
 OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "conv": ("Conv", "FusedConv", "QLinearConv", "ConvInteger"),
     "linear": (
         "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+        "MatMulNBits",
     ),
     "embedding": ("Gather", "Mul"),
     "add": ("Add", "Sum", "QLinearAdd", "Conv", "FusedConv"),
@@ -102,9 +104,13 @@ def _kinds(optimized: Path, graph: Graph) -> dict[str, str]:
     for node in onnx.load(optimized, load_external_data=False).graph.node:
         for name in (owner(node.op_type, called) for called in (node.name, *node.output)):
             if name and node.op_type in OPERATIONS[kinds[name]]:
-                found.setdefault(name, node.op_type)
+                found.setdefault(name, IN_BLOCKS if _adds_integers(node) else node.op_type)
                 break
     return found
+
+
+def _adds_integers(node: onnx.NodeProto) -> bool:
+    return any(entry.name == "accuracy_level" and entry.i == 4 for entry in node.attribute)
 
 
 def taken_in(graph: Graph) -> dict[str, str]:

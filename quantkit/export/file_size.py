@@ -20,6 +20,7 @@ STREAM = (
 )  # fmt: skip
 ATTRIBUTES = {"BitShift": 23, "Cast": 11}
 POOLED = 77  # a ReduceMean's attributes and axes, which a GlobalAveragePool of codes has not
+BLOCKS, CONTRIBUTED = 93, 19  # the domain and the attributes of MatMulNBits; the import of its operators
 INDICES = len("input_ids")  # what a table is mostly asked by
 AXIS, BATCH = 13, 3  # the attribute of a weight's DequantizeLinear; the name of the batch axis
 
@@ -29,15 +30,20 @@ def promised_bytes(plain_bytes: int, graph: Graph, placement: Placement, weight_
     total = plain_bytes + sum(_quantizers(graph, placement)) + sum(_barriers(graph, placement))
     total -= POOLED * sum(layer.kind == "global_pool" and layer.name in placement.outputs for layer in graph.layers)
     total += sum(_quantizing_in_call(graph, placement))
+    contributed = 0
     shared: dict[str, int] = {}  # constants that several layers read
     counted, tables = set[str](), {layer.weight for layer in graph.layers if layer.is_table and placement.made}
     for layer in graph.layers:
         scheme = placement.schemes.get(layer.name) or placement.stored.get(layer.name) or placement.dynamic.get(layer.name)
         if not layer.weight or not scheme:
             continue
-        reading = _reading_rows if layer.is_table else _reading_in_call if scheme.is_dynamic else _reading
-        total += reading(layer, scheme) + sum(_unpacking(layer, scheme, placement))
-        shared |= _shared(layer, scheme, placement)
+        if scheme.has_blocks:
+            total += _reading_blocks(layer, scheme)
+            contributed = CONTRIBUTED
+        else:
+            reading = _reading_rows if layer.is_table else _reading_in_call if scheme.is_dynamic else _reading
+            total += reading(layer, scheme) + sum(_unpacking(layer, scheme, placement))
+            shared |= _shared(layer, scheme, placement)
         if layer.weight in tables and layer.kind == "linear" and len(layer.output_shape) > 1:  # its float weight lies there, transposed
             total += _node("Transpose", FOLDED, FOLDED, FOLDED) - 4 * layer.weight_count - _constant(len(layer.weight), 2)
             if not scheme.is_float:  # the product wants its scales in one axis, the table in two
@@ -51,7 +57,7 @@ def promised_bytes(plain_bytes: int, graph: Graph, placement: Placement, weight_
             name, own = len(layer.bias), len(f"node_{layer.node}_bias")
             total += 4 * layer.weight_shape[layer.weight_axis] + 6 + _constant(name + 6, 1)
             total += _node("DequantizeLinear", name + 6, name + 6, own, own) + AXIS + own - name + _typed(own, 1)
-    return total + sum(_constant(len(name), 1) + content for name, content in shared.items())
+    return total + contributed + sum(_constant(len(name), 1) + content for name, content in shared.items())
 
 
 def _quantizers(graph: Graph, placement: Placement) -> Iterator[int]:
@@ -96,6 +102,15 @@ def _reading_in_call(layer: Layer, scheme: Scheme) -> int:
     return found + len("Mul") - len("MatMul") + real + scales - name - len(str(layer.weight))
 
 
+def _reading_blocks(layer: Layer, scheme: Scheme) -> int:
+    """MatMulNBits in the place of the product: its domain, attributes, codes and scales."""
+    assert isinstance(scheme.weights, QuantSpec)
+    named = len(str(layer.weight)) + len(f"_w{scheme.weights.label}") + 6
+    is_product = layer.kind == "linear" and len(layer.output_shape) > 1
+    name = len("MatMulNBits") - (len("MatMul") if is_product else len("Gemm"))
+    return name + BLOCKS + 2 * named + 2 - len(str(layer.weight)) + (0 if is_product or not layer.bias else 4)
+
+
 def _reading_rows(layer: Layer, scheme: Scheme) -> int:
     """The nodes that make rows of codes real, in place of a Gather from the table."""
     weight, own = len(str(layer.weight)), len(_operation(layer))
@@ -108,10 +123,15 @@ def _reading_rows(layer: Layer, scheme: Scheme) -> int:
 
 def _quantizing_in_call(graph: Graph, placement: Placement) -> Iterator[int]:
     """The DynamicQuantizeLinear of each tensor that is quantized in each call."""
-    readers = {layer.inputs[0]: layer for layer in reversed(graph.layers) if layer.name in placement.dynamic}
+    readers = {layer.inputs[0]: layer for layer in reversed(graph.layers) if _ranges_in_call(layer, placement)}
     for tensor, first in readers.items():
         name = len(tensor) + len("_call_quantized")
         yield _node("DynamicQuantizeLinear", len(tensor), name, name - 4, name + 1, len(_operation(first)) + 5)
+
+
+def _ranges_in_call(layer: Layer, placement: Placement) -> bool:
+    """Whether a node of its own finds the range of what the layer reads."""
+    return layer.name in placement.dynamic and not placement.dynamic[layer.name].has_blocks
 
 
 def _constants(layer: Layer, scheme: Scheme, placement: Placement) -> int:
@@ -120,6 +140,8 @@ def _constants(layer: Layer, scheme: Scheme, placement: Placement) -> int:
     if not isinstance(scheme.weights, QuantSpec):
         return len("_w16_codes")
     suffix = len(f"_w{scheme.weights.label}")
+    if scheme.has_blocks:
+        return suffix + 6 + _constant(weight + suffix + 6, 2)
     more = _constant(weight + suffix + 7, 1) if _form(layer, scheme.weights, placement) else 0
     return suffix + 6 + _constant(weight + suffix + 6, rank if scheme.is_float or layer.is_table else 1) + more
 

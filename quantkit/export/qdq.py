@@ -22,11 +22,13 @@ from quantkit.core.spec import FloatFormat, Format, PerBlock, QuantSpec
 from quantkit.export.editor import Editor, array_of, code_type, read
 from quantkit.export.float16 import compute_in_half
 from quantkit.export.float_onnx import product_name
-from quantkit.export.storage import from_half, make_codes, make_float
+from quantkit.export.storage import from_half, in_blocks, make_codes, make_float
 from quantkit.quantization.weights import QuantizedWeight, WeightBank
 from quantkit.targets.placement import Barrier, Placement, Slot
 
 LOWEST = np.array(-3e38, np.float32)  # max(x, this) is x, and no pattern of the runtime sees through it
+CONTRIBUTED = "com.microsoft"  # ONNX Runtime's own operators
+FLOAT_SUMS, INTEGER_SUMS = 1, 4  # accuracy levels of MatMulNBits: activations as they are, or in int8 by blocks
 NOTE = "mixed precision; narrow weight codes are unpacked while the session loads"
 
 
@@ -154,6 +156,9 @@ def _store_float_weight(editor: Editor, layer: Layer, placement: Placement, bank
     if layer.is_table and isinstance(scheme.weights, QuantSpec):
         _gather_codes(editor, node, layer, scheme.weights, placement, bank.under(layer, scheme))
         return
+    if isinstance(scheme.weights, QuantSpec) and isinstance(scheme.weights.granularity, PerBlock):
+        _multiply_blocks(editor, node, layer, bank.under(layer, scheme), FLOAT_SUMS)
+        return
     if isinstance(scheme.weights, QuantSpec):
         spec, stem = scheme.weights, f"{layer.weight}_w{scheme.weights.label}"
         quantized = bank.under(layer, scheme)
@@ -192,6 +197,10 @@ def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: 
     node, spec = _operation(editor, layer.node), placement.dynamic[layer.name].weights
     assert isinstance(spec, QuantSpec)
     quantized, stem = bank.weight(layer, spec), f"{layer.weight}_w{spec.label}"
+    if isinstance(spec.granularity, PerBlock):
+        source = read(node, 0)
+        _multiply_blocks(editor, node, layer, quantized, INTEGER_SUMS)
+        return str(source.name)
     _, codes, axis = _lying(node, layer, quantized.codes)
     stored = _codes(editor, stem, codes, axis, spec, placement, node, turned=layer.weight in tied and axis == 1)
     source = read(node, 0)
@@ -204,6 +213,19 @@ def _quantize_in_call(editor: Editor, layer: Layer, placement: Placement, bank: 
         node.replace_input_with(slot, value)
     editor.become(node, "Mul", 2)
     return str(source.name)
+
+
+def _multiply_blocks(editor: Editor, node: ir.Node, layer: Layer, quantized: QuantizedWeight, accuracy_level: int) -> None:
+    """ONNX Runtime's MatMulNBits, which reads the codes as they lie there, also in memory."""
+    spec, (rows, products) = quantized.qparams.spec, quantized.codes.shape
+    assert isinstance(spec, QuantSpec) and isinstance(spec.granularity, PerBlock)
+    _lying(node, layer, quantized.codes)
+    stem, size = f"{layer.weight}_w{spec.label}", spec.granularity.size
+    codes = editor.constant(f"{stem}_codes", in_blocks(quantized.codes.numpy().astype(np.int8), spec.bits, size))
+    inputs = [read(node, 0), codes, editor.constant(f"{stem}_scale", quantized.qparams.scale.numpy())]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    attributes = {"K": products, "N": rows, "bits": spec.bits, "block_size": size, "accuracy_level": accuracy_level}
+    editor.exchange(node, "MatMulNBits", [*inputs, *([None, None, bias] if bias is not None else [])], attributes, CONTRIBUTED)
 
 
 def _weight_type(spec: Format, quantized: QuantizedWeight, placement: Placement) -> Any:

@@ -133,6 +133,12 @@ def make_float(
     return editor.fold("Mul", [real, editor.constant(f"{stem}_scale", scale)], before)
 
 
+def in_blocks(codes: NDArray[np.int8], bits: int, size: int) -> NDArray[np.uint8]:
+    """Codes [rows, products] as MatMulNBits reads them: [rows, blocks, bytes], unsigned, the first code in the low bits."""
+    unsigned = (codes.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8).reshape(len(codes), -1, size)
+    return unsigned if bits == 8 else np.bitwise_or(unsigned[..., 0::2], np.left_shift(unsigned[..., 1::2], np.uint8(4)), dtype=np.uint8)
+
+
 def from_half(editor: Editor, stem: str, weight: NDArray[np.float32], before: ir.Node) -> ir.Value:
     """The weight, which half holds exactly, as FLOAT16 behind a Cast."""
     return _cast(editor, editor.constant(f"{stem}_codes", weight.astype(np.float16)), FLOAT, before)

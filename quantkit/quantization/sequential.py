@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from quantkit.core.graph import Layer
-from quantkit.core.numerics.affine import BIAS_CODE_LIMIT, dequantize, fake_quantize, fit_each_item
+from quantkit.core.numerics.affine import BIAS_CODE_LIMIT, dequantize, fake_quantize, fake_quantize_in_call
 from quantkit.core.spec import QuantSpec, Scheme
 from quantkit.data.batch import Batch
 from quantkit.network.captured import Captured
@@ -119,7 +119,7 @@ def _read(layer: Layer, scheme: Scheme, x: Tensor, placement: Placement, bank: W
     """What the layer's products are made with, of what it is given."""
     spec = scheme.activations
     if isinstance(spec, QuantSpec) and spec.dynamic:
-        return fake_quantize(x, fit_each_item(x, spec))
+        return fake_quantize_in_call(x, spec)
     return fake_quantize(x, bank.input_qparams(layer, 0, spec)) if (layer.name, 0) in placement.inputs else x
 
 

@@ -190,6 +190,7 @@ class WeightBank:
     def round(self, layer: Layer, spec: Format, weight: Tensor, moments: Tensor | None, *, in_float: bool) -> QuantizedWeight:
         """`weight` rounded in the place of the layer's own; `moments` are of what the layer multiplies, as `Rounding` takes them."""
         spec = _fitted(layer, spec)
+        in_float = in_float or isinstance(spec.granularity, PerBlock)  # whose sums are made real block by block
         if spec.granularity is None:
             return QuantizedWeight(nearest(weight, spec), choose_weight_qparams(weight, spec, paired=False))
         rows, paired = self._product_rows(layer, weight)

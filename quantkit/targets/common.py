@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantkit.core.graph import Graph, Group, Layer
-from quantkit.core.spec import FLOAT, PerGroup, QuantSpec, Scheme, parse_scheme
+from quantkit.core.spec import FLOAT, PerBlock, PerGroup, QuantSpec, Scheme, parse_scheme
 from quantkit.targets.placement import Adapted, Placement, Storage
 
 
@@ -111,6 +111,9 @@ def weight_bytes_stored(layer: Layer, scheme: Scheme, storage: Mapping[int, Stor
         return layer.weight_count * (32 if spec is None else spec.bits) // 8 + bias
     bits, more = 8 if storage[spec.bits] == "int8" else spec.bits, 4 * channels
     inputs = layer.weight_shape[1 - layer.weight_axis]
+    if isinstance(spec.granularity, PerBlock):
+        blocks = spec.granularity.fitting(inputs)
+        return layer.weight_count * spec.bits // 8 + (4 * layer.weight_count // blocks.size if blocks else 0) + bias
     if spec.label != str(spec.bits) and not made:
         bits = 8
     elif isinstance(spec.granularity, PerGroup) and spec.granularity.width(inputs) < inputs:

@@ -39,7 +39,7 @@ def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
 def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:
     """The allocation of another target's plan, by layer, as this one can run it: float weights that lie as codes become half."""
     in_call = [name for name, scheme in allocation.items() if scheme.is_dynamic]
-    static = {name: parse_scheme("w4a8" if allocation[name].name in ("w4d8", "c4d8") else "w8a8") for name in in_call}
+    static = {name: parse_scheme("w4a8" if allocation[name].precision[1] == 4 else "w8a8") for name in in_call}
     adapted, half = adapt_to_integers({**allocation, **static}), parse_scheme("w16a32")
     codes = {name for name, scheme in adapted.schemes.items() if scheme.is_stored and isinstance(scheme.weights, QuantSpec)}
     pools = [layer.name for layer in graph.layers if layer.kind in FLOAT_KINDS and not allocation[layer.name].is_float]

@@ -4,7 +4,8 @@ Activations are unsigned 8-bit per tensor, zero point at the lowest value, so th
 symmetric per output channel. Convolution, Add and Concat run in int8 only if all their inputs and their output carry
 Q/DQ; Gemm with an int32 bias may leave float. Nothing is tied but what the graph itself shares: a weight used twice.
 Linear layers over tokens may quantize their activations in each call instead (DynamicQuantizeMatMul, MatMulIntegerToFloat): the range is
-that of the whole tensor, so the file answers each item as the simulation does only where items are given one by one.
+that of the whole tensor, so the file answers each item as the simulation does only where items are given one by one. Weights in blocks
+run in MatMulNBits, at accuracy level 4 where activations are quantized by blocks in each call, at 1 where they stay float.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from quantkit.core.graph import Graph, Group, Layer, Unsupported
-from quantkit.core.spec import PerTensor, QuantSpec, Scheme
+from quantkit.core.spec import BLOCK_SIZES, PerBlock, PerTensor, QuantSpec, Scheme
 from quantkit.targets import common
 from quantkit.targets.common import adapt_to_integers, check_schemes, isolate_layers, quantized_in_call, stored_narrow, weight_bytes_stored
 from quantkit.targets.placement import Adapted, Barrier, Placement, Slot, Storage
@@ -28,6 +29,7 @@ PACKAGE, MINIMUM_RUNTIME = "onnxruntime", "1.22"
 SCHEMES = (
     "fp32", "w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8", "c6a8", "c5a8", "c4a8", "c3a8", "c2a8",
     "w8d8", "w7d8", "w6d8", "w5d8", "w4d8", "w3d8", "w2d8", "c6d8", "c5d8", "c4d8", "c3d8", "c2d8",
+    "w8b32d8", "w4b128d8", "w4b32d8", "w4b128a32", "w4b32a32",
     "w6g16a8", "w5g16a8", "w4g16a8", "w3g16a8", "w2g16a8",
     "w16a32", "w8a32", "w7a32", "w6a32", "w5a32", "w4a32", "w3a32", "w2a32",
     "c6a32", "c5a32", "c4a32", "c3a32", "c2a32",
@@ -46,13 +48,19 @@ SESSION_OPTIONS: Mapping[str, str] = {}  # nothing is needed: what keeps a float
 
 
 def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
-    """As `common.groups`; activations are quantized in each call by linear layers over tokens alone; the same names store a table."""
+    """As `common.groups`; activations are quantized in each call by linear layers over tokens alone; the same names store a table.
+
+    Blocks are for linear layers whose products they divide.
+    """
     dynamic = {scheme.name for scheme in schemes if scheme.is_dynamic}
+    blocks = {scheme.name for scheme in schemes if scheme.has_blocks}
     found = []
     for group in common.groups(graph, schemes):
         layers = [graph.layer(name) for name in group.layers]
         takes = all(layer.is_table or _may_quantize_in_call(layer) for layer in layers)
-        found.append(group if takes else replace(group, schemes=tuple(name for name in group.schemes if name not in dynamic)))
+        refused = frozenset[str]() if takes else dynamic - blocks
+        refused |= frozenset() if all(map(_may_have_blocks, layers)) else blocks
+        found.append(replace(group, schemes=tuple(name for name in group.schemes if name not in refused)))
     return tuple(found)
 
 
@@ -70,7 +78,11 @@ def place(graph: Graph, allocation: Mapping[str, Scheme]) -> Placement:
     means += [(layer.node, layer.inputs[0]) for layer in graph.layers if layer.kind == POOL and layer.name not in schemes]
     averages = {node for node, source in means if graph.source(source) in coded}
     barriers = _barriers(graph, schemes, int8_readers, coded)
-    in_call = {name: scheme for name, scheme in quantized_in_call(graph, allocation).items() if _may_quantize_in_call(graph.layer(name))}
+    in_call = {
+        name: scheme
+        for name, scheme in quantized_in_call(graph, allocation).items()
+        if scheme.has_blocks or _may_quantize_in_call(graph.layer(name))
+    }
     return Placement(
         schemes, frozenset(inputs), outputs, barriers, frozenset(averages), _float_biases(graph, schemes), STORAGE,
         stored=stored_narrow(graph, allocation), dynamic=in_call, sums=_sums(graph, schemes),
@@ -158,6 +170,11 @@ def _float_biases(graph: Graph, names: Iterable[str]) -> frozenset[str]:
 def _may_quantize_in_call(layer: Layer) -> bool:
     """Whether a range for each item is the range of what a call of one item reads."""
     return _is_over_tokens(layer) and layer.item_first
+
+
+def _may_have_blocks(layer: Layer) -> bool:
+    """Whether MatMulNBits can multiply its weight: a matrix of its own, of rows that blocks divide."""
+    return layer.kind == "linear" and PerBlock(1, max(BLOCK_SIZES)).fitting(layer.weight_shape[1]) is not None
 
 
 def _is_over_tokens(layer: Layer) -> bool:

@@ -58,7 +58,8 @@ class LayerDifference:
 @dataclass(frozen=True, slots=True)
 class Parity:
     """Simulation against the file over so many `items`: shares of items with equal top-1 and with equal bits, and of quantized layers
-    whose output is the file's, given the file's own input codes (None where the runtime shows no codes).
+    whose output is the file's, given the file's own input codes (None where the runtime shows no codes); blocks of weights are added in
+    float, and equal where they differ by no more than an order of sums does.
 
     `parted` are the layers of which that is not so, in the order of the graph. `begins` is where whole runs from the network's own input
     first differ: a quantized layer, or the float operation whose values are the first to give other codes.
@@ -220,6 +221,8 @@ class _Bench:
     def _compare_layer(self, layer: Layer, inputs: list[Tensor], values: Mapping[str, NDArray[Any]]) -> None:
         theirs = torch.from_numpy(values[self._emitted.outputs[layer.name]]).float()
         ours = self._on_grid(self.simulation.layer_output(layer, inputs), layer)
+        if self._adds_blocks(layer.name):
+            ours = torch.where((ours - theirs).abs() <= ROUNDING * theirs.abs().max(), theirs, ours)
         tally = self._unequal.setdefault(layer.name, _Tally())
         if tally.add(ours, theirs):
             tally.saturates &= torch.equal(self._on_grid(self._saturating.layer_output(layer, inputs), layer), theirs)
@@ -256,14 +259,20 @@ class _Bench:
         causes = {parting.layer: parting.cause for parting in parted}
         for (name, slot), tally in self._drifted.items():
             if tally.differing and slot is None:
-                return tally.difference(name, name in self._placement.outputs, causes.get(name, UNKNOWN))
+                cause = FLOAT if self._adds_blocks(name) and name not in causes else causes.get(name, UNKNOWN)
+                return tally.difference(name, name in self._placement.outputs, cause)
             if tally.differing and slot is not None:  # and nothing in front of it, save what is computed in float
                 source = self._graph.source(self._graph.layer(name).inputs[slot] if name else self._graph.outputs[slot])
                 maker = next((layer.name for layer in self._graph.layers if source in (layer.node, layer.output)), source)
                 in_codes = name != "" and name not in self._placement.dynamic
-                rounding = tally.largest <= (1 if in_codes else ROUNDING * tally.scale) and maker not in self._placement.int8
+                rounding = tally.largest <= (1 if in_codes else ROUNDING * tally.scale)
+                rounding &= maker not in self._placement.int8 or self._adds_blocks(maker)
                 return tally.difference(maker, in_codes, FLOAT if rounding else UNKNOWN)
         return None
+
+    def _adds_blocks(self, name: str) -> bool:
+        """Whether sums of blocks are added in float there, in an order that is not known."""
+        return name in self._placement.dynamic and self._placement.dynamic[name].has_blocks
 
     def _changed_weights(self, optimized: Path) -> dict[str, str]:
         """What to say of layers whose weight codes, as the runtime has unpacked them, are not the plan's."""

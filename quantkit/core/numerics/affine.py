@@ -59,6 +59,22 @@ def fit_each_item(x: Tensor, spec: QuantSpec) -> QParams:
     return choose_qparams(rows.amin(dim=1), rows.amax(dim=1), replace(spec, granularity=PerChannel(0)))
 
 
+def fake_quantize_in_call(x: Tensor, spec: QuantSpec) -> Tensor:
+    """`x` (shape [items, …]) on the grid that a call finds for it: of the range of each item, or of each block of its last axis.
+
+    A block's grid is that of ONNX Runtime's MatMulNBits: scale = max |x| / 127, and codes of x · (127 / max |x|), not of x / scale.
+    """
+    if not isinstance(spec.granularity, PerBlock):
+        return fake_quantize(x, fit_each_item(x, spec))
+    blocks = spec.granularity.fitting(x.shape[-1])
+    assert blocks is not None, f"no block divides {x.shape[-1]} products"
+    rows = x.reshape(*x.shape[:-1], -1, blocks.size)
+    largest = rows.abs().amax(dim=-1, keepdim=True)
+    inverse = torch.where(largest > 0, spec.code_max / largest, torch.zeros_like(largest))
+    real: Tensor = (rows * inverse).round_() * (largest / spec.code_max)
+    return real.reshape(x.shape)
+
+
 def refit(qparams: QParams, spec: Format) -> QParams:
     """`spec` over the range of another grid; that grid itself if it is of this format."""
     if spec == qparams.spec:

@@ -21,10 +21,19 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from quantkit.core.graph import Layer
-from quantkit.core.numerics.affine import QParams, bias_codes, dequantize, fake_quantize, fit_each_item, quantize, requantize
+from quantkit.core.numerics.affine import (
+    QParams,
+    bias_codes,
+    dequantize,
+    fake_quantize,
+    fake_quantize_in_call,
+    fit_each_item,
+    quantize,
+    requantize,
+)
 from quantkit.core.numerics.blocked import convolve
 from quantkit.core.numerics.functions import logistic
-from quantkit.core.spec import FloatFormat, QuantSpec, Scheme
+from quantkit.core.spec import FloatFormat, PerBlock, QuantSpec, Scheme
 from quantkit.network.captured import Captured
 from quantkit.network.folding import ATEN, operand
 from quantkit.network.operations import PADS
@@ -192,6 +201,8 @@ class Simulation:
         """A linear layer whose input is quantized by the range that each item has: its sums made real, and the bias added."""
         scheme = self._placement.dynamic[layer.name]
         assert isinstance(scheme.weights, QuantSpec) and isinstance(scheme.activations, QuantSpec)
+        if isinstance(scheme.activations.granularity, PerBlock):
+            return self._in_blocks(layer, fake_quantize_in_call(x, scheme.activations), scheme.weights)
         weight, qparams = self._bank.weight(layer, scheme.weights), fit_each_item(x, scheme.activations)
         node, codes = self._nodes[layer.node], quantize(x, qparams)
         lost = self._lost(layer, node, codes, qparams, weight.codes) if self._lost else None
@@ -200,6 +211,14 @@ class Simulation:
         real = accumulator.float() * (qparams.shaped(qparams.scale, x.dim()) * weight.qparams.scale)
         bias = self._bank.bias(layer)
         return real if bias is None else real + bias
+
+    def _in_blocks(self, layer: Layer, x: Tensor, spec: QuantSpec) -> Tensor:
+        """A linear layer that reads `x` on a grid of blocks: their sums are added in float, in an order that is not known."""
+        weight, wide = self._bank.weight(layer, spec), torch.float64 if self._precise else torch.float32
+        operation = cast("Callable[..., Tensor]", self._nodes[layer.node].target)
+        bias = self._bank.bias(layer)
+        real = operation(x.to(wide), dequantize(weight.codes, weight.qparams).to(wide), None if bias is None else bias.to(wide))
+        return real.float()
 
     def _floating(self, layer: Layer, scheme: Scheme, inputs: list[Tensor]) -> Tensor:
         """A layer that multiplies real values: its inputs and its weight on their grids, its bias as it is."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantkit.core.graph import Graph, Group, Layer
-from quantkit.core.numerics.affine import dequantize, fake_quantize, fit_each_item, nearest
+from quantkit.core.numerics.affine import dequantize, fake_quantize, fake_quantize_in_call, nearest
 from quantkit.core.spec import FLOAT, QuantSpec, Scheme
 from quantkit.data.batch import of_tokens
 from quantkit.network.captured import Captured
@@ -40,7 +40,7 @@ def input_change(bank: WeightBank, layer: Layer, slot: int, x: Tensor, scheme: S
     if spec is None:
         return None
     if isinstance(spec, QuantSpec) and spec.dynamic:
-        return fake_quantize(x, fit_each_item(x, spec)) - x
+        return fake_quantize_in_call(x, spec) - x
     return (nearest(x, spec) if spec.granularity is None else fake_quantize(x, bank.input_qparams(layer, slot, spec))) - x
 
 
