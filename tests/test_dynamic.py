@@ -64,10 +64,17 @@ def menu(work: Bench, *schemes: str) -> dict[str, str]:
 
 
 def test_only_linear_layers_over_tokens_may_quantize_in_each_call(work: Bench) -> None:
-    menus = {group.name: group.schemes for group in ort_cpu.groups(work.graph, ort_cpu.check_schemes(["w8a8", "w8d8"]))}
+    groups = ort_cpu.groups(work.graph, ort_cpu.check_schemes(["w8a8", "w8d8"]))
+    menus = {name: group.schemes for group in groups for name in group.layers}
     dynamic = {name for name, schemes in menus.items() if "w8d8" in schemes}
     assert dynamic == {"query", "key", "value", "out", "up", "down"}
     assert menus["head"] == ("w8a8", "fp32") and menus["query"] == ("w8a8", "w8d8", "fp32")
+
+
+def test_queries_keys_and_values_are_one_group(work: Bench) -> None:
+    groups = {group.name: group for group in ort_cpu.groups(work.graph, ort_cpu.check_schemes(["w8a8"]))}
+    assert groups["query"].layers == ("query", "key", "value") and "read one tensor" in groups["query"].reason
+    assert all(groups[name].layers == (name,) for name in ("out", "up", "down", "head"))
 
 
 def test_a_layer_that_cannot_stays_float(work: Bench) -> None:

@@ -218,6 +218,15 @@ def test_groups_are_layers_save_where_a_weight_is_shared() -> None:
     assert "middle.weight" in groups[1].reason
 
 
+def test_products_over_tokens_that_read_one_tensor_are_one_group() -> None:
+    """Through movers, and with what shares a weight with any of them; products of one row, as of two heads, are on their own."""
+    wide, moved = (8, 4), Mover("moved", "clone", "x")
+    shared = replace(linear("again", "up", wide), weight="up.weight")
+    layers = (linear("gate", "x", wide), linear("one", "gate"), linear("two", "gate"), linear("up", "moved", wide), shared)
+    groups = {group.name: group.layers for group in ort_cpu.groups(network(*layers, movers=(moved,)), ort_cpu.check_schemes(["w8a8"]))}
+    assert groups == {"gate": ("gate", "up", "again"), "one": ("one",), "two": ("two",)}
+
+
 GATES: dict[str, tuple[Callable[[Formed, torch.Tensor], torch.Tensor], bool]] = {
     "silu": (lambda m, x: m.b(F.silu(m.a(x))), True),
     "written out": (lambda m, x: (lambda t: m.b(torch.sigmoid(t) * t))(m.a(x)), True),

@@ -29,7 +29,7 @@ from known import run_folder
 from quantkit.core.environment import VNNI, isa
 from quantkit.core.store import write_atomically
 
-PAGES = (("tools/page_figures.py",), ("tools/results_page.py",), ("tools/claims.py", "--count"))
+PAGES = (("tools/page_figures.py",), ("tools/claims.py", "--count"), ("tools/results_page.py",))  # the last shows what the others write
 
 
 @dataclass(frozen=True)

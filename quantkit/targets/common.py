@@ -17,22 +17,49 @@ def check_schemes(names: Sequence[str]) -> tuple[Scheme, ...]:
 def groups(graph: Graph, schemes: Sequence[Scheme]) -> tuple[Group, ...]:
     """One group a layer, save that layers which share a weight are one, and so are the two of a SiLU.
 
+    So are products over tokens that read one tensor: an attention's queries, keys and values, a gate and what it lets through.
     An operation without weights takes the widest scheme only; a table, what leaves its neighbours float.
     """
-    owners: dict[str, list[Layer]] = {}
-    gates = _gates(graph)
-    for layer in graph.layers:
-        owners.setdefault(layer.weight or f"activation of {gates.get(layer.name, layer.name)}", []).append(layer)
     widest = max((s for s in schemes if not s.reads_float), key=lambda s: s.precision, default=FLOAT)
     found = []
-    for key, layers in owners.items():
+    for layers in _together(graph):
         menu = list(schemes) if layers[0].weight else list(dict.fromkeys([FLOAT, widest]))
         if any(layer.is_table for layer in layers):
             menu = [s for s in schemes if s.reads_float]
-        alone = "a weight's bits are its own" if layers[0].weight else "one activation decision"
-        reason = alone if len(layers) == 1 else f"share the weight {key}" if layers[0].weight else "one SiLU: one kernel in float"
-        found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), reason))
+        found.append(Group(layers[0].name, tuple(layer.name for layer in layers), tuple(menu), _reason(layers)))
     return tuple(found)
+
+
+def _together(graph: Graph) -> list[list[Layer]]:
+    """The layers of each group, in the order of the graph."""
+    gates, parents, first = _gates(graph), list(range(len(graph.layers))), dict[str, int]()
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            number = parents[number]
+        return number
+
+    for number, layer in enumerate(graph.layers):
+        marks = [layer.weight or f"activation of {gates.get(layer.name, layer.name)}"]
+        if layer.kind == "linear" and layer.weight and len(layer.output_shape) > 1:
+            marks.append(f"products of {graph.source(layer.inputs[0])}")
+        for mark in marks:
+            one, other = root(first.setdefault(mark, number)), root(number)
+            parents[max(one, other)] = min(one, other)
+    found: dict[int, list[Layer]] = {}
+    for number, layer in enumerate(graph.layers):
+        found.setdefault(root(number), []).append(layer)
+    return list(found.values())
+
+
+def _reason(layers: Sequence[Layer]) -> str:
+    """Why these layers are one group."""
+    if len(layers) == 1:
+        return "a weight's bits are its own" if layers[0].weight else "one activation decision"
+    if not layers[0].weight:
+        return "one SiLU: one kernel in float"
+    weights = {str(layer.weight) for layer in layers}
+    return f"share the weight {layers[0].weight}" if len(weights) == 1 else f"read one tensor, {layers[0].inputs[0]}"
 
 
 def _gates(graph: Graph) -> dict[str, str]:
