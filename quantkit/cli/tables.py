@@ -175,7 +175,9 @@ def _variant(row: Mapping[str, Any]) -> str:
         time = f", {latency['ratio']:.2f} of its time ({latency['quantized_ms']:.3g} ms a call)"
     differs = "" if row["exact"] == 1 else f"; {100 * (row['layers_exact'] or 0):.1f} % of its layers compute the simulation's codes"
     planned = "as planned" if row["as_planned"] else "not as planned"
-    return f"{row['name']}.onnx: {row['bytes_ratio']:.2f} of its float file's bytes{time}; it runs {planned}{differs}"
+    lengths = [f"{one['latency']['ratio']:.2f} at {one['length']}" for one in row.get("lengths", ()) if one["latency"]]
+    mixed = f"; by length {', '.join(lengths)}, together {row['mixed_ratio']:.2f}" if lengths else ""
+    return f"{row['name']}.onnx: {row['bytes_ratio']:.2f} of its float file's bytes{time}; it runs {planned}{differs}{mixed}"
 
 
 def _files(result: Mapping[str, Any]) -> list[tuple[str, str]]:

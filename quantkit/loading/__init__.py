@@ -13,6 +13,7 @@ from torch import nn
 
 from quantkit.core.errors import ModelError
 from quantkit.loading import kinds
+from quantkit.loading.any_length import ANY_LENGTH, length_variant
 from quantkit.loading.archive import input_shapes, read_archive
 from quantkit.loading.callables import is_reference, load_callable
 from quantkit.loading.folder import (
@@ -43,6 +44,7 @@ from quantkit.loading.state import fill, read_safetensors
 from quantkit.loading.torchscript import read_torchscript, to_program
 
 __all__ = [
+    "ANY_LENGTH",
     "LoadedModel",
     "check_finite",
     "continues_text",
@@ -52,6 +54,7 @@ __all__ = [
     "input_shapes",
     "is_folder",
     "label_numbers",
+    "length_variant",
     "load_model",
     "next_tokens",
     "parse_input_shape",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from quantkit.core.errors import DataError, ModelError
 from quantkit.core.metric import NO_LABEL
+from quantkit.loading.any_length import ANY_LENGTH, length_variant
 from quantkit.loading.boundary import foreign
 from quantkit.loading.decoder import step_variant
 from quantkit.loading.model import Variant
@@ -77,7 +78,8 @@ def is_folder(path: Path) -> bool:
 
 
 def read_folder(path: Path, trust_code: bool) -> tuple[nn.Module, dict[str, Tensor], dict[str, Variant]]:
-    """The network, wrapped, inputs of two items, and of a causal language model the step with its cache as the variant `decoder`.
+    """The network, wrapped, inputs of two items, and its other form: of a causal language model the step with its cache (`decoder`), of
+    another that reads text the same network at any length (`any_length`).
 
     ModelError where `transformers` is missing, the architecture is none of HEADS, weights are missing or cut off, or the folder wants code
     of its own to run and `trust_code` does not allow it.
@@ -106,8 +108,11 @@ def read_folder(path: Path, trust_code: bool) -> tuple[nn.Module, dict[str, Tens
         return Picture(network).eval(), {"pixel_values": torch.zeros(2, channels, height, width)}, {}
     tokens = min(EXAMPLE_TOKENS, positions(path))
     ones = torch.ones(2, tokens, dtype=torch.int64)
-    step = step_variant(network.eval()) if auto == CAUSAL else None
-    return Text(network).eval(), {"input_ids": ones, "attention_mask": ones}, {} if step is None else {"decoder": step}
+    text, example = Text(network.eval()).eval(), {"input_ids": ones, "attention_mask": ones}
+    if auto != CAUSAL:
+        return text, example, {ANY_LENGTH: length_variant(text, config.get("vocab_size", 2), tokens, positions(path))}
+    step = step_variant(network)
+    return text, example, {} if step is None else {"decoder": step}
 
 
 def hash_folder(path: Path) -> str:

@@ -25,7 +25,7 @@ class Variant:
     `example`: its inputs by name; `dynamic`: by input, the axes behind the batch whose size may differ from call to call, and is at least 2
     in the example. `typical`: inputs to compare and to time with, where those are others. `names`: what an input is called in the file,
     where that is no name of an argument; `outputs`: what the outputs are called, in their order. Best known: the step of a decoder that is
-    given the keys and values of the tokens before.
+    given the keys and values of the tokens before. `longest`: the largest size of those axes, where there is one.
     """
 
     module: nn.Module
@@ -34,6 +34,21 @@ class Variant:
     typical: Mapping[str, torch.Tensor] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    longest: int | None = None
+
+    @property
+    def has_one_length(self) -> bool:
+        """Whether all axes whose size may differ have the same size."""
+        given = self.typical or self.example
+        return len({given[name].shape[axis] for name, axes in self.dynamic.items() for axis in axes}) == 1
+
+    def of_length(self, length: int) -> dict[str, torch.Tensor]:
+        """Its typical inputs, cut to that length or repeated up to it."""
+        found = dict(self.typical or self.example)
+        for name, axes in self.dynamic.items():
+            for axis in axes:
+                found[name] = found[name].index_select(axis, torch.arange(length) % found[name].shape[axis])
+        return found
 
     def describe(self) -> dict[str, Any]:
         """What its files hang on besides the network's weights, as JSON: the module's class, and what goes in and out."""

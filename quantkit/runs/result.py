@@ -72,10 +72,27 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True)
+class LengthRow:
+    """A variant at one length, which counts by `weight`: times of both files, and how exact the file is there."""
+
+    length: int
+    weight: float
+    latency: Latency | None
+    layers_exact: Number | None
+    exact: Number
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LengthRow:
+        """The inverse of `asdict`."""
+        return cls(**{**data, "latency": None if data["latency"] is None else Latency(**data["latency"])})
+
+
+@dataclass(frozen=True, slots=True)
 class VariantRow:
     """Another form of the network under the same plan: its file and its float file (absolute paths), and what was measured of both.
 
-    `bytes_ratio` and `latency` are over its own float file, on its own example; `layers_exact` and `exact` as of a `Parity`.
+    `bytes_ratio` and `latency` are over its own float file, on its own example; `layers_exact` and `exact` as of a `Parity`. `lengths` are
+    those that were asked for.
     """
 
     name: str
@@ -86,16 +103,28 @@ class VariantRow:
     as_planned: bool
     layers_exact: Number | None
     exact: Number
+    lengths: tuple[LengthRow, ...] = ()
+
+    @property
+    def mixed_ratio(self) -> float | None:
+        """The time of calls of all `lengths`, each as often as its weight says, over the float file's; None where none was timed."""
+        timed = [(row.weight, row.latency) for row in self.lengths if row.latency is not None]
+        mine, theirs = (sum(weight * getattr(latency, key) for weight, latency in timed) for key in ("quantized_ms", "float_ms"))
+        return mine / theirs if timed else None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form."""
-        return {**asdict(self), "onnx": str(self.onnx), "float_onnx": str(self.float_onnx)}
+        own = {"onnx": str(self.onnx), "float_onnx": str(self.float_onnx), "mixed_ratio": self.mixed_ratio}
+        return {**asdict(self), **own}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], run: Path | None = None) -> VariantRow:
         """The inverse of `to_json`; with `run`, the files are looked for in that folder."""
         paths = {key: run / Path(data[key]).name if run else Path(data[key]) for key in ("onnx", "float_onnx")}
-        return cls(**{**data, **paths, "latency": None if data["latency"] is None else Latency(**data["latency"])})
+        latency = None if data["latency"] is None else Latency(**data["latency"])
+        lengths = tuple(LengthRow.from_json(row) for row in data.get("lengths", ()))
+        known = {key: value for key, value in data.items() if key != "mixed_ratio"}
+        return cls(**{**known, **paths, "latency": latency, "lengths": lengths})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -143,6 +143,9 @@ class Method(TypedDict, total=False):
     machine: Annotated[
         str | Path | None, Row("A TOML file that describes the machine to model, for a target that does not run here.", PATH)
     ]
+    shape: Annotated[
+        str | None, Row("Lengths at which the file of any length is compared and timed: sequence=32,128, or sequence=32:3,128:1.", TEXT)
+    ]
     split_seed: Annotated[int | None, Row("Seed that cuts --data into splits", SEED)]
     memory_mb: Annotated[int | None, Row("Memory limit in MB for the activations that the passes of a sensitivity hold", COUNT)]
 

@@ -5,6 +5,7 @@ Text is parsed into values here, once. Standard library only, so that `quantkit 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,8 @@ class Options:
     network: "fast" for the plan that ships, "balanced" for all that the search measures, "best" so too, and the plan that ships by AdaRound
     at last; None is what the menu needs (`chosen_effort`).
     `machine` is what costs are modelled for where the target does not run here; None is tensor cores as data sheets have them.
-    `equalization` "cross_layer" balances the channels between layers before anything else is done.
+    `equalization` "cross_layer" balances the channels between layers before anything else is done. `shape` holds (length, weight) pairs:
+    at which lengths the file of any length is compared and timed, and how much each counts.
     """
 
     target: str = "ort-cpu"
@@ -172,6 +174,7 @@ class Options:
     machine: Machine | None = None
     bounds: Bounds = field(default_factory=Bounds)
     time_limit_s: float | None = None
+    shape: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         for option, known in CHOICES.items():
@@ -235,6 +238,18 @@ def pins(value: str | Sequence[str] | Mapping[str, str]) -> tuple[tuple[str, str
         if not group or not scheme:
             raise SchemeError(f"--fix {text}", "GROUP=SCHEME, such as classifier=fp32", "`quantkit inspect` lists the groups")
     return tuple(pairs)
+
+
+def lengths(value: str) -> tuple[tuple[int, float], ...]:
+    """`"sequence=32,128"` or `"sequence=32:3,128:1"` → (length, weight) pairs, weights 1 unless given. Raises RequestError."""
+    axis, _, rest = value.partition("=")
+    found = [re.fullmatch(r"([1-9]\d*)(?::(\d+(?:\.\d+)?))?", part) for part in words(rest)]
+    if axis.strip() != "sequence" or not found or not all(found):
+        raise RequestError(f"--shape {value}", "sequence=LENGTH,…, each with a weight if wanted", "pass --shape sequence=32,128:0.5")
+    pairs = tuple((int(one[1]), float(one[2] or 1)) for one in found if one)
+    if len(dict(pairs)) < len(pairs) or not all(weight > 0 for _, weight in pairs):
+        raise RequestError(f"--shape {value}", "each length once, and weights above 0", "leave out what counts for nothing")
+    return pairs
 
 
 def numbers(option: str, value: str | float | Iterable[float]) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ from quantkit.runtimes import find_runtime
 from quantkit.settings.arguments import Arguments, given
 from quantkit.settings.bounds import BOUNDS, parse_bounds, parse_seconds
 from quantkit.settings.config import load_config
-from quantkit.settings.options import Options, numbers, pins, size, words
+from quantkit.settings.options import Options, lengths, numbers, pins, size, words
 from quantkit.settings.recipe import Recipe, load_recipe
 
 Source = str | Path | nn.Module | LoadedModel | Recipe
@@ -74,10 +74,7 @@ def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> R
     budget = EVERYTHING if free else parse_budget(said.get("max_drop"), said.get("keep"))
     metric = resolve_metric(said.get("metric") or "top1")
     sources = _sources(said)
-    model = _load(network, said)
-    if model.variants and options.equalization != "none":
-        got = f"--equalization {options.equalization} for a network with other forms ({', '.join(model.variants)}), whose weights it leaves"
-        raise RequestError(got, "none", "leave --equalization out, or the variants")
+    model = _check_variants(_load(network, said), options)
     if not sources:
         return _without_data(model, said, budget, options, preprocessing)
     splits = _open(sources, _reading(network, said, preprocessing), said, options.split_seed)
@@ -85,6 +82,26 @@ def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> R
     check_budget(budget.points(100.0), min(len(splits.search), len(splits.gate)), metric.unit)
     model, example = _example(model, said, splits)
     return Request(model, example, splits, metric, budget, options, preprocessing)
+
+
+def _check_variants(model: LoadedModel, options: Options) -> LoadedModel:
+    """The model with the variants that these options leave it. Raises RequestError where they do not go together."""
+    if model.variants and options.equalization != "none":
+        others = {name: variant for name, variant in model.variants.items() if name != loading.ANY_LENGTH}
+        if others:
+            got = f"--equalization {options.equalization} for a network with other forms ({', '.join(others)}), whose weights it leaves"
+            raise RequestError(got, "none", "leave --equalization out, or the variants")
+        model = replace(model, variants=others)
+    if options.shape:
+        variant, asked = model.variants.get(loading.ANY_LENGTH), ",".join(str(length) for length, _ in options.shape)
+        if variant is None or not variant.has_one_length:
+            do = "pass a transformers folder that reads text, or a recipe with such a variant (quantkit.loading.length_variant)"
+            got = f"--shape sequence={asked} for a network without a form of any length"
+            raise RequestError(got, f"the variant {loading.ANY_LENGTH}", do)
+        if variant.longest is not None and max(length for length, _ in options.shape) > variant.longest:
+            got = f"--shape sequence={asked} for a network of {variant.longest} positions"
+            raise RequestError(got, f"lengths of at most {variant.longest}", "leave the longer ones out")
+    return model
 
 
 def _without_data(model: LoadedModel, said: Arguments, budget: Budget, options: Options, preprocessing: Preprocessing) -> Request:
@@ -202,7 +219,7 @@ def _sources(said: Arguments) -> dict[str, Any]:
 
 def _options(said: Arguments) -> Options:
     parsers: dict[str, Callable[[Any], Any]] = {"schemes": words, "exclude": words, "fix": pins, "output": Path, "run": Path}
-    parsers["machine"] = lambda given: read_machine(Path(given))
+    parsers |= {"machine": lambda given: read_machine(Path(given)), "shape": lengths}
     known, asked = {field.name for field in fields(Options)}, dict[str, Any](said)
     values = {name: parsers[name](value) if name in parsers else value for name, value in asked.items() if name in known}
     bounds = parse_bounds({name: asked.get(option) for name, option in BOUNDS.items()})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from quantkit.core.errors import CaptureError, ContractError, ModelError
 from quantkit.core.graph import Graph
@@ -15,18 +17,19 @@ from quantkit.data import Batch, collect, whole
 from quantkit.export.float_onnx import export_float
 from quantkit.export.qdq import emit
 from quantkit.export.renaming import rename
+from quantkit.loading.any_length import ANY_LENGTH
 from quantkit.loading.model import Variant
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
 from quantkit.quantization.weights import WeightBank
-from quantkit.runs.result import VariantRow
+from quantkit.runs.result import LengthRow, VariantRow
 from quantkit.runs.workbench import Workbench
 from quantkit.runtimes.evaluation import Feeds, feeds
 from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
-from quantkit.verification.parity import compare_outputs, compare_simulation
-from quantkit.verification.verify import time_sessions
+from quantkit.verification.parity import Parity, compare_outputs, compare_simulation
+from quantkit.verification.verify import Latency, time_sessions
 
 
 def write_variants(bench: Workbench, request: Request, candidates: Candidates, allocation: Allocation) -> tuple[VariantRow, ...]:
@@ -71,19 +74,28 @@ def _write(
         export_float(captured, temporary, target.OPSET)
     with write_atomically(final) as temporary:
         emitted = emit(float_file, graph, placement, bank, temporary)
-    items, scratch, options = whole(collect([Batch(dict(variant.typical or variant.example))])), candidates.folder, target.SESSION_OPTIONS
-    example = feeds(next(network_batches(graph, items, 1)), graph.inputs)
-    sessions = [candidates.open(path, threads=request.options.threads, example=example) for path in (float_file, final)]
+    scratch, options = candidates.folder, target.SESSION_OPTIONS
     ran = runtime.read_executed(final, graph, placement, options, scratch)
-    if runtime.SHOWS_CODES:
-        parity = compare_simulation(captured, placement, bank, final, emitted, items, len(items), scratch, _silent, options)
-    else:
-        parity = compare_outputs(captured, placement, bank, sessions[1], items, len(items), _silent)
-    latency = time_sessions(sessions, example)[1] if runtime.TIMES else None
+
+    def measure(given: Mapping[str, Tensor]) -> tuple[Feeds, Parity, Latency | None]:
+        items = whole(collect([Batch(dict(given))]))
+        example = feeds(next(network_batches(graph, items, 1)), graph.inputs)
+        sessions = [candidates.open(path, threads=request.options.threads, example=example) for path in (float_file, final)]
+        if runtime.SHOWS_CODES:
+            parity = compare_simulation(captured, placement, bank, final, emitted, items, len(items), scratch, _silent, options)
+        else:
+            parity = compare_outputs(captured, placement, bank, sessions[1], items, len(items), _silent)
+        return example, parity, time_sessions(sessions, example)[1] if runtime.TIMES else None
+
+    example, parity, latency = measure(variant.typical or variant.example)
+    lengths = []
+    for length, weight in request.options.shape if name == ANY_LENGTH else ():
+        _, at_length, time = measure(variant.of_length(length))
+        lengths.append(LengthRow(length, weight, time, at_length.layers_exact, at_length.exact))
     for path in (float_file, final):
         _rename(candidates, path, graph, variant, example)
     ratio = final.stat().st_size / float_file.stat().st_size
-    return VariantRow(name, final, float_file, ratio, latency, not ran.mismatches, parity.layers_exact, parity.exact)
+    return VariantRow(name, final, float_file, ratio, latency, not ran.mismatches, parity.layers_exact, parity.exact, tuple(lengths))
 
 
 def _bank(captured: Captured, weights: WeightBank, graph: Graph, name: str) -> WeightBank:
