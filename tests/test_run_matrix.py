@@ -62,6 +62,23 @@ def test_a_result_is_kept_for_the_same_code_and_made_again_for_other(tmp_path: P
         assert found is not None and len(found.failed) == 2 and len(ran) == times
 
 
+def test_only_the_files_with_failures_run_once_more_and_both_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def run(python: str, names: list[str], environment: dict[str, str], stem: Path) -> tuple[int, int, tuple[str, ...], float]:
+        ran.append(names)
+        return 9, 0, ("tests.test_b::test_y",), 2.0
+
+    monkeypatch.setattr(run_matrix, "run_tests", run)
+    failed = ("tests.test_a::test_x", "tests.test_b.TestIt::test_z", "tests.test_b::test_y")
+    found = run_matrix.once_more(SETTINGS[0], run_matrix.Outcome("one", 20, 1, failed, 5.0, "avx2", "code"), tmp_path)
+    assert ran == [["tests/test_a.py", "tests/test_b.py"]]
+    assert (found.passed, found.failed, found.again, found.seconds) == (22, failed[2:], failed[:2], 7.0)
+    assert json.loads((tmp_path / f"{SETTINGS[0].name}.json").read_text())["again"] == list(failed[:2])
+    clean = run_matrix.Outcome("two", 20, 1, (), 5.0, "avx2", "code")
+    assert run_matrix.once_more(SETTINGS[1], clean, tmp_path) is clean and len(ran) == 1
+
+
 def test_counts_stand_beside_what_others_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "first-hour.json"
     path.write_text('{"figures": {"stale_figures": 0}}')

@@ -3,6 +3,7 @@
     python tools/bench_transformers.py                        # three split seeds each, and the zoo: an hour
     python tools/bench_transformers.py --seeds 0 --minimize latency --parts recipes
     python tools/bench_transformers.py --parts zoo            # twelve architectures in small, with random weights: six minutes
+    python tools/bench_transformers.py --parts large blocks   # networks of 110 million parameters, random weights; single products
 
 Drops are of gate items that no search saw, means over the split seeds; ratios are medians over the seeds, each from interleaved runs of one
 process. `latency` promises 0.5 points, `bytes` 1.0; the decoder 2 % of its perplexity, at the fewest bytes of plans of at most 5 bits a
@@ -19,6 +20,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import block_products
+import large_transformers
 from known import known_figures, run_folder, write_figures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +30,7 @@ JOBS = (("minilm_sst2", "latency"), ("minilm_sst2", "bytes"), ("minilm_stsb", "l
 NETWORKS = tuple(dict.fromkeys(name for name, _ in JOBS))
 MAX_DROP = {"latency": "0.5", "bytes": "1.0"}
 DECODER_OPTIONS = ("--max-drop", "2%", "--average-bits", "5", "--schemes", "w8a32,w7a32,w6a32,w5a32,w4a32,w3a32,fp32")
-PARTS = ("recipes", "zoo")
+PARTS = ("recipes", "zoo", "large", "blocks")
 SEEDS = (0, 1, 2)
 RIVALS = {"dynamic": "onnxruntime quantize_dynamic", "static": "onnxruntime quantize_static", "uniform": "uniform w8a8"}
 
@@ -136,6 +139,10 @@ def main() -> None:
     if "zoo" in arguments.parts:
         known |= zoo_figures(arguments.runs / "zoo")
         write_figures(arguments.output, "transformers.json", known, whole=False)
+    for part, measure in {"large": lambda: large_transformers.figures(arguments.runs / "large"), "blocks": block_products.figures}.items():
+        if part in arguments.parts:
+            known |= measure()
+            write_figures(arguments.output, "transformers.json", known, whole=False)
     for place, (name, minimize) in enumerate(chosen, 1):
         rows = [allocated(name, minimize, seed, arguments.runs / f"{name}.{minimize}.{seed}") for seed in arguments.seeds]
         label = f"{name}.bytes" if name != DECODER and minimize == "bytes" else name

@@ -257,6 +257,20 @@ def forms(results: Results) -> str:
     return "\n\n".join([table(["scheme", *head], rows), prose(results.origin("targets.json"))])
 
 
+def blocks(results: Results) -> str:
+    """docs/targets/ort-cpu.md: one product under each way to quantize it."""
+    found, named = results.figures("transformers.json"), re.compile(r"blocks\.(\w+)\.latency_over_float_(\d+)")
+    keys = [match for match in map(named.fullmatch, found) if match]
+    schemes, rows = dict.fromkeys(key[1] for key in keys), dict.fromkeys(key[2] for key in keys)
+    cells = [
+        [f"`{scheme}`", *(number(found[f"blocks.{scheme}.latency_over_float_{count}"]) for count in rows),
+         number(found[f"blocks.{scheme}.bytes_over_float"])]
+        for scheme in schemes
+    ]  # fmt: skip
+    head = ["scheme", *(f"time, {count} row{'s'[: count != '1']}" for count in rows), "bytes"]
+    return "\n\n".join([table(head, cells), prose(results.origin("transformers.json"))])
+
+
 def accuracy(results: Results) -> str:
     """README: points that uniform plans lose, each layer rounded by itself and in sequence."""
     found = results.figures("accuracy.json")
@@ -387,7 +401,7 @@ def gates(results: Results) -> str:
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
-    "items": items, "forms": forms, "accuracy": accuracy, "nbit": nbit, "data_free": data_free,
+    "items": items, "forms": forms, "blocks": blocks, "accuracy": accuracy, "nbit": nbit, "data_free": data_free,
     "summary": summary,
     "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow,
     "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,

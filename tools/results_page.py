@@ -146,7 +146,18 @@ SECTIONS = (
         "`fitted` (and `spearman`), fitted without interactions (`additive`), as estimated (`prior`).",
     ),
     Section(
-        "transformers.json", "Transformers", r"((?!zoo)\w+(?:\.bytes)?)\.(\w+)", "python tools/bench_transformers.py",
+        "transformers.json", "Products in blocks", r"blocks\.(\w+)\.(\w+)", "python tools/bench_transformers.py --parts blocks",
+        "A float linear layer of 2,048 × 2,048 over 1, 8 and 64 rows under each scheme, over the float file: time, and bytes.",
+    ),
+    Section(
+        "transformers.json", "Transformers of 110 million parameters", r"(bert_base|llama_100m)\.(\w+)",
+        "python tools/bench_transformers.py --parts large",
+        "Random weights (`tools/large_transformers.py`), 160 items of 128 tokens (BERT-base) or 64 (a Llama of 12 layers, "
+        "`--minimize bytes` of w8d8, w4b32d8 and w4b128d8): what an allocation takes, and tokens a second of the decoder with its cache.",
+    ),
+    Section(
+        "transformers.json", "Transformers", r"((?!zoo|blocks|bert_base|llama_100m)\w+(?:\.bytes)?)\.(\w+)",
+        "python tools/bench_transformers.py",
         "MiniLM-L6 on SST-2 and STS-b, over `seeds` split seeds: `--max-drop 0.5` for latency, `--minimize bytes --max-drop 1.0` in the "
         "column that ends in `.bytes`. `dynamic` is ONNX Runtime's `quantize_dynamic`, per channel; drops are means over the seeds, on "
         "items that no search saw. `stories260k`: `--minimize bytes --max-drop 2% --average-bits 5`, weights alone.",
@@ -161,6 +172,12 @@ SECTIONS = (
         "Verdicts from margins against counted ones, on outputs of real networks: the items needed to call a drop kept whose budget is a "
         "point larger, how often a drop that equals the budget is called kept or broken (`draws` times `items` items), and standard errors "
         "between estimate and count on the real labels.",
+    ),
+    Section(
+        "scale.json", "Workers", r"(?:workers|kill|cuda)\.([\w.]+)", "python tools/bench_scale.py",
+        "Passes of the default sensitivity on ResNet44 by one and two workers of one thread, relative to one process of one thread "
+        "(`overhead_1`) and to one worker (`speedup_2`); whether 1, 2 and 4 workers give its bits; of twenty jobs during which a worker "
+        "was killed, how many ended with the same numbers. `measured`: whether a GPU was at hand.",
     ),
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
     Section("report.json", "The report", r"(\w+)\.report\.(\w+)", "python tools/bench_report.py", "The page in a real headless Chromium."),

@@ -3,6 +3,7 @@
     python tools/run_matrix.py                  # every setting that has no result for this code: about ten minutes each, resumable
     python tools/run_matrix.py --only avx2-1    # one of them
     python tools/run_matrix.py --tests tests/test_affine.py tests/test_export.py      # these files only, kept apart from whole runs
+    python tools/run_matrix.py --again          # of results of this code, the files with failures once more, where the cause was no code
     python tools/run_matrix.py --list
 
 Results lie in build/test-matrix. `matrix.settings` and `matrix.failures` of docs/results/first-hour.json count the whole runs of this code,
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as Xml
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import stale_figures
@@ -66,7 +67,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a setting. `failed` are the ids of tests that failed or broke."""
+    """What came of a setting. `failed` are the ids of tests that failed or broke; `again` those that did, and not when run once more."""
 
     name: str
     passed: int
@@ -75,6 +76,7 @@ class Outcome:
     seconds: float
     isa: str
     code: str
+    again: tuple[str, ...] = ()
 
 
 def code_here() -> str:
@@ -140,7 +142,7 @@ def outcome(setting: Setting, files: Sequence[Path], kept: Path) -> Outcome | No
     if path.exists():
         known = json.loads(path.read_text())
         if known["code"] == code:
-            return Outcome(**{**known, "failed": tuple(known["failed"])})
+            return Outcome(**{**known, "failed": tuple(known["failed"]), "again": tuple(known.get("again", ()))})
     python = interpreter(setting)
     if python is None:
         return None
@@ -152,6 +154,22 @@ def outcome(setting: Setting, files: Sequence[Path], kept: Path) -> Outcome | No
     passed, skipped, failed, seconds = zip(*reports, strict=True)
     found = Outcome(setting.name, sum(passed), sum(skipped), sum(failed, ()), sum(seconds), str(describe()["isa"]), code)
     path.write_text(json.dumps(asdict(found), indent=1))
+    return found
+
+
+def once_more(setting: Setting, before: Outcome, kept: Path) -> Outcome:
+    """The same with the files run again in which tests failed: what passes now had failed for what is no code, such as a stale page."""
+    names = sorted({f"tests/{test.split('::')[0].removeprefix('tests.').split('.')[0]}.py" for test in before.failed})
+    python = interpreter(setting)
+    if not names or python is None:
+        return before
+    limited = [key for key in AVX2 if key == "ATEN_CPU_CAPABILITY" or "openvino" not in "".join(names)]
+    _, _, failed, seconds = run_tests(python, names, setting.environment(limited), kept / f"{setting.name}-again")
+    mended = tuple(test for test in before.failed if test not in failed)
+    found = replace(
+        before, passed=before.passed + len(mended), failed=failed, seconds=before.seconds + seconds, again=(*before.again, *mended)
+    )  # fmt: skip
+    (kept / f"{setting.name}.json").write_text(json.dumps(asdict(found), indent=1))
     return found
 
 
@@ -167,6 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", metavar="SETTING", help="these settings")
     parser.add_argument("--tests", nargs="*", type=Path, metavar="FILE", help="these files, kept apart and not written down")
+    parser.add_argument("--again", action="store_true", help="run files with failures once more, under the same settings")
     parser.add_argument("--list", action="store_true", help="name the settings")
     arguments = parser.parse_args()
     chosen = [setting for setting in SETTINGS if not arguments.only or setting.name in arguments.only]
@@ -179,6 +198,7 @@ def main() -> int:
     for setting in chosen:
         result = outcome(setting, files, kept)
         if result is not None:
+            result = once_more(setting, result, kept) if arguments.again else result
             found[setting.name] = result
             counts = f"{result.passed} passed, {result.skipped} skipped, {len(result.failed)} failed"
             print("\n  ".join([f"{setting.name}: {counts}, {result.seconds:.0f} s", *result.failed]), flush=True)

@@ -8,6 +8,7 @@ QuantkitError                 what was given; what is expected; what to do next
 │   ├── MetricError           the metric or the budget in its units
 │   ├── SchemeError           schemes, targets, pins, patterns
 │   ├── ConfigError           recipe and configuration files
+│   ├── ClusterError          workers that are not there, are lost, or would compute otherwise
 │   └── OutputError           a folder or file that cannot be written, a run that is locked
 └── ContractError             an internal contract is broken (exit 3): a name lost in export, a plan that cannot be placed
 
@@ -55,6 +56,10 @@ class SchemeError(RequestError):
 
 class ConfigError(RequestError):
     """Recipe and configuration files."""
+
+
+class ClusterError(RequestError):
+    """Workers that are not there, are lost, or would compute otherwise."""
 
 
 class OutputError(RequestError):

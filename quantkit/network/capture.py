@@ -77,6 +77,11 @@ def capture_again(module: fx.GraphModule, captured: Captured) -> Captured:
     return Captured(program, again, _describe(program, again))
 
 
+def restore(program: ExportedProgram, graph: Graph) -> Captured:
+    """What was captured, of its stored program and its graph."""
+    return Captured(program, _unlift(program), graph)
+
+
 def unfolded(model: nn.Module | ExportedProgram, example: Mapping[str, Tensor] | Sequence[Tensor]) -> fx.GraphModule:
     """The functional graph of `model` with its batch norms as they are. Raises CaptureError as `capture`."""
     return _unlift(_first(model, example, {}))

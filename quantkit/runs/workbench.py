@@ -21,6 +21,7 @@ from quantkit.core.errors import OutputError
 from quantkit.core.progress import Progress
 from quantkit.core.sources import code_of
 from quantkit.core.store import Run, fingerprint, stage_name
+from quantkit.core.workers import Here, Workers
 from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, shortened
 
 SCRATCH = ".scratch-"
@@ -54,11 +55,12 @@ class Plain:
 class Workbench:
     """`seconds` is how long each stage took in this process; `computed` names those that were not found ready, in order.
 
-    `time_limit_s` counts from here; it ends the search, and no other stage.
+    `time_limit_s` counts from here; it ends the search, and no other stage. `workers` compute what stages can divide; this process
+    where there are no others.
     """
 
-    def __init__(self, store: Run, progress: Progress, time_limit_s: float | None = None) -> None:
-        self.store, self.progress = store, progress
+    def __init__(self, store: Run, progress: Progress, time_limit_s: float | None = None, workers: Workers | None = None) -> None:
+        self.store, self.progress, self.workers = store, progress, workers or Here()
         self._past: dict[str, StageUse] = {}
         self._begun = False
         self._early: list[dict[str, Any]] = []  # what came before the request could be written: it hangs on the capture

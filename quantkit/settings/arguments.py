@@ -29,6 +29,7 @@ from quantkit.settings.kinds import (
     SWITCH,
     TEXT,
     TEXTS,
+    WORKERS,
     Kind,
 )  # fmt: skip
 from quantkit.settings.options import SCHEMES
@@ -154,6 +155,9 @@ class Shared(Promise, Limits, Judged, Pixels, Machine, Layers, Method, total=Fal
     """What a recipe and a configuration file may say too."""
 
     time_limit: Annotated[str | float | None, Row("Stop the search after this time, with the best plan so far: 10m, 90s, 1h.", AMOUNT)]
+    workers: Annotated[
+        str | int | None, Row("Processes of this machine to share the work, or tcp://SCHEDULER:PORT of Dask (quantkit[workers]).", WORKERS)
+    ]
     undecided: Annotated[str | None, Row("What decides where the confidence interval does not", TEXT)]
     device: Annotated[str | None, Row("Device on which torch computes", TEXT)]
 

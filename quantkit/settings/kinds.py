@@ -69,6 +69,7 @@ NUMBER, NUMBERS = Kind("a number", _number, float), Kind("a number, or one a cha
 FACTOR = Kind("a number", _number)  # typed as text on the command line, where 1/255 is no number
 AMOUNT = Kind("a number, or a text such as '2MB' or '0.25x'", lambda value: _text(value) if isinstance(value, str) else _number(value))
 DROP = Kind("a number, or a percentage such as '0.5%'", AMOUNT.read)
+WORKERS = Kind("a count, or an address such as tcp://host:8786", lambda value: _text(value) if isinstance(value, str) else _count(value))
 TEXTS = Kind('texts, such as ["w8a8", "fp32"]', _texts)
 PATTERNS = Kind('texts, such as ["head*"]', _texts, list)
 PINS = Kind('texts such as ["head=fp32"], or a table of groups and schemes', _pins, list)

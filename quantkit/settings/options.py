@@ -146,7 +146,8 @@ class Options:
     at last; None is what the menu needs (`chosen_effort`).
     `machine` is what costs are modelled for where the target does not run here; None is tensor cores as data sheets have them.
     `equalization` "cross_layer" balances the channels between layers before anything else is done. `shape` holds (length, weight) pairs:
-    at which lengths the file of any length is compared and timed, and how much each counts.
+    at which lengths the file of any length is compared and timed, and how much each counts. `workers` is a count of processes of this
+    machine, or the address of a Dask scheduler, which compute what stages can divide.
     """
 
     target: str = "ort-cpu"
@@ -175,6 +176,7 @@ class Options:
     bounds: Bounds = field(default_factory=Bounds)
     time_limit_s: float | None = None
     shape: tuple[tuple[int, float], ...] = ()
+    workers: str | None = None
 
     def __post_init__(self) -> None:
         for option, known in CHOICES.items():
@@ -192,6 +194,10 @@ class Options:
         if self.minimize == "drop" and self.search == "bisection":
             got = "--search bisection with --minimize drop, which stops at the promise"
             raise RequestError(got, "a search that goes on", "pass --search swaps or --search pareto")
+        if self.workers is not None and not re.fullmatch(r"[1-9]\d*|[a-z]+://\S+", self.workers):
+            raise RequestError(f"--workers {self.workers}", "a count above 0, or tcp://SCHEDULER:PORT", "pass --workers 4")
+        if self.workers is not None and self.device != "cpu":
+            raise RequestError(f"--workers beside --device {self.device}", "workers that compute on CPUs", "leave one of the two out")
         if self.confidence is not None and not 0.5 <= self.confidence < 1:
             raise RequestError(f"--confidence {self.confidence}", "a probability of at least 0.5 and less than 1", "pass --confidence 0.85")
         for option, lowest in {"batch_size": 1, "memory_mb": 1, "threads": 1, "seed": 0, "split_seed": 0, "certificate": 0}.items():

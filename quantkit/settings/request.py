@@ -219,7 +219,7 @@ def _sources(said: Arguments) -> dict[str, Any]:
 
 def _options(said: Arguments) -> Options:
     parsers: dict[str, Callable[[Any], Any]] = {"schemes": words, "exclude": words, "fix": pins, "output": Path, "run": Path}
-    parsers |= {"machine": lambda given: read_machine(Path(given)), "shape": lengths}
+    parsers |= {"machine": lambda given: read_machine(Path(given)), "shape": lengths, "workers": str}
     known, asked = {field.name for field in fields(Options)}, dict[str, Any](said)
     values = {name: parsers[name](value) if name in parsers else value for name, value in asked.items() if name in known}
     bounds = parse_bounds({name: asked.get(option) for name, option in BOUNDS.items()})

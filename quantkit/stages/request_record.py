@@ -18,7 +18,7 @@ from quantkit.stages.capture import Network
 
 def job_fingerprint(request: Request) -> str:
     """Stands for the network, the data and every option that changes the result."""
-    options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run")}
+    options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run", "workers")}
     splits = [subset.fingerprint() for subset in (request.splits.calibration, request.splits.search, request.splits.gate)]
     metric = (request.metric.name, request.metric.source)
     variants = {name: variant.describe() for name, variant in request.model.variants.items()}
@@ -27,7 +27,7 @@ def job_fingerprint(request: Request) -> str:
 
 def request_inputs(request: Request, network: Network) -> dict[str, str]:
     """Everything that a result hangs on, by name, as the history keeps it."""
-    options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run", "bounds")}
+    options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run", "workers", "bounds")}
     bounds = {f"max {name}": f"{bound.value:g}{'x' if bound.relative else ''}" for name, bound in request.options.bounds.given().items()}
     host = describe()
     split = {name: getattr(request.splits, name).fingerprint() for name in ("calibration", "search", "gate")}

@@ -21,7 +21,7 @@ def score_groups(bench: Workbench, request: Request, network: Network, candidate
     options, items, groups = request.options, request.splits.calibration, candidates.groups
     device, curvature, labelled = torch.device(options.device), request.metric.curvature, request.metric.reference == "labels"
     context = Context(
-        Passes(network.on_device, network.target, candidates.bank.to(device)), groups, schemes_of(groups), items,
+        Passes(network.on_device, network.target, candidates.bank.to(device), bench.workers), groups, schemes_of(groups), items,
         curvature, labelled, options.seed, device, bench.progress, options.memory_mb,
     )  # fmt: skip
     depends_on = {

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
 
 from quantkit.calibration.ranges import Ranges
-from quantkit.core.graph import Group
+from quantkit.core.graph import Group, Layer
 from quantkit.core.run_files import WEIGHTS
-from quantkit.core.spec import parse_scheme
+from quantkit.core.spec import Scheme, parse_scheme
 from quantkit.quantization.moments import second_moments
 from quantkit.quantization.rounding import BLIND, ROUNDINGS
 from quantkit.quantization.weights import WeightBank
@@ -25,7 +25,6 @@ from quantkit.targets import other_widths
 if TYPE_CHECKING:
     from quantkit.settings.request import Request
 
-T = TypeVar("T")
 MOMENT_ITEMS, MOMENT_BATCH = 64, 4  # a batch takes nine times the activations of its largest 3×3 layer
 UNIFORM = parse_scheme("w8a8")  # the baseline that others would ship
 
@@ -48,9 +47,13 @@ def prepare_candidates(
         bank = WeightBank(
             graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], moments=moments, widths=widths
         )
-        pairs = [(layer, scheme) for layer in graph.layers if layer.weight for scheme in schemes[layer.name]]
-        with bench.progress.stage("round weights", len(pairs), "weights") as advance:
-            return bank.to(torch.device(options.device)).rounded(_counted(pairs, advance))
+        parts = [[(layer, scheme) for scheme in schemes[layer.name]] for layer in graph.layers if layer.weight]
+        with bench.progress.stage("round weights", sum(map(len, parts)), "weights") as advance:
+            found: dict[str, NDArray[Any]] = {}
+            for part, arrays in zip(parts, bench.workers.run(_rounded, bank.to(torch.device(options.device)), parts), strict=True):
+                found |= arrays
+                advance(len(part))
+            return found
 
     menus = [[group.name, list(group.layers), list(group.schemes)] for group in groups]
     depends_on = {
@@ -65,7 +68,6 @@ def prepare_candidates(
     return Candidates(network.float_file, graph, groups, target, bank, folder, key)
 
 
-def _counted(pairs: Sequence[T], advance: Callable[[int], None]) -> Iterator[T]:
-    for pair in pairs:
-        yield pair
-        advance(1)
+def _rounded(bank: WeightBank, pairs: Sequence[tuple[Layer, Scheme]]) -> dict[str, NDArray[Any]]:
+    """One layer under its schemes."""
+    return bank.rounded(pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 
 from torch import Tensor, fx
@@ -13,22 +13,25 @@ from torch.utils import _pytree as pytree
 from quantkit.core.graph import Graph, Group, Layer
 from quantkit.core.spec import Scheme
 from quantkit.core.table import Floats
+from quantkit.core.workers import Here, Workers
 from quantkit.data.batch import Batch
 from quantkit.network.captured import Captured
 from quantkit.quantization.weights import WeightBank
 from quantkit.sensitivity.passes import changes, curvature, float_forward, gradients, perturbed
 from quantkit.sensitivity.passes.outputs import Outputs, unpadded
 from quantkit.sensitivity.passes.recorded import Recorded, Shift, Site
+from quantkit.sensitivity.passes.spread import Spread, spread
 from quantkit.sensitivity.passes.trace import SquaredGradients, Trace, Trial
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Passes:
-    """The float network, and its weights under every scheme of `target`."""
+    """The float network, and its weights under every scheme of `target`; `workers` take what can be computed apart."""
 
     captured: Captured
     target: ModuleType
     bank: WeightBank
+    workers: Workers = field(default_factory=Here)
 
     @property
     def graph(self) -> Graph:
@@ -44,9 +47,9 @@ class Passes:
         found = fx.Interpreter(self.captured.module).run(*[batch.inputs[name] for name in self.graph.inputs])
         return unpadded(tuple(pytree.tree_leaves(found)), batch.counted)
 
-    def alone(self, groups: Sequence[Group]) -> perturbed.Perturbed:
-        """As `perturbed.alone`."""
-        return perturbed.alone(self.captured, groups, self.target, self.bank)
+    def alone(self, groups: Sequence[Group]) -> Spread:
+        """As `perturbed.alone`, by the workers."""
+        return spread(self.captured, groups, self.target, self.bank, self.workers)
 
     def in_pairs(self, groups: Sequence[Group]) -> perturbed.Perturbed:
         """As `perturbed.in_pairs`."""

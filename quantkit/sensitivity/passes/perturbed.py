@@ -58,11 +58,16 @@ class Perturbed:
 
     def means(self, batches: Iterable[Batch], measure: Measure) -> dict[tuple[Pair, ...], float]:
         """The mean over items and, where a row is run more than once, over its runs, of a `measure` that is one coordinate."""
-        displaced = np.concatenate(list(self.displace(batches, measure)), axis=1)[:, :, 0].mean(axis=1, dtype=np.float64)
-        runs: dict[tuple[Pair, ...], list[float]] = {}
-        for row, value in zip(self.rows, displaced.tolist(), strict=True):
-            runs.setdefault(row, []).append(value)
-        return {row: sum(values) / len(values) for row, values in runs.items()}
+        return means(self.rows, self.displace(batches, measure))
+
+
+def means(rows: Sequence[tuple[Pair, ...]], displaced: Iterable[NDArray[np.floating]]) -> dict[tuple[Pair, ...], float]:
+    """By row, the mean of the one coordinate over the items of all batches, and over the runs that are the same row."""
+    values = np.concatenate(list(displaced), axis=1)[:, :, 0].mean(axis=1, dtype=np.float64)
+    runs: dict[tuple[Pair, ...], list[float]] = {}
+    for row, value in zip(rows, values.tolist(), strict=True):
+        runs.setdefault(row, []).append(value)
+    return {row: sum(found) / len(found) for row, found in runs.items()}
 
 
 def quantizable(groups: Iterable[Group]) -> tuple[Pair, ...]:

@@ -1,0 +1,109 @@
+"""Workers of Dask: processes of this machine, or those that a scheduler elsewhere knows (an extra: `pip install quantkit[workers]`)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+from quantkit.core.environment import describe
+from quantkit.core.errors import ClusterError, RequestError
+from quantkit.core.progress import Progress
+from quantkit.core.workers import Workers
+
+LOOPBACK = "127.0.0.1"
+CONNECT_SECONDS = 15
+ATTEMPTS = 3  # at a part whose workers are lost together with all copies of what is shared
+ALIKE = ("quantkit", "torch", "isa")  # of a worker and this process: another would compute other bits
+AGAIN = "run the same command again: what is done is kept in the run directory"
+
+
+class Cluster:
+    """The workers of a Dask `client`. Each gets one copy of what is shared; a part whose worker is lost goes to another."""
+
+    def __init__(self, client: Any, count: int) -> None:
+        self._client, self.count = client, count
+        self._dask = importlib.import_module("distributed")
+        self._lost = (self._dask.CancelledError, self._dask.KilledWorker, self._dask.comm.CommClosedError, TimeoutError, OSError)
+
+    def run(self, task: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]) -> Iterator[Any]:
+        """As `Workers.run`; twice as many parts as there are workers are on their way."""
+        source, waiting = iter(parts), deque[Any]()
+        futures: deque[Any] = deque()
+        held = self._send(shared)
+        while True:
+            new = list(islice(source, 2 * self.count - len(waiting)))
+            waiting += new
+            futures += [self._client.submit(task, held, part, pure=False) for part in new]
+            if not waiting:
+                return
+            for _ in range(ATTEMPTS):
+                try:
+                    found = futures[0].result()
+                    break
+                except self._lost:  # a task's own error is no loss, and goes up as it is
+                    held = self._send(shared)
+                    futures = deque(self._client.submit(task, held, part, pure=False) for part in waiting)
+            else:
+                raise ClusterError(f"workers were lost {ATTEMPTS} times at one part", "workers that stay", f"see their logs, and {AGAIN}")
+            waiting.popleft()
+            futures.popleft()
+            yield found
+
+    def _send(self, shared: Any) -> Any:
+        """A copy of `shared` for each worker there is. Raises ClusterError where there is no scheduler, or no worker."""
+        try:
+            self._client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+            return self._client.scatter(shared, broadcast=True)
+        except self._lost as error:
+            raise ClusterError(f"the scheduler or its workers are gone ({error})", "a scheduler with workers", AGAIN) from error
+
+
+@contextmanager
+def open_workers(asked: str | None, progress: Progress) -> Iterator[Workers | None]:
+    """The workers that `--workers` names: a count of processes here, or the address of a scheduler; None where none are asked for.
+
+    Processes here listen on the loopback address alone. Raises RequestError where Dask is not installed, ClusterError for a scheduler that
+    does not answer, has no workers, or has some that would compute other bits.
+    """
+    if asked is None:
+        yield None
+        return
+    if importlib.util.find_spec("distributed") is None:
+        raise RequestError(f"--workers {asked}, and Dask is not installed", "it", "pip install 'quantkit[workers]'")
+    dask = importlib.import_module("distributed")
+    with ExitStack() as stack:
+        if asked.isdecimal():
+            page = f"{LOOPBACK}:0" if importlib.util.find_spec("bokeh") else None
+            local = dask.LocalCluster(n_workers=int(asked), threads_per_worker=1, host=LOOPBACK, dashboard_address=page)
+            client = stack.enter_context(dask.Client(stack.enter_context(local)))
+        else:
+            client = stack.enter_context(_connected(dask, asked))
+        found = client.run(describe)
+        if not found:
+            raise ClusterError(f"the scheduler at {asked} has no workers", "one at least", f"start some: dask worker {asked} --nthreads 1")
+        check_alike(found, describe())
+        if client.dashboard_link and importlib.util.find_spec("bokeh"):
+            progress.note(f"{len(found)} workers; Dask's dashboard: {client.dashboard_link}")
+        yield Cluster(client, len(found))
+
+
+def check_alike(workers: dict[str, dict[str, Any]], here: dict[str, Any]) -> None:
+    """Raises ClusterError where a worker, by address what it says of itself, has another version or instruction set than is `here`."""
+    for address, there in workers.items():
+        for what in ALIKE:
+            if there.get(what) != here[what]:
+                got = f"the worker {address} has {what} {there.get(what)}"
+                raise ClusterError(got, f"{what} {here[what]}, as here: others compute other bits", "start it in the same environment")
+
+
+def _connected(dask: Any, address: str) -> Any:
+    try:
+        return dask.Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, TimeoutError, ValueError) as error:
+        got = f"no scheduler answers at {address}"
+        raise ClusterError(got, "the address of a running one, such as tcp://host:8786", "start one: dask scheduler") from error

@@ -1,0 +1,143 @@
+"""What workers gain and cost, and whether they give the numbers of one process; writes docs/results/scale.json.
+
+    python tools/bench_scale.py                   # ten minutes on two cores
+    python tools/bench_scale.py --only identical kills
+
+`seconds`: the passes of the default sensitivity on ResNet44, calibration items of its recipe, one thread a worker, against this process with
+one thread; workers are started and have the network before the clock. `identical`: scores and rounded weights bit for bit. `kills`: twenty
+jobs during which a worker is killed at a random moment. `cuda.measured` is 0 until `tools/bench_cuda.py --write` has run where a GPU is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from bench_sensitivity import Bed, prepare
+from known import known_figures, write_figures
+
+from quantkit.core.progress import Silent
+from quantkit.core.store import Run
+from quantkit.core.workers import Here, Workers
+from quantkit.runs.cluster import open_workers
+from quantkit.runs.workbench import Workbench
+from quantkit.sensitivity import kl
+from quantkit.sensitivity.passes.bound import Passes
+from quantkit.stages.weights import _rounded
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("seconds", "identical", "kills")
+NETWORK, SMALL = "resnet44", "resnet20"
+ITEMS, FEW = 128, 32
+JOBS = 20
+
+
+@contextmanager
+def bed(name: str) -> Iterator[Bed]:
+    with TemporaryDirectory() as folder, Run(Path(folder) / "run") as store:
+        yield prepare(Workbench(store, Silent()), name, 0, Path(folder))
+
+
+def scored(found: Bed, workers: Workers, items: int) -> Any:
+    """The tables, on so many items."""
+    engine = found.context.engine
+    assert isinstance(engine, Passes)
+    context = replace(found.context, engine=replace(engine, workers=workers), items=found.request.splits.calibration.first(items))
+    return kl.estimate(context)
+
+
+def clock(job: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def seconds() -> dict[str, float]:
+    """The best of two, of each count of workers; the first run of each gives the workers the network."""
+    with bed(NETWORK) as found:
+        here = min(clock(lambda: scored(found, Here(), ITEMS)) for _ in range(2))
+        times = {}
+        for count in (1, 2):
+            with open_workers(str(count), Silent()) as workers:
+                assert workers is not None
+                scored(found, workers, 8)
+                times[count] = min(clock(lambda w=workers: scored(found, w, ITEMS)) for _ in range(2))
+    return {
+        "workers.seconds_here": here,
+        "workers.overhead_1": times[1] / here,
+        "workers.speedup_2": times[1] / times[2],
+    }
+
+
+def identical() -> dict[str, float]:
+    """Whether 1, 2 and 4 workers give the bits of this process."""
+    same = True
+    with bed(SMALL) as found:
+        mine = scored(found, Here(), FEW)
+        bank, graph = found.context.engine.bank, found.context.graph
+        parts = [[(layer, scheme) for scheme in found.context.schemes if scheme != "fp32"] for layer in graph.layers if layer.weight]
+        codes = list(Here().run(_rounded, bank, parts))
+        for count in (1, 2, 4):
+            with open_workers(str(count), Silent()) as workers:
+                assert workers is not None
+                theirs = scored(found, workers, FEW)
+                same &= np.array_equal(mine.table.values, theirs.table.values, equal_nan=True)
+                same &= np.array_equal(mine.gram.matrix, theirs.gram.matrix)
+                for one, other in zip(codes, workers.run(_rounded, bank, parts), strict=True):
+                    same &= all(np.array_equal(one[key], other[key]) for key in one)
+    return {"workers.identical": float(same)}
+
+
+def kills() -> dict[str, float]:
+    """Of JOBS jobs on two workers, how many end with the numbers of one process though a worker is killed at a random moment."""
+    drawn, ended = random.Random(0), 0
+    with bed(SMALL) as found:
+        mine = scored(found, Here(), FEW).table.values
+        whole = clock(lambda: scored(found, Here(), FEW))
+        for _ in range(JOBS):
+            with open_workers("2", Silent()) as workers:
+                assert workers is not None
+                killer = threading.Timer(drawn.uniform(0, whole), kill_one, [workers, drawn])
+                killer.start()
+                ended += np.array_equal(scored(found, workers, FEW).table.values, mine, equal_nan=True)
+                killer.join()
+    return {"kill.jobs": float(JOBS), "kill.resumed": float(ended)}
+
+
+def kill_one(workers: Any, drawn: random.Random) -> None:
+    """One worker's process, by the pid that it gives."""
+    client = workers._client
+    pids = list(client.run(os.getpid).values())
+    os.kill(drawn.choice(pids), signal.SIGKILL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "scale.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    known = known_figures(arguments.output)
+    measures: dict[str, Callable[[], dict[str, float]]] = {"seconds": seconds, "identical": identical, "kills": kills}
+    for part in arguments.only:
+        known |= measures[part]()
+        known.setdefault("cuda.measured", 0.0)
+        write_figures(arguments.output, "scale.json", known, whole=set(arguments.only) == set(PARTS))
+    for key, value in known.items():
+        print(f"{key:30s} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()
