@@ -139,20 +139,23 @@ def test_what_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_a_measurement_has_the_same_tables_with_and_without(tmp_path: Path) -> None:
-    """Weights, scores and fingerprints; times are measured anew."""
+def test_a_measurement_has_the_same_tables_and_plans_with_and_without(tmp_path: Path) -> None:
+    """Weights, those of each plan in its own network, scores, and the names under which they are kept; times are measured anew."""
     images, labels = toys.images(160, seed=1)
     found = []
     for name, workers in (("here", None), ("there", 2)):
-        said: Any = {"data": [Batch({"x": images}, labels)], "run": tmp_path / name, "workers": workers, "certificate": 0}
+        said: Any = {
+            "data": [Batch({"x": images}, labels)], "run": tmp_path / name, "workers": workers, "certificate": 3, "minimize": "bytes",
+            "schemes": "w8a8,w4a8,fp32",
+        }  # fmt: skip
         measured = pipeline.measure(resolve(toys.trained(), said, promised=False), Silent())
         stages = sorted((measured.run / "stages").iterdir())
-        found.append({path.name: path.read_bytes() for path in stages if path.name.startswith(("weights", "scores"))})
+        found.append([path for path in stages if path.name.startswith(("weights", "scores", "plan"))])
     here, there = found
-    assert here.keys() == there.keys() and len(here) == 2
-    for name in here:
-        if name.startswith("scores"):
-            assert json.loads(here[name]) == json.loads(there[name])
+    assert [path.name for path in here] == [path.name for path in there] and len(here) > 5
+    for one, other in zip(here, there, strict=True):
+        if one.suffix == ".json":
+            assert json.loads(one.read_text()) == json.loads(other.read_text())
         else:
-            mine, theirs = (np.load(tmp_path / run / "stages" / name) for run in ("here", "there"))
-            assert all(np.array_equal(mine[key], theirs[key]) for key in mine.files) and mine.files == theirs.files
+            mine, theirs = np.load(one), np.load(other)
+            assert mine.files == theirs.files and all(np.array_equal(mine[key], theirs[key]) for key in mine.files), one.name

@@ -3,9 +3,10 @@
     python tools/bench_scale.py                   # ten minutes on two cores
     python tools/bench_scale.py --only identical kills
 
-`seconds`: the passes of the default sensitivity on ResNet44, calibration items of its recipe, one thread a worker, against this process with
-one thread; workers are started and have the network before the clock. `identical`: scores and rounded weights bit for bit. `kills`: twenty
-jobs during which a worker is killed at a random moment. `cuda.measured` is 0 until `tools/bench_cuda.py --write` has run where a GPU is.
+`seconds`: the passes of the default sensitivity on ResNet44, calibration items of its recipe, one thread a worker, against this process
+with one thread; workers are started and have the network before the clock. `identical`: scores and rounded weights bit for bit. `kills`:
+twenty jobs during which a worker is killed at a random moment. `cuda.measured` is 0 until `tools/bench_cuda.py --write` has run where a GPU
+is.
 """
 
 from __future__ import annotations

@@ -78,8 +78,7 @@ def open_workers(asked: str | None, progress: Progress) -> Iterator[Workers | No
     dask = importlib.import_module("distributed")
     with ExitStack() as stack:
         if asked.isdecimal():
-            page = f"{LOOPBACK}:0" if importlib.util.find_spec("bokeh") else None
-            local = dask.LocalCluster(n_workers=int(asked), threads_per_worker=1, host=LOOPBACK, dashboard_address=page)
+            local = dask.LocalCluster(n_workers=int(asked), threads_per_worker=1, host=LOOPBACK, dashboard_address=f"{LOOPBACK}:0")
             client = stack.enter_context(dask.Client(stack.enter_context(local)))
         else:
             client = stack.enter_context(_connected(dask, asked))

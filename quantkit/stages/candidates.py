@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +51,16 @@ class Candidates:
         """The plan's weights."""
         own = self._own_weights(allocation)
         return self.bank if own is None else own.of(allocation, self.placement(allocation))
+
+    def prepare(self, allocations: Iterable[Allocation], is_late: Callable[[], bool]) -> None:
+        """Rounds the weights of several plans at once, where workers can."""
+        found: dict[int, tuple[PlanWeights, dict[str, Placement]]] = {}
+        for allocation in allocations:
+            own = self._own_weights(allocation)
+            if own is not None and own.several is not None:
+                found.setdefault(id(own), (own, {}))[1][own.key_of(allocation)] = self.placement(allocation)
+        for own, plans in found.values():
+            own.prepare(plans, is_late)
 
     def _own_weights(self, allocation: Allocation) -> PlanWeights | None:
         return next((weights for weights in self.rounded if weights.covers(allocation)), None)

@@ -116,6 +116,7 @@ def _measured(
 ) -> tuple[MeasuredLoss, ...]:
     """Each plan's divergence, as far as the time reaches."""
     found: list[MeasuredLoss] = []
+    judge.candidates.prepare([plan for plan in plans if not judge.knows(plan)], bench.is_late)
     for plan in plans:
         if judge.knows(plan) or not bench.is_late():
             found.append((plan, judge.measure(plan)["divergence"]))

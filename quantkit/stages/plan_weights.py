@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,10 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanWeights:
-    """What `round` makes of a placement, for all plans or for the one that is `only` meant; `key` stands for all that it depends on."""
+    """What `round` makes of a placement, for all plans or for the one that is `only` meant; `key` stands for all that it depends on.
+
+    `several` rounds many placements at once, in their order; None where that gains nothing.
+    """
 
     round: Callable[[Placement], dict[str, NDArray[Any]]]
     graph: Graph
@@ -28,6 +31,7 @@ class PlanWeights:
     store: Run
     key: str
     only: Allocation | None = None
+    several: Callable[[Sequence[Placement]], Iterator[dict[str, NDArray[Any]]]] | None = None
 
     def covers(self, allocation: Allocation) -> bool:
         """Whether the plan's weights are rounded so."""
@@ -42,11 +46,25 @@ class PlanWeights:
         key = self.key_of(allocation)
         arrays: Arrays | None = self.store.get_arrays(PLAN_WEIGHTS, key)
         if arrays is None:
-            schemes = placement.all_schemes
-            apart = self.bank.rounded((layer, schemes[layer.name]) for layer in self.graph.layers if layer.weight and layer.name in schemes)
-            arrays = {**apart, **self.round(placement)}
-            self.store.put_arrays(PLAN_WEIGHTS, key, arrays)
+            arrays = self._kept(key, placement, self.round(placement))
         return self.bank.changed(dict(arrays))
+
+    def prepare(self, plans: Mapping[str, Placement], is_late: Callable[[], bool]) -> None:
+        """Rounds the plans of these keys that are not kept, at once where that gains something, until it `is_late`."""
+        missing = {key: placement for key, placement in plans.items() if self.store.get_arrays(PLAN_WEIGHTS, key) is None}
+        if self.several is None or not missing or is_late():
+            return
+        for (key, placement), arrays in zip(missing.items(), self.several(tuple(missing.values())), strict=True):
+            self._kept(key, placement, arrays)
+            if is_late():
+                return
+
+    def _kept(self, key: str, placement: Placement, rounded: Arrays) -> Arrays:
+        schemes = placement.all_schemes
+        apart = self.bank.rounded((layer, schemes[layer.name]) for layer in self.graph.layers if layer.weight and layer.name in schemes)
+        arrays = {**apart, **rounded}
+        self.store.put_arrays(PLAN_WEIGHTS, key, arrays)
+        return arrays
 
     def forget(self, allocations: Iterable[Allocation]) -> None:
         """Removes what is kept of these plans."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from quantkit.core.spec import Allocation
 from quantkit.core.store import fingerprint
 from quantkit.data import Batch, Subset
 from quantkit.network.captured import Captured
+from quantkit.network.portable import Portable
 from quantkit.quantization.rounding import ROUNDINGS
 from quantkit.quantization.sequential import Arrays, items_within, round_in_sequence, same_until
+from quantkit.quantization.weights import WeightBank
 from quantkit.runs.workbench import Workbench
 from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.stages.candidates import Candidates
@@ -29,6 +32,20 @@ if TYPE_CHECKING:
 BATCH = 8
 MOST_ITEMS = 256  # for the plan that ships
 MOST_BYTES = 256 << 20  # of codes of earlier plans, which later ones may begin with
+
+
+@dataclass(frozen=True, slots=True)
+class Rounder:
+    """What weights are rounded in sequence with, in a form that goes to another process."""
+
+    network: Portable
+    bank: WeightBank
+    batches: Sequence[Batch]
+
+
+def rounded_plan(rounder: Rounder, placement: Placement) -> dict[str, NDArray[Any]]:
+    """The weights of one plan, in its own network."""
+    return round_in_sequence(rounder.network.captured, placement, rounder.bank, rounder.batches, lambda _: None)
 
 
 def items_for(request: Request, network: Network, most: int = MOST_ITEMS) -> Subset:
@@ -64,8 +81,12 @@ def in_sequence(
             del earlier[0]
         return found
 
+    def rounded_apart(placements: Sequence[Placement]) -> Iterator[dict[str, NDArray[Any]]]:
+        return bench.workers.run(rounded_plan, Rounder(Portable(network.captured), bank, batches()), placements)
+
+    several = rounded_apart if bench.workers.count > 1 else None  # else plans are rounded one by one, each from where it is like another
     key = fingerprint(candidates.key, "in sequence", code_of(__name__), items.fingerprint(), rounding or own)
-    return PlanWeights(rounded, candidates.graph, candidates.bank, bench.store, key, only)
+    return PlanWeights(rounded, candidates.graph, candidates.bank, bench.store, key, only, several)
 
 
 def _known(captured: Captured, placement: Placement, earlier: Sequence[tuple[Placement, Arrays]]) -> dict[str, Arrays]:

@@ -6,55 +6,39 @@ of one process that computes with as many threads as a worker does.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from quantkit.core.graph import Group, Pair
 from quantkit.core.workers import Workers
 from quantkit.data.batch import Batch
-from quantkit.network.capture import restore
 from quantkit.network.captured import Captured
+from quantkit.network.portable import Portable
 from quantkit.quantization.weights import WeightBank
 from quantkit.sensitivity.passes import perturbed
 from quantkit.sensitivity.passes.outputs import Measure
 
 
 class Shipped:
-    """What passes are made of, in a form that goes to another process: there the network is built once, and each chunk's passes too."""
+    """What passes are made of, in a form that goes to another process: each chunk's passes are made once there."""
 
-    def __init__(self, captured: Captured, groups: Sequence[Group], target: ModuleType, bank: WeightBank, chunks: int) -> None:
-        self._captured, self._chunks = captured, tuple(tuple(groups[start::chunks]) for start in range(chunks))
-        self._target, self._bank = target, bank
+    def __init__(self, network: Portable, chunks: Sequence[tuple[Group, ...]], target: ModuleType, bank: WeightBank) -> None:
+        self._made_of, self.chunks = (network, target, bank), tuple(chunks)
         self.passes = cache(self._passes)
 
-    @property
-    def chunks(self) -> range:
-        """Those that have a group, by number."""
-        return range(sum(map(bool, self._chunks)))
+    def __reduce__(self) -> tuple[Any, ...]:
+        network, target, bank = self._made_of
+        return Shipped, (network, self.chunks, target, bank)
 
     def _passes(self, chunk: int) -> perturbed.Perturbed:
-        return perturbed.alone(self._captured, self._chunks[chunk], self._target, self._bank)
-
-    def __getstate__(self) -> dict[str, Any]:
-        stored = io.BytesIO()
-        torch.export.save(self._captured.program, stored)
-        kept = {name: value for name, value in vars(self).items() if name not in ("_captured", "passes")}
-        return {**kept, "program": stored.getvalue(), "graph": self._captured.graph}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        program, graph = io.BytesIO(state.pop("program")), state.pop("graph")
-        vars(self).update(state)
-        self._captured = restore(torch.export.load(program), graph)
-        self.passes = cache(self._passes)
+        network, target, bank = self._made_of
+        return perturbed.alone(network.captured, self.chunks[chunk], target, bank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +65,11 @@ class Spread:
 
     def displace(self, batches: Iterable[Batch], measure: Measure) -> Iterator[NDArray[np.floating]]:
         """`measure` of every row, one array of shape [rows, items, coordinates] for each batch."""
-        parts = (Part(batch, chunk, measure) for batch in batches for chunk in self.shipped.chunks)
-        found, place = self.workers.run(displaced, self.shipped, parts), {row: number for number, row in enumerate(self.rows)}
-        order = [place[row] for row in chain.from_iterable(self.shipped.passes(chunk).rows for chunk in self.shipped.chunks)]
+        chunks, place = range(len(self.shipped.chunks)), {row: number for number, row in enumerate(self.rows)}
+        found = self.workers.run(displaced, self.shipped, (Part(batch, chunk, measure) for batch in batches for chunk in chunks))
+        order = [place[pair,] for groups in self.shipped.chunks for pair in perturbed.quantizable(groups)]
         for first in found:
-            together = np.concatenate([first, *(next(found) for _ in self.shipped.chunks[1:])])
+            together = np.concatenate([first, *(next(found) for _ in chunks[1:])])
             rows = np.empty_like(together)
             rows[order] = together
             yield rows
@@ -98,6 +82,7 @@ class Spread:
 def spread(
     captured: Captured, groups: Sequence[Group], target: ModuleType, bank: WeightBank, workers: Workers
 ) -> Spread:
-    """Each (group, scheme) quantized alone, by the workers; with one of them, in one chunk."""
-    shipped = Shipped(captured, groups, target, bank, max(1, min(workers.count, len(groups))))
+    """Each (group, scheme) quantized alone: as many chunks of groups as there are workers, early and late layers in each."""
+    count = max(1, min(workers.count, len(groups)))
+    shipped = Shipped(Portable(captured), [tuple(groups[start::count]) for start in range(count)], target, bank)
     return Spread(shipped, workers, tuple((pair,) for pair in perturbed.quantizable(groups)))
