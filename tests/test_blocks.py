@@ -17,6 +17,7 @@ from quantkit.core.numerics.affine import dequantize, fake_quantize_in_call
 from quantkit.core.spec import BLOCK_SIZES, PerBlock, QuantSpec, parse_scheme, parse_schemes
 from quantkit.export.file_size import promised_bytes
 from quantkit.export.storage import in_blocks
+from quantkit.gating.examine import share_of_file
 from quantkit.network.capture import capture
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.runtimes.evaluation import open_session, quantizes_in_call
@@ -175,6 +176,14 @@ def test_accuracy_level_says_what_runs(work: Bench) -> None:
                 attribute.i = 1
     onnx.save(model, path)
     assert len(work.executed(path, placement).mismatches) == 4
+
+
+def test_any_file_is_examined_by_what_its_products_compute_with(work: Bench) -> None:
+    """`lint` and `gate --require-int8` count multiply-accumulates of packed weights, in int8 at level 4 alone."""
+    macs = {"first": 5 * 384 * 160, "second": 5 * 160 * 96, "odd": 5 * 96 * 30, "back": 5 * 30 * 96, "head": 96 * 7}
+    for scheme, share in (("w4b32d8", 1 - macs["back"] / sum(macs.values())), ("w4b32a32", 0.0)):
+        path, _ = work.emit(work.place(plan(work, scheme)), f"share-{scheme}.onnx")
+        assert share_of_file(path, "ort-cpu") == pytest.approx(share)
 
 
 def test_only_matrices_that_blocks_divide_have_them(work: Bench, tmp_path: Path) -> None:

@@ -109,8 +109,13 @@ def _kinds(optimized: Path, graph: Graph) -> dict[str, str]:
     return found
 
 
+def computes_in_integers(node: onnx.NodeProto) -> bool:
+    """Whether the kernel of a node in an optimised graph multiplies integers."""
+    return bool(INTEGER.fullmatch(IN_BLOCKS if _adds_integers(node) else node.op_type))
+
+
 def _adds_integers(node: onnx.NodeProto) -> bool:
-    return any(entry.name == "accuracy_level" and entry.i == 4 for entry in node.attribute)
+    return node.op_type == "MatMulNBits" and any(entry.name == "accuracy_level" and entry.i == 4 for entry in node.attribute)
 
 
 def taken_in(graph: Graph) -> dict[str, str]:

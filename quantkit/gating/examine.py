@@ -314,6 +314,8 @@ def _macs(node: onnx.NodeProto, weight: tuple[int, ...], shapes: Mapping[str, tu
     outputs = prod(max(side, 1) for side in sides[1:])
     if "Conv" in node.op_type:
         return outputs * prod(weight[1:])
+    if node.op_type == "MatMulNBits":  # its weight lies packed
+        return outputs * int(next(entry.i for entry in node.attribute if entry.name == "K"))
     return outputs * (prod(weight) // max(sides[-1], 1))
 
 

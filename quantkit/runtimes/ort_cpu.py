@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as binding
 from quantkit.core.environment import has_vnni
 from quantkit.core.errors import ModelError
 from quantkit.core.graph import Graph
-from quantkit.export.executed_layers import INTEGER, Executed, find_owner, plain
+from quantkit.export.executed_layers import Executed, computes_in_integers, find_owner, plain
 from quantkit.export.executed_layers import read_executed as read_graph
 from quantkit.runtimes.dynamic_quantizer import NAME as DYNAMIC
 from quantkit.runtimes.dynamic_quantizer import multiplies_tokens, quantize_in_call
@@ -64,7 +64,7 @@ def kernels(path: Path, options: Mapping[str, str], folder: Path) -> dict[str, K
     found: dict[str, Kernel] = {}
     for node in onnx.load(optimize(path, options, folder), load_external_data=False).graph.node:
         for name in (node.name, *node.output):
-            found.setdefault(plain(name), Kernel(node.op_type, bool(INTEGER.fullmatch(node.op_type))))
+            found.setdefault(plain(name), Kernel(node.op_type, computes_in_integers(node)))
     return found
 
 
