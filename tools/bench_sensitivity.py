@@ -33,7 +33,7 @@ from quantkit.allocation.costs.counted import byte_costs
 from quantkit.core.graph import Group
 from quantkit.core.metric import Outputs, divergence
 from quantkit.core.progress import Silent
-from quantkit.core.spec import parse_allocation, parse_scheme
+from quantkit.core.spec import parse_allocation, parse_scheme, parse_schemes
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.core.table import Interactions, Table
 from quantkit.data import Subset
@@ -161,7 +161,7 @@ def prepare(bench: Workbench, name: str, seed: int, scratch: Path) -> Bed:
     candidates = prepare_candidates(bench, request, network, groups, ranges, scratch)
     items = request.splits.calibration.first(SIZES[name].seen)
     context = Context(
-        Passes(network.on_device, network.target, candidates.bank), groups, ("fp32", *SCHEMES), items, "softmax", True, seed,
+        Passes(network.on_device, network.target, candidates.bank), groups, parse_schemes(("fp32", *SCHEMES)), items, "softmax", True, seed,
         torch.device("cpu"), Silent(),
     )  # fmt: skip
     bytes_ = byte_costs(network.captured.graph, groups, context.schemes, network.target)

@@ -268,7 +268,8 @@ def blocks(results: Results) -> str:
         for scheme in schemes
     ]  # fmt: skip
     head = ["scheme", *(f"time, {count} row{'s'[: count != '1']}" for count in rows), "bytes"]
-    return "\n\n".join([table(head, cells), prose(results.origin("transformers.json"))])
+    about = "A matrix of 2,048 × 2,048, one thread (`python tools/bench_transformers.py --parts blocks`)."
+    return "\n\n".join([table(head, cells), prose(about, results.origin("transformers.json"))])
 
 
 def accuracy(results: Results) -> str:
