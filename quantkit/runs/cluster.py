@@ -25,7 +25,7 @@ AGAIN = "run the same command again: what is done is kept in the run directory"
 
 
 class Cluster:
-    """The workers of a Dask `client`. Each gets one copy of what is shared; a part whose worker is lost goes to another."""
+    """The workers of a Dask `client`. What is shared is there once; a part whose worker is lost goes to another."""
 
     def __init__(self, client: Any, count: int) -> None:
         self._client, self.count = client, count
@@ -57,10 +57,13 @@ class Cluster:
             yield found
 
     def _send(self, shared: Any) -> Any:
-        """A copy of `shared` for each worker there is. Raises ClusterError where there is no scheduler, or no worker."""
+        """`shared` under a name of its own, at one worker; the others fetch it from there, and from each other.
+
+        Raises ClusterError where there is no scheduler, or no worker.
+        """
         try:
             self._client.wait_for_workers(1, timeout=CONNECT_SECONDS)
-            return self._client.scatter(shared, broadcast=True)
+            return self._client.scatter(shared, hash=False)  # by its hash, one that is just let go would be sent for without end
         except self._lost as error:
             raise ClusterError(f"the scheduler or its workers are gone ({error})", "a scheduler with workers", AGAIN) from error
 
