@@ -18,12 +18,13 @@ import toys
 
 from quantkit import pipeline
 from quantkit.core.environment import describe
-from quantkit.core.errors import ClusterError, RequestError
+from quantkit.core.errors import ClusterError, ConfigError, RequestError
 from quantkit.core.progress import Silent
 from quantkit.core.workers import Here
 from quantkit.data import Batch
 from quantkit.runs.cluster import Cluster, check_alike, open_workers
 from quantkit.sensitivity import gram, kl
+from quantkit.settings.config import load_config
 from quantkit.settings.options import Options
 from quantkit.settings.request import resolve
 
@@ -86,8 +87,20 @@ def test_an_error_of_a_part_goes_up_as_it_is(cluster: Cluster) -> None:
             raise RequestError("a part that fails", "another", "try that")
         return part
 
+    def no_file(_: None, part: int) -> bytes:
+        return Path(f"/nowhere/{part}").read_bytes()
+
     with pytest.raises(RequestError, match="a part that fails"):
         list(cluster.run(fails, None, range(6)))
+    with pytest.raises(FileNotFoundError, match="nowhere/0"):  # an error of the system's is no lost worker
+        list(cluster.run(no_file, None, range(2)))
+
+
+def test_no_file_names_a_scheduler(tmp_path: Path) -> None:
+    """What comes from one is unpickled, so only a call or the command line may name it."""
+    (tmp_path / "quantkit.toml").write_text('workers = "tcp://10.0.0.1:8786"\n')
+    with pytest.raises(ConfigError, match="workers"):
+        load_config(tmp_path)
 
 
 def test_a_part_whose_worker_is_killed_goes_to_another(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ class Cluster:
 
     def __init__(self, client: Any, count: int) -> None:
         self._client, self.count = client, count
-        self._dask = importlib.import_module("distributed")
-        self._lost = (self._dask.CancelledError, self._dask.KilledWorker, self._dask.comm.CommClosedError, TimeoutError, OSError)
+        dask = importlib.import_module("distributed")
+        self._lost = (dask.CancelledError, dask.KilledWorker, dask.comm.CommClosedError)
 
     def run(self, task: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any]) -> Iterator[Any]:
         """As `Workers.run`; twice as many parts as there are workers are on their way."""
@@ -64,7 +64,7 @@ class Cluster:
         try:
             self._client.wait_for_workers(1, timeout=CONNECT_SECONDS)
             return self._client.scatter(shared, hash=False)  # by its hash, one that is just let go would be sent for without end
-        except self._lost as error:
+        except (*self._lost, TimeoutError, OSError) as error:
             raise ClusterError(f"the scheduler or its workers are gone ({error})", "a scheduler with workers", AGAIN) from error
 
 

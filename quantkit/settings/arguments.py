@@ -1,8 +1,8 @@
 """The one table of what may be asked for: the command line, calls, recipes and `quantkit.toml` are all made of it.
 
 A row is an option: its type in a call, the text of `--help`, and the kind of value that a file may set it to. A new option is a row here
-and, where stages read it, a field of `Options`. Recipes and `quantkit.toml` may say what stands in `Shared`; `trust_pickle` does not, so
-that no file can allow itself to run code.
+and, where stages read it, a field of `Options`. Recipes and `quantkit.toml` may say what stands in `Shared`; `trust_pickle` and `workers`
+do not, so that no file can allow itself to run code, nor name a scheduler, whose answers are unpickled.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -155,9 +155,6 @@ class Shared(Promise, Limits, Judged, Pixels, Machine, Layers, Method, total=Fal
     """What a recipe and a configuration file may say too."""
 
     time_limit: Annotated[str | float | None, Row("Stop the search after this time, with the best plan so far: 10m, 90s, 1h.", AMOUNT)]
-    workers: Annotated[
-        str | int | None, Row("Processes of this machine to share the work, or tcp://SCHEDULER:PORT of Dask (quantkit[workers]).", WORKERS)
-    ]
     undecided: Annotated[str | None, Row("What decides where the confidence interval does not", TEXT)]
     device: Annotated[str | None, Row("Device on which torch computes", TEXT)]
 
@@ -179,6 +176,9 @@ class Arguments(Shared, Written, total=False):
     search_items: Annotated[int | None, Row("Items of the data for the search.", SPLIT)]
     gate_items: Annotated[int | None, Row("Items of the data for the verdict.", SPLIT)]
     search: Annotated[str | None, Row("The search algorithm", TEXT)]
+    workers: Annotated[
+        str | int | None, Row("Processes of this machine to share the work, or tcp://SCHEDULER:PORT of Dask (quantkit[workers]).", WORKERS)
+    ]
     trust_pickle: Annotated[bool | None, Row("Allow a pickled file to run code while it loads.", SWITCH)]
 
 
