@@ -2,7 +2,7 @@
 
     python tools/bench_cuda.py                    # ResNet50 (224 pixels, 64 items), and ResNet44 by its recipe on both devices
     python tools/bench_cuda.py --write            # and writes it into docs/results/scale.json
-    python tools/bench_cuda.py --device cpu --network resnet18 --side 64 --skip-recipe      # a trial of the script itself
+    python tools/bench_cuda.py --device cpu --network squeezenet1_1 --side 32 --skip-recipe   # a trial of the script, 20 s
 
 ResNet50 has random weights: how long its stages take does not hang on them. ResNet44 needs the data that its recipe names.
 """
