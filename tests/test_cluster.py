@@ -153,13 +153,13 @@ def test_what_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_measurement_has_the_same_tables_and_plans_with_and_without(tmp_path: Path) -> None:
-    """Weights, those of each plan in its own network, scores, and the names under which they are kept; times are measured anew."""
+    """Weights, those of each plan in its own network, scores, and the names under which they are kept; times are modelled, so the same."""
     images, labels = toys.images(160, seed=1)
     found = []
     for name, workers in (("here", None), ("there", 2)):
         said: Any = {
-            "data": [Batch({"x": images}, labels)], "run": tmp_path / name, "workers": workers, "certificate": 3, "minimize": "bytes",
-            "schemes": "w8a8,w4a8,fp32",
+            "data": [Batch({"x": images}, labels)], "run": tmp_path / name, "workers": workers, "certificate": 3,
+            "target": "nbit", "schemes": "w8a8,w4a8,fp32",
         }  # fmt: skip
         measured = pipeline.measure(resolve(toys.trained(), said, promised=False), Silent())
         stages = sorted((measured.run / "stages").iterdir())

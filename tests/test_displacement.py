@@ -18,10 +18,10 @@ from quantkit.data.splits import whole
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity import context as contexts
 from quantkit.sensitivity import kl
-from quantkit.sensitivity.context import RERUN_BATCH
 from quantkit.sensitivity.displacement import estimate
 from quantkit.sensitivity.gram import gram, measure
 from quantkit.sensitivity.passes import outputs
+from quantkit.sensitivity.passes.batches import cached_batch
 from quantkit.sensitivity.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.targets import ort_cpu
 
@@ -44,7 +44,8 @@ def scores_of(box: toys.Toybox, group: str | None = None, scheme: str = "fp32") 
     layers = next((found.layers for found in box.groups if found.name == group), ())
     placement = ort_cpu.isolate(box.captured.graph, layers, parse_scheme(scheme)) if layers else FLOAT_PLACEMENT
     simulation = Simulation(box.captured, placement, box.bank)
-    return torch.cat([simulation.run(dict(batch.inputs))["output"][0] for batch in box.items.batches(RERUN_BATCH)]).double().numpy()
+    batches = box.items.batches(cached_batch(box.captured.graph))
+    return torch.cat([simulation.run(dict(batch.inputs))["output"][0] for batch in batches]).double().numpy()
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

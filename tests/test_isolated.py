@@ -15,8 +15,8 @@ from quantkit.core.spec import parse_scheme, parse_schemes
 from quantkit.network.captured import Captured
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity import aumann_shapley, fisher_output, kl, noise, pairs, weight_error
-from quantkit.sensitivity.context import RERUN_BATCH
 from quantkit.sensitivity.gram import measure
+from quantkit.sensitivity.passes.batches import cached_batch
 from quantkit.sensitivity.passes.float_forward import Interior, Operation
 from quantkit.sensitivity.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.targets import ort_cpu
@@ -46,7 +46,8 @@ def placed(box: toys.Toybox, *chosen: tuple[str, str]) -> Placement:
 def outputs(box: toys.Toybox, *chosen: tuple[str, str]) -> Tensor:
     """In batches of the passes' own size: another may add up in another order, and near a rounding boundary give another code."""
     simulation = Simulation(box.captured, placed(box, *chosen) if chosen else FLOAT_PLACEMENT, box.bank)
-    return torch.cat([simulation.run(dict(batch.inputs))["output"][0] for batch in box.items.batches(RERUN_BATCH)]).double()
+    batches = box.items.batches(cached_batch(box.captured.graph))
+    return torch.cat([simulation.run(dict(batch.inputs))["output"][0] for batch in batches]).double()
 
 
 def divergence(box: toys.Toybox, *chosen: tuple[str, str]) -> float:

@@ -277,7 +277,7 @@ def test_memory_bounds_the_batch_down_to_one_item(box: toys.Toybox, monkeypatch:
 
     monkeypatch.setattr(contexts, "network_batches", spied)
     monkeypatch.setattr(contexts, "BATCH", 10**6)
-    monkeypatch.setattr(contexts, "RERUN_BATCH", 10**6)
+    monkeypatch.setattr(contexts, "cached_batch", lambda _: 10**6)
     bounded = toys.context(box, memory_mb=1)
 
     assert bounded.batch_size(2) == 1_000_000 // (2 * 4 * counted)

@@ -28,6 +28,7 @@ from quantkit.cli.report_commands import diff, explain, report
 from quantkit.cli.run_commands import clean, status
 from quantkit.core.environment import describe, has_vnni, usable_targets
 from quantkit.core.errors import ConfigError
+from quantkit.core.freed_memory import keep_freed_memory
 from quantkit.settings.arguments import Arguments, Inspected, Judged, Machine, Pixels, Promise, Written, given, rows
 from quantkit.settings.options import Options, numbers
 
@@ -284,6 +285,7 @@ def _of_machine(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, or that of the process; the exit code."""
+    keep_freed_memory()
     command = typer.main.get_command(app)
     try:
         command.main(args=None if argv is None else list(argv), prog_name="quantkit")

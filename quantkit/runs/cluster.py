@@ -12,13 +12,14 @@ from typing import Any
 
 from quantkit.core.environment import describe
 from quantkit.core.errors import ClusterError, RequestError
+from quantkit.core.freed_memory import SETTINGS
 from quantkit.core.progress import Progress
 from quantkit.core.workers import Workers
 
 LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 15
 # Dask has workers give each freed page back at once, and torch's activations are then paged in anew: 2.6 times as long on ResNet44.
-TRIMMED = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
+KEPT_MEMORY = {f"distributed.nanny.pre-spawn-environ.{name}": str(value) for name, (_, value) in SETTINGS.items()}
 ATTEMPTS = 3  # at a part whose workers are lost together with all copies of what is shared
 ALIKE = ("quantkit", "torch", "isa")  # of a worker and this process: another would compute other bits
 AGAIN = "run the same command again: what is done is kept in the run directory"
@@ -83,7 +84,7 @@ def open_workers(asked: str | None, progress: Progress) -> Iterator[Workers | No
     dask = importlib.import_module("distributed")
     with ExitStack() as stack:
         if asked.isdecimal():
-            stack.enter_context(importlib.import_module("dask").config.set({TRIMMED: None}))
+            stack.enter_context(importlib.import_module("dask").config.set(KEPT_MEMORY))
             local = dask.LocalCluster(n_workers=int(asked), threads_per_worker=1, host=LOOPBACK, dashboard_address=f"{LOOPBACK}:0")
             client = stack.enter_context(dask.Client(stack.enter_context(local)))
         else:

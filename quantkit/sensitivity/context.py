@@ -17,10 +17,10 @@ from quantkit.core.spec import FLOAT, Scheme
 from quantkit.core.table import Interactions, Table
 from quantkit.data.batch import Batch, Items
 from quantkit.sensitivity.engine import Engine
-from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.sensitivity.passes.batches import cached_batch, network_batches
 from quantkit.sensitivity.passes.outputs import Curvature, task_loss
 
-BATCH, RERUN_BATCH = 16, 8  # re-runs of 16 items are a tenth slower, for their caches, and take twice the memory (MobileNetV2, two cores)
+BATCH = 16
 MOST_ITEMS = 256
 MOST_MACS = 8e11  # of all perturbed passes together: about a minute on two cores
 # How often a pass holds the activations of a batch, roughly.
@@ -96,10 +96,10 @@ class Context:
                 advance(batch.size)
 
     def batch_size(self, copies: int, rows: int = 0) -> int:
-        """At most BATCH or RERUN_BATCH items: what `memory_mb` holds of `copies` times their activations and `rows` displaced outputs."""
+        """At most BATCH items, of re-runs a `cached_batch`: what `memory_mb` holds of `copies` activations and `rows` displaced outputs."""
         numbers = {tensor.name: prod(side or 1 for side in tensor.shape) for tensor in self.graph.tensors}
         per_item = 4 * copies * sum(numbers.values()) + 12 * rows * sum(numbers.get(name, 0) for name in self.graph.outputs)
-        most = RERUN_BATCH if copies in (RERUN, RERUN_PAIRS) else BATCH
+        most = cached_batch(self.graph) if copies in (RERUN, RERUN_PAIRS) else BATCH
         return int(max(1, min(most, self.memory_mb * 1_000_000 // max(per_item, 1))))
 
     def affordable(self, passes: float) -> Items:

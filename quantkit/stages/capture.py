@@ -25,14 +25,13 @@ from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
 from quantkit.runs.workbench import Workbench
 from quantkit.runtimes.evaluation import Feeds, feeds
-from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.sensitivity.passes.batches import cached_batch, network_batches
 from quantkit.targets import find_target
 
 if TYPE_CHECKING:
     from quantkit.loading import LoadedModel
     from quantkit.settings.request import Request
 
-CALIBRATION_BATCH = 32
 EQUALIZATION_ITEMS = 64
 
 
@@ -66,7 +65,7 @@ def capture_network(bench: Workbench, request: Request) -> Network:
         items = request.splits.calibration.first(EQUALIZATION_ITEMS)
         key = fingerprint(key, request.options.equalization, items.fingerprint())
         with bench.progress.stage("equalize channels", len(items), "items") as advance:
-            batches = network_batches(captured.graph, items, CALIBRATION_BATCH)
+            batches = network_batches(captured.graph, items, cached_batch(captured.graph))
             captured = equalize(captured, advanced(batches, advance))
     float_file = bench.store.folder / f"float-{key[:8]}.onnx"
     if not float_file.exists():

@@ -10,10 +10,10 @@ from quantkit.calibration.ranges import BY_OUTPUT, NEAR, SETTLED, Ranges, calibr
 from quantkit.network.capture import check_inputs
 from quantkit.quantization.weights import WeightBank
 from quantkit.runs.workbench import Workbench
-from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.sensitivity.passes.batches import cached_batch, network_batches
 from quantkit.sensitivity.passes.outputs import divergence
 from quantkit.sensitivity.passes.ranges import choose_by_output
-from quantkit.stages.capture import CALIBRATION_BATCH, Network, advanced
+from quantkit.stages.capture import Network, advanced
 from quantkit.targets import other_widths
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ra
 
     def compute() -> Ranges:
         with bench.progress.stage("calibrate", len(items), "items") as advance:
-            batches = network_batches(graph, items, min(options.batch_size, CALIBRATION_BATCH), options.device)
+            batches = network_batches(graph, items, min(options.batch_size, cached_batch(graph)), options.device)
             return calibrate(network.on_device, advanced(batches, advance))
 
     depends_on = {"network": network.key, "calibration data": items.fingerprint()}

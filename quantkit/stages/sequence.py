@@ -20,7 +20,7 @@ from quantkit.quantization.rounding import ROUNDINGS
 from quantkit.quantization.sequential import Arrays, items_within, round_in_sequence, same_until
 from quantkit.quantization.weights import WeightBank
 from quantkit.runs.workbench import Workbench
-from quantkit.sensitivity.passes.batches import network_batches
+from quantkit.sensitivity.passes.batches import cached_batch, network_batches
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network
 from quantkit.stages.plan_weights import PlanWeights
@@ -29,7 +29,6 @@ from quantkit.targets.placement import Placement
 if TYPE_CHECKING:
     from quantkit.settings.request import Request
 
-BATCH = 8
 MOST_ITEMS = 256  # for the plan that ships
 MOST_BYTES = 256 << 20  # of codes of earlier plans, which later ones may begin with
 
@@ -69,7 +68,7 @@ def in_sequence(
 
     @cache
     def batches() -> list[Batch]:
-        return list(network_batches(network.captured.graph, items, BATCH, device))
+        return list(network_batches(network.captured.graph, items, cached_batch(network.captured.graph), device))
 
     earlier: list[tuple[Placement, Arrays]] = []
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import torch
 from torch import Tensor
 
 from quantkit.core.graph import Graph
 from quantkit.data.batch import Batch, Items, bind
+
+# As many items as their largest activation leaves within this, for the caches, but no fewer and no more than so many. On two cores 64 items
+# of ResNet44 take 0.55 of the time of 8 in passes that are run again, 16 of MobileNetV2 1.1 of it.
+CACHED_BYTES, LEAST, MOST = 4 << 20, 8, 64
+
+
+def cached_batch(graph: Graph) -> int:
+    """How many items of a network of any batch size are fastest at once."""
+    largest = max((prod(side or 1 for side in tensor.shape) for tensor in graph.tensors), default=1)
+    return min(MOST, max(LEAST, CACHED_BYTES // (4 * largest)))
 
 
 def network_batches(graph: Graph, items: Items, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:

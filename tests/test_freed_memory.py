@@ -1,0 +1,43 @@
+"""Memory that is freed stays with the process: its pages come once, not with each new activation."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from quantkit.core.freed_memory import SETTINGS
+
+FAULTS = """
+import resource, sys
+from quantkit.core.freed_memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+import torch
+x = torch.zeros(4 << 20)  # 16 MiB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    first = x + 1
+    second = first + 1
+    del first, second
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str, **variables: str) -> int:
+    clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    done = subprocess.run([sys.executable, "-c", FAULTS, how], env={**clean, **variables}, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_blocks_that_are_freed_are_not_paged_in_again() -> None:
+    assert faults("leave", MALLOC_TRIM_THRESHOLD_="65536") > 3 * faults("keep")  # what Dask asks for: 40 blocks, each paged in anew
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_what_the_environment_says_of_it_stands() -> None:
+    assert faults("keep", MALLOC_TRIM_THRESHOLD_="65536", MALLOC_MMAP_THRESHOLD_="65536") > 3 * faults("keep")
