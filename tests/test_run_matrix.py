@@ -81,12 +81,13 @@ def test_only_the_files_with_failures_run_once_more_and_both_are_written_down(tm
 
 def test_counts_stand_beside_what_others_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "first-hour.json"
-    path.write_text('{"figures": {"stale_figures": 0}}')
+    path.write_text('{"figures": {"stale_figures": 0}, "matrix": [{"name": "a", "failed": ["u"]}, {"name": "c", "failed": [], "code": "old"}]}')
     monkeypatch.setattr(run_matrix.stale_figures, "COUNTS", path)
     monkeypatch.setattr(run_matrix.stale_figures.write_figures, "__defaults__", (path,))
-    outcomes = [run_matrix.Outcome(name, 3, 0, failed, 1.0, "avx2", "c") for name, failed in (("a", ("t",)), ("b", ()))]
+    outcomes = [run_matrix.Outcome(name, 3, 0, failed, 1.0, "avx2", run_matrix.code_here()) for name, failed in (("a", ("t",)), ("b", ()))]
     run_matrix.write({row.name: row for row in outcomes})
     written = json.loads(path.read_text())
 
-    assert written["figures"] == {"stale_figures": 0, "matrix.settings": 2, "matrix.failures": 1}
-    assert [row["failed"] for row in written["matrix"]] == [["t"], []]
+    counts = {"matrix.settings": 3, "matrix.failures": 1, "matrix.rows_of_older_code": 1}
+    assert written["figures"] == {"stale_figures": 0, **counts}
+    assert {row["name"]: row["failed"] for row in written["matrix"]} == {"a": ["t"], "c": [], "b": []}

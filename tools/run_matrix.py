@@ -6,8 +6,9 @@
     python tools/run_matrix.py --again          # of results of this code, the files with failures once more, where the cause was no code
     python tools/run_matrix.py --list
 
-Results lie in build/test-matrix. `matrix.settings` and `matrix.failures` of docs/results/first-hour.json count the whole runs of this code,
-and `matrix` beside them names each with its failures. A torch that pip cannot give is reported as not available, and not counted.
+Results lie in build/test-matrix. `matrix.settings` and `matrix.failures` of docs/results/first-hour.json count whole runs, and `matrix` beside
+them names each with its failures; runs of older code stay until their setting is run again (`matrix.rows_of_older_code`). A torch that pip
+cannot give is reported as not available, and not counted.
 Files that name OpenVINO run without oneDNN's limit: OpenVINO's own copy reads the same variable, and crashes where the processor has more.
 """
 
@@ -174,11 +175,17 @@ def once_more(setting: Setting, before: Outcome, kept: Path) -> Outcome:
 
 
 def write(found: Mapping[str, Outcome]) -> None:
-    """The counts and what they are of, beside what others wrote."""
-    failures = sum(len(row.failed) for row in found.values())
-    stale_figures.write_figures({"matrix.settings": len(found), "matrix.failures": failures})
+    """The counts and what they are of, beside what others wrote; rows of other settings stay, and those of older code are counted."""
+    rows = {row["name"]: row for row in json.loads(stale_figures.COUNTS.read_text()).get("matrix", [])}
+    rows |= {name: asdict(row) for name, row in found.items()}
+    counts = {
+        "matrix.settings": len(rows),
+        "matrix.failures": sum(len(row["failed"]) for row in rows.values()),
+        "matrix.rows_of_older_code": sum(row["code"] != code_here() for row in rows.values()),
+    }
+    stale_figures.write_figures(counts)
     known = json.loads(stale_figures.COUNTS.read_text())
-    stale_figures.write(stale_figures.COUNTS, known | {"matrix": [asdict(row) for row in found.values()]})
+    stale_figures.write(stale_figures.COUNTS, known | {"matrix": list(rows.values())})
 
 
 def main() -> int:
