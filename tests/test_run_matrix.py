@@ -81,7 +81,8 @@ def test_only_the_files_with_failures_run_once_more_and_both_are_written_down(tm
 
 def test_counts_stand_beside_what_others_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "first-hour.json"
-    path.write_text('{"figures": {"stale_figures": 0}, "matrix": [{"name": "a", "failed": ["u"]}, {"name": "c", "failed": [], "code": "old"}]}')
+    rows = [{"name": "a", "failed": ["u"], "code": "old"}, {"name": "c", "failed": [], "code": "old"}]
+    path.write_text(json.dumps({"figures": {"stale_figures": 0}, "matrix": rows}))
     monkeypatch.setattr(run_matrix.stale_figures, "COUNTS", path)
     monkeypatch.setattr(run_matrix.stale_figures.write_figures, "__defaults__", (path,))
     outcomes = [run_matrix.Outcome(name, 3, 0, failed, 1.0, "avx2", run_matrix.code_here()) for name, failed in (("a", ("t",)), ("b", ()))]

@@ -6,9 +6,9 @@
     python tools/run_matrix.py --again          # of results of this code, the files with failures once more, where the cause was no code
     python tools/run_matrix.py --list
 
-Results lie in build/test-matrix. `matrix.settings` and `matrix.failures` of docs/results/first-hour.json count whole runs, and `matrix` beside
-them names each with its failures; runs of older code stay until their setting is run again (`matrix.rows_of_older_code`). A torch that pip
-cannot give is reported as not available, and not counted.
+Results lie in build/test-matrix. `matrix.settings` and `matrix.failures` of docs/results/first-hour.json count whole runs, and `matrix`
+beside them names each with its failures; runs of older code stay until their setting is run again (`matrix.rows_of_older_code`). A torch
+that pip cannot give is reported as not available, and not counted.
 Files that name OpenVINO run without oneDNN's limit: OpenVINO's own copy reads the same variable, and crashes where the processor has more.
 """
 
