@@ -43,7 +43,9 @@ def result(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Result:
 def test_its_file_runs_as_planned_at_every_length(result: Result) -> None:
     (row,) = result.variants
     assert row.name == "any_length" and row.onnx == result.run / "any_length.onnx"
-    assert row.as_planned and row.layers_exact == 1.0 and row.bytes_ratio < 1
+    assert row.as_planned and row.layers_exact == 1.0
+    own, floats = (path.stat().st_size for path in (row.onnx, row.float_onnx))
+    assert row.bytes_ratio == pytest.approx(own / floats)  # a plan of few layers takes more than the float file of so small a network
     assert [(one.length, one.weight, one.layers_exact) for one in row.lengths] == [(8, 3.0, 1.0), (40, 1.0, 1.0)]
     assert all(one.latency is not None and one.latency.ratio > 0 for one in row.lengths)
 
