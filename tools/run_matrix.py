@@ -3,7 +3,7 @@
     python tools/run_matrix.py                  # every setting that has no result for this code: about ten minutes each, resumable
     python tools/run_matrix.py --only avx2-1    # one of them
     python tools/run_matrix.py --tests tests/test_affine.py tests/test_export.py      # these files only, kept apart from whole runs
-    python tools/run_matrix.py --again          # of results of this code, the files with failures once more, where the cause was no code
+    python tools/run_matrix.py --again          # of results that are there, the files with failures once more, with the code as it is now
     python tools/run_matrix.py --list
 
 Results lie in build/test-matrix. `matrix.settings` and `matrix.failures` of docs/results/first-hour.json count whole runs, and `matrix`
@@ -68,7 +68,10 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a setting. `failed` are the ids of tests that failed or broke; `again` those that did, and not when run once more."""
+    """What came of a setting, with the tests and code that `code` stands for.
+
+    `failed` are the ids of tests that failed or broke; `again` those that did, and not when their files ran once more, with `again_code`.
+    """
 
     name: str
     passed: int
@@ -78,6 +81,7 @@ class Outcome:
     isa: str
     code: str
     again: tuple[str, ...] = ()
+    again_code: str | None = None
 
 
 def code_here() -> str:
@@ -137,12 +141,12 @@ def run_tests(python: str, names: Sequence[str], environment: Mapping[str, str],
     return read_junit(report)
 
 
-def outcome(setting: Setting, files: Sequence[Path], kept: Path) -> Outcome | None:
+def outcome(setting: Setting, files: Sequence[Path], kept: Path, *, of_any_code: bool = False) -> Outcome | None:
     """The result of this code under the setting, kept from before or made now; None where its torch cannot be had."""
     path, code = kept / f"{setting.name}.json", code_here()
     if path.exists():
         known = json.loads(path.read_text())
-        if known["code"] == code:
+        if of_any_code or known["code"] == code:
             return Outcome(**{**known, "failed": tuple(known["failed"]), "again": tuple(known.get("again", ()))})
     python = interpreter(setting)
     if python is None:
@@ -159,7 +163,7 @@ def outcome(setting: Setting, files: Sequence[Path], kept: Path) -> Outcome | No
 
 
 def once_more(setting: Setting, before: Outcome, kept: Path) -> Outcome:
-    """The same with the files run again in which tests failed: what passes now had failed for what is no code, such as a stale page."""
+    """The same with the files run again in which tests failed: what passes now is mended, or had failed for what is no code."""
     names = sorted({f"tests/{test.split('::')[0].removeprefix('tests.').split('.')[0]}.py" for test in before.failed})
     python = interpreter(setting)
     if not names or python is None:
@@ -168,7 +172,8 @@ def once_more(setting: Setting, before: Outcome, kept: Path) -> Outcome:
     _, _, failed, seconds = run_tests(python, names, setting.environment(limited), kept / f"{setting.name}-again")
     mended = tuple(test for test in before.failed if test not in failed)
     found = replace(
-        before, passed=before.passed + len(mended), failed=failed, seconds=before.seconds + seconds, again=(*before.again, *mended)
+        before, passed=before.passed + len(mended), failed=failed, seconds=before.seconds + seconds, again=(*before.again, *mended),
+        again_code=code_here(),
     )  # fmt: skip
     (kept / f"{setting.name}.json").write_text(json.dumps(asdict(found), indent=1))
     return found
@@ -203,7 +208,7 @@ def main() -> int:
     kept = KEPT / "parts" if arguments.tests else KEPT
     found = {}
     for setting in chosen:
-        result = outcome(setting, files, kept)
+        result = outcome(setting, files, kept, of_any_code=arguments.again)
         if result is not None:
             result = once_more(setting, result, kept) if arguments.again else result
             found[setting.name] = result
