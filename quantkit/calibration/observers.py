@@ -23,7 +23,7 @@ from quantkit.core.spec import PerTensor, QuantSpec
 BINS = 4096
 PERCENTILE = 99.99  # 99.9 clips too much on every network tried
 MSE_STEPS = 81
-CHUNK = 1 << 22  # values that are counted at once
+CHUNK = 1 << 20  # values that are counted at once: they and their bins fit in the caches (half the time of four times as many)
 TINY = 2.0**-40  # the first bound of a histogram
 ACTIVATION = QuantSpec(8, signed=False, symmetric=False, granularity=PerTensor())
 
@@ -81,7 +81,7 @@ def _histogram(values: Tensor, bound: float) -> NDArray[np.float64]:
     """Counts in whole numbers: torch.histc stops counting at 2^24, and a layer behind a ReLU has more zeros than that."""
     total = torch.zeros(BINS, dtype=torch.int64, device=values.device)
     for part in torch.split(values, CHUNK):
-        bins = (part * (BINS / 2 / bound)).floor().long() + BINS // 2  # bound is a power of two, so the product is exact
+        bins = (part * (BINS / 2 / bound)).floor_().long().add_(BINS // 2)  # bound is a power of two, so the product is exact
         total += torch.bincount(bins, minlength=BINS)
     return total.cpu().numpy().astype(np.float64)
 
@@ -104,7 +104,8 @@ def percentile(seen: Observed, spec: QuantSpec) -> tuple[float, float]:  # noqa:
 
 def mean_squared_error(seen: Observed, spec: QuantSpec) -> tuple[float, float]:
     """The range, shrunk in equal steps from the whole to a fifth of it, whose grid has the least squared error on the histogram."""
-    centers, counts = torch.from_numpy(seen.centers()), torch.from_numpy(seen.counts)
+    filled = np.flatnonzero(seen.counts)
+    centers, counts = torch.from_numpy(seen.centers()[filled]), torch.from_numpy(seen.counts[filled])
     best, least = (seen.low, seen.high), torch.inf
     for ratio in np.linspace(1.0, 0.2, MSE_STEPS):
         low, high = torch.tensor(seen.low * ratio), torch.tensor(seen.high * ratio)
