@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process: its pages come once, not with each new activation."""
+"""Memory that is freed stays with the process: its pages come once, not with each new activation. Workers wait awake for a moment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if sys.argv[1] == "keep":
 import torch
 x = torch.zeros(4 << 20)  # 16 MiB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(100):  # so many that the ratio stands where pages are large, and faults few
     first = x + 1
     second = first + 1
     del first, second
@@ -35,9 +35,17 @@ def faults(how: str, **variables: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_blocks_that_are_freed_are_not_paged_in_again() -> None:
-    assert faults("leave", MALLOC_TRIM_THRESHOLD_="65536") > 3 * faults("keep")  # what Dask asks for: 40 blocks, each paged in anew
+    assert faults("leave", MALLOC_TRIM_THRESHOLD_="65536") > 3 * faults("keep")  # what Dask asks for: each block is paged in anew
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_what_the_environment_says_of_it_stands() -> None:
     assert faults("keep", MALLOC_TRIM_THRESHOLD_="65536", MALLOC_MMAP_THRESHOLD_="65536") > 3 * faults("keep")
+
+
+@pytest.mark.parametrize(("own", "policy", "turns"), [({}, "PASSIVE", "3000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "None")])
+def test_workers_of_openmp_wait_awake_for_a_moment_unless_the_environment_says_how(own: dict[str, str], policy: str, turns: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    code = "import os, quantkit.cli; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", code], env={**clean, **own}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [policy, turns]

@@ -20,6 +20,7 @@ from quantkit.core.spec import FLOAT, parse_schemes
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.sensitivity import COSTS, METHODS, SENSITIVITIES, Cost, Scores, pyhessian
 from quantkit.sensitivity import context as contexts
+from quantkit.sensitivity.passes.batches import cached_batch
 from quantkit.sensitivity.passes.perturbed import FLOAT_PLACEMENT
 from quantkit.targets import ort_cpu, tensorrt
 
@@ -287,6 +288,16 @@ def test_memory_bounds_the_batch_down_to_one_item(box: toys.Toybox, monkeypatch:
         estimate(bounded)
     assert sizes and max(sizes) <= bounded.batch_size(2) < 50
     assert toys.context(box).batch_size(2) == pytest.approx(2048 * bounded.batch_size(2), abs=2048)
+
+
+def test_a_batch_of_a_pass_is_as_large_as_the_caches_hold_it(box: toys.Toybox) -> None:
+    graph = box.captured.graph
+
+    def of_bytes(largest: int) -> int:
+        tensors = (*graph.tensors, replace(graph.tensors[0], shape=(largest // 4,)))
+        return cached_batch(replace(graph, tensors=tensors))
+
+    assert [of_bytes(size) for size in (4 << 10, 128 << 10, 8 << 20)] == [64, 32, 8]
 
 
 def test_without_the_package_one_line_says_what_to_install(box: toys.Toybox, monkeypatch: pytest.MonkeyPatch) -> None:

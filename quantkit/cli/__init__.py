@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from quantkit.cli.app import main, recipe_main
 
 # Before anything imports torch, which reads them as it loads. Workers that spin between operations cost up to ten times the time where
-# cores are shared (measured on two); workers that never do cost a third where they are not. GNU's OpenMP is told how long, in turns.
+# cores are shared (measured on two); workers that never do cost up to a half where they are not. GOMP_SPINCOUNT is GNU OpenMP's number of
+# turns before a worker sleeps.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
