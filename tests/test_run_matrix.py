@@ -56,9 +56,9 @@ def test_a_result_is_kept_for_the_same_code_and_made_again_for_other(tmp_path: P
 
     monkeypatch.setattr(run_matrix.subprocess, "run", run)
     monkeypatch.setattr(run_matrix, "describe", lambda: {"isa": "avx2"})
-    for code, times in (("one", 1), ("one", 1), ("two", 2)):
+    for code, times, of_any_code in (("one", 1, False), ("one", 1, False), ("two", 1, True), ("two", 2, False)):
         monkeypatch.setattr(run_matrix, "code_here", lambda code=code: code)
-        found = run_matrix.outcome(SETTINGS[0], [], tmp_path)
+        found = run_matrix.outcome(SETTINGS[0], [], tmp_path, of_any_code=of_any_code)
         assert found is not None and len(found.failed) == 2 and len(ran) == times
 
 
@@ -75,6 +75,7 @@ def test_only_the_files_with_failures_run_once_more_and_both_are_written_down(tm
     assert ran == [["tests/test_a.py", "tests/test_b.py"]]
     assert (found.passed, found.failed, found.again, found.seconds) == (22, failed[2:], failed[:2], 7.0)
     assert json.loads((tmp_path / f"{SETTINGS[0].name}.json").read_text())["again"] == list(failed[:2])
+    assert found.code == "code" and found.again_code == run_matrix.code_here()
     clean = run_matrix.Outcome("two", 20, 1, (), 5.0, "avx2", "code")
     assert run_matrix.once_more(SETTINGS[1], clean, tmp_path) is clean and len(ran) == 1
 

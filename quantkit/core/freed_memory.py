@@ -15,9 +15,9 @@ import platform
 SETTINGS = {"MALLOC_MMAP_THRESHOLD_": (-3, 32 << 20), "MALLOC_TRIM_THRESHOLD_": (-1, 1 << 30)}
 
 
-def keep_freed_memory() -> bool:
-    """Make the settings in this process, but for those that the environment has made; False where the allocator is not glibc's."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    library = ctypes.CDLL(None)
-    return all(library.mallopt(*setting) == 1 for name, setting in SETTINGS.items() if name not in os.environ)
+def keep_freed_memory() -> None:
+    """Make the settings in this process, but for those that the environment has made; nothing where the allocator is not glibc's."""
+    if platform.libc_ver()[0] == "glibc":
+        for name, setting in SETTINGS.items():
+            if name not in os.environ:
+                ctypes.CDLL(None).mallopt(*setting)
