@@ -145,7 +145,7 @@ def test_leaving_one_out_in_closed_form_is_leaving_one_out() -> None:
         rest = np.delete(np.arange(9), out)
         weights = np.linalg.solve(kernel[np.ix_(rest, rest)] + held * np.eye(8), left[rest])
         error += float(left[out] - kernel[out, rest] @ weights) ** 2
-    assert _left_out(design, left, 1.0) == pytest.approx(error)
+    assert float((_left_out(design, left, 1.0) ** 2).sum()) == pytest.approx(error)
 
 
 def test_drawn_plans_cost_what_was_asked_and_differ() -> None:

@@ -40,7 +40,8 @@ def placed(box: toys.Toybox, *chosen: tuple[str, str]) -> Placement:
     layers = {group.name: group.layers for group in box.groups}
     parts = [ort_cpu.isolate(box.captured.graph, layers[name], parse_scheme(scheme)) for name, scheme in chosen]
     schemes = {name: scheme for part in parts for name, scheme in part.schemes.items()}
-    return Placement(schemes, frozenset().union(*(part.inputs for part in parts)), frozenset(), {})
+    inputs, outputs = (frozenset().union(*(getattr(part, ends) for part in parts)) for ends in ("inputs", "outputs"))
+    return Placement(schemes, inputs, outputs, {})
 
 
 def outputs(box: toys.Toybox, *chosen: tuple[str, str]) -> Tensor:
@@ -116,6 +117,34 @@ def test_where_outputs_are_linear_in_the_errors_the_gram_is_what_pairs_measure()
     for group in ("left", "right", "add"):
         place = gram.index(group, "w8a8")
         assert measured.matrix[place, place] == pytest.approx(gram.matrix[place, place], rel=1e-4)
+
+
+class Masked(nn.Module):
+    """A sum that only a softmax reads: its codes cover a mask of −3e38, and no layer behind it has an input to be scored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(192, toys.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(1)
+        return (self.scores(rows) + torch.where(rows[:, : toys.CLASSES] > 1, -3e38, 0.0)).softmax(dim=1)
+
+
+def test_codes_that_no_layer_reads_are_scored_with_what_writes_them() -> None:
+    """Attention's scores under a mask were called free, and the file gave all of them one code."""
+    torch.manual_seed(3)
+    box = toys.unpack(Masked().eval())
+    (add,) = (layer.name for layer in box.captured.graph.layers if layer.kind == "add")
+    schemes = {layer.name: parse_scheme("w8a8" if layer.name == add else "fp32") for layer in box.captured.graph.layers}
+    file = ort_cpu.place(box.captured.graph, schemes)
+    assert add in file.outputs
+    runs = (Simulation(box.captured, placement, box.bank) for placement in (FLOAT_PLACEMENT, file))
+    plain, quantized = (torch.cat([run.run(dict(batch.inputs))["output"][0] for batch in box.items.batches(8)]).double() for run in runs)
+    wanted = 0.5 * float((quantized - plain).square().sum()) / len(plain)
+
+    assert wanted > 0.001
+    assert kl.estimate(toys.context(box, "identity")).table.at(add, "w8a8") == pytest.approx(wanted, rel=1e-5)
 
 
 def test_weight_error_is_the_relative_root_mean_square(box: toys.Toybox) -> None:

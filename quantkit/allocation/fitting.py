@@ -6,7 +6,8 @@
 d is each option's own predicted loss (½ M_oo where there are interactions, else the table), M the interactions, x the plan. First b and a
 by least squares that stay at or above 0; then θ, at or above a tenth of b d. The spread s is either b d itself, so that options err by
 shares, or the same for all, so that one that the sensitivity missed altogether can be found; it and λ are what predicts best what is left
-out. Errors are weighed as those of counts: relative ones would waste plans that lose much, plain ones all others. So a sensitivity gets
+out, if that is better than no θ of its own by more than its standard error (the rule of one standard error: Breiman et al., Classification
+and Regression Trees, 1984, section 3.4.3). Errors are weighed as those of counts: relative ones would waste plans that lose much, plain ones all others. So a sensitivity gets
 the scale of what is measured, the share of the interactions that is really there, and the groups that it misjudged, and keeps what was not
 measured.
 """
@@ -64,7 +65,7 @@ def fit_losses(loss: Table, interactions: Interactions | None, seen: Sequence[Me
         return FittedLosses(loss, interactions, 1.0, 1.0, np.inf)
     left, taken = (measured - b * taken @ d - a * pairs) * weights, taken * weights[:, None]
     spreads = (b * d, np.where(d > 0, b * d[d > 0].mean(), 0.0))
-    spread, ridge = min(itertools.product(spreads, RIDGES), key=lambda held: _left_out(taken * held[0], left, held[1]))
+    spread, ridge = _held_best(taken, left, spreads)
     moved = _moved(taken * spread, left, ridge, lowest=np.divide((LEAST - 1) * b * d, spread, out=np.zeros_like(d), where=spread > 0))
     theta = (b * d + spread * moved).reshape(own.shape)
     fitted = replace(loss, values=np.where(np.isnan(loss.values), np.nan, theta))
@@ -99,14 +100,24 @@ def _moved(design: Floats, left: Floats, strength: float, lowest: Floats) -> Flo
     return found
 
 
-def _left_out(design: Floats, left: Floats, strength: float) -> float:
-    """The squared error on each plan, predicted by the others (the closed form of leaving one out)."""
+def _held_best(taken: Floats, left: Floats, spreads: Sequence[Floats]) -> tuple[Floats, float]:
+    """The spread and the ridge that predict best what is left out; an infinite ridge where none is better by its standard error."""
+    best, most = (spreads[0], np.inf), 0.0
+    for spread, ridge in itertools.product(spreads, RIDGES):
+        gains = left**2 - _left_out(taken * spread, left, ridge) ** 2
+        gain = float(gains.mean())
+        if gain > max(most, float(gains.std(ddof=1)) / np.sqrt(len(gains))):
+            best, most = (spread, ridge), gain
+    return best
+
+
+def _left_out(design: Floats, left: Floats, strength: float) -> Floats:
+    """The error on each plan, predicted by the others (the closed form of leaving one out)."""
     if np.isinf(strength):
-        return float(left @ left)
+        return left
     kernel = design @ design.T
     inverse = np.linalg.inv(kernel + _held(kernel, strength) * np.eye(len(left)))
-    errors = (inverse @ left) / np.diag(inverse)
-    return float(errors @ errors)
+    return np.asarray((inverse @ left) / np.diag(inverse))
 
 
 def _held(kernel: Floats, strength: float) -> float:
