@@ -95,8 +95,10 @@ def adapt(graph: Graph, allocation: Mapping[str, Scheme]) -> Adapted:  # noqa: A
 
 
 def isolate(graph: Graph, layers: Sequence[str], scheme: Scheme) -> Placement:
-    """As `common.isolate_layers`, biases as `place` leaves them; and outputs as codes where no layer reads them, in whose
-    score that would count; behind activation functions they are left out."""
+    """As `common.isolate_layers`, biases as `place` leaves them, and outputs as codes where no layer reads them, who would count that.
+
+    Behind activation functions they are left out.
+    """
     placed = isolate_layers(graph, layers, scheme, _float_biases(graph, layers))
     read = {graph.source(tensor) for layer in graph.layers for tensor in layer.inputs}
     unread = [graph.layer(name) for name in placed.schemes if graph.layer(name).output not in read]
