@@ -7,9 +7,9 @@ d is each option's own predicted loss (½ M_oo where there are interactions, els
 by least squares that stay at or above 0; then θ, at or above a tenth of b d. The spread s is either b d itself, so that options err by
 shares, or the same for all, so that one that the sensitivity missed altogether can be found; it and λ are what predicts best what is left
 out, if that is better than no θ of its own by more than its standard error (the rule of one standard error: Breiman et al., Classification
-and Regression Trees, 1984, section 3.4.3). Errors are weighed as those of counts: relative ones would waste plans that lose much, plain ones all others. So a sensitivity gets
-the scale of what is measured, the share of the interactions that is really there, and the groups that it misjudged, and keeps what was not
-measured.
+and Regression Trees, 1984, section 3.4.3). Errors are weighed as those of counts: relative ones would waste plans that lose much, plain
+ones all others. So a sensitivity gets the scale of what is measured, the share of the interactions that is really there, and the groups
+that it misjudged, and keeps what was not measured.
 """
 
 from __future__ import annotations
