@@ -30,7 +30,7 @@ from quantkit.data import Batch, collect
 from quantkit.loading.decoder import step_variant
 
 TOKENS = 64
-WRITTEN, CALIBRATION = 256, 64  # windows that the network writes; of them for calibration
+WRITTEN, CALIBRATION = 448, 256  # windows that the network writes; of them for calibration
 BOS, BYTES = 1, 3  # the token that begins a story; where the tokens of single bytes begin
 END_OF_STORY = "<|endoftext|>"
 

@@ -318,10 +318,12 @@ def test_the_note_tells_which_weights_ship(results: dict[str, Result]) -> None:
     assert ("ships" in note) == (after < before) == (plan["weights"] != apart)
 
 
-def test_the_best_effort_tries_adaround_at_last_and_ships_the_better(results: dict[str, Result]) -> None:
+def test_the_best_effort_tries_adaround_and_blocks_at_last_and_ships_the_better(results: dict[str, Result]) -> None:
     notes = [note for note in results["best"].notes if "by adaround" in note]
     assert len(notes) == 1 and ("ships" in notes[0]) != ("was no better" in notes[0])
-    assert not any("adaround" in note for name in ("fast", "balanced") for note in results[name].notes)
+    (blocks,) = (note for note in results["best"].notes if "block by block" in note)
+    assert ("ships" in blocks) != ("was no better" in blocks)
+    assert not any("adaround" in note or "block by block" in note for name in ("fast", "balanced") for note in results[name].notes)
 
 
 def test_the_same_bytes_after_a_kill(results: dict[str, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def _settled(layer: Layer, scheme: Scheme, bank: WeightBank, paired: PairedMomen
         rounded = bank.round(layer, scheme.weights, compensated(weight, cross, own), own.float(), in_float=scheme.is_float)
     found = packed(layer, scheme, rounded)
     bias = _moved(layer, bank, weight, rounded, paired) if movable else None
-    if bias is not None and not _overflows(layer, scheme, bank, bias, rounded):
+    if bias is not None and not overflows(layer, scheme, bank, bias, rounded):
         found[f"{layer.name} bias"] = bias.cpu().numpy()
     return found
 
@@ -154,7 +154,7 @@ def _moved(layer: Layer, bank: WeightBank, weight: Tensor, rounded: QuantizedWei
     return (bank.parameter(str(layer.bias)).detach().double() + (one - other).flatten()).float()
 
 
-def _overflows(layer: Layer, scheme: Scheme, bank: WeightBank, bias: Tensor, rounded: QuantizedWeight) -> bool:
+def overflows(layer: Layer, scheme: Scheme, bank: WeightBank, bias: Tensor, rounded: QuantizedWeight) -> bool:
     """Whether the bias has no int32 code; its scale was chosen for the one that it replaces."""
     if scheme.reads_float or rounded.qparams.spec.scale_bits != 32:  # its bias is no code
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from quantkit.allocation import undominated
@@ -11,9 +11,11 @@ from quantkit.core.spec import Allocation
 from quantkit.core.store import fingerprint
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import Request
+from quantkit.stages.blocks import in_blocks
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network
 from quantkit.stages.judge import Judge
+from quantkit.stages.plan_weights import PlanWeights
 from quantkit.stages.refused import is_all_float
 from quantkit.stages.sequence import in_sequence, items_for
 
@@ -35,25 +37,31 @@ def round_once_more(
 ) -> tuple[Candidates, tuple[str, ...]]:
     """The candidates with the chosen plan's weights rounded in sequence on more items, if that diverges less on the search split.
 
-    With the effort "best", by AdaRound too. And what there is to say of it.
+    With the effort "best", by AdaRound too, and then learned block by block. And what there is to say of it.
     """
     if is_all_float(allocation):
         return candidates, ()
-    own, items = request.options.rounding, items_for(request, network)
+    items, own = items_for(request, network), request.options.rounding
+    ways: dict[str, Callable[[Candidates], PlanWeights | None]] = {
+        "in sequence, layer by layer": lambda now: in_sequence(bench, request, network, now, items, allocation)
+    }
+    if request.options.chosen_effort == "best":
+        if own != BEST:
+            ways[f"in sequence, by {BEST}"] = lambda now: in_sequence(bench, request, network, now, items, allocation, BEST)
+        ways["block by block"] = lambda now: in_blocks(bench, request, network, now, items, allocation)
     chosen, chosen_judge, told = candidates, judge, []
-    for rounding in dict.fromkeys((own, BEST) if request.options.chosen_effort == "best" else (own,)):
-        weights = in_sequence(bench, request, network, candidates, items, allocation, rounding)
-        if any(known.key == weights.key for known in candidates.rounded):
+    for how, make in ways.items():
+        weights = make(chosen)
+        if weights is None or any(known.key == weights.key for known in candidates.rounded):
             continue
         tried = replace(candidates, rounded=(weights, *candidates.rounded))
         tried_judge = replace(judge, candidates=tried, key=fingerprint(judge.key, weights.key))
-        with bench.timed("rounding", f"round the plan's weights in sequence{'' if rounding == own else f' by {rounding}'}"):
+        with bench.timed("rounding"):
             before, after = chosen_judge.measure(allocation), tried_judge.measure(allocation)
         is_better = after["divergence"] < before["divergence"] and after["low"] <= judge.budget
-        how = "layer by layer" if rounding == own else f"by {rounding}"
         told.append(
-            f"The plan's weights rounded in sequence, {how}: {'ships' if is_better else 'was no better'} (its divergence on the search "
-            f"split {before['divergence']:.3g} before, {after['divergence']:.3g} so)."
+            f"The plan's weights rounded {how}: {'ships' if is_better else 'was no better'} (its divergence on the search split "
+            f"{before['divergence']:.3g} before, {after['divergence']:.3g} so)."
         )
         chosen, chosen_judge = (tried, tried_judge) if is_better else (chosen, chosen_judge)
     return chosen, tuple(told)

@@ -62,20 +62,34 @@ def neighbours(steps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 def learn(rows: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, share: Tensor, moments: Tensor) -> Tensor:
     """h of each weight after STEPS, near 0 or 1; `share` is where it begins."""
     with torch.enable_grad():
-        variable = torch.logit((share - LOW) / (HIGH - LOW)).requires_grad_()
+        variable = begin(share)
         usual = _error((lower + share.round() * (upper - lower)) * scale - rows, moments).sum().clamp(min=1e-30) / rows.numel()
         optimizer = torch.optim.Adam([variable], lr=RATE)
         for step in range(STEPS):
-            soft = (torch.sigmoid(variable) * (HIGH - LOW) + LOW).clamp(0, 1)
+            soft = soften(variable)
             loss = _error((lower + soft * (upper - lower)) * scale - rows, moments).sum() / usual
             if step >= WARM * STEPS:
-                done = (step / STEPS - WARM) / (1 - WARM)
-                sharpness = SHARP[1] + (SHARP[0] - SHARP[1]) * 0.5 * (1 + math.cos(math.pi * done))
-                loss = loss + PENALTY * (1 - (2 * soft - 1).abs().clamp(min=1e-6) ** sharpness).sum()
+                loss = loss + PENALTY * undecided(soft, (step / STEPS - WARM) / (1 - WARM))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return (torch.sigmoid(variable) * (HIGH - LOW) + LOW).clamp(0, 1).detach()
+    return soften(variable).detach()
+
+
+def begin(share: Tensor) -> Tensor:
+    """V where h is `share`, to be learned."""
+    return torch.logit((share - LOW) / (HIGH - LOW)).requires_grad_()
+
+
+def soften(variable: Tensor) -> Tensor:
+    """h of V."""
+    return (torch.sigmoid(variable) * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+def undecided(soft: Tensor, done: float) -> Tensor:
+    """Σ (1 − |2h − 1|^β), β from first to last as the part behind the warm start is `done`."""
+    sharpness = SHARP[1] + (SHARP[0] - SHARP[1]) * 0.5 * (1 + math.cos(math.pi * done))
+    return (1 - (2 * soft - 1).abs().clamp(min=1e-6) ** sharpness).sum()
 
 
 def _error(error: Tensor, moments: Tensor) -> Tensor:

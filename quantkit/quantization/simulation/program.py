@@ -130,11 +130,11 @@ class Simulation:
         layer = self._stored.get(node.name)
         if layer is None:
             return {}
-        return {_weight_node(node, layer.weight_slot): self._bank.stored_weight(layer, self._placement.stored[layer.name])}
+        return {weight_node(node, layer.weight_slot): self._bank.stored_weight(layer, self._placement.stored[layer.name])}
 
     def _float(self, node: fx.Node, values: Environment) -> Any:
         if node.name in self._half:
-            return to_half(_call(node, lambda source: to_half(values[source.name])))
+            return to_half(call(node, lambda source: to_half(values[source.name])))
         if self._block and node.target is CONVOLUTION:
             found = _convolve(node, lambda source: values[source.name], self._block)
             if found is not None:
@@ -143,8 +143,8 @@ class Simulation:
         if self._block and node.target is SIGMOID and source is not None and values[source.name].dtype is torch.float32:
             return logistic(values[source.name])
         if not self._precise:
-            return _call(node, lambda source: values[source.name])
-        wide = _call(node, lambda source: _cast(values[source.name], torch.float32, torch.float64))
+            return call(node, lambda source: values[source.name])
+        wide = call(node, lambda source: _cast(values[source.name], torch.float32, torch.float64))
         return _cast(wide, torch.float64, torch.float32)
 
     def _average(self, node: fx.Node, values: Environment) -> Tensor:
@@ -153,7 +153,7 @@ class Simulation:
         assert source is not None
         qparams = self._bank.activations[self._graph.source(source.name)]
         steps = quantize(values[source.name], qparams) - qparams.zero_point
-        average: Tensor = _call(node, lambda _: steps)
+        average: Tensor = call(node, lambda _: steps)
         return average * qparams.scale
 
     def _quantized(self, layer: Layer, inputs: list[Tensor]) -> Tensor:
@@ -172,7 +172,7 @@ class Simulation:
             return dequantize(KERNELS[layer.kind](self._nodes[layer.node], codes, qparams, output), output)
         coded = [(layer.name, slot) in self._placement.inputs for slot in range(len(inputs))]
         real = iter([fake_quantize(x, q) if quantized else x for x, q, quantized in zip(inputs, qparams, coded, strict=True)])
-        result: Tensor = _call(self._nodes[layer.node], lambda _: next(real))
+        result: Tensor = call(self._nodes[layer.node], lambda _: next(real))
         return result if output is None else fake_quantize(result, output)
 
     def _weighted(self, layer: Layer, x: Tensor, x_qparams: QParams, output: QParams | None) -> Tensor:
@@ -232,7 +232,7 @@ class Simulation:
         node = self._nodes[layer.node]
         if not layer.weight or scheme.weights is None:
             following = iter([self._read(layer, x) for x in real])
-            result: Tensor = _call(node, lambda _: next(following))
+            result: Tensor = call(node, lambda _: next(following))
             return result
         weight = self._bank.weight(layer, scheme.weights, in_float=scheme.is_float)
         bias = self._bank.bias(layer)
@@ -249,7 +249,7 @@ class Simulation:
         node, source = self._nodes[name], operand(self._nodes[name], 0)
         if node.target not in PADS or source is None or all(side in (0, got) for side, got in zip(wanted, x.shape[1:], strict=True)):
             return x
-        padded: Tensor = _call(node, lambda _: self._padded(x, source.name))
+        padded: Tensor = call(node, lambda _: self._padded(x, source.name))
         return padded
 
     def _behind(self, layer: Layer) -> list[str]:
@@ -284,13 +284,14 @@ def _nodes_in_half(captured: Captured, placement: Placement) -> frozenset[str]:
     return frozenset(half)
 
 
-def _weight_node(node: fx.Node, slot: int) -> str:
+def weight_node(node: fx.Node, slot: int) -> str:
+    """The name of the node that gives `node` its weight."""
     weight = operand(node, slot)
     assert weight is not None
     return weight.name
 
 
-def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+def call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
     """The operation of `node` on the values of the nodes that it reads."""
     arguments, keywords = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
     return cast("Callable[..., Any]", node.target)(*arguments, **keywords)
