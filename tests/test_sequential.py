@@ -298,7 +298,10 @@ def test_narrow_weights_are_rounded_for_each_plan_unless_said_otherwise() -> Non
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch)
-        return {effort: allocate(tmp_path_factory.mktemp(effort) / "run", effort=effort) for effort in ("fast", "balanced", "best")}
+        return {
+            effort: allocate(tmp_path_factory.mktemp(effort) / "run", effort=effort, certificate=4 * (effort == "best"))
+            for effort in ("fast", "balanced", "best")
+        }
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
@@ -321,6 +324,7 @@ def test_the_note_tells_which_weights_ship(results: dict[str, Result]) -> None:
 def test_the_best_effort_tries_adaround_and_blocks_at_last_and_ships_the_better(results: dict[str, Result]) -> None:
     notes = [note for note in results["best"].notes if "by adaround" in note]
     assert len(notes) == 1 and ("ships" in notes[0]) != ("was no better" in notes[0])
+    assert results["best"].certificate is not None  # the other two were not asked for one
     (blocks,) = (note for note in results["best"].notes if "block by block" in note)
     assert ("ships" in blocks) != ("was no better" in blocks)
     assert not any("adaround" in note or "block by block" in note for name in ("fast", "balanced") for note in results[name].notes)

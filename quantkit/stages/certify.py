@@ -18,7 +18,7 @@ from quantkit.settings.request import EVERYTHING, Request
 from quantkit.stages.judge import Judge, first_items
 from quantkit.stages.search import measure_anchors
 
-TRAINED = {"fast": 24, "balanced": 16}  # plans that are fitted to, by effort
+TRAINED = {"fast": 24, "balanced": 16, "best": 16}  # plans that are fitted to, by effort
 ITEMS = 128  # of the search split, for each of these plans: the same ones, so that their noise is shared and ranks stand
 WIDTH = 0.05  # how far from the budget's cost these plans may be
 
