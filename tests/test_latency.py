@@ -219,7 +219,7 @@ def test_menus_without_float_stay_without_it_and_all_alike_has_no_rank(known: Si
 
 def test_random_plans_reach_from_nearly_none_to_mostly_float_in_any_order_of_the_menu() -> None:
     groups = [Group(f"g{place}", (), parse_schemes(("w8a8", "w4a8", "fp32")), "") for place in range(200)]
-    shares = [[*plan.values()].count("fp32") / 200 for plan in measured._random_plans(groups, 0, 12)]
+    shares = [[*plan.values()].count("fp32") / 200 for plan in measured.random_plans(groups, 0, 12)]
 
     assert min(shares) < 0.1 and max(shares) > 0.8
 

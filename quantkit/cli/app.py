@@ -23,7 +23,7 @@ from quantkit.cli.console import ConsoleProgress, print_json, worked
 from quantkit.cli.exit_codes import KEPT, NOT_KEPT, exit_code, results_only
 from quantkit.cli.flags import Json, Model, takes
 from quantkit.cli.gate_command import gate
-from quantkit.cli.measure_commands import measure, pick
+from quantkit.cli.measure_commands import measure, pick, profile
 from quantkit.cli.report_commands import diff, explain, report
 from quantkit.cli.run_commands import clean, status
 from quantkit.core.environment import describe, has_vnni, usable_targets
@@ -68,6 +68,7 @@ def allocate(model: Model, *, as_json: Json = False, **options: Any) -> None:
 
 app.command()(measure)
 app.command()(pick)
+app.command()(profile)
 app.command()(report)
 app.command()(explain)
 app.command()(diff)

@@ -50,6 +50,7 @@ def measure(model: flags.Model, *, as_json: flags.Json = False, **options: Any) 
 def pick(
     run: Annotated[Path, Argument(help="The run directory of `measure` or `allocate`.")],
     *, minimize: Annotated[str | None, Option(help="What to minimize (default: as measured).")] = None,
+    latency_of: Annotated[str | None, Option(help="A device of `profile --import`, whose latency counts.")] = None,
     as_json: flags.Json = False, **options: Any,
 ) -> None:  # fmt: skip
     """Choose another plan from the tables of a run, without the network or data; `export` and `verify` then use it.
@@ -65,7 +66,7 @@ def pick(
         Options(minimize=minimize or "latency", bounds=bounds)  # checks the words
         promised = {name: options.get(name) for name in rows(Promise)}
         budget = parse_budget(**promised) if any(value is not None for value in promised.values()) else None
-        picked = choose(run, budget, bounds, minimize)
+        picked = choose(run, budget, bounds, minimize, latency_of)
         if as_json:
             print_json(picked.to_json())
         else:
@@ -76,3 +77,37 @@ def pick(
         return KEPT if picked.kept else NOT_KEPT
 
     raise typer.Exit(exit_code(show))
+
+
+def profile(
+    run: Annotated[Path, Argument(help="The run directory of `measure` or `allocate`.")],
+    *, export: Annotated[Path | None, Option(help="A folder to be made: files to be timed on another device, and the script.")] = None,
+    import_: Annotated[Path | None, Option("--import", help="The times.json that the script wrote there.")] = None,
+    name: Annotated[str | None, Option(help="What the device is called (default: as the script was told).")] = None,
+) -> None:  # fmt: skip
+    """Take a run's latencies to another device: ten files to be timed there, and back the table that follows from their times.
+
+    quantkit profile runs/mine --export kit/, then quantkit profile runs/mine --import times.json, quantkit pick runs/mine --latency-of NAME
+    """
+
+    def job(progress: ConsoleProgress) -> str:
+        from quantkit.core.errors import RequestError
+        from quantkit.runs.device_kit import FILES, write_kit
+        from quantkit.runs.device_table import read_times
+
+        if export is not None and import_ is None:
+            with progress.stage("write files", FILES, "files") as advance:
+                kit = write_kit(run, export, advance)
+            return f"{kit.files} files in {kit.folder}; there: python time_files.py --name DEVICE; then --import times.json"
+        if import_ is not None and export is None:
+            known, device = read_times(run, import_, name)
+            factors = ", ".join(f"{part} {factor:.3g}" for part, factor in device.factors.items())
+            return f"{known}: over this machine's time {factors}; files left out are off by {device.median_error_percent:.1f} % (median)"
+        got = "neither --export nor --import" if export is None else "both --export and --import"
+        raise RequestError(got, "one of them", "pass --export KIT, and --import times.json when the files were timed")
+
+    def show(line: str) -> int:
+        print(line)
+        return KEPT
+
+    raise typer.Exit(exit_code(lambda: show(worked(job))))

@@ -78,6 +78,11 @@ def read_parameters(path: Path, graph: Graph) -> dict[str, Tensor]:
     return found
 
 
+def input_types(path: Path) -> dict[str, str]:
+    """By input of the file the name of its numpy type."""
+    return {str(value.name): value.dtype.numpy().name for value in ir.load(path).graph.inputs if value.dtype is not None}
+
+
 def _producer(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 

@@ -25,6 +25,7 @@ from quantkit.core.run_files import PICKED, PLAN_WEIGHTS, plan_weights_key
 from quantkit.core.spec import Allocation, parse_allocation
 from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWN_RATE, Expectation, looked_at, noise
 from quantkit.core.store import Run, fingerprint, stage_name, write_atomically
+from quantkit.runs.device_table import latency_of
 from quantkit.settings.bounds import Bounds
 
 
@@ -53,12 +54,14 @@ class Picked:
         }  # fmt: skip
 
 
-def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | None = None) -> Picked:
+def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | None = None, device: str | None = None) -> Picked:
     """The plan that a stored run would answer with, written to picked.json, where export and verify look first.
 
-    Raises OutputError for a folder without tables, RequestError for a promise where no drop was ever measured.
+    With a `device` of `quantkit profile --import`, latency is that device's. Raises OutputError for a folder without tables, RequestError
+    for a promise where no drop was ever measured, and for a device that the run does not know.
     """
     predictor, kept = read_predictor(folder)
+    predictor = predictor if device is None else _on(folder, predictor, device)
     judging = kept["judging"]
     goal = minimize or kept["minimize"]
     looks = find_measured_plans(folder, judging["key"])
@@ -79,11 +82,20 @@ def pick(folder: Path, budget: Budget | None, bounds: Bounds, minimize: str | No
         notes.append("Its drop is predicted and was never measured: `quantkit verify RUN --data DATA` measures it.")
     if own is None:
         notes.append("Its weights are rounded apart, not for this plan as others' were; `quantkit allocate` with this promise does that.")
+    if device is not None:
+        notes.append(f"Latency is that of {device}, predicted from times of a few files there.")
     report = front_report(predictor, space, looks, judging["near"])
     _write(folder, plan, predictor, {**kept["plan"], **({} if own is None else {"weights": own})})
     drop = found.nearest.measured.drop if looks else None
     uses, kept_it = predictor.used(plan.allocation), found.best is not None
     return Picked(folder, plan, drop, seen, kept_it, points, judging["unit"], uses, report, tuple(notes), goal)
+
+
+def _on(folder: Path, predictor: Predictor, device: str) -> Predictor:
+    """The predictor with the latency of a device."""
+    latency = latency_of(folder, predictor, device)
+    floats = latency.total({group.name: max(group.schemes, key=lambda scheme: scheme.precision) for group in predictor.groups})
+    return replace(predictor, resources={**predictor.resources, "latency": latency}, floats={**predictor.floats, "latency": floats})
 
 
 def _space(folder: Path, predictor: Predictor, goal: str, bounds: Bounds) -> Space:

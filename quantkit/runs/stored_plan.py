@@ -75,22 +75,32 @@ class Exported:
 
 def read_plan(folder: Path) -> StoredPlan:
     """The plan of a run directory, the picked one if there is one. Raises OutputError where there is none, or not all of one."""
-    missing = OutputError(f"{folder} holds no plan, or not all of one", "a run directory of `quantkit allocate`", "allocate again")
+    picked = (folder / PICKED).exists()
     try:
-        picked = (folder / PICKED).exists()
         plan = json.loads((folder / (PICKED if picked else PLAN)).read_text())
+    except (OSError, ValueError) as error:
+        raise _missing(folder) from error
+    return plan_of(folder, plan, picked=picked)
+
+
+def plan_of(folder: Path, frame: Mapping[str, Any], *, picked: bool = False) -> StoredPlan:
+    """What a run directory holds for the plan whose `layers` stand in `frame`. Raises OutputError where that is not all of a plan."""
+    try:
         graph = Graph.from_json(json.loads((folder / "graph.json").read_text()))
-        kept = (Run(folder).get_arrays(stage, plan["weights"]) for stage in (PLAN_WEIGHTS, WEIGHTS))
-        rounded, float_file = next((arrays for arrays in kept if arrays is not None), None), folder / plan["float_onnx"]
+        kept = (Run(folder).get_arrays(stage, frame["weights"]) for stage in (PLAN_WEIGHTS, WEIGHTS))
+        rounded, float_file = next((arrays for arrays in kept if arrays is not None), None), folder / frame["float_onnx"]
+        schemes, bounds = parse_allocation(frame["layers"]), _read_bounds(frame["bounds"])
+        by_bits = {int(bits): _read_bounds(row) for bits, row in frame.get("bounds_by_bits", {}).items()}
+        program = folder / frame["program"] if "program" in frame else None
     except (OSError, ValueError, KeyError) as error:
-        raise missing from error
+        raise _missing(folder) from error
     if rounded is None or not float_file.is_file():
-        raise missing
-    schemes = parse_allocation(plan["layers"])
-    bounds = _read_bounds(plan["bounds"])
-    by_bits = {int(bits): _read_bounds(row) for bits, row in plan.get("bounds_by_bits", {}).items()}
-    program = folder / plan["program"] if "program" in plan else None
-    return StoredPlan(folder, graph, plan["target"], schemes, bounds, rounded, float_file, program, picked, by_bits)
+        raise _missing(folder)
+    return StoredPlan(folder, graph, frame["target"], schemes, bounds, rounded, float_file, program, picked, by_bits)
+
+
+def _missing(folder: Path) -> OutputError:
+    return OutputError(f"{folder} holds no plan, or not all of one", "a run directory of `quantkit allocate`", "allocate again")
 
 
 def forget_pick(folder: Path) -> None:

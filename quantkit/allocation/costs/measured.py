@@ -108,7 +108,7 @@ def measure_latency(
     table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), values)
     edges = crossings(graph, groups)
     alike = [{g.name: g.schemes[min(place, len(g.schemes) - 1)] for g in groups} for place in (0, 1)]
-    plans = [*alike, *_random_plans(groups, seed, FIT_PLANS + TEST_PLANS, alike)]
+    plans = [*alike, *random_plans(groups, seed, FIT_PLANS + TEST_PLANS, alike)]
     measured = []
     for plan in plans:
         with written(plan) as file:
@@ -136,7 +136,7 @@ def crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int
     return found
 
 
-def _random_plans(groups: Sequence[Group], seed: int, count: int, known: Sequence[Allocation] = ()) -> list[dict[str, Scheme]]:
+def random_plans(groups: Sequence[Group], seed: int, count: int, known: Sequence[Allocation] = ()) -> list[dict[str, Scheme]]:
     """Plans whose share of float layers varies from nearly none to nearly all, more of them near none; none of `known` if others exist."""
     generator = np.random.default_rng(seed)
 
