@@ -98,6 +98,11 @@ SECTIONS = (
         "`w8a4` and `w4a4` are of the modelled target `nbit`.",
     ),
     Section(
+        "latency.json", "Latency on another device", r"(transfer\.\w+)|(\w+\.\w+)\.((?:prior\.)?\w+)", "python tools/bench_devices.py",
+        "Settings of one machine taken for devices: what ten timed files say of twenty others there, as rank correlation and median error; "
+        "`prior` is the table of the machine on which the run was measured, uncorrected.",
+    ),
+    Section(
         "onnx.json", "Float ONNX files as a start", r"([\w.]+)", "python tools/bench_onnx.py",
         "Files of torch's two exporters: of the recipes, and of deployed networks and transformers with random weights (`zoo`).",
     ),
