@@ -53,7 +53,10 @@ FIGURES: dict[str, Figures] = {
     "certificates.json": Figures(
         "tools/bench_certificates.py", (JOB, *recipes("squeezenet1_1", "mobilenet_v2", "resnet44", "minilm_sst2"))
     ),
-    "transformers.json": Figures("tools/bench_transformers.py", (JOB, *recipes("minilm_sst2", "minilm_stsb"))),
+    "transformers.json": Figures("tools/bench_transformers.py", (JOB, *recipes("minilm_sst2", "minilm_stsb")), kind="vnni"),
+    "transformers-avx2.json": Figures(
+        "tools/bench_transformers.py", (JOB, *recipes("minilm_sst2", "minilm_stsb", "stories260k")), ("--parts", "recipes"), kind="plain"
+    ),
     "costs.json": Figures("tools/bench_costs.py", recipes("mobilenet_v2", "resnet44")),  # tools/bench_solvers.py is a part of it
     "gate.json": Figures("tools/bench_gate.py", (JOB, "quantkit/gating", "quantkit/cli/demo.py")),
     "report.json": Figures("tools/bench_report.py", (JOB, "quantkit/report", *recipes("mobilenet_v2"))),

@@ -150,8 +150,24 @@ def transformers(results: Results) -> str:
         "`quantize_dynamic` loses", "`quantize_static` loses",
         "time relative to float", "time relative to `quantize_dynamic`", "bytes relative to float", "bytes relative to `quantize_dynamic`",
     )  # fmt: skip
-    told = [_decoder(found), _zoo(found), results.origin("transformers.json"), "One thread, batch 1."]
-    return f"{table(head, rows)}\n\n{prose(*filter(None, told))}"
+    plain = results.figures("transformers-avx2.json")
+    told = [_zoo(found), results.origin("transformers.json"), "One thread, batch 1."]
+    without = [_without_vnni(plain), _decoder(plain), results.origin("transformers-avx2.json")]
+    return "\n\n".join([table(head, rows), prose(*filter(None, told)), prose(*filter(None, without))])
+
+
+def _without_vnni(found: Mapping[str, float]) -> str:
+    rows = []
+    for label, what in TRANSFORMERS.items():
+        if f"{label}.drop" in found:
+            seeds, drop, time, rival, lost = (
+                found[f"{label}.{key}"] for key in ("seeds", "drop", "latency_over_float", "latency_over_dynamic", "dynamic_drop")
+            )
+            rows.append(
+                f"{what} ({seeds:.0f} seed{'s'[: seeds > 1]}): {number(drop)} points lost at {number(time)} of float's time, {number(rival)} of "
+                f"`quantize_dynamic`'s, which loses {number(lost)}"
+            )
+    return f"On a processor without VNNI: {'; '.join(rows)}." if rows else ""
 
 
 def _decoder(found: Mapping[str, float]) -> str:

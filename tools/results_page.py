@@ -168,6 +168,17 @@ SECTIONS = (
         "items that no search saw. `stories260k`: `--minimize bytes --max-drop 2% --average-bits 5`, weights alone.",
     ),
     Section(
+        "transformers-avx2.json", "Transformers of 110 million parameters, without VNNI", r"(bert_base|llama_100m)\.(\w+)",
+        "python tools/bench_transformers.py --parts large --output docs/results/transformers-avx2.json",
+        "As with VNNI.",
+    ),
+    Section(
+        "transformers-avx2.json", "Transformers without VNNI", r"((?!zoo|blocks|bert_base|llama_100m)\w+(?:\.bytes)?)\.(\w+)",
+        "python tools/bench_transformers.py --output docs/results/transformers-avx2.json",
+        "As with VNNI. `stories260k` is calibrated on 256 windows that it writes itself, and its weights are learned block by block "
+        "(`--effort best`).",
+    ),
+    Section(
         "transformers.json", "Transformers in small", r"zoo\.(?:(\w+)\.)?(\w+)", "python tools/bench_transformers.py --parts zoo",
         "Architectures with random weights (`tests/transformer_zoo.py`), `--metric agreement --minimize bytes`: whether the file runs as "
         "planned, the share of quantized layers with the bits of the simulation, and of multiply-accumulates in int8.",
