@@ -85,9 +85,10 @@ def profile(
     import_: Annotated[Path | None, Option("--import", help="The times.json that the script wrote there.")] = None,
     name: Annotated[str | None, Option(help="What the device is called (default: as the script was told).")] = None,
 ) -> None:  # fmt: skip
-    """Take a run's latencies to another device: ten files to be timed there, and back the table that follows from their times.
+    """Take a run's latencies to another device: ten files to be timed there, and back the table by which `pick --latency-of` chooses.
 
-    quantkit profile runs/mine --export kit/, then quantkit profile runs/mine --import times.json, quantkit pick runs/mine --latency-of NAME
+    quantkit profile runs/mine --export kit/
+    quantkit profile runs/mine --import times.json
     """
 
     def job(progress: ConsoleProgress) -> str:
