@@ -88,6 +88,7 @@ def profile(
     """Take a run's latencies to another device: ten files to be timed there, and back the table by which `pick --latency-of` chooses.
 
     quantkit profile runs/mine --export kit/
+
     quantkit profile runs/mine --import times.json
     """
 
