@@ -7,8 +7,8 @@ Weights and tokenizer come from weights/stories260k of the folder in QUANTKIT_DA
 `tok512.bin`), the stories of the gate from its text/tinystories. There are few real stories, so all are kept for the verdict: calibration
 and search use stories that the network writes itself, drawn from its own probabilities. An item is a window of TOKENS tokens. Beside
 model.onnx, which scores whole windows, the run directory gets decoder.onnx: the same plan, token by token, with its key/value cache.
-Result (docs/results/transformers.json): at most 5 bits a weight, weights alone, cost 2.8 % of perplexity (2.6 % with codebooks too,
-c6a32 to c3a32); the 2 % are kept at 0.23 of the bytes, about 5.6 bits, by the schemes that quantize activations in each call.
+Result (docs/results/transformers-avx2.json): at most 5 bits a weight, weights alone, with `--effort best`, cost 1.8 % of perplexity; the
+2 % are kept at 0.23 of the bytes, about 5.6 bits, by the schemes that quantize activations in each call.
 Network: Karpathy's llama2.c, after Touvron et al., arXiv 2307.09288; stories: Eldan and Li, arXiv 2305.07759.
 """
 

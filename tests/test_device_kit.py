@@ -61,6 +61,18 @@ def test_a_device_whose_arithmetic_differs_by_kind_is_found_from_ten_files() -> 
     assert found.factors["float"] == pytest.approx(4.0, rel=0.1) and found.factors["integers"] == pytest.approx(1.5, rel=0.1)
 
 
+def test_a_device_without_integer_kernels_is_found() -> None:
+    """There a layer in integers is the float layer and something more, whatever the table of this machine says."""
+    known, random = prior(), np.random.default_rng(1)
+    floats = known.table.values[:, :1]
+    values = np.concatenate([2 * floats, 2 * floats + 0.4, 2 * floats + 0.9], axis=1)
+    truth = Resource(Table("latency", "ms", NAMES, SCHEMES, values), (), 1.0)
+    found = transfer(known, [(plan, truth.total(plan) * random.lognormal(0, 0.003)) for plan in random_plans(GROUPS, 0, 10)])
+    unseen = [{name: plan[name] if plan[name] != SCHEMES[2] else SCHEMES[1] for name in NAMES} for plan in random_plans(GROUPS, 1, 40)]
+    got, wanted = ([resource.total(plan) for plan in unseen] for resource in (found.resource, truth))
+    assert spearmanr(got, wanted).statistic > 0.9 > 0 > spearmanr([known.total(plan) for plan in unseen], wanted).statistic
+
+
 def test_few_times_full_of_noise_keep_the_order_of_the_prior() -> None:
     random, truth = np.random.default_rng(3), device(3.0, (3.0, 3.0, 3.0), 3.0)
     timed = [(plan, truth.total(plan) * random.lognormal(0, 0.03)) for plan in random_plans(GROUPS, 0, 4)]

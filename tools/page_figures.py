@@ -164,8 +164,8 @@ def _without_vnni(found: Mapping[str, float]) -> str:
                 found[f"{label}.{key}"] for key in ("seeds", "drop", "latency_over_float", "latency_over_dynamic", "dynamic_drop")
             )
             rows.append(
-                f"{what} ({seeds:.0f} seed{'s'[: seeds > 1]}): {number(drop)} points lost at {number(time)} of float's time, {number(rival)} of "
-                f"`quantize_dynamic`'s, which loses {number(lost)}"
+                f"{what} ({seeds:.0f} seed{'s'[: seeds > 1]}): {number(drop)} points lost at {number(time)} of float's time, "
+                f"{number(rival)} of `quantize_dynamic`'s, which loses {number(lost)}"
             )
     return f"On a processor without VNNI: {'; '.join(rows)}." if rows else ""
 

@@ -43,6 +43,7 @@ def main() -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = given.threads, 1
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[given.optimization])
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or threads of one file take the cores from the next
         for key, value in kit["session"].items():
             options.add_session_config_entry(key, value)
         sessions.append(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))

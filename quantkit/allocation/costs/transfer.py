@@ -4,9 +4,11 @@ HELP adapts a learned predictor to a device by ten of its measurements. Here the
 what differs from device to device is how fast a kind of arithmetic is, not which layer is large:
 
     T(plan) = o · offset + Σ_k c_k · (the table's sum over layers of kind k) + e · (its boundaries)
+            + f · (float's sum over layers in integers) + n · (so many layers in integers)
 
-with kinds float, integers, and integers by ranges found in each call. The factors are those of least relative error on the files that were
-timed, at or above 0, each held to the factor that serves all parts alike; how firmly is what predicts best what is left out.
+with kinds float, integers, and integers by ranges found in each call. The last two are for devices without the kernels, where a layer in
+integers is a float layer and something more. The factors are those of least relative error on the files that were timed, at or above 0: f
+and n held to 0, the others to the factor that serves all of their parts alike; how firmly is what predicts best what is left out.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ import numpy as np
 from scipy.optimize import nnls
 
 from quantkit.allocation.plan import Edge, Resource
-from quantkit.core.spec import Allocation, Scheme
+from quantkit.core.spec import FLOAT, Allocation, Scheme
 from quantkit.core.table import Floats
 
 FIRM = (0.0001, 0.001, 0.01, 0.1, 1.0)  # weights of the factors' departures, in shares, beside the relative errors of the files
 LEAST_FILES = 3
-PARTS = ("offset", "float", "integers", "integers in each call", "boundaries")
+PARTS = ("offset", "float", "integers", "integers in each call", "boundaries", "integers as float", "each layer in integers")
+OWN = 5  # of them are parts of the prior's own sum
 TimedPlan = tuple[Allocation, float]  # a plan, and the milliseconds that its file takes on the device
 
 
@@ -53,8 +56,10 @@ def transfer(prior: Resource, timed: Sequence[TimedPlan]) -> Transferred:
     errors = {firm: _left_out(features, measured, firm) for firm in FIRM}
     firm = min(FIRM, key=lambda one: float(np.square(errors[one]).sum()))
     factors = _factors(features, measured, firm)
-    kinds = np.array([factors[1 + _kind(scheme)] for scheme in prior.table.schemes])
-    table = replace(prior.table, values=prior.table.values * kinds)
+    scaled = prior.table.values * np.array([factors[1 + _kind(scheme)] for scheme in prior.table.schemes])
+    emulated = factors[5] * prior.table.values[:, [prior.table.schemes.index(FLOAT)]] + factors[6] * _mean_float(prior)
+    integers = np.array([_kind(scheme) == 1 for scheme in prior.table.schemes])
+    table = replace(prior.table, values=scaled + np.where(integers, emulated, 0.0))
     edges = tuple(Edge(edge.producer, edge.consumer, edge.cost * float(factors[4])) for edge in prior.edges)
     resource = Resource(table, edges, prior.offset * float(factors[0]))
     return Transferred(resource, dict(zip(PARTS, factors.tolist(), strict=True)), tuple(errors[firm].tolist()))
@@ -71,18 +76,26 @@ def _parts(prior: Resource, plan: Allocation) -> Floats:
     for group, scheme in plan.items():
         found[1 + _kind(scheme)] += prior.table.at(group, scheme)
     found[4] = prior.total(plan) - found.sum()
+    integers = [group for group, scheme in plan.items() if _kind(scheme) == 1]
+    found[5] = sum(prior.table.at(group, FLOAT) for group in integers)
+    found[6] = len(integers) * _mean_float(prior)
     return found
 
 
+def _mean_float(prior: Resource) -> float:
+    """Milliseconds of a layer in float, a mean: the unit of what each layer in integers takes more."""
+    return float(np.nanmean(prior.table.values[:, prior.table.schemes.index(FLOAT)]))
+
+
 def _factors(features: Floats, measured: Floats, firm: float) -> Floats:
-    """Factors of least squared relative error, held to the one factor that serves the sums best."""
+    """Factors of least squared relative error, held to the one factor that serves the prior's sums best, or to 0."""
     shares = features / measured[:, None]
-    sums = shares.sum(axis=1)
-    alike = float(sums.sum() / (sums @ sums))
+    sums = shares[:, :OWN].sum(axis=1)
+    held = np.where(np.arange(len(PARTS)) < OWN, sums.sum() / (sums @ sums), 0.0)
     weight = np.sqrt(firm * len(measured)) * shares.mean(axis=0)
     rows = np.concatenate([shares, np.diag(weight)])
-    found, _ = nnls(rows, np.concatenate([np.ones(len(measured)), weight * alike]))
-    return np.where(features.any(axis=0), found, alike)
+    found, _ = nnls(rows, np.concatenate([np.ones(len(measured)), weight * held]))
+    return np.where(features.any(axis=0), found, held)
 
 
 def _left_out(features: Floats, measured: Floats, firm: float) -> Floats:
