@@ -132,7 +132,10 @@ def test_pick_counts_the_device_s_latency(run: Path, times: dict[str, Any], tmp_
     rows = [{**row, "ms": planted.total(plan)} for row, plan in zip(times["plans"], plans, strict=True)]
     (tmp_path / "times.json").write_text(json.dumps({**times, "name": "slow", "plans": rows}))
     runner = CliRunner()
-    assert "slow: over this machine's time" in runner.invoke(app, ["profile", str(run), "--import", str(tmp_path / "times.json")]).stdout
+    imported = ["profile", str(run), "--import", str(tmp_path / "times.json")]
+    assert "slow: over this machine's time" in runner.invoke(app, imported).stdout
+    told = json.loads(runner.invoke(app, [*imported, "--name", "slow", "--json"]).stdout)
+    assert told["device"] == "slow" and told["factors"]["float"] > 0 and told["median_error_percent"] >= 0
     asked = ["pick", str(run), "--minimize", "latency", "--json", "--latency-of", "slow"]
     picked = json.loads(runner.invoke(app, asked).stdout)
     chosen = picked["plan"]["allocation"]

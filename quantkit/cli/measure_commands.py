@@ -84,6 +84,7 @@ def profile(
     *, export: Annotated[Path | None, Option(help="A folder to be made: files to be timed on another device, and the script.")] = None,
     import_: Annotated[Path | None, Option("--import", help="The times.json that the script wrote there.")] = None,
     name: Annotated[str | None, Option(help="What the device is called (default: as the script was told).")] = None,
+    as_json: flags.Json = False,
 ) -> None:  # fmt: skip
     """Take a run's latencies to another device: ten files to be timed there, and back the table by which `pick --latency-of` chooses.
 
@@ -92,7 +93,7 @@ def profile(
     quantkit profile runs/mine --import times.json
     """
 
-    def job(progress: ConsoleProgress) -> str:
+    def job(progress: ConsoleProgress) -> tuple[str, dict[str, Any]]:
         from quantkit.core.errors import RequestError
         from quantkit.runs.device_kit import FILES, write_kit
         from quantkit.runs.device_table import read_times
@@ -100,16 +101,22 @@ def profile(
         if export is not None and import_ is None:
             with progress.stage("write files", FILES, "files") as advance:
                 kit = write_kit(run, export, advance)
-            return f"{kit.files} files in {kit.folder}; there: python time_files.py --name DEVICE; then --import times.json"
+            line = f"{kit.files} files in {kit.folder}; there: python time_files.py --name DEVICE; then --import times.json"
+            return line, {"kit": str(kit.folder), "files": kit.files}
         if import_ is not None and export is None:
             known, device = read_times(run, import_, name)
             factors = ", ".join(f"{part} {factor:.3g}" for part, factor in device.factors.items())
-            return f"{known}: over this machine's time {factors}; files left out are off by {device.median_error_percent:.1f} % (median)"
+            error = device.median_error_percent
+            line = f"{known}: over this machine's time {factors}; files left out are off by {error:.1f} % (median)"
+            return line, {"device": known, "factors": device.factors, "median_error_percent": error}
         got = "neither --export nor --import" if export is None else "both --export and --import"
         raise RequestError(got, "one of them", "pass --export KIT, and --import times.json when the files were timed")
 
-    def show(line: str) -> int:
-        print(line)
+    def show(done: tuple[str, dict[str, Any]]) -> int:
+        if as_json:
+            print_json(done[1])
+        else:
+            print(done[0])
         return KEPT
 
     raise typer.Exit(exit_code(lambda: show(worked(job))))

@@ -66,7 +66,7 @@ class Engine(Protocol):
         """The float network's outputs, zero at padding."""
 
     def alone(self, groups: Sequence[Group]) -> Perturbed:
-        """Each (group, scheme) quantized alone: its weights, and what its layers read."""
+        """Each (group, scheme) quantized alone: its weights, what its layers read, and codes that they give and no layer reads."""
 
     def in_pairs(self, groups: Sequence[Group]) -> Perturbed:
         """Each alone, and each with every (group, scheme) of the groups after it; the later of two is the one run again."""

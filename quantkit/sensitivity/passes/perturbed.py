@@ -76,7 +76,7 @@ def quantizable(groups: Iterable[Group]) -> tuple[Pair, ...]:
 
 
 def alone(captured: Captured, groups: Sequence[Group], target: ModuleType, bank: WeightBank) -> Perturbed:
-    """Each (group, scheme) quantized alone: its weights, and what its layers read."""
+    """Each (group, scheme) quantized alone: its weights, what its layers read, and codes that they give and no layer reads."""
     placements, nodes = _isolated(captured.graph, groups, target), _nodes(captured.graph, groups)
     simulations = {pair: Simulation(captured, placement, bank) for pair, placement in placements.items()}
 
