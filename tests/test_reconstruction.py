@@ -206,6 +206,20 @@ def test_the_seed_and_the_kind_of_outputs_change_what_is_learned(tmp_path: Path)
     assert ends and any(not np.array_equal(first[key], scores.get(key)) for key in ends)
 
 
+def test_what_a_block_reads_is_mixed_number_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = bench("chain", tmp_path)
+    some = learned(work, "w3a32")[2]  # no activation has a quantizer: the coins are those of what blocks read
+    monkeypatch.setattr(reconstruction, "DROP", 0.0)
+    none = learned(work, "w3a32")[2]
+    assert any(not np.array_equal(some[key], none.get(key)) for key in some)
+    monkeypatch.undo()
+    piece = tuple(work.captured.module.graph.nodes)
+    block = reconstruction._Block(work.captured, FLOAT, work.bank, piece, [Batch(dict(work.inputs))], "identity", 0)
+    mixed = block._mixed(torch.zeros(4, 1000), torch.ones(4, 1000))
+    assert set(mixed.unique().tolist()) == {0.0, 1.0} and 0.45 < float(mixed.mean()) < 0.55
+    assert torch.equal(block._mixed(torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)), torch.zeros(3, dtype=torch.long))
+
+
 def test_a_block_that_gains_nothing_on_the_items_kept_apart_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstruction, "STEPS", 1)
     monkeypatch.setattr(reconstruction, "RATE", 1e6)  # every code to one side
