@@ -6,10 +6,10 @@
 d is each option's own predicted loss (½ M_oo where there are interactions, else the table), M the interactions, x the plan. First b and a
 by least squares that stay at or above 0; then θ, at or above a tenth of b d. The spread s is either b d itself, so that options err by
 shares, or the same for all, so that one that the sensitivity missed altogether can be found; it and λ are what predicts best what is left
-out, if that is better than no θ of its own by more than its standard error (the rule of one standard error: Breiman et al., Classification
-and Regression Trees, 1984, section 3.4.3). Errors are weighed as those of counts: relative ones would waste plans that lose much, plain
-ones all others. So a sensitivity gets the scale of what is measured, the share of the interactions that is really there, and the groups
-that it misjudged, and keeps what was not measured.
+out, if that is better than no θ of its own by more than half its standard error (after the rule of one standard error: Breiman et al.,
+Classification and Regression Trees, 1984, section 3.4.3). Errors are weighed as those of counts: relative ones would waste plans that lose
+much, plain ones all others. So a sensitivity gets the scale of what is measured, the share of the interactions that is really there, and
+the groups that it misjudged, and keeps what was not measured.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ MeasuredLoss = tuple[Allocation, float]  # a plan, and the loss that was measure
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, np.inf)  # how firmly options are held, in shares of what a plan's own options weigh
 FLOOR = 0.02  # of the median loss of plans that lose: below, noise is more than the loss itself
 LEAST = 0.1  # of what was predicted: θ falls no lower
+# Standard errors by which options are to gain. Of 0, ½ and 1, on plans that were not fitted to: rank correlation 0.70, 0.82 and 0.82 on
+# STS-b (46 plans fitted to), R² 0.61, 0.61 and −0.65 on SqueezeNet (13 plans).
+SURE = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,12 +104,12 @@ def _moved(design: Floats, left: Floats, strength: float, lowest: Floats) -> Flo
 
 
 def _held_best(taken: Floats, left: Floats, spreads: Sequence[Floats]) -> tuple[Floats, float]:
-    """The spread and the ridge that predict best what is left out; an infinite ridge where none is better by its standard error."""
+    """The spread and the ridge that predict best what is left out; an infinite ridge where none is better by SURE standard errors."""
     best, most = (spreads[0], np.inf), 0.0
     for spread, ridge in itertools.product(spreads, RIDGES):
         gains = left**2 - _left_out(taken * spread, left, ridge) ** 2
         gain = float(gains.mean())
-        if gain > max(most, float(gains.std(ddof=1)) / np.sqrt(len(gains))):
+        if gain > max(most, SURE * float(gains.std(ddof=1)) / np.sqrt(len(gains))):
             best, most = (spread, ridge), gain
     return best
 
