@@ -147,7 +147,8 @@ class _Block:
             return sum(found) / len(found)
 
         share = max(error(seen, []), 1e-30) / sum(layer.weight_count for layer in layers)
-        self._descend(variables, seen, share, floats, values, wanted)
+        with torch.enable_grad():
+            self._descend(variables, seen, share, floats, values, wanted)
         if error(apart, variables) >= error(apart, []):
             return {}
         return {key: array for one in variables for key, array in one.settled().items()}

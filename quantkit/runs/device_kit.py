@@ -15,10 +15,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from quantkit.allocation.costs.measured import random_plans
+from quantkit.allocation.costs.measured import spread_plans
 from quantkit.allocation.prediction.predictor import Predictor, read_predictor
 from quantkit.core.errors import OutputError, RequestError
-from quantkit.core.spec import Allocation
 from quantkit.export.float_onnx import input_types
 from quantkit.runs.device_table import kit_of
 from quantkit.runs.stored_plan import StoredPlan, export_plan, plan_of
@@ -61,10 +60,8 @@ def write_kit(run: Path, folder: Path, advance: Callable[[int], None], count: in
 
 
 def _fill(run: Path, folder: Path, predictor: Predictor, frame: Mapping[str, Any], advance: Callable[[int], None], count: int) -> None:
-    alike = [{g.name: g.schemes[min(place, len(g.schemes) - 1)] for g in predictor.groups} for place in (0, 1)]
-    plans: list[Allocation] = [*alike, *random_plans(predictor.groups, predictor.seed, count - len(alike), alike)]
     rows = []
-    for number, plan in enumerate(plans):
+    for number, plan in enumerate(spread_plans(predictor.groups, predictor.seed, count)):
         layers = {layer: plan[group.name] for group in predictor.groups for layer in group.layers}
         path = folder / f"plan-{number}.onnx"
         stored = plan_of(run, {**frame, "layers": layers})

@@ -107,8 +107,7 @@ def measure_latency(
                 values[row, column] = sum(profiles[scheme].get(name, 0.0) for name in group.layers)
     table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), values)
     edges = crossings(graph, groups)
-    alike = [{g.name: g.schemes[min(place, len(g.schemes) - 1)] for g in groups} for place in (0, 1)]
-    plans = [*alike, *random_plans(groups, seed, FIT_PLANS + TEST_PLANS, alike)]
+    plans = spread_plans(groups, seed, 2 + FIT_PLANS + TEST_PLANS)
     measured = []
     for plan in plans:
         with written(plan) as file:
@@ -134,6 +133,12 @@ def crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int
             if producer is not None and group_of[producer.name] != group_of[layer.name]:
                 found.append((group_of[producer.name], group_of[layer.name], prod(producer.output_shape)))
     return found
+
+
+def spread_plans(groups: Sequence[Group], seed: int, count: int) -> list[dict[str, Scheme]]:
+    """So many plans to be timed: every group under the first of its menu, under the second, and random ones."""
+    alike = [{g.name: g.schemes[min(place, len(g.schemes) - 1)] for g in groups} for place in (0, 1)]
+    return [*alike, *random_plans(groups, seed, count - len(alike), alike)]
 
 
 def random_plans(groups: Sequence[Group], seed: int, count: int, known: Sequence[Allocation] = ()) -> list[dict[str, Scheme]]:

@@ -45,7 +45,7 @@ class Transferred:
         return 100 * float(np.median(np.abs(self.errors)))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON form; `from_json` needs the resource and the error alone."""
+        """A JSON form."""
         return {"resource": self.resource.to_json(), "factors": self.factors, "errors": list(self.errors)}
 
 

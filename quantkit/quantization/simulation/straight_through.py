@@ -33,10 +33,9 @@ class StraightThrough(Simulation):
         self._drop, self._generator, self._learned = drop, generator, dict[str, tuple[Tensor, Tensor | None]]()
 
     def learn(self, values: Environment, nodes: Iterable[fx.Node], learned: Learned) -> None:
-        """Adds to `values` what comes of `nodes`, in their order, with gradients to the `learned` weights and biases."""
+        """Adds to `values` what comes of `nodes`, in their order, with gradients to the `learned` weights and biases, if they are on."""
         self._learned = dict(learned)
-        with torch.enable_grad():
-            self._walk(values, nodes)
+        self._walk(values, nodes)
 
     def _stored_weight(self, node: fx.Node) -> Environment:
         layer = self._stored.get(node.name)
