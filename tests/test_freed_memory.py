@@ -18,10 +18,15 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 import torch
 x = torch.zeros(4 << 20)  # 16 MiB
+
+def rounds(count):
+    for _ in range(count):
+        blocks = [x + 1 for _ in range(4)]
+        del blocks
+
+rounds(10)  # the first touch of each page is a fault in any case, and how many there are depends on the size of pages
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(100):  # so many that the ratio stands where pages are large, and faults few
-    blocks = [x + 1 for _ in range(4)]
-    del blocks
+rounds(40)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
