@@ -26,6 +26,28 @@ class Step:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
+def read(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
+    """The steps that something is read of."""
+    wanted, found = set(outputs), list[Step]()
+    for step in reversed(steps):
+        if wanted.intersection(step.outputs):
+            wanted.update(step.inputs)
+            found.append(step)
+    return found[::-1]
+
+
+def with_factors(steps: Sequence[Step], arrays: Arrays) -> list[Step]:
+    """The factors of a Resize, and the part of the map, as attributes: as numbers in a tensor, torch.export would not know them."""
+    found = []
+    for step in steps:
+        names = {"Resize": ("", "roi", "scales"), "Upsample": ("", "scales")}.get(step.kind, ())
+        own = {place: arrays[name] for place, name in enumerate(step.inputs) if place and place < len(names) and name in arrays}
+        numbers = {names[place]: [float(number) for number in array] for place, array in own.items() if array.size}
+        inputs = tuple("" if place in own else name for place, name in enumerate(step.inputs))
+        found.append(replace(step, inputs=inputs, attributes={**step.attributes, **numbers}) if own else step)
+    return found
+
+
 def with_linear(steps: list[Step], arrays: Arrays, outputs: Sequence[str]) -> list[Step]:
     """Products with a stored matrix as linear layers, with the vector that is added behind them as their bias."""
     readers = Counter(name for step in steps for name in step.inputs)

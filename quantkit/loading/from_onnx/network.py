@@ -27,14 +27,16 @@ from torch import Tensor, nn
 from quantkit.core.errors import ModelError
 from quantkit.loading.boundary import foreign
 from quantkit.loading.from_onnx.bounded import bounded
-from quantkit.loading.from_onnx.fusions import Arrays, Step, with_gelu, with_linear
+from quantkit.loading.from_onnx.fusions import Arrays, Step, read, with_factors, with_gelu, with_linear
 from quantkit.loading.from_onnx.opening import open_model
 from quantkit.loading.from_onnx.operators import OPERATORS, TYPES, Call, constant
+from quantkit.loading.from_onnx.recurrent import with_torch_parameters
 
 # Slots of parameters: what a batch norm or a table reads is one, too.
 PARAMETERS: Mapping[str, tuple[int, ...]] = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (1, 2), "BatchNormalization": (1, 2), "LayerNormalization": (1, 2),
     "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2), "PRelu": (1,), "Gather": (0,),
+    "LSTM": tuple(range(3, 11)), "GRU": tuple(range(2, 10)), "RNN": tuple(range(2, 10)),
 }  # fmt: skip
 QUANTIZED = re.compile(r"(Dynamic)?QuantizeLinear|DequantizeLinear|QLinear\w+|QGemm|\w+Integer\w*|MatMulNBits|QAttention")
 SUBGRAPHS = ("If", "Loop", "Scan")
@@ -94,7 +96,8 @@ def read_onnx(path: Path) -> tuple[nn.Module, dict[str, Tensor] | None, tuple[st
     inputs = [value for value in model.graph.input if value.name not in arrays]
     with foreign(f"{path.name} cannot be translated", "a network of known operators", "pass the torch model, or report this network"):
         outputs = [value.name for value in model.graph.output]
-        steps = with_gelu(with_linear(_folded(_steps(model.graph), arrays, opset), arrays, outputs), arrays, outputs)
+        steps = read(with_torch_parameters(_folded(_steps(model.graph), arrays, opset), arrays), outputs)
+        steps = with_gelu(with_linear(with_factors(steps, arrays), arrays, outputs), arrays, outputs)
         network = OnnxNetwork(steps, [value.name for value in model.graph.output], opset, _fixed_batch(inputs))
         _store(network, arrays)
         module = _with_signature(network, [value.name for value in inputs])
@@ -151,7 +154,7 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
         return numpy_helper.to_array(value)
     if isinstance(value, bytes):
         return value.decode()
-    return list(value) if isinstance(value, Iterable) else value
+    return [each.decode() if isinstance(each, bytes) else each for each in value] if isinstance(value, Iterable) else value
 
 
 @torch.no_grad()

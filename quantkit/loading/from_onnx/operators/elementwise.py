@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantkit.loading.from_onnx.operators.call import TYPES, Call, Operator, as_tensor, is_shape, operand
+
+SELU = 1.67326319217681884765625, 1.05070102214813232421875  # alpha and gamma, of the standard
 
 
 def _elementwise(function: Callable[..., Any], on_numbers: Callable[[Any, Any], Any]) -> Operator:
@@ -75,7 +78,23 @@ def _extremum(tensors: Callable[[Tensor, Tensor], Tensor], numbers: Callable[[Te
 def _clip(call: Call) -> Tensor:
     low, high = (call.number(name, call.at(place)) for name, place in (("min", 1), ("max", 2)))
     bounds: list[Any] = [value if value is None or isinstance(value, int | float) else as_tensor(value) for value in (low, high)]
-    return torch.clamp(call.x(), *bounds)
+    return call.x() if bounds[0] is bounds[1] is None else torch.clamp(call.x(), *bounds)
+
+
+def _selu(call: Call) -> Tensor:
+    """With torch's numbers it is torch's."""
+    alpha, gamma = call.number("alpha", SELU[0]), call.number("gamma", SELU[1])
+    if abs(alpha - SELU[0]) + abs(gamma - SELU[1]) < 1e-6:
+        return F.selu(call.x())
+    found: Tensor = gamma * F.elu(call.x(), alpha)
+    return found
+
+
+def _dropout(call: Call) -> Tensor:
+    """Nothing, in inference."""
+    if call.at(2) and call.at(1) != 0:
+        raise call.refuse("training_mode")
+    return call.x()
 
 
 def _hard_sigmoid(call: Call) -> Tensor:
@@ -85,13 +104,17 @@ def _hard_sigmoid(call: Call) -> Tensor:
     return torch.clamp(alpha * call.x() + beta, 0.0, 1.0)
 
 
-def _reduce(function: Callable[..., Tensor]) -> Operator:
+def _reduce(function: Callable[..., Tensor], empty: float = math.nan) -> Operator:
+    """`empty` is what comes of no numbers, where torch has none."""
+
     def run(call: Call) -> Tensor:
         x, axes, keeps = call.x(), call.numbers("axes", 1), bool(call.number("keepdims", 1))
         if not axes:
             if call.number("noop_with_empty_axes", 0):
                 return x
             axes = list(range(x.dim()))
+        if not math.isnan(empty) and any(isinstance(side, int) and side == 0 for side in x.shape):
+            return torch.full_like(x.sum(axes, keeps), empty > 0 if x.dtype == torch.bool else empty, dtype=x.dtype)
         return function(x, [int(axis) for axis in axes], keeps)
 
     return run
@@ -107,9 +130,9 @@ def _place_of(function: Callable[..., Tensor]) -> Operator:
     """The index of the largest or of the least."""
 
     def run(call: Call) -> Tensor:
-        if call.number("select_last_index", 0):
-            raise call.refuse("the last of equal ones")
-        return function(call.x(), call.number("axis", 0), bool(call.number("keepdims", 1)))
+        x, axis, keeps = call.x(), call.number("axis", 0), bool(call.number("keepdims", 1))
+        found = function(x.flip(axis) if call.number("select_last_index", 0) else x, axis, keeps)
+        return x.shape[axis] - 1 - found if call.number("select_last_index", 0) else found
 
     return run
 
@@ -132,10 +155,18 @@ def _cast(call: Call) -> Any:
     return value if (is_shape(value) or isinstance(value, np.ndarray)) and kind in (6, 7) else as_tensor(value).to(TYPES[kind])
 
 
+def _mod(call: Call) -> Any:
+    """The sign is the dividend's with `fmod`, else the divisor's."""
+    if call.number("fmod", 0):
+        return _elementwise(torch.fmod, lambda a, b: int(math.fmod(a, b)))(call)
+    return _elementwise(torch.remainder, lambda a, b: a % b)(call)
+
+
 def _cumsum(call: Call) -> Tensor:
-    if call.number("exclusive", 0) or call.number("reverse", 0):
-        raise call.refuse("an exclusive or a reversed sum")
-    return torch.cumsum(call.x(), int(as_tensor(call.inputs[1])))
+    x, axis, backwards = call.x(), int(as_tensor(call.inputs[1])), bool(call.number("reverse", 0))
+    x = x.flip(axis) if backwards else x
+    found = torch.cumsum(x, axis) - (x if call.number("exclusive", 0) else 0)
+    return found.flip(axis) if backwards else found
 
 
 def _where(call: Call) -> Any:
@@ -147,7 +178,10 @@ def _where(call: Call) -> Any:
 
 
 def _prelu(call: Call) -> Tensor:
-    return F.prelu(call.x(), call.x(1).flatten())
+    x, slope = call.x(), call.x(1)
+    if slope.numel() == 1 or (x.dim() > 1 and slope.dim() == x.dim() - 1 and slope.numel() == slope.shape[0] == x.shape[1]):
+        return F.prelu(x, slope.flatten())
+    return torch.where(x < 0, slope * x, x)
 
 
 ELEMENTWISE: Mapping[str, Operator] = {
@@ -164,7 +198,7 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "Cos": _unary(torch.cos),
     "CumSum": _cumsum,
     "Div": _elementwise(_quotient, _whole_quotient),
-    "Dropout": lambda call: call.x(),
+    "Dropout": _dropout,
     "Elu": lambda call: F.elu(call.x(), call.number("alpha", 1.0)),
     "Equal": _elementwise(torch.eq, lambda a, b: a == b),
     "Erf": _unary(torch.erf),
@@ -185,7 +219,7 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "Mean": lambda call: _folded(torch.add)(call) / len(call.inputs),
     "Min": _extremum(torch.minimum, lambda x, number: torch.clamp(x, max=number)),
     "Mish": _unary(F.mish),
-    "Mod": lambda call: _elementwise(torch.fmod if call.number("fmod", 0) else torch.remainder, lambda a, b: a % b)(call),
+    "Mod": _mod,
     "Mul": _elementwise(torch.mul, lambda a, b: a * b),
     "Neg": _unary(torch.neg),
     "Not": _unary(torch.logical_not),
@@ -196,15 +230,15 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "ReduceL1": _reduce(lambda x, axes, keeps: x.abs().sum(axes, keeps)),
     "ReduceL2": _reduce(lambda x, axes, keeps: torch.linalg.vector_norm(x, 2, axes, keeps)),
     "ReduceLogSumExp": _reduce(torch.logsumexp),
-    "ReduceMax": _reduce(torch.amax),
+    "ReduceMax": _reduce(torch.amax, -math.inf),
     "ReduceMean": _reduce(torch.mean),
-    "ReduceMin": _reduce(torch.amin),
+    "ReduceMin": _reduce(torch.amin, math.inf),
     "ReduceProd": _reduce(_product),
     "ReduceSum": _reduce(torch.sum),
     "ReduceSumSquare": _reduce(lambda x, axes, keeps: x.square().sum(axes, keeps)),
     "Relu": _unary(F.relu),
     "Round": _unary(torch.round),
-    "Selu": _unary(F.selu),
+    "Selu": _selu,
     "Sigmoid": _unary(torch.sigmoid),
     "Sign": _unary(torch.sign),
     "Sin": _unary(torch.sin),

@@ -1,52 +1,26 @@
-"""Operators that are layers: convolutions, products with matrices, pools, norms and resizing."""
+"""Operators that are layers: convolutions, products with matrices, norms."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quantkit.loading.from_onnx.operators.call import Call, Operator, as_tensor
-
-
-def _pads(call: Call, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
-    """Begin and end of each side, as the standard writes them: all begins, then all ends."""
-    mode, sides = call.number("auto_pad", "NOTSET"), len(kernel)
-    if mode in ("NOTSET", ""):
-        return list(call.numbers("pads") or [0] * 2 * sides)
-    if mode == "VALID":
-        return [0] * 2 * sides
-    begins, ends = [], []
-    for size, width, step, apart in zip(x.shape[2:], kernel, strides, dilations, strict=True):
-        total = max((math.ceil(int(size) / step) - 1) * step + (width - 1) * apart + 1 - int(size), 0)
-        less, more = total // 2, total - total // 2
-        begins.append(less if mode == "SAME_UPPER" else more)
-        ends.append(more if mode == "SAME_UPPER" else less)
-    return begins + ends
-
-
-def _padded(x: Tensor, pads: Sequence[int], value: float = 0.0) -> tuple[Tensor, list[int]]:
-    """What is left to the operation where both ends are alike; else `x` padded, and nothing left."""
-    begins, ends = pads[: len(pads) // 2], pads[len(pads) // 2 :]
-    if list(begins) == list(ends):
-        return x, list(begins)
-    sides = [side for pair in zip(reversed(begins), reversed(ends), strict=True) for side in pair]
-    return F.pad(x, sides, value=value), [0] * len(begins)
-
-
-def _windows(call: Call, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
-    return call.numbers("strides") or [1] * len(kernel), call.numbers("dilations") or [1] * len(kernel)
+from quantkit.loading.from_onnx.operators.windows import halves, padded, pads_of, windows
 
 
 def _conv(call: Call) -> Tensor:
     x, weight, bias = call.x(), call.x(1), call.at(2)
     kernel = list(weight.shape[2:])
-    strides, dilations = _windows(call, kernel)
-    x, padding = _padded(x, _pads(call, x, kernel, strides, dilations))
+    strides, dilations = windows(call, kernel)
+    pads, padding = pads_of(call, x, kernel, strides, dilations), [0] * len(kernel)
+    if pads[: len(kernel)] == pads[len(kernel) :]:
+        padding = pads[: len(kernel)]
+    else:
+        x = padded(x, pads)
     operations: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
     if len(kernel) not in operations:
         raise call.refuse(f"{len(kernel)} sides")
@@ -56,13 +30,22 @@ def _conv(call: Call) -> Tensor:
 def _conv_transpose(call: Call) -> Tensor:
     x, weight, bias = call.x(), call.x(1), call.at(2)
     kernel = list(weight.shape[2:])
-    strides, dilations = _windows(call, kernel)
-    pads, more = call.numbers("pads") or [0] * 2 * len(kernel), call.numbers("output_padding") or [0] * len(kernel)
-    begins, ends = pads[: len(kernel)], pads[len(kernel) :]
-    if begins != ends or call.number("output_shape") or call.number("auto_pad", "NOTSET") != "NOTSET" or len(kernel) not in (1, 2):
-        raise call.refuse("padding of its own kind")
-    operation: Callable[..., Tensor] = F.conv_transpose2d if len(kernel) == 2 else F.conv_transpose1d
-    return operation(x, weight, bias, strides, begins, more, call.number("group", 1), dilations)
+    operations: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+    if len(kernel) not in operations:
+        raise call.refuse(f"{len(kernel)} sides")
+    strides, dilations = windows(call, kernel)
+    pads, more = call.numbers("pads") or [0] * 2 * len(kernel), list(call.numbers("output_padding") or [0] * len(kernel))
+    mode, sizes = call.number("auto_pad", "NOTSET"), call.numbers("output_shape")
+    if sizes or mode.startswith("SAME"):
+        sizes = sizes or [int(side) * step for side, step in zip(x.shape[2:], strides, strict=True)]
+        for place, (side, step, width, apart) in enumerate(zip(x.shape[2:], strides, kernel, dilations, strict=True)):
+            total = (int(side) - 1) * step + more[place] + (width - 1) * apart + 1 - sizes[-len(kernel) :][place]
+            more[place] += max(-total, 0)
+            pads[place], pads[len(kernel) + place] = halves(max(total, 0), mode)
+    alike = pads[: len(kernel)] == pads[len(kernel) :]
+    padding = pads[: len(kernel)] if alike else [0] * len(kernel)
+    found = operations[len(kernel)](x, weight, bias, strides, padding, more, call.number("group", 1), dilations)
+    return found if alike else padded(found, [-pad for pad in pads])
 
 
 def _gemm(call: Call) -> Tensor:
@@ -80,37 +63,9 @@ def _matmul(call: Call) -> Tensor:
     return F.linear(call.x(), call.x(1), call.at(2)) if call.number("linear") else call.x() @ call.x(1)
 
 
-def _max_pool(call: Call) -> Tensor:
-    if call.outputs > 1:
-        raise call.refuse("the places of the largest")
-    x, kernel = call.x(), call.numbers("kernel_shape") or []
-    strides, dilations = _windows(call, kernel)
-    x, padding = _padded(x, _pads(call, x, kernel, strides, dilations), -math.inf)
-    operations: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d}
-    if len(kernel) not in operations:
-        raise call.refuse(f"{len(kernel)} sides")
-    operation = operations[len(kernel)]
-    return operation(x, kernel, strides, padding, dilations, bool(call.number("ceil_mode", 0)))
-
-
-def _avg_pool(call: Call) -> Tensor:
-    x, kernel = call.x(), call.numbers("kernel_shape") or []
-    strides, dilations = _windows(call, kernel)
-    pads, counts = _pads(call, x, kernel, strides, dilations), bool(call.number("count_include_pad", 0))
-    if any(step != 1 for step in dilations) or len(kernel) not in (1, 2) or (pads[: len(kernel)] != pads[len(kernel) :] and not counts):
-        raise call.refuse("padding or dilation of its own kind")
-    x, padding = _padded(x, pads)
-    ceil = bool(call.number("ceil_mode", 0))
-    operation: Any = F.avg_pool2d if len(kernel) == 2 else F.avg_pool1d
-    found: Tensor = operation(x, kernel, strides, padding, ceil, counts)
-    return found
-
-
-def _global_pool(reduce: Callable[..., Tensor]) -> Operator:
-    return lambda call: reduce(call.x(), list(range(2, call.x().dim())), True)
-
-
 def _batch_norm(call: Call) -> Tensor:
+    if call.number("training_mode", 0):
+        raise call.refuse("statistics of the batch (training_mode)")
     scale, bias, mean, variance = (call.x(place) for place in range(1, 5))
     return F.batch_norm(call.x(), mean, variance, scale, bias, False, 0.0, call.number("epsilon", 1e-5))
 
@@ -131,23 +86,6 @@ def _group_norm(call: Call) -> Tensor:
     return F.group_norm(call.x(), groups, scale, bias, call.number("epsilon", 1e-5))
 
 
-def _resize(call: Call) -> Tensor:
-    x, mode, how = call.x(), call.number("mode", "nearest"), call.number("coordinate_transformation_mode", "half_pixel")
-    scales, sizes = call.at(2 if call.opset > 10 else 1), call.at(3)
-    nearest = mode == "nearest" and (how == "asymmetric" or call.kind == "Upsample") and call.number("nearest_mode", "floor") == "floor"
-    linear = mode in ("linear", "cubic") and how in ("half_pixel", "pytorch_half_pixel", "align_corners")
-    if not (nearest or linear) or x.dim() != 4 or call.number("antialias", 0):
-        raise call.refuse(f"mode {mode} and coordinates {how}")
-    given = [float(scale) for scale in as_tensor(scales).tolist()] if sizes is None and scales is not None else []
-    if given[:2] not in ([], [1.0, 1.0]):
-        raise call.refuse("other scales than of a map's sides")
-    size = [int(side) for side in as_tensor(sizes).tolist()][2:] if sizes is not None else None
-    if nearest:
-        return F.interpolate(x, size, given[2:] or None, "nearest")
-    kind = "bilinear" if mode == "linear" else "bicubic"
-    return F.interpolate(x, size, given[2:] or None, kind, align_corners=how == "align_corners")
-
-
 def _local_response_norm(call: Call) -> Tensor:
     if call.number("size") % 2 == 0:
         raise call.refuse(f"an even size, {call.number('size')}")
@@ -156,21 +94,15 @@ def _local_response_norm(call: Call) -> Tensor:
 
 
 LAYERS: Mapping[str, Operator] = {
-    "AveragePool": _avg_pool,
     "BatchNormalization": _batch_norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Einsum": lambda call: torch.einsum(call.number("equation"), *(call.x(place) for place in range(len(call.inputs)))),
     "Gemm": _gemm,
-    "GlobalAveragePool": _global_pool(torch.mean),
-    "GlobalMaxPool": _global_pool(torch.amax),
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
     "LRN": _local_response_norm,
     "LayerNormalization": _layer_norm,
     "LpNormalization": lambda call: F.normalize(call.x(), float(call.number("p", 2)), call.number("axis", -1)),
     "MatMul": _matmul,
-    "MaxPool": _max_pool,
-    "Resize": _resize,
-    "Upsample": _resize,
 }

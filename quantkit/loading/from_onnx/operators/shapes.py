@@ -26,9 +26,11 @@ def _reshape(call: Call) -> Any:
     x = call.x()
     if not call.number("allowzero", 0):
         sides = [x.shape[place] if isinstance(side, int) and side == 0 else side for place, side in enumerate(sides)]
-    items: Any = x.shape[0] if x.dim() else 1
-    if call.batch is not None and sides and isinstance(sides[0], int) and sides[0] == call.batch and isinstance(items, torch.SymInt):
-        sides[0] = items  # the file is of one batch; the network here is of any
+    if call.batch is not None:  # the file is of one batch; the network here is of any
+        axis = next((axis for axis, side in enumerate(x.shape) if not isinstance(side, int)), x.dim())
+        before = all(isinstance(side, int) for side in sides[:axis]) and math.prod(sides[:axis]) == math.prod(x.shape[:axis])
+        if before and len(sides) > axis and isinstance(sides[axis], int) and sides[axis] == call.batch:
+            sides[axis] = x.shape[axis]
     found: Tensor = x.reshape(sides)
     return found
 
@@ -128,9 +130,16 @@ def _gather_nd(call: Call) -> Tensor:
 
 
 def _scatter(call: Call) -> Tensor:
-    if call.number("reduction", "none") != "none":
-        raise call.refuse("a reduction")
-    return call.x().index_put(call.x(1).unbind(-1), call.x(2))
+    x, index, updates, reduction = call.x(), call.x(1), call.x(2), call.number("reduction", "none")
+    if reduction == "none":
+        return x.index_put(index.unbind(-1), updates)
+    deep = index.shape[-1]
+    index = torch.where(index < 0, index + torch.tensor(list(x.shape[:deep])), index)
+    inner = math.prod(x.shape[deep:])
+    rows = sum(column * math.prod(x.shape[axis + 1 : deep]) for axis, column in enumerate(index.unbind(-1)))
+    places = (as_tensor(rows).reshape(-1, 1) * inner + torch.arange(inner)).flatten()
+    names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+    return x.flatten().scatter_reduce(0, places, updates.flatten(), names[reduction]).reshape(x.shape)
 
 
 def _pad(call: Call) -> Tensor:
@@ -193,8 +202,8 @@ def _one_hot(call: Call) -> Tensor:
     index, values = call.x().long(), call.x(2)
     depth = int(as_tensor(call.inputs[1]).flatten()[0])
     call.check_size(depth * index.numel())
-    hot = F.one_hot(torch.where(index < 0, index + depth, index), depth).movedim(-1, call.number("axis", -1))
-    return torch.where(hot.bool(), values[1], values[0])
+    hot = torch.where(index < 0, index + depth, index).unsqueeze(-1) == torch.arange(depth)  # what lies beyond is nowhere hot
+    return torch.where(hot.movedim(-1, call.number("axis", -1)), values[1], values[0])
 
 
 def _trilu(call: Call) -> Tensor:
@@ -202,7 +211,10 @@ def _trilu(call: Call) -> Tensor:
     return torch.triu(call.x(), offset) if call.number("upper", 1) else torch.tril(call.x(), offset)
 
 
-def _space_to_depth(x: Tensor, block: int) -> Tensor:
+def _space_to_depth(call: Call) -> Tensor:
+    x, block = call.x(), call.number("blocksize")
+    if call.number("mode", "DCR") == "CRD":
+        return F.pixel_unshuffle(x, block)
     items, channels, height, width = x.shape
     spread = x.reshape(items, channels, height // block, block, width // block, block).permute(0, 3, 5, 1, 2, 4)
     return spread.reshape(items, channels * block**2, height // block, width // block)
@@ -224,7 +236,7 @@ SHAPES: Mapping[str, Operator] = {
     "ScatterND": _scatter,
     "Shape": _shape,
     "Slice": _slice,
-    "SpaceToDepth": lambda call: _space_to_depth(call.x(), call.number("blocksize")),
+    "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Squeeze": _squeeze,
     "Tile": _tile,
