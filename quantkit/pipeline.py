@@ -39,6 +39,7 @@ from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network, capture_network, network_of
 from quantkit.stages.certify import certify, learn, refit
 from quantkit.stages.costs import Costs, cost_groups
+from quantkit.stages.drop_in import write_drop_in
 from quantkit.stages.effort import forget_dominated, round_for_search, round_once_more
 from quantkit.stages.finalists import choose
 from quantkit.stages.front import find_front
@@ -111,7 +112,7 @@ def run(request: Request, progress: Progress) -> Result:
             temporary.write_text(json.dumps(result.to_json(), indent=2, allow_nan=False))
         if request.options.output:
             with write_atomically(request.options.output.absolute()) as temporary:
-                shutil.copyfile(result.files.onnx, temporary)
+                shutil.copyfile(result.delivered, temporary)
         lock_result(request, result)
         bench.end(result.kept)
     return result
@@ -205,6 +206,7 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     alternative = find_alternative(tables.space, found, plan)
     verified = verify_plan(bench, request, network, candidates, plan.allocation, alternative)
     variants = write_variants(bench, request, candidates, plan.allocation)
+    variants += write_drop_in(bench, request, network, candidates, verified)
     bounds = check_bounds(request, tables.predictor, verified)
     explained = (*explain(request, tables.judge, tables.space, found), *rounded)
     chances, confidence = search_chances(candidates, found, alternative), tables.judge.confidence

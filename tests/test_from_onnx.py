@@ -251,7 +251,8 @@ def test_an_operator_answers_as_the_runtime_does(case: Case, tmp_path: Path) -> 
     if not case.shapes:
         pytest.skip("constants alone are no network; `test_what_follows_from_constants_is_computed_once` has it")
     path = written(case, tmp_path)
-    module, _, names = read_onnx(path)
+    read = read_onnx(path)
+    module, names = read.module, read.outputs
     inputs = [torch.randn(shape, generator=torch.Generator().manual_seed(7)) for shape in case.shapes]
     theirs = InferenceSession(path).run(None, {f"x{place}": value.numpy() for place, value in enumerate(inputs)})
     found = module(*inputs)
@@ -272,7 +273,8 @@ SPELT = (
 @pytest.mark.parametrize("name", SPELT)
 def test_forms_that_are_spelt_out_are_captured(name: str, tmp_path: Path) -> None:
     """What torch.export traces is what was compared with ONNX Runtime."""
-    module, example, _ = read_onnx(written(CASES[name], tmp_path))
+    read = read_onnx(written(CASES[name], tmp_path))
+    module, example = read.module, read.example
     assert example is not None
     found = capture(module, example)
     inputs = list(example.values())
@@ -329,7 +331,7 @@ class Spelt(nn.Module):
 
 
 def test_a_gelu_that_is_spelt_out_is_one_where_nothing_else_reads_of_it(tmp_path: Path) -> None:
-    module, _, _ = read_onnx(exported(Spelt(), torch.randn(2, 5, 6), tmp_path / "spelt.onnx", newer=False))
+    module = read_onnx(exported(Spelt(), torch.randn(2, 5, 6), tmp_path / "spelt.onnx", newer=False)).module
     kinds = [step.kind for step in module.steps]  # type: ignore[union-attr]
     assert kinds.count("Gelu") == 1 and kinds.count("Erf") == 1
     assert {name for name, _ in module.named_parameters()} == {"block.0.weight", "block.0.bias", "head.weight", "head.bias"}
@@ -485,7 +487,7 @@ def test_what_follows_from_constants_is_computed_once(tmp_path: Path) -> None:
     stored = [numpy_helper.from_array(value, name) for name, value in
               {"flag": np.array([True, False, True, True]), "a": array(4), "b": array(4, seed=1)}.items()]  # fmt: skip
     path = model_of([node("Where", "flag", "a", "b", output="w"), node("Mul", "x", "w")], tmp_path / "m.onnx", stored)
-    module, _, _ = read_onnx(path)
+    module = read_onnx(path).module
     assert [step.kind for step in module.steps] == ["Mul"]  # type: ignore[union-attr]
 
 
@@ -558,7 +560,7 @@ def test_functions_are_spelt_out(tmp_path: Path) -> None:
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])
     graph = helper.make_graph([node("Twice", "x", domain="mine")], "g", [value], [helper.make_empty_tensor_value_info("y")])
     onnx.save(helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10), tmp_path / "m.onnx")
-    module, _, _ = read_onnx(tmp_path / "m.onnx")
+    module = read_onnx(tmp_path / "m.onnx").module
     torch.testing.assert_close(module(torch.ones(2, 4)), 2 * torch.ones(2, 4))
 
 
@@ -579,16 +581,16 @@ def test_weights_beside_the_file_count_in_its_digest(tmp_path: Path) -> None:
 def test_a_shared_matrix_is_one_parameter(tmp_path: Path) -> None:
     stored = [numpy_helper.from_array(array(4, 4), "w")]
     path = model_of([node("MatMul", "x", "w", output="z"), node("MatMul", "z", "w")], tmp_path / "m.onnx", stored)
-    module, _, _ = read_onnx(path)
+    module = read_onnx(path).module
     assert len(list(module.parameters())) == 1
 
 
 def test_a_bias_that_others_read_stays_an_addition(tmp_path: Path) -> None:
     stored = [numpy_helper.from_array(array(4, 4), "w"), numpy_helper.from_array(array(4), "b")]
     nodes = [node("MatMul", "x", "w", output="z"), node("Add", "z", "b", output="a"), node("Mul", "z", "a")]
-    module, _, _ = read_onnx(model_of(nodes, tmp_path / "m.onnx", stored))
+    module = read_onnx(model_of(nodes, tmp_path / "m.onnx", stored)).module
     assert [step.kind for step in module.steps] == ["MatMul", "Add", "Mul"]  # type: ignore[union-attr]
-    merged, _, _ = read_onnx(model_of([node("MatMul", "x", "w", output="z"), node("Add", "z", "b")], tmp_path / "m.onnx", stored))
+    merged = read_onnx(model_of([node("MatMul", "x", "w", output="z"), node("Add", "z", "b")], tmp_path / "m.onnx", stored)).module
     assert [step.kind for step in merged.steps] == ["MatMul"] and len(list(merged.parameters())) == 2  # type: ignore[union-attr]
 
 

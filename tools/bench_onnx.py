@@ -8,7 +8,8 @@ that give the layers of the torch model, by name, kind, operations and what is a
 bytes, from the older exporter's file and from the torch model, choose one plan. `zoo.served`: files of deployed networks and transformers
 with random weights that are translated, held against ONNX Runtime on the way, and captured; `zoo.same_layers` are those whose layers are
 the torch model's. `mutated_files` were read after a change to their bytes or to what they say, and `mutated_files.crashes` of them ended in
-anything but a translation or one line.
+anything but a translation or one line. `node_tests` are the standard's own, of the operators that are translated. Of each kind of network
+(tests/families.py) `as_planned` says whether its allocated file runs so, and `int8_macs` how much of it.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ from quantkit.stages.capture import network_of
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+import families  # noqa: E402 - networks of other kinds
 import test_from_onnx  # noqa: E402 - a file of each operator
 import test_zoo  # noqa: E402 - the deployed networks
 import transformer_zoo  # noqa: E402
 from mutation import mutated  # noqa: E402
+from standard_cases import standard_cases  # noqa: E402
 
 RECIPES = ("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2")
 EXPORTERS = ("older", "newer")
@@ -157,6 +160,29 @@ def mutations(folder: Path) -> dict[str, int]:
     return {"mutated_files": MUTATED, "mutated_files.crashes": crashes}
 
 
+def node_tests() -> dict[str, float]:
+    """The standard's own."""
+    cases = standard_cases()
+    failed = [f"{case.name}: {reason}" for case in cases if (reason := case.apart())]
+    print(*failed, sep="\n", flush=True)
+    return {"node_tests": len(cases), "node_tests_passed_percent": 100 * (1 - len(failed) / len(cases))}
+
+
+def other_kinds(folder: Path) -> dict[str, float]:
+    """An allocation of each kind of network."""
+    found = {}
+    for name, family in families.FAMILIES.items():
+        model = families.network(name)
+        result = quantkit.allocate(
+            model, data=families.data(name, model), metric=family.metric, max_drop=family.max_drop, minimize="bops", certificate=0,
+            run=folder / name,
+        )  # fmt: skip
+        executed = result.executed
+        found |= {f"families.{name}.as_planned": float(executed.as_planned), f"families.{name}.int8_macs": executed.int8_macs}
+        print(f"{name}: {'as planned' if executed.as_planned else 'not as planned'}", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--plans", nargs="*", default=list(RECIPES), choices=RECIPES)
@@ -171,7 +197,7 @@ def main() -> None:
         own = layers(capture(network, inputs))
         alike += [layers(from_file(exported(network, inputs, arguments.runs / f"{name}-{kind}.onnx", kind))) == own for kind in EXPORTERS]
     counts, refused = served(arguments.runs)
-    figures |= mutations(arguments.runs)
+    figures |= mutations(arguments.runs) | node_tests() | other_kinds(arguments.runs / "families")
     figures |= {"recipes.same_layers": sum(alike), "recipes.files": len(alike), **{f"zoo.{key}": value for key, value in counts.items()}}
     write_figures(arguments.output, "onnx.json", figures, whole=False, refused=refused)
     for name in arguments.plans:

@@ -10,6 +10,7 @@ from rich.table import Table
 from quantkit.cli.console import Printed
 from quantkit.core.spec import Allocation
 from quantkit.report.format import certificate_line, comparison_rows, counted, interval_words, named, verdict_line
+from quantkit.runs.result import DROP_IN
 from quantkit.settings.bounds import show_amount, show_drop
 
 
@@ -177,7 +178,8 @@ def _variant(row: Mapping[str, Any]) -> str:
     planned = "as planned" if row["as_planned"] else "not as planned"
     lengths = [f"{one['latency']['ratio']:.2f} at {one['length']}" for one in row.get("lengths", ()) if one["latency"]]
     mixed = f"; by length {', '.join(lengths)}, together {row['mixed_ratio']:.2f}" if lengths else ""
-    return f"{row['name']}.onnx: {row['bytes_ratio']:.2f} of its float file's bytes{time}; it runs {planned}{differs}{mixed}"
+    whose = "your file's" if row["name"] == DROP_IN else "its float file's"
+    return f"{row['name']}.onnx: {row['bytes_ratio']:.2f} of {whose} bytes{time}; it runs {planned}{differs}{mixed}"
 
 
 def _files(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -96,16 +96,16 @@ def load_model(source: str, *, arch: str | None = None, trust_pickle: bool = Fal
         raise _needless(path.name, arch)
     digest = kinds.hash_file(path)
     if kind == kinds.ONNX:
-        network, inputs, outputs = read_onnx(path)
-        check_module(network)
+        found = read_onnx(path)
+        check_module(found.module)
         digest = kinds.hash_text(digest, *map(kinds.hash_file, data_files(path)))
-        return LoadedModel(path.stem, source, digest, network, None, inputs, outputs=outputs)
-    found = _READERS[kind](path, arch, trust_pickle)
-    if isinstance(found, torch.export.ExportedProgram):
-        check_program(found)
-        return LoadedModel(path.stem, source, digest, None, found)
-    check_module(found)
-    return LoadedModel(path.stem, source, kinds.hash_text(digest, arch) if arch else digest, found.eval(), None)
+        return LoadedModel(path.stem, source, digest, found.module, None, found.example, outputs=found.outputs, file=found.file)
+    network = _READERS[kind](path, arch, trust_pickle)
+    if isinstance(network, torch.export.ExportedProgram):
+        check_program(network)
+        return LoadedModel(path.stem, source, digest, None, network)
+    check_module(network)
+    return LoadedModel(path.stem, source, kinds.hash_text(digest, arch) if arch else digest, network.eval(), None)
 
 
 def _needless(source: str, arch: str) -> ModelError:

@@ -14,6 +14,7 @@ from torch import nn
 
 from quantkit.core.errors import ModelError
 from quantkit.loading.boundary import foreign
+from quantkit.loading.from_onnx.rest import OnnxFile
 
 IN_MEMORY = "memory"
 
@@ -65,7 +66,7 @@ class LoadedModel:
     `digest` is a sha256 in hex: of the file's bytes; of the file's bytes and the architecture's name, for a state dict;
     of class name and state dict for what has no file. A TorchScript `module` still needs `loading.to_program`. `example`: inputs of two
     items, where the file says what the network takes. `variants`: its other forms, by the name of the file that each becomes. `outputs`:
-    what they are called, where the file says so.
+    what they are called, where the file says so. `file`: the user's own, where that is ONNX.
     """
 
     name: str
@@ -76,6 +77,7 @@ class LoadedModel:
     example: Mapping[str, torch.Tensor] | None = None
     variants: Mapping[str, Variant] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    file: OnnxFile | None = None
 
 
 def from_module(module: nn.Module) -> LoadedModel:

@@ -15,6 +15,7 @@ from quantkit.verification.parity import Parity
 from quantkit.verification.verify import Latency
 
 SCHEMA = 1
+DROP_IN = "drop-in"  # the variant that takes the place of the user's own ONNX file
 Number = float  # `Execution.float` would hide the type from the field behind it
 
 
@@ -121,6 +122,8 @@ class VariantRow:
     def from_json(cls, data: Mapping[str, Any], run: Path | None = None) -> VariantRow:
         """The inverse of `to_json`; with `run`, the files are looked for in that folder."""
         paths = {key: run / Path(data[key]).name if run else Path(data[key]) for key in ("onnx", "float_onnx")}
+        if data["name"] == DROP_IN:  # the user's own file lies where it lay
+            paths["float_onnx"] = Path(data["float_onnx"])
         latency = None if data["latency"] is None else Latency(**data["latency"])
         lengths = tuple(LengthRow.from_json(row) for row in data.get("lengths", ()))
         known = {key: value for key, value in data.items() if key != "mixed_ratio"}
@@ -158,6 +161,11 @@ class Result:
     minimize: str = "latency"
     variants: tuple[VariantRow, ...] = ()
     distilled: bool = False
+
+    @property
+    def delivered(self) -> Path:
+        """The file for --output: the one in the place of the user's own, where that was ONNX."""
+        return next((row.onnx for row in self.variants if row.name == DROP_IN), self.files.onnx)
 
     def to_json(self) -> dict[str, Any]:
         """The fields of `result.json`, exactly."""

@@ -10,6 +10,7 @@ scores.py · costs.py · front.py   what each (group, scheme) loses and costs; t
 certify.py                   predictions fitted to measured plans, and tested on others
 search.py · finalists.py · refused.py   the search on measured drops, the choice among what passed, what was not chosen
 plan_file.py · verify.py · variants.py · verdict.py   plan.json; the final file on the gate split; other forms; the result
+drop_in.py                   the file in the place of the user's own ONNX file
 stored_result.py             the whole result, asked for again
 
 A step's result is stale when a module that its file imports has changed; imports for annotations alone stand below `if TYPE_CHECKING`.

@@ -56,7 +56,10 @@ class Network:
 
 def capture_network(bench: Workbench, request: Request) -> Network:
     """Capture, and keep the float file and the program once for all jobs of this run directory that capture the same."""
-    target = find_target(request.options.target)
+    target, file = find_target(request.options.target), request.model.file
+    if file is not None and file.rest is not None:
+        kept, read = ", ".join(file.rest.kinds), ", ".join(file.outputs)
+        bench.progress.note(f"behind the network {kept} stays as it is in {file.path.name}; answers are judged on what it reads: {read}")
     with bench.timed("capture", "capture the graph"):
         captured = capture(network_of(request.model), request.example or {}, outputs=request.model.outputs)
     # The digest stands for the weights; what is computed with them, only the graph says.

@@ -12,7 +12,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from torch import Tensor, nn
 from quantkit.core.errors import ModelError
 from quantkit.loading.boundary import foreign
 from quantkit.loading.from_onnx.bounded import bounded
+from quantkit.loading.from_onnx.branches import UndecidedError, with_chosen_branches
 from quantkit.loading.from_onnx.fusions import Arrays, Step, read, with_factors, with_gelu, with_linear
 from quantkit.loading.from_onnx.opening import open_model
 from quantkit.loading.from_onnx.operators import OPERATORS, TYPES, Call, constant
 from quantkit.loading.from_onnx.recurrent import with_torch_parameters
+from quantkit.loading.from_onnx.rest import OnnxFile, Rest, cut, is_translated
 
 # Slots of parameters: what a batch norm or a table reads is one, too.
 PARAMETERS: Mapping[str, tuple[int, ...]] = {
@@ -82,42 +84,84 @@ class OnnxNetwork(nn.Module):
         return found
 
 
-def read_onnx(path: Path) -> tuple[nn.Module, dict[str, Tensor] | None, tuple[str, ...]]:
-    """The module, an example of its inputs where the file tells all their sides, and the names of its outputs.
+@dataclass(frozen=True, slots=True, eq=False)
+class Translated:
+    """The network of a file, and an example of its inputs where the file tells all their sides."""
 
-    Raises ModelError for a file that is not whole, is quantized already, or has operators or forms that are not translated; and where its
-    answers are not ONNX Runtime's.
+    module: nn.Module
+    example: Mapping[str, Tensor] | None
+    file: OnnxFile
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs that Python can have, too."""
+        return tuple(map(_identifier, self.file.outputs))
+
+
+def read_onnx(path: Path) -> Translated:
+    """The network of the file.
+
+    Raises ModelError for a file that is not whole, is quantized already, or has operators or forms that are not translated, save behind all
+    its weights; and where its answers are not ONNX Runtime's.
     """
-    model = open_model(path, inlined=True)
+    model, undecided = open_model(path, inlined=True), list[str]()
+    while True:
+        with foreign(f"{path.name} cannot be translated", "a network of known operators", "pass the torch model, or report this network"):
+            head, rest = cut(model, undecided)
+        _check_operators(path, head)
+        try:
+            return _translated(path, head, rest)
+        except UndecidedError as error:
+            if error.output in undecided or not any(error.output in node.output for node in model.graph.node):
+                raise
+            undecided.append(error.output)
+
+
+def _translated(path: Path, model: onnx.ModelProto, rest: Rest | None) -> Translated:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    _check_operators(path, model)
     with foreign(f"{path.name} holds a constant that is not whole", "constants of their shapes and types", "export it again"):
         arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in arrays]
-    with foreign(f"{path.name} cannot be translated", "a network of known operators", "pass the torch model, or report this network"):
+    sides = {value.name: _sides(value) for value in inputs}
+    known = _all_known(sides)
+
+    def prepare(graph: onnx.GraphProto) -> list[Step]:
+        return with_torch_parameters(_folded(_steps(graph), arrays, opset), arrays)
+
+    strange = f"{path.name} cannot be translated", "a network of known operators", "pass the torch model, or report this network"
+    with foreign(*strange):
         outputs = [value.name for value in model.graph.output]
-        steps = read(with_torch_parameters(_folded(_steps(model.graph), arrays, opset), arrays), outputs)
-        steps = with_gelu(with_linear(with_factors(steps, arrays), arrays, outputs), arrays, outputs)
-        network = OnnxNetwork(steps, [value.name for value in model.graph.output], opset, _fixed_batch(inputs))
+        steps = prepare(model.graph)
+        if any(step.kind == "If" for step in steps):
+            if not known:
+                raise _nested(path, ["If"])
+            given = {value.name: _example(value, sides[value.name], sides[value.name][0] or 2) for value in inputs}
+            steps = with_chosen_branches(steps, arrays, given, opset, prepare)
+        steps = with_factors(read(steps, outputs), arrays)
+        steps = with_gelu(with_linear(steps, arrays, outputs), arrays, outputs)
+        network = OnnxNetwork(steps, outputs, opset, _fixed_batch(inputs))
         _store(network, arrays)
         module = _with_signature(network, [value.name for value in inputs])
-    sides = {value.name: _sides(value) for value in inputs}
-    example = {_identifier(value.name): _example(value, sides[value.name], 2) for value in inputs} if _all_known(sides) else None
+    example = {_identifier(value.name): _example(value, sides[value.name], 2) for value in inputs} if known else None
     if example is not None:
         _compare(path, model, module, inputs, sides)
-    return module, example, tuple(_identifier(value.name) for value in model.graph.output)
+    return Translated(module, example, OnnxFile(path, {_identifier(value.name): value.name for value in inputs}, tuple(outputs), rest))
+
+
+def _nested(path: Path, kinds: Sequence[str]) -> ModelError:
+    got = f"{path.name} has graphs within its graph ({', '.join(kinds)})"
+    return ModelError(got, "one straight graph before the last layer with weights", "export it without control flow that depends on data")
 
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:
-    kinds = Counter(node.op_type for node in model.graph.node)
+    kinds = Counter(node.op_type for node in model.graph.node if node.op_type != "If" or not is_translated(node))
     quantized = sorted(kind for kind in kinds if QUANTIZED.fullmatch(kind))
     if quantized:
         got = f"{path.name} is quantized already ({', '.join(quantized[:3])})"
         raise ModelError(got, "a float ONNX file", f"judge it with `quantkit gate {path}`, or check it with `quantkit lint {path}`")
     nested = sorted(kind for kind in kinds if kind in SUBGRAPHS)
     if nested:
-        got = f"{path.name} has graphs within its graph ({', '.join(nested)})"
-        raise ModelError(got, "one straight graph", "export the network without control flow that depends on data")
+        raise _nested(path, nested)
     unknown = sorted(f"{kind} ({count})" for kind, count in kinds.items() if kind not in OPERATORS and kind != "Constant")
     if unknown:
         more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
@@ -165,7 +209,7 @@ def _folded(steps: Iterable[Step], arrays: Arrays, opset: int) -> list[Step]:
         if step.kind == "Constant":
             ((_, value),) = step.attributes.items()
             arrays[step.outputs[0]] = _array(value)
-        elif all(name in arrays or not name for name in step.inputs):
+        elif step.kind != "If" and all(name in arrays or not name for name in step.inputs):
             values = [constant(arrays[name]) if name else None for name in step.inputs]
             with bounded():
                 found = OPERATORS[step.kind](Call(step.kind, values, step.attributes, opset, len(step.outputs)))
