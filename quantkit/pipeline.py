@@ -29,6 +29,7 @@ from quantkit.gating import lock_result
 from quantkit.loading import LoadedModel
 from quantkit.network.capture import capture
 from quantkit.runs.cluster import open_workers
+from quantkit.runs.progress_file import ProgressFile
 from quantkit.runs.result import Result
 from quantkit.runs.stored_plan import forget_pick
 from quantkit.runs.workbench import Workbench, scratch_folder
@@ -92,8 +93,9 @@ def inspect(model: LoadedModel, example: Mapping[str, Tensor] | None, options: O
 def _begun(request: Request, progress: Progress, command: str, job: str) -> Iterator[tuple[Workbench, Request, Network, Path]]:
     """The workbench in the run directory, the request with its items, the captured network, and a folder for temporary files."""
     folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
-    with Run(folder) as store, scratch_folder(store) as scratch, open_workers(request.options.workers, progress) as workers:
-        bench = Workbench(store, progress, request.options.time_limit_s, workers)
+    told = ProgressFile(progress, folder)
+    with Run(folder) as store, scratch_folder(store) as scratch, told, open_workers(request.options.workers, told) as workers:
+        bench = Workbench(store, told, request.options.time_limit_s, workers)
         request = make_items(bench, request)
         check_items(bench, request)
         network = capture_network(bench, request)

@@ -20,6 +20,7 @@ from quantkit.core.progress import Silent
 from quantkit.core.store import Run
 from quantkit.runs.history import changes, shortened
 from quantkit.runs.maintenance import ALWAYS, STAGES, Kept, clean, read_status
+from quantkit.runs.progress_file import Doing, ProgressFile, read_progress
 from quantkit.runs.stored_plan import read_plan
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.arguments import Arguments
@@ -55,6 +56,42 @@ def names(rows: tuple[Kept, ...]) -> list[str]:
 
 def files(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+
+
+def test_the_status_tells_where_a_job_is_while_it_works(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of 8 steps in 10 seconds; nothing of it stays, and what the process uses is nobody's leftover."""
+    clock = iter([100.0, *[110.0] * 20])
+    monkeypatch.setattr("quantkit.runs.progress_file.time.monotonic", lambda: next(clock))
+    (run / ".scratch-mine").mkdir()
+    with Run(run), ProgressFile(Silent(), run) as progress, progress.stage("isolated divergences", 8, "batches") as advance:
+        advance(3)
+        monkeypatch.setattr("quantkit.runs.progress_file.EVERY_S", 0.0)
+        advance(1)
+        found = read_status(run)
+        assert main(["status", str(run)]) == 0
+        assert found.process == os.getpid() and found.left_over == ()
+        assert found.doing == Doing("isolated divergences", 4, 8, "batches", 10.0, 10.0)
+    shown = capsys.readouterr().out
+    assert "now: isolated divergences, 4 of 8 batches, after 10 s, about 10 s left of it" in shown
+    after = read_status(run)
+    assert after.doing is None and after.process is None and not (run / "progress.json").exists()
+    assert [row.path for row in after.left_over] == [".scratch-mine"]
+
+
+def test_a_progress_file_is_written_at_most_every_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    times = iter([0.0, *(step / 2 for step in range(60))])
+    monkeypatch.setattr("quantkit.runs.progress_file.time.monotonic", lambda: next(times))
+    with ProgressFile(Silent(), tmp_path) as progress, progress.stage("s", 20) as advance:
+        for _ in range(10):
+            advance(1)
+            found = read_progress(tmp_path)
+            written.append(found.done if found else 0)
+    assert len(set(written)) < 10
+    (tmp_path / "progress.json").write_text("{}")
+    assert read_progress(tmp_path) is None
 
 
 def test_the_status_tells_what_is_kept_how_long_it_took_and_that_nothing_is_to_do(run: Path) -> None:

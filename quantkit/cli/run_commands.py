@@ -17,12 +17,15 @@ from quantkit.settings.bounds import show_amount
 
 if TYPE_CHECKING:
     from quantkit.runs.maintenance import Kept, Status
+    from quantkit.runs.progress_file import Doing
 
 RunFolder = Annotated[Path, Argument(help="The run directory of `allocate` or `measure`.")]
 
 
 def status(run: RunFolder, as_json: flags.Json = False) -> None:
     """Report what a run holds, how long it took, what is stale and why, and what the last request would still do if it was asked again.
+
+    While a process works in the run: where that is, and how long it will take by its pace so far.
 
     quantkit status runs/mine
     """
@@ -77,6 +80,8 @@ def show_status(found: Status) -> None:
         state = state if found.process is None else f"is running in process {found.process}"
         told = f"{found.run}: {show_amount('bytes', found.bytes)}; request {found.requests}, {found.command} of {found.at}, {state}"
         console.print(told, style="bold", markup=False, soft_wrap=True)
+    if found.doing is not None:
+        console.print(_doing(found.doing), markup=False, soft_wrap=True)
     if found.changed:
         console.print(f"changed since the previous request: {', '.join(found.changed)}", markup=False, soft_wrap=True)
     _show_files(console, "Kept", found.kept)
@@ -87,6 +92,13 @@ def show_status(found: Status) -> None:
     _show_files(console, "Stale", [*found.stale, *found.left_over])
     if found.to_do:
         console.print(f"the last request would still compute: {', '.join(found.to_do)}", markup=False, soft_wrap=True)
+
+
+def _doing(doing: Doing) -> str:
+    total = "" if doing.total is None else f" of {doing.total}"
+    steps = f", {doing.done}{total} {doing.unit}".rstrip() if doing.done or doing.total else ""
+    left = "" if doing.seconds_left is None else f", about {doing.seconds_left:.0f} s left of it"
+    return f"now: {doing.stage}{steps}, after {doing.elapsed_s:.0f} s{left}"
 
 
 def _show_files(console: Printed, title: str, rows: Sequence[Kept]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from quantkit.cli.console import Printed
+from quantkit.core.run_files import DROP_IN
 from quantkit.core.spec import Allocation
 from quantkit.report.format import certificate_line, comparison_rows, counted, interval_words, named, verdict_line
-from quantkit.runs.result import DROP_IN
 from quantkit.settings.bounds import show_amount, show_drop
 
 

@@ -19,6 +19,11 @@ class Progress(Protocol):
         ...
 
 
+def seconds_left(elapsed_s: float, done: int, total: int | None) -> float | None:
+    """What is left by the pace so far; None where nothing is done yet or nobody knows the end."""
+    return None if total is None or done <= 0 else elapsed_s / done * max(total - done, 0)
+
+
 class Silent:
     """Ignores everything."""
 

@@ -19,6 +19,7 @@ from quantkit.core.errors import OutputError
 from quantkit.core.run_files import ARRAYS, PICKED, PLAN, PLAN_WEIGHTS, TABLES, WEIGHTS, plan_weights_key
 from quantkit.core.store import JOURNAL, Run, fingerprint, stage_name
 from quantkit.runs.history import Session, changes, read_sessions
+from quantkit.runs.progress_file import Doing, read_progress
 from quantkit.runs.workbench import SCRATCH, TORN
 
 # What an allocation keeps, in its order; `finalists` only where files are timed for the choice.
@@ -47,10 +48,13 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What there is. `to_do` is what the last request, asked again, would still do; `finished` whether it is finished."""
+    """What there is. `to_do` is what the last request, asked again, would still do; `finished` whether it is finished; `doing` where the
+    process that works in the run is.
+    """
 
     run: str
     process: int | None
+    doing: Doing | None
     requests: int
     at: str | None
     command: str | None
@@ -77,12 +81,15 @@ def read_status(folder: Path) -> Status:
     last = sessions[-1] if sessions else None
     mine, others = _candidates(folder, store)
     kept, stale = _stages(folder, sessions)
+    process = _holder(folder)
+    left_over = tuple(_left_over(folder, sessions)) if process is None else ()  # what it uses is nobody's leftover
     return Status(
-        run=str(folder), process=_holder(folder), requests=len(sessions), at=last.at if last else None,
+        run=str(folder), process=process, doing=None if process is None else read_progress(folder), requests=len(sessions),
+        at=last.at if last else None,
         command=last.command if last else None,
         finished=last is not None and last.done is not None,
         changed=tuple(changes(sessions[-2].inputs, sessions[-1].inputs)) if len(sessions) > 1 else (),
-        kept=kept, stale=stale, left_over=tuple(_left_over(folder, sessions)), candidates=mine, candidates_of_others=others,
+        kept=kept, stale=stale, left_over=left_over, candidates=mine, candidates_of_others=others,
         steps=dict(last.steps) if last else {}, to_do=_to_do(last, kept, mine),
         bytes=sum(_bytes(path) for path in folder.iterdir()),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.allocation.prediction.certificate import Certificate
+from quantkit.core.run_files import DROP_IN
 from quantkit.core.spec import Scheme, parse_scheme
 from quantkit.core.statistics import Verdict
 from quantkit.runs.outcome import Gain, Refused
@@ -15,7 +16,6 @@ from quantkit.verification.parity import Parity
 from quantkit.verification.verify import Latency
 
 SCHEMA = 1
-DROP_IN = "drop-in"  # the variant that takes the place of the user's own ONNX file
 Number = float  # `Execution.float` would hide the type from the field behind it
 
 

@@ -25,7 +25,7 @@ from quantkit.core.workers import Here, Workers
 from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, shortened
 
 SCRATCH = ".scratch-"
-FILES = r"quantkit\.lock|model|alternative|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked"
+FILES = r"quantkit\.lock|model|alternative|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked|progress"
 TORN = re.compile(rf"\.({FILES})-[0-9a-f]{{8}}\.(onnx|json|pt2)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 

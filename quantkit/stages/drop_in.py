@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import ContractError
+from quantkit.core.run_files import DROP_IN
 from quantkit.export.float_onnx import input_types
 from quantkit.export.joining import write_in_place
 from quantkit.loading.from_onnx.opening import data_files, file_bytes
 from quantkit.loading.from_onnx.rest import OnnxFile
-from quantkit.runs.result import DROP_IN, VariantRow
+from quantkit.runs.result import VariantRow
 from quantkit.runs.workbench import Workbench
 from quantkit.runtimes.evaluation import Feeds
 from quantkit.settings.request import Request

@@ -1,0 +1,91 @@
+"""progress.json in the run directory while a job works: where it is, for `quantkit status` from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.errors import OutputError
+from quantkit.core.progress import Progress, seconds_left
+from quantkit.core.store import write_atomically
+
+PROGRESS = "progress.json"
+EVERY_S = 2.0  # between two writes
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """The stage of a job: `done` of `total` steps (None: nobody knows) of that `unit` after `elapsed_s`, and what is left by that pace."""
+
+    stage: str
+    done: int
+    total: int | None
+    unit: str
+    elapsed_s: float
+    seconds_left: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form."""
+        return asdict(self)
+
+
+class ProgressFile:
+    """Passes everything on to another progress, and writes into the folder what is done, every EVERY_S at most.
+
+    In a `with` block, at whose end the file goes.
+    """
+
+    def __init__(self, shown: Progress, folder: Path) -> None:
+        self._shown, self._path = shown, folder / PROGRESS
+        self._written = -EVERY_S
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
+        """A stage that is shown, and written down as it goes on."""
+        begun, done = time.monotonic(), 0
+
+        def tell() -> None:
+            elapsed = time.monotonic() - begun
+            self._write(Doing(name, done, total, unit, round(elapsed, 1), seconds_left(elapsed, done, total)))
+
+        with self._shown.stage(name, total, unit) as advance:
+
+            def step(steps: int) -> None:
+                nonlocal done
+                advance(steps)
+                done += steps
+                tell()
+
+            tell()
+            yield step
+
+    def note(self, text: str) -> None:
+        """One line, passed on."""
+        self._shown.note(text)
+
+    def __enter__(self) -> ProgressFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, doing: Doing) -> None:
+        if time.monotonic() - self._written < EVERY_S:
+            return
+        self._written = time.monotonic()
+        with suppress(OutputError), write_atomically(self._path) as temporary:  # a full disk is the stages' business
+            temporary.write_text(json.dumps(doing.to_json()))
+
+
+def read_progress(folder: Path) -> Doing | None:
+    """What was written last; None where nothing was, or not as it is written here."""
+    try:
+        found: Mapping[str, Any] = json.loads((folder / PROGRESS).read_text())
+        return Doing(**found)
+    except (OSError, ValueError, TypeError):
+        return None
