@@ -8,7 +8,6 @@ from typing import Any
 from rich.table import Table
 
 from quantkit.cli.console import Printed
-from quantkit.core.run_files import DROP_IN
 from quantkit.core.spec import Allocation
 from quantkit.report.format import certificate_line, comparison_rows, counted, interval_words, named, verdict_line
 from quantkit.settings.bounds import show_amount, show_drop
@@ -178,7 +177,7 @@ def _variant(row: Mapping[str, Any]) -> str:
     planned = "as planned" if row["as_planned"] else "not as planned"
     lengths = [f"{one['latency']['ratio']:.2f} at {one['length']}" for one in row.get("lengths", ()) if one["latency"]]
     mixed = f"; by length {', '.join(lengths)}, together {row['mixed_ratio']:.2f}" if lengths else ""
-    whose = "your file's" if row["name"] == DROP_IN else "its float file's"
+    whose = "your file's" if row["name"] == "drop-in" else "its float file's"
     return f"{row['name']}.onnx: {row['bytes_ratio']:.2f} of {whose} bytes{time}; it runs {planned}{differs}{mixed}"
 
 

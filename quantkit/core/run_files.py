@@ -6,10 +6,10 @@ from quantkit.core.spec import Allocation
 from quantkit.core.store import fingerprint
 
 # What was measured, what `quantkit allocate` chose, and what `quantkit pick` chose of the former.
-DROP_IN = "drop-in"  # the file, and the variant, that takes the place of the user's own ONNX file
 TABLES, PLAN, PICKED = "tables.json", "plan.json", "picked.json"
 WEIGHTS, PLAN_WEIGHTS = "weights", "plan_weights"  # the stages that keep weights, rounded layer by layer apart, and for one plan
 ARRAYS = "interactions"
+DROP_IN = "drop-in"  # the file, and the variant, that takes the place of the user's own ONNX file
 PIPELINE = "quantkit.pipeline"  # the module that the code of a whole job is
 
 
