@@ -47,6 +47,7 @@ from quantkit.stages.front import find_front
 from quantkit.stages.groups import find_groups
 from quantkit.stages.items import check_items
 from quantkit.stages.judge import Judge, open_judge
+from quantkit.stages.latency_bound import keep_latency
 from quantkit.stages.make_items import make_items
 from quantkit.stages.plan_file import plan_frame, write_plan
 from quantkit.stages.ranges import calibrate_ranges
@@ -221,7 +222,21 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
 def _searched(
     bench: Workbench, request: Request, network: Network, tables: _Tables, before: Sequence[Trial] = ()
 ) -> tuple[SearchResult, Plan]:
-    """What the search found and the plan that is chosen of it; trials `before` it count too, so that no answer is worse than the last."""
+    """What the search found and the plan that is chosen of it, as fast as asked; trials `before` it count too, so that no answer is worse
+    than the last.
+    """
+    found = _search_under(bench, request, network, tables, before)
+
+    def again(asked: Request) -> tuple[SearchResult, Plan] | None:
+        space = find_front(bench, asked, tables.predictor, "bounded_front")
+        return None if space.shortage else _search_under(bench, asked, network, replace(tables, space=space), found[0].measured)
+
+    return keep_latency(bench, request, network, tables.candidates, found, again)
+
+
+def _search_under(
+    bench: Workbench, request: Request, network: Network, tables: _Tables, before: Sequence[Trial]
+) -> tuple[SearchResult, Plan]:
     found = search(bench, request, tables.judge, tables.predictor, tables.space)
     known = [trial.plan.allocation for trial in found.measured]
     older = [Trial(tables.space.plan(trial.plan.allocation), trial.measured) for trial in before if trial.plan.allocation not in known]

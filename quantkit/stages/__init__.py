@@ -9,6 +9,7 @@ candidates.py · judge.py     whatever a plan needs to become a file; what that 
 scores.py · costs.py · front.py   what each (group, scheme) loses and costs; the front that follows
 certify.py                   predictions fitted to measured plans, and tested on others
 search.py · finalists.py · refused.py   the search on measured drops, the choice among what passed, what was not chosen
+latency_bound.py             the search again, where the file is slower than asked
 plan_file.py · verify.py · variants.py · verdict.py   plan.json; the final file on the gate split; other forms; the result
 drop_in.py                   the file in the place of the user's own ONNX file
 stored_result.py             the whole result, asked for again

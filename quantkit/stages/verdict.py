@@ -129,7 +129,7 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, refus
     if verified.latency is None:
         model = costs.latency.table.name
         notes.append(f"No latency: {request.options.target} does not run here, so costs are modelled ({model}) and nothing was timed.")
-    elif request.options.minimize == "latency" and not math.isnan(costs.latency.rank_correlation):
+    elif (request.options.minimize == "latency" or request.options.bounds.latency) and not math.isnan(costs.latency.rank_correlation):
         predicted = costs.latency.predicted_ms(verified.allocation)
         notes.append(
             f"Latency: predicted {predicted:.2f} ms, measured {verified.latency.quantized_ms:.2f} ms; "
