@@ -39,7 +39,7 @@ LARGE: Mapping[str, Large] = {
         "LlamaConfig", "LlamaForCausalLM",
         {"vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
          "num_key_value_heads": 12, "max_position_embeddings": 1024, "tie_word_embeddings": True},
-        64, {"minimize": "bytes", "schemes": ("fp32", "w8d8", "w4b32d8", "w4b128d8")},
+        64, {"minimize": "bytes", "schemes": ("fp32", "w8d8", "w4b32d8", "w4b128d8"), "effort": "fast"},
     ),
 }  # fmt: skip
 
