@@ -38,7 +38,8 @@ def store(tmp_path: Path) -> Iterator[Run]:
 def judge(store: Run, search: Subset) -> Judge:
     candidates = toys.candidates(toys.toybox(), store.folder)
     reference = evaluate(open_session(candidates.float_file, threads=1), search, 16)
-    return Judge(candidates, store, "key", search, search.labels(), reference, METRICS["top1"], 5.0, 80, 0.85, 16, 0, KeptBatches(search))
+    items = KeptBatches(search)
+    return Judge(candidates, store, "key", search, search.labels(), reference, METRICS["top1"], 5.0, 80, 0.85, True, 16, 0, items)
 
 
 @pytest.fixture

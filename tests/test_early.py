@@ -88,7 +88,7 @@ def judge(session: Counting, answers: NDArray[np.float32], metric: str = "top1")
     reference = (scores(0),)
     labels = scores(0).argmax(1) if metric == "top1" else None
     return Judge(
-        Emitting(session), Journal(), "key", subset, labels, reference, METRICS[metric], 5.0, ITEMS, 0.85, 32, 0, KeptBatches(subset),
+        Emitting(session), Journal(), "key", subset, labels, reference, METRICS[metric], 5.0, ITEMS, 0.85, True, 32, 0, KeptBatches(subset),
     )  # type: ignore[arg-type]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ FLOAT = Baseline("float", 0.0, 1.0, 1.0)
 UNIFORM = Baseline("uniform w8a8", 0.25, 0.89, 0.28)
 
 
-def first_line(rows: dict[Baseline, int | None], minimize: str = "latency", chances: dict[str, float] | None = None) -> str:
+def first_line(rows: dict[Baseline, int | None], minimize: str = "latency", chances: dict[str, tuple[float, float]] | None = None) -> str:
     refused = refusals(rows, 1.0, minimize, 0.5, chances or {}, 0.85)
     return verdict_line({
         "kept": True, "gained": None, "budget": {"unit": "points", "metric": "top1", "max_drop": 0.5},
@@ -29,7 +29,7 @@ def first_line(rows: dict[Baseline, int | None], minimize: str = "latency", chan
 
 def test_a_faster_row_within_the_budget_is_named_with_why_it_was_refused_and_what_would_ship_it() -> None:
     rows = {FLOAT: None, Baseline("static", 0.1, 0.95, 0.3): None, UNIFORM: 539}
-    line = first_line(rows, chances={"uniform w8a8": 0.718})
+    line = first_line(rows, chances={"uniform w8a8": (0.718, 0.85)})
 
     assert "nothing is gained: the float network ships, although uniform w8a8 takes 0.89 of float's time and lost 0.25" in line
     assert "71 % sure" in line and "85 % was asked for" in line and "`--confidence 0.71`" in line and "539 gate items" in line
@@ -37,9 +37,9 @@ def test_a_faster_row_within_the_budget_is_named_with_why_it_was_refused_and_wha
 
 
 def test_what_no_confidence_would_ship_is_not_said_to_ship() -> None:
-    line = first_line({FLOAT: None, UNIFORM: None}, chances={"uniform w8a8": 0.3})
+    line = first_line({FLOAT: None, UNIFORM: None}, chances={"uniform w8a8": (0.3, 0.5)})
 
-    assert "30 % sure" in line and "--confidence" not in line and "more search items" in line
+    assert "30 % sure" in line and "50 % was asked for" in line and "--confidence" not in line and "more search items" in line
 
 
 @pytest.mark.parametrize(

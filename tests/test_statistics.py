@@ -10,7 +10,17 @@ import pytest
 
 from quantkit.core import statistics
 from quantkit.core.errors import MetricError
-from quantkit.core.statistics import UNKNOWN_RATE, Expectation, Verdict, can_be_kept, decide, decide_ratio, ratio_interval, stands
+from quantkit.core.statistics import (
+    UNKNOWN_RATE,
+    Expectation,
+    Verdict,
+    asked_for,
+    can_be_kept,
+    decide,
+    decide_ratio,
+    ratio_interval,
+    stands,
+)
 
 N = 400
 
@@ -246,6 +256,33 @@ def test_a_lucky_drop_is_not_believed_and_a_bad_one_is_not_forgotten(rate: float
     assert told.chance_kept(seen(10.0, 9.0, 11.0), 0.5, 10_000, 1.0) < 0.5
     assert UNKNOWN_RATE.chance_kept(seen(1.1, -1.0, 3.0), 0.5, 10_000, 1.0) < 0.5
     assert UNKNOWN_RATE.chance_kept(seen(0.9, -1.0, 3.0), 0.5, 10_000, 1.0) > 0.5
+
+
+def test_what_is_asked_for_follows_what_the_gate_can_tell() -> None:
+    """436 gate items scatter by 0.7 points here: a plan that loses nothing is kept with 76 %; of 43,600 it is as good as certain."""
+    told, budget = Expectation(1e-3, 1e-3), 0.5
+    look = seen(0.0, -0.7 * 1.96, 0.7 * 1.96, n=436), 0.007
+
+    assert told.attainable(*look, 436, budget) == pytest.approx(0.762, abs=0.002)
+    assert told.attainable(*look, 436, budget) == pytest.approx(told.chance_kept(*look, 436, budget), abs=0.001)
+    assert told.attainable(*look, 43_600, budget) > 0.999
+    assert told.attainable(seen(9.0, 8.0, 10.0), 0.0, 20, budget) == 1
+    assert asked_for(0.85, told.attainable(*look, 436, budget)) == pytest.approx(0.5 + 0.35 * (2 * 0.762 - 1), abs=0.002)
+    assert (asked_for(0.85, 1.0), asked_for(0.85, 0.5), asked_for(0.85, 0.3), asked_for(0.5, 0.9)) == (0.85, 0.5, 0.5, 0.5)
+
+
+def test_a_drop_at_the_budget_is_decided_by_no_number_of_items() -> None:
+    """Else some would be told to gather a milliard."""
+    random = np.random.default_rng(0)
+    one, other = (random.standard_normal(200) for _ in range(2))
+    drop = float(one.mean() - other.mean())
+    scores = (lambda index: float(one[index].mean())), (lambda index: float(other[index].mean()))
+    near, far = (
+        decide(float_score=scores[0], quantized_score=scores[1], n=200, budget=drop + more, higher_is_better=True, per_item=(one, other))
+        for more in (1e-5, 0.05)
+    )
+    assert (near.decision, near.items_to_decide) == ("undecided", None)
+    assert far.decision == "undecided" and 200 < (far.items_to_decide or 0) < 1e6
 
 
 def test_equal_outputs_keep_any_promise_however_few_the_items() -> None:

@@ -38,6 +38,8 @@ ERROR_RATE = 0.05
 INTERVAL = (0.025, 0.975)
 NORMAL = NormalDist()
 ALLOWANCE = 1 / 6  # of the counted variance: an estimate from margins is never believed as if there were more than six times the items
+MOST_ITEMS = 10_000_000  # that anyone would be told to gather
+EVEN = 0.5  # odds of a promise that the items cannot tell
 PRIOR_WIDTH = 0.5  # of the expected drop: plans of equal divergence differ that much
 
 
@@ -180,6 +182,7 @@ def _verdict(evidence: _Evidence, n: int, float_value: float, quantized_value: f
     if decision == "undecided" and drop != budget:
         z = NORMAL.inv_cdf(1 - ERROR_RATE)
         needed = max(n + 1, ceil(z**2 * evidence.variance / (budget - drop) ** 2))
+        needed = needed if needed <= MOST_ITEMS else None  # the drop is the budget
     return Verdict(decision, n, float_value, quantized_value, drop, evidence.low, evidence.high, needed, counted_drop)
 
 
@@ -360,14 +363,29 @@ class Expectation:
         the gate will show scatters about the result as the measured drop did, scaled by the counts. Without this margin a search
         picks what was lucky. Outputs that are equal lose what they lose, and no chance is in it.
         """
+        expected, spread = self._foreseen(verdict, divergence, gate_items)
+        return NORMAL.cdf((budget - expected) / spread) if spread > 0 else float(expected <= budget)
+
+    def attainable(self, verdict: Verdict, divergence: float, gate_items: int, budget: float) -> float:
+        """The same of a plan that answers as differently, and loses nothing."""
+        _, spread = self._foreseen(verdict, divergence, gate_items)
+        return NORMAL.cdf(budget / spread) if spread > 0 else 1.0
+
+    def _foreseen(self, verdict: Verdict, divergence: float, gate_items: int) -> tuple[float, float]:
+        """What the gate will show, and how widely that scatters."""
         if divergence <= 0:
-            return float(verdict.drop <= budget)
+            return verdict.drop, 0.0
         prior, deviation = self.rate * divergence, noise(verdict)
         width = max(hypot(prior * PRIOR_WIDTH, self.error * divergence), 1e-9)
         share = 1 / (1 + (deviation / width) ** 2)
-        expected = prior + share * (verdict.drop - prior)
-        spread = deviation * sqrt(share + verdict.n / gate_items)
-        return NORMAL.cdf((budget - expected) / spread) if spread > 0 else float(expected <= budget)
+        return prior + share * (verdict.drop - prior), deviation * sqrt(share + verdict.n / gate_items)
+
+
+def asked_for(sure: float, attainable: float) -> float:
+    """How sure a search asks to be of a plan: `sure` where such a plan that loses nothing is as good as certain to be kept, even odds where
+    that is as good as tossed for, and in proportion between: no search makes a gate of few items tell more.
+    """
+    return EVEN + (sure - EVEN) * max(2 * attainable - 1, 0.0)
 
 
 UNKNOWN_RATE = Expectation(0.0, inf)

@@ -7,7 +7,7 @@ from typing import Any
 
 from quantkit.core.metric import Metric
 from quantkit.core.statistics import Decision, RatioVerdict, Verdict, stands
-from quantkit.settings.bounds import show_amount, show_drop
+from quantkit.settings.bounds import show_amount, show_drop, show_interval
 
 EXPLAINED = {
     "max-drop": "The loss against the reference on the same items",
@@ -56,10 +56,9 @@ class Finding:
 
 def judge_drop(verdict: Verdict, budget: float, metric: Metric, undecided: str) -> Finding:
     """From the paired verdict on the items."""
-    alone = "" if verdict.counted_drop is None else f", {show_drop(verdict.counted_drop)} by counting"
     text = (
         f"{show_drop(verdict.drop)} {metric.unit} of {metric.name} lost, at most {budget:.2f} allowed "
-        f"(95 % interval {verdict.low:+.2f} to {verdict.high:+.2f}{alone}, {verdict.n} items)"
+        f"({show_interval(verdict.low, verdict.high, verdict.counted_drop)}, {verdict.n} items)"
     )
     return Finding(
         "max-drop", verdict.decision, stands(verdict.decision, verdict.drop <= budget, undecided), verdict.drop, budget, metric.unit, text,

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantkit.core.spec import FLOAT, Scheme
 from quantkit.runs.outcome import ALTERNATIVE, Refused
-from quantkit.settings.bounds import show_amount, show_drop
+from quantkit.settings.bounds import show_amount, show_drop, show_interval
 
 RESOURCES = {"latency": "time", "bops": "bit operations", "average_bits": "bits a weight"}
 NAMED = 8  # names told in full before "and N more"
@@ -44,8 +44,7 @@ def verdict_line(result: Mapping[str, Any]) -> str:
 
 def interval_words(verdict: Mapping[str, Any]) -> str:
     """Where the drop lies at 95 %, and the counted drop where the drop is an estimate."""
-    alone = "" if verdict.get("counted_drop") is None else f", {show_drop(verdict['counted_drop'])} by counting"
-    return f"95 % interval {verdict['low']:+.2f} to {verdict['high']:+.2f}{alone}"
+    return show_interval(verdict["low"], verdict["high"], verdict.get("counted_drop"))
 
 
 def _nothing(result: Mapping[str, Any]) -> str:

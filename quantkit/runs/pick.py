@@ -23,7 +23,7 @@ from quantkit.core.errors import RequestError
 from quantkit.core.metric import Budget
 from quantkit.core.run_files import PICKED, PLAN_WEIGHTS, plan_weights_key
 from quantkit.core.spec import Allocation, parse_allocation
-from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWN_RATE, Expectation, looked_at, noise
+from quantkit.core.statistics import NORMAL, PRIOR_WIDTH, UNKNOWN_RATE, Expectation, asked_for, looked_at, noise
 from quantkit.core.store import Run, fingerprint, stage_name, write_atomically
 from quantkit.runs.device_table import latency_of
 from quantkit.settings.bounds import Bounds
@@ -122,6 +122,7 @@ class Foresight:
     search_items: int
     gate_items: int
     confidence: float
+    is_strict: bool
 
     @classmethod
     def of(cls, space: Space, looks: Sequence[MeasuredPlan], judging: Mapping[str, Any]) -> Foresight:
@@ -134,14 +135,16 @@ class Foresight:
         ratio = float(divergences.sum()) / losses if losses > 0 else 1.0
         told = Expectation.fit(drops, noises, divergences)
         typical = float(noises.mean()) if len(noises) else 0.0
-        return cls(ratio, told, near, typical, judging["search_items"], judging["gate_items"], judging["confidence"])
+        strict = judging.get("is_strict", True)  # tables of an older version do not say
+        return cls(ratio, told, near, typical, judging["search_items"], judging["gate_items"], judging["confidence"], strict)
 
     def measured(self, look: Mapping[str, float], points: float | None) -> Measured:
         """As the search judges it."""
         told = self.expectation if look["divergence"] <= self.near else UNKNOWN_RATE
-        verdict = looked_at(look, self.search_items)
-        passes = points is None or told.chance_kept(verdict, look["divergence"], self.gate_items, points) >= self.confidence
-        return Measured(look["drop"], passes, look)
+        if points is None:
+            return Measured(look["drop"], True, look)
+        seen = looked_at(look, self.search_items), look["divergence"], self.gate_items, points
+        return Measured(look["drop"], told.chance_kept(*seen) >= self._asked(told.attainable(*seen)), look)
 
     def foreseen(self, loss: float, points: float | None) -> Measured:
         """Of a plan that was not measured."""
@@ -149,7 +152,12 @@ class Foresight:
         drop = self.expectation.rate * divergence
         width = hypot(PRIOR_WIDTH * drop, self.expectation.error * divergence) if divergence else 0.0
         spread = hypot(width, self.noise * sqrt(self.search_items / self.gate_items)) if divergence else 0.0
-        return Measured(drop, points is None or drop + NORMAL.inv_cdf(self.confidence) * spread <= points)
+        if points is None or spread <= 0:
+            return Measured(drop, points is None or drop <= points)
+        return Measured(drop, NORMAL.cdf((points - drop) / spread) >= self._asked(NORMAL.cdf(points / spread)))
+
+    def _asked(self, attainable: float) -> float:
+        return self.confidence if self.is_strict else asked_for(self.confidence, attainable)
 
 
 def _judged(

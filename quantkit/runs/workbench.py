@@ -25,7 +25,10 @@ from quantkit.core.workers import Here, Workers
 from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, shortened
 
 SCRATCH = ".scratch-"
-FILES = r"quantkit\.lock|model|alternative|(float|captured)-[0-9a-f]{8}|result|front|request|graph|session|tables|plan|picked|progress"
+FILES = "|".join((
+    r"quantkit\.lock", "model", "alternative", "(float|captured)-[0-9a-f]{8}", "result", "front", "request", "graph", "session", "tables",
+    "plan", "picked", "progress", "(drop-in|decoder|any_length)(-float)?",
+))  # fmt: skip
 TORN = re.compile(rf"\.({FILES})-[0-9a-f]{{8}}\.(onnx|json|pt2)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 

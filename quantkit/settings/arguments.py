@@ -134,7 +134,7 @@ class Method(TypedDict, total=False):
         float | None,
         Row(
             "How sure the search must be that the gate will keep the promise", NUMBER,
-            "0.85, or 0.5 where the gate's items are too few to prove it",
+            "0.85, or less, 0.5 at least, as far as the gate's items are too few to tell",
         ),
     ]  # fmt: skip
     certificate: Annotated[

@@ -83,6 +83,12 @@ def show_drop(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"
 
 
+def show_interval(low: float, high: float, counted_drop: float | None) -> str:
+    """Where a drop lies at 95 %, and the counted drop where the drop is an estimate."""
+    alone = "" if counted_drop is None else f", {show_drop(counted_drop)} by counting"
+    return f"95 % interval {low:+.2f} to {high:+.2f}{alone}"
+
+
 def show_amount(name: str, value: float) -> str:
     """An amount as a person writes it: 2.05 MB, 5.00 ms, 1.20 Gbops, 4.50 bits."""
     if name == "latency":

@@ -18,7 +18,7 @@ from quantkit.core.metric import NO_LABEL, Metric, Outputs, check_budget, diverg
 from quantkit.core.metrics import METRICS
 from quantkit.core.sources import code_of
 from quantkit.core.spec import Allocation, parse_allocation
-from quantkit.core.statistics import UNKNOWN_RATE, Expectation, can_be_kept, looked_at, noise
+from quantkit.core.statistics import EVEN, UNKNOWN_RATE, Expectation, asked_for, can_be_kept, looked_at, noise
 from quantkit.core.store import Run, fingerprint
 from quantkit.data import KeptBatches, Subset, check_labels
 from quantkit.runs.workbench import Workbench
@@ -35,8 +35,7 @@ EARLY = 64  # items that are looked at first
 HOPELESS = 2  # times NEAR: then no more are
 EXPECTED_CANDIDATES = 25
 FLOATS = "float_on_search"
-# How sure a search must be of a promise that the gate can prove; and of one that it cannot, so that the measured drop decides.
-SURE, EVEN = 0.85, 0.5
+SURE = 0.85  # how sure a search must be of a promise that the gate can prove
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +52,7 @@ class Judge:
     budget: float
     gate_items: int
     confidence: float
+    is_strict: bool  # whether each plan is to be as sure, however little the gate can tell of it
     batch_size: int
     seed: int
     items: KeptBatches  # those of `search`
@@ -65,8 +65,10 @@ class Judge:
         def measure(allocation: Allocation) -> Measured:
             look = self.measure(allocation)
             expectation = told if look["divergence"] <= near else UNKNOWN_RATE
-            chance = expectation.chance_kept(looked_at(look, len(self.search)), look["divergence"], self.gate_items, self.budget)
-            return Measured(look["drop"], chance >= self.confidence, {**look, "chance_kept": chance})
+            seen = looked_at(look, len(self.search)), look["divergence"], self.gate_items, self.budget
+            chance = expectation.chance_kept(*seen)
+            asked = self.confidence if self.is_strict else asked_for(self.confidence, expectation.attainable(*seen))
+            return Measured(look["drop"], chance >= asked, {**look, "chance_kept": chance, "asked": asked})
 
         return measure
 
@@ -85,7 +87,7 @@ class Judge:
         """What it takes to judge by the journal alone."""
         return {
             "key": self.key, "metric": self.metric.name, "unit": self.metric.unit, "near": self.near, "search_items": len(self.search),
-            "gate_items": self.gate_items, "confidence": self.confidence,
+            "gate_items": self.gate_items, "confidence": self.confidence, "is_strict": self.is_strict,
         }  # fmt: skip
 
     def measured_plans(self) -> list[tuple[Allocation, dict[str, float]]]:
@@ -181,7 +183,7 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
     labels = labels_for(request, subset, reference)
     budget = budget_for(request, reference, labels)
     check_budget(budget, min(len(subset), len(gate)), request.metric.unit)
-    confidence = options.confidence
+    confidence, is_strict = options.confidence, options.confidence is not None or options.undecided != "point"
     if confidence is None:
         truth = reference if request.metric.reference == "float" else labels
         values = request.metric.per_item(reference, truth) if request.metric.per_item and options.undecided == "point" else None
@@ -196,7 +198,7 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
         told += f", {EXPECTED_CANDIDATES * (bench.seconds[FLOATS] + 0.5):.0f} s"
     bench.progress.note(f"{told}, {megabytes:.0f} MB a candidate")
     return Judge(
-        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), confidence,
+        candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), confidence, is_strict,
         options.batch_size, options.seed, KeptBatches(subset), subset.counted(),
     )  # fmt: skip
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from quantkit.allocation import Plan
 from quantkit.allocation.search import SearchResult, Space, Trial
 from quantkit.core.spec import FLOAT, Allocation
+from quantkit.core.statistics import EVEN
 from quantkit.core.store import write_atomically
 from quantkit.runs.outcome import ALTERNATIVE, Refused
 from quantkit.runs.result import Baseline
 from quantkit.runtimes import Rival
 from quantkit.stages.candidates import Candidates
-from quantkit.stages.judge import EVEN
 from quantkit.stages.weights import UNIFORM
 
 
@@ -38,7 +38,8 @@ def write_alternative(candidates: Candidates, folder: Path, alternative: Trial |
 
 
 def refusals(
-    rows: Mapping[Baseline, int | None], own: float, minimize: str, budget: float, chances: Mapping[str, float], confidence: float
+    rows: Mapping[Baseline, int | None], own: float, minimize: str, budget: float, chances: Mapping[str, tuple[float, float]],
+    confidence: float,
 ) -> tuple[Refused, ...]:
     """Rows that lost no more than `budget` and take less than `own`, the answer's share of float's time or bytes; ours first, best first.
 
@@ -48,15 +49,17 @@ def refusals(
     for row, items in rows.items():
         share = {"latency": row.latency_ratio, "bytes": row.bytes_ratio}.get(minimize)
         if share is not None and share < own and row.drop <= budget:
-            better.append(Refused(row.name, minimize, share, row.drop, chances.get(row.name), confidence, items))
+            chance, asked = chances.get(row.name, (None, confidence))
+            better.append(Refused(row.name, minimize, share, row.drop, chance, asked, items))
     return tuple(sorted(better, key=lambda row: (row.chance_kept is None, row.ratio)))
 
 
-def search_chances(candidates: Candidates, found: SearchResult, alternative: Trial | None) -> dict[str, float]:
-    """How sure the search was that the gate keeps the promise, of its own rows of the table."""
+def search_chances(candidates: Candidates, found: SearchResult, alternative: Trial | None) -> dict[str, tuple[float, float]]:
+    """How sure the search was that the gate keeps the promise, and how sure it had to be, of its own rows of the table."""
     uniform = candidates.uniform(UNIFORM)
-    chances = {f"uniform {UNIFORM}": chance_kept(trial) for trial in found.measured if trial.plan.allocation == uniform}
-    return chances | ({} if alternative is None else {"alternative": chance_kept(alternative)})
+    trials = {f"uniform {UNIFORM}": trial for trial in found.measured if trial.plan.allocation == uniform}
+    trials |= {} if alternative is None else {"alternative": alternative}
+    return {name: (chance_kept(trial), trial.measured.figures.get("asked", 1.0)) for name, trial in trials.items()}
 
 
 def chance_kept(trial: Trial) -> float:

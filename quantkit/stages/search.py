@@ -13,6 +13,7 @@ from quantkit.settings.request import Request
 from quantkit.stages.judge import EXPECTED_CANDIDATES, SURE, Judge
 
 REPAIRS = 6
+TELLING = 0.05  # a confidence that is lower by more is told
 ANCHORS = 6  # plans of the front that are measured beside the uniform ones, to learn how drop follows divergence
 
 
@@ -98,6 +99,11 @@ def explain(request: Request, judge: Judge, space: Space, found: SearchResult) -
         notes.append(
             f"{judge.gate_items} gate items cannot prove a drop of at most {judge.budget:.2f}, even if no answer changed: the measured "
             f"drop decides, and the search asked to be {100 * judge.confidence:.0f} % sure of it; `--confidence {SURE}` asks for more."
+        )
+    elif not judge.is_strict and found.best is not None and found.best.measured.figures.get("asked", SURE) < SURE - TELLING:
+        notes.append(
+            f"{judge.gate_items} gate items tell little of a plan that answers so differently: the search asked to be "
+            f"{100 * found.best.measured.figures['asked']:.0f} % sure of this plan; `--confidence {SURE}` asks for more."
         )
     if space.shortage:
         notes.append(f"{explain_shortage(space)} The nearest plan is written; larger bounds, or narrower --schemes, would relax it.")

@@ -37,7 +37,7 @@ def report(
     bounds: tuple[BoundRow, ...],
     explained: tuple[str, ...],
     certificate: Certificate | None,
-    chances: Mapping[str, float],
+    chances: Mapping[str, tuple[float, float]],
     confidence: float,
     key: str,
 ) -> Result:
