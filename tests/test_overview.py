@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -122,3 +123,24 @@ def test_a_pipe_gets_every_name_whole_and_counts_by_default(capfd: pytest.Captur
     assert all(group.name in out for group in found.groups)
     (line,) = (line for line in out.splitlines() if "layer_norm" in line)
     assert f" {2 * BLOCKS} " in line and f"and {2 * BLOCKS - 2} more" in line
+
+
+@pytest.mark.parametrize("kind", [lambda: nn.LSTM(WIDTH, WIDTH, batch_first=True), lambda: nn.GRU(WIDTH, WIDTH, batch_first=True)])
+def test_what_recurrent_layers_multiply_is_said_not_to_be_counted(kind: Callable[[], nn.RNNBase]) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps, self.head = kind(), nn.Linear(WIDTH, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.steps(x)[0][:, -1])
+
+    found = pipeline.inspect(from_module(Recurrent().eval()), {"x": torch.randn(2, TOKENS, WIDTH)}, Options()).overview
+    assert len(found.uncounted) == 1 and found.int8_macs == found.macs == WIDTH * 4
+    assert any("Not counted" in line and found.uncounted[0] in line for line in summary_lines(found))
+
+
+def test_what_transposed_convolutions_multiply_is_said_not_to_be_counted() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 3, 2, stride=2))
+    found = pipeline.inspect(from_module(network.eval()), {"x": torch.randn(2, 3, 8, 8)}, Options()).overview
+    assert len(found.uncounted) == 1 and found.int8_macs == found.macs > 0

@@ -7,9 +7,10 @@ Each network is exported by torch's older exporter (TorchScript) and its newer o
 that give the layers of the torch model, by name, kind, operations and what is absorbed. `same_plan_as_torch`: whether allocations for
 bytes, from the older exporter's file and from the torch model, choose one plan. `zoo.served`: files of deployed networks and transformers
 with random weights that are translated, held against ONNX Runtime on the way, and captured; `zoo.same_layers` are those whose layers are
-the torch model's. `mutated_files` were read after a change to their bytes or to what they say, and `mutated_files.crashes` of them ended in
-anything but a translation or one line. `node_tests` are the standard's own, of the operators that are translated. Of each kind of network
-(tests/families.py) `as_planned` says whether its allocated file runs so, and `int8_macs` how much of it.
+the torch model's; `int8_share` is what of a network's products int8 can reach, save of networks with recurrent or transposed layers, whose
+products are not counted. `mutated_files` were read after a change to their bytes or to what they say, and `mutated_files.crashes` of them
+ended in anything but a translation or one line. `node_tests` are the standard's own, of the operators that are translated. Of each kind of
+network (tests/families.py) `as_planned` says whether its allocated file runs so, and `int8_macs` how much of it.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ from known import known_figures, run_folder, write_figures
 from torch import Tensor, nn
 
 import quantkit
+from quantkit.allocation.costs.overview import overview
 from quantkit.core.errors import QuantkitError
 from quantkit.loading import load_model
 from quantkit.network.capture import capture, quiet
 from quantkit.network.captured import Captured
 from quantkit.settings.arguments import Arguments
+from quantkit.settings.options import Options
 from quantkit.settings.recipe import load_recipe
 from quantkit.settings.request import resolve
 from quantkit.stages.capture import network_of
+from quantkit.stages.groups import find_groups
+from quantkit.targets import find_target
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -117,11 +122,24 @@ def zoo() -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
             yield name, loaded.module, {key: value[:2] for key, value in transformer_zoo.inputs(name).items()}
 
 
-def served(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
-    """Counts over the zoo's files, and why others are refused."""
-    counts, refused = {"files": 0, "served": 0, "same_layers": 0, "not_exported": 0}, {}
+def int8_share(captured: Captured) -> float | None:
+    """Of the multiply-accumulates, those of layers that have an int8 form; `tests/test_zoo.py` holds that their files run so.
+
+    None where not all products of the network are counted.
+    """
+    groups, target = find_groups(captured.graph, Options()), find_target("ort-cpu")
+    found = overview(captured.graph, groups, target)
+    return None if found.uncounted else found.int8_macs / found.macs
+
+
+def served(folder: Path) -> tuple[dict[str, float], dict[str, str]]:
+    """Counts over the zoo's files with the share that int8 can reach, and why others are refused."""
+    counts, shares = {"files": 0.0, "served": 0.0, "same_layers": 0.0, "not_exported": 0.0}, dict[str, float]()
+    refused = {}
     for name, model, inputs in zoo():
-        own = layers(capture(model, inputs))
+        captured = capture(model, inputs)
+        own, share = layers(captured), int8_share(captured)
+        shares |= {} if share is None else {f"{transformer_zoo.file_name(name)}.int8_share": share}
         for exporter in EXPORTERS:
             path = folder / f"{transformer_zoo.file_name(name)}-{exporter}.onnx"
             try:
@@ -140,7 +158,7 @@ def served(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
             counts["served"] += 1
             counts["same_layers"] += found == own
             print(f"{name}, {exporter} exporter: served{'' if found == own else ', other layers'}", flush=True)
-    return counts, refused
+    return {**counts, **shares, "int8_share_min": min(shares.values())}, refused
 
 
 def mutations(folder: Path) -> dict[str, int]:

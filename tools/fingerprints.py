@@ -66,6 +66,8 @@ FIGURES: dict[str, Figures] = {
     "data-free.json": Figures("tools/bench_data_free.py", (JOB, *recipes("resnet20", "resnet44"))),
     "onnx.json": Figures("tools/bench_onnx.py", (JOB, *recipes("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2"))),
     "latency.json": Figures("tools/bench_devices.py", (JOB, "quantkit/runtimes/time_files.py", *recipes("resnet44", "squeezenet1_1"))),
+    "timing.json": Figures("tools/bench_latency.py", (JOB, *recipes("resnet44", "squeezenet1_1", "mobilenet_v2", "minilm_sst2"))),
+    "paper.json": Figures("tools/bench_paper.py", (JOB, *recipes("resnet44", "mobilenet_v2", "minilm_sst2"))),
     "scale.json": Figures("tools/bench_scale.py", recipes("resnet20", "resnet44")),
     "items.json": Figures("tools/bench_items.py", (JOB, *recipes("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2", "minilm_sst2"))),
     "sensitivity.json": Figures(

@@ -37,7 +37,7 @@ def summary_lines(found: Overview) -> list[str]:
     share = f"{100 * found.int8_macs / found.macs:.1f} % of {found.macs:,}" if found.macs else "None of no"
     lines = [f"{share} multiply-accumulates can run in int8, in {found.int8_groups} of {found.groups} groups."]
     if found.uncounted:
-        lines.append(f"Not counted, as their shapes are not fixed: {named(found.uncounted)}.")
+        lines.append(f"Not counted, as their shapes are not fixed, or as they are recurrent or transposed: {named(found.uncounted)}.")
     return lines
 
 

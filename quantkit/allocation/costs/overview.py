@@ -15,6 +15,7 @@ from quantkit.core.graph import Graph, Group, Unsupported
 from quantkit.core.spec import FLOAT, QuantSpec, Scheme
 
 PRODUCTS = ("matmul", "bmm", "scaled_dot_product_attention")  # of two activations
+OTHERS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "convolution", "conv3d")  # products with weights that are no layers here
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,13 @@ def overview(graph: Graph, groups: Sequence[Group], target: ModuleType) -> Overv
     int8 = [group for group in groups if any(_is_int8(scheme) for scheme in group.schemes)]
     layers = {name for group in int8 for name in group.layers}
     products = {operation.node: product_macs(graph, operation) for operation in graph.unsupported if _kind(operation) in PRODUCTS}
+    others = [operation.node for operation in graph.unsupported if _kind(operation) in OTHERS]
     return Overview(
         macs=sum(layer.macs for layer in graph.layers) + sum(filter(None, products.values())),
         int8_macs=sum(layer.macs for layer in graph.layers if layer.name in layers),
         groups=len(groups),
         int8_groups=len(int8),
-        uncounted=tuple(node for node, macs in products.items() if macs is None),
+        uncounted=(*(node for node, macs in products.items() if macs is None), *others),
         schemes=_uses(graph, groups, target),
         stays=_stays(graph.unsupported),
     )
