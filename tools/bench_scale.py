@@ -5,7 +5,9 @@
 
 `seconds`: the passes of the default sensitivity on ResNet44, calibration items of its recipe, one thread a worker, against this process
 with one thread; workers are started and have the network before the clock. `identical`: scores and rounded weights bit for bit. `kills`:
-twenty jobs during which a worker is killed at a random moment. `cuda.measured` is 0 until `tools/bench_cuda.py --write` has run where a GPU
+twenty jobs during which a worker is killed at a random moment. `eta`: how far off the time is that a bar says is left, in allocations of a
+small network for time and for bytes: at each step of a stage of STAGE_S or longer, once a tenth of it is done, against what was really
+left. `cuda.measured` is 0 until `tools/bench_cuda.py --write` has run where a GPU
 is.
 """
 
@@ -29,20 +31,23 @@ import torch
 from bench_sensitivity import Bed, prepare
 from known import known_figures, write_figures
 
-from quantkit.core.progress import Silent
+import quantkit
+from quantkit.core.progress import Silent, seconds_left
 from quantkit.core.store import Run
 from quantkit.core.workers import Here, Workers
 from quantkit.runs.cluster import open_workers
 from quantkit.runs.workbench import Workbench
 from quantkit.sensitivity import kl
 from quantkit.sensitivity.passes.bound import Passes
+from quantkit.settings.recipe import load_recipe
 from quantkit.stages.weights import _rounded
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("seconds", "identical", "kills")
+PARTS = ("seconds", "identical", "kills", "eta")
 NETWORK, SMALL = "resnet44", "resnet20"
 ITEMS, FEW = 128, 32
 JOBS = 20
+STAGE_S = 3.0  # of shorter stages nobody reads what is left
 
 
 @contextmanager
@@ -124,6 +129,50 @@ def kill_one(workers: Any, drawn: random.Random) -> None:
     os.kill(drawn.choice(pids), signal.SIGKILL)
 
 
+class Estimates:
+    """Notes at each step of a stage how long it ran, and what was done."""
+
+    def __init__(self) -> None:
+        self.errors: list[float] = []
+        self.stages = 0
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - the protocol's
+        """A stage; at its end what its steps had estimated is held against what was left."""
+        begun, done, steps = time.monotonic(), 0, list[tuple[float, int]]()
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            steps.append((time.monotonic() - begun, done))
+
+        yield advance
+        took = time.monotonic() - begun
+        if total is None or took < STAGE_S:
+            return
+        late = [(elapsed, count) for elapsed, count in steps if count >= total / 10 and took - elapsed > took / 20]
+        told = [(elapsed, seconds_left(elapsed, count, total)) for elapsed, count in late]
+        found = [100 * abs(left - (took - elapsed)) / (took - elapsed) for elapsed, left in told if left is not None]
+        if found:
+            self.stages += 1
+            self.errors.append(float(np.median(found)))
+            print(f"{name}: {took:.1f} s, off by {self.errors[-1]:.0f} %", flush=True)
+
+    def note(self, text: str) -> None:
+        """Nothing is shown."""
+
+
+def eta() -> dict[str, float]:
+    """The median over stages of how far off their estimates were, each stage's median over its steps."""
+    estimates = Estimates()
+    for minimize in ("latency", "bytes"):
+        with TemporaryDirectory() as folder:
+            quantkit.allocate(
+                load_recipe(ROOT / "recipes" / f"{SMALL}.py"), minimize=minimize, max_drop=1.0, run=Path(folder) / "run", progress=estimates
+            )
+    return {"eta.stages": float(estimates.stages), "eta.median_error_percent": float(np.median(estimates.errors))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
@@ -131,7 +180,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     known = known_figures(arguments.output)
-    measures: dict[str, Callable[[], dict[str, float]]] = {"seconds": seconds, "identical": identical, "kills": kills}
+    measures: dict[str, Callable[[], dict[str, float]]] = {
+        "seconds": seconds, "identical": identical, "kills": kills, "eta": eta,
+    }  # fmt: skip
     for part in arguments.only:
         known |= measures[part]()
         known.setdefault("cuda.measured", 0.0)

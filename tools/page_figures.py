@@ -406,6 +406,36 @@ def certificates(results: Results) -> str:
     ])  # fmt: skip
 
 
+def timing(results: Results) -> str:
+    """How plans that nobody timed are predicted, and whether claims of time hold."""
+    found = results.figures("timing.json")
+    names = [key.removesuffix(".median_error_percent") for key in found if key.endswith(".median_error_percent")]
+    rows = [
+        [
+            name, f"{found[f'{name}.plans']:.0f}", number(found[f"{name}.median_error_percent"], 1),
+            number(found[f"{name}.rank_correlation"]), f"{found[f'{name}.table_seconds']:.0f}",
+        ]
+        for name in names
+    ]  # fmt: skip
+    told = []
+    if "repeatability.claims" in found:
+        claims, held = found["repeatability.claims"], found["repeatability.held"]
+        told.append(
+            f"Of {claims:.0f} comparisons of two files, each in a process of its own, {held:.0f} have the median of the others within "
+            "their interval."
+        )
+    if "budgets.budgets" in found:
+        told.append(
+            f"Of {found['budgets.budgets']:.0f} bounds on latency that were asked for, {found['budgets.met']:.0f} were kept by the file "
+            f"when it was timed once more, {found['budgets.met_by_point']:.0f} of them by the point, the others by the interval."
+        )
+    return "\n\n".join([
+        "Plans that the table never saw, one thread, batch 1 (`python tools/bench_latency.py`, [figures](results/index.md#latency)):",
+        table(("network", "plans", "median error, %", "rank correlation", "seconds for the table"), rows),
+        prose(*told, results.origin("timing.json")),
+    ])  # fmt: skip
+
+
 def gates(results: Results) -> str:
     """How often a simulated gate is wrong."""
     found = results.figures("gate.json")
@@ -422,7 +452,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "summary": summary,
     "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow,
     "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,
-    "default": default, "costs": costs, "certificates": certificates, "gates": gates,
+    "default": default, "costs": costs, "certificates": certificates, "gates": gates, "timing": timing,
 }  # fmt: skip
 
 

@@ -98,6 +98,11 @@ SECTIONS = (
         "`w8a4` and `w4a4` are of the modelled target `nbit`.",
     ),
     Section(
+        "timing.json", "Latency", r"((?:repeatability|budgets)\.\w+)|(\w+(?:\.repeatability|\.budgets)?)\.(\w+)",
+        "python tools/bench_latency.py",
+        "Random plans that a run's table of latencies never saw, comparisons of two files made again, and bounds that were asked for.",
+    ),
+    Section(
         "latency.json", "Latency on another device", r"(transfer\.\w+)|(\w+\.\w+)\.((?:prior\.)?\w+)", "python tools/bench_devices.py",
         "Settings of one machine taken for devices: what ten timed files say of twenty others there, as rank correlation and median error; "
         "`prior` is the table of the machine on which the run was measured, uncorrected.",
@@ -190,10 +195,11 @@ SECTIONS = (
         "between estimate and count on the real labels.",
     ),
     Section(
-        "scale.json", "Workers", r"(?:workers|kill|cuda)\.([\w.]+)", "python tools/bench_scale.py",
+        "scale.json", "Workers", r"(?:workers|kill|cuda|eta)\.([\w.]+)", "python tools/bench_scale.py",
         "Passes of the default sensitivity on ResNet44 by one and two workers of one thread, relative to one process of one thread "
         "(`overhead_1`) and to one worker (`speedup_2`); whether 1, 2 and 4 workers give its bits; of twenty jobs during which a worker "
-        "was killed, how many ended with the same numbers. `measured`: whether a GPU was at hand.",
+        "was killed, how many ended with the same numbers. `stages`, `median_error_percent`: how far off the time is that a bar says is "
+        "left, over the stages of two allocations of ResNet20. `measured`: whether a GPU was at hand.",
     ),
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
     Section("report.json", "The report", r"(\w+)\.report\.(\w+)", "python tools/bench_report.py", "The page in a real headless Chromium."),
