@@ -7,8 +7,7 @@
 with one thread; workers are started and have the network before the clock. `identical`: scores and rounded weights bit for bit. `kills`:
 twenty jobs during which a worker is killed at a random moment. `eta`: how far off the time is that a bar says is left, in allocations of a
 small network for time and for bytes: at each step of a stage of STAGE_S or longer, once a tenth of it is done, against what was really
-left. `cuda.measured` is 0 until `tools/bench_cuda.py --write` has run where a GPU
-is.
+left. `cuda.measured` is 0 until `tools/bench_cuda.py --write` has run where a GPU is.
 """
 
 from __future__ import annotations
