@@ -76,4 +76,4 @@ def _in_opset(rest: Rest, model: onnx.ModelProto) -> Rest:
     kinds = ", ".join(rest.kinds)
     with foreign(f"what stands behind the network ({kinds}) has no form in opset {opset}", "one", f"export with opset {opset}"):
         found = version_converter.convert_version(alone, opset).graph
-    return Rest(tuple(found.node), tuple(found.initializer), rest.reads, rest.outputs, opset)
+    return Rest(tuple(found.node), tuple(found.initializer), rest.outputs, opset)

@@ -21,11 +21,10 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rest:
-    """The `nodes` of a file behind its network, the constants that they read, and the outputs of the whole; `reads` are the network's."""
+    """The `nodes` of a file behind its network, the constants that they read, and the outputs of the whole."""
 
     nodes: tuple[onnx.NodeProto, ...]
     constants: tuple[onnx.TensorProto, ...]
-    reads: tuple[str, ...]
     outputs: tuple[onnx.ValueInfoProto, ...]
     opset: int
 
@@ -78,7 +77,7 @@ def cut(model: onnx.ModelProto, undecided: Sequence[str]) -> tuple[onnx.ModelPro
     order = {id(node): place for place, node in enumerate(graph.node)}
     nodes.sort(key=lambda node: order[id(node)])
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    rest = Rest(tuple(nodes), tuple(held), tuple(own), tuple(graph.output), opset)
+    rest = Rest(tuple(nodes), tuple(held), tuple(graph.output), opset)
     head = onnx.ModelProto()
     head.CopyFrom(model)
     del head.graph.node[:], head.graph.output[:]
