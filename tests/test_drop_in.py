@@ -69,8 +69,8 @@ def test_a_branch_that_data_choose_stays_behind_the_network(tmp_path: Path) -> N
     choice = node("If", ["is"], ["y"], then_branch=branch("Relu", "a"), else_branch=branch("Sigmoid", "b"))
     path = model([CONV, *SUM, choice], tmp_path / "m.onnx", zero=np.array(0, np.float32))
     read = read_onnx(path)
-    assert read.file.rest is not None and [one.op_type for one in read.file.rest.nodes] == ["Greater", "If"]
-    assert read.outputs == ("z", "total")  # floats alone: what is true of them is asked again
+    assert read.file.rest is not None and [one.op_type for one in read.file.rest.nodes] == ["ReduceSum", "Greater", "If"]
+    assert read.outputs == ("z",)
 
 
 def test_it_is_refused_where_layers_with_weights_stand_behind_it(tmp_path: Path) -> None:
@@ -120,6 +120,20 @@ def test_what_stands_behind_the_network_is_given_back_as_it_was(opset: int, tmp_
     assert {entry.key: entry.value for entry in onnx.load(tmp_path / "whole.onnx").metadata_props}["classes"] == "cat,dog"
     read, whole = InferenceSession(tmp_path / "shown.onnx").run(None, x)
     np.testing.assert_allclose(read * 8, whole, rtol=1e-6)
+
+
+def test_the_network_ends_in_the_fewest_tensors_that_the_rest_follows_from(tmp_path: Path) -> None:
+    """Each channel is looked at by itself; the network's output is the map that they are cut from, and not the one before its function."""
+    parts = [node("Relu", ["z"], ["map"])]
+    for channel in range(3):
+        parts += [node("Gather", ["map", f"c{channel}"], [f"s{channel}"], axis=1), node("NonZero", [f"s{channel}"], [f"n{channel}"])]
+    last = node("Concat", [f"n{channel}" for channel in range(3)], ["y"], axis=1)
+    numbers = {f"c{channel}": np.array(channel, np.int64) for channel in range(3)}
+    read = read_onnx(model([CONV, *parts, last], tmp_path / "m.onnx", **numbers))
+
+    assert read.outputs == ("map",) and read.file.rest is not None
+    assert [one.op_type for one in read.file.rest.nodes] == ["Gather", "NonZero"] * 3 + ["Concat"]
+    assert [step.kind for step in read.module.steps] == ["Conv", "Relu"]  # type: ignore[union-attr]
 
 
 def detector(path: Path, tmp_path: Path) -> Path:

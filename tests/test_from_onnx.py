@@ -24,8 +24,9 @@ from torch.utils import _pytree as pytree
 
 import quantkit
 from quantkit.core.errors import ModelError
+from quantkit.export.float_onnx import export_float
 from quantkit.loading import load_model
-from quantkit.loading.from_onnx import network
+from quantkit.loading.from_onnx import comparison
 from quantkit.loading.from_onnx.network import read_onnx
 from quantkit.loading.from_onnx.operators import OPERATORS
 from quantkit.network.capture import capture
@@ -160,6 +161,7 @@ CASES = {
     "TopK of the least": Case("TopK", constants=[whole(2)], outputs=2, attributes={"largest": 0}),
     "ThresholdedRelu of another": Case("ThresholdedRelu", attributes={"alpha": 0.3}),
     "Reshape": Case("Reshape", constants=[whole(0, -1)]),
+    "Reshape to more sides than there were": Case("Reshape", ((1, 6),), [whole(1, 6, 1)]),
     "Flatten from an axis": Case("Flatten", attributes={"axis": 2}),
     "Transpose by an order": Case("Transpose", attributes={"perm": [0, 2, 3, 1]}),
     "Squeeze": Case("Squeeze", ((2, 1, 3, 1),), [whole(1, 3)]),
@@ -445,6 +447,25 @@ def test_forms_of_recurrent_layers_that_torch_has_not_are_refused(
         read_onnx(written(case, tmp_path))
 
 
+def test_a_file_that_takes_its_one_item_apart_is_served_at_its_own_batch(tmp_path: Path) -> None:
+    """As detectors do: the first item is picked, and made a batch again."""
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 6, 6])
+    stored = {"first": np.array(0, np.int64), "axis": whole(0), "w": array(5, 4, 3, 3)}
+    nodes = [node("Gather", "x", "first", output="item", axis=0), node("Unsqueeze", "item", "axis", output="again"),
+             node("Conv", "again", "w")]  # fmt: skip
+    constants = [numpy_helper.from_array(one, name) for name, one in stored.items()]
+    graph = helper.make_graph(nodes, "g", [value], [helper.make_empty_tensor_value_info("y")], constants)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    loaded = load_model(str(path))
+    assert loaded.module is None and loaded.program is not None
+    found = capture(loaded.program, {}, outputs=loaded.outputs)
+    assert found.graph.batch == 1 and found.graph.outputs == ("y",) and [layer.kind for layer in found.graph.layers] == ["conv"]
+    x = torch.randn(1, 4, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(found.module(x), F.conv2d(x, torch.from_numpy(stored["w"])), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("newer", [False, True], ids=["older exporter", "newer exporter"])
 def test_arithmetic_of_shapes_is_followed(newer: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -598,6 +619,20 @@ def test_the_comparison_can_fail_by_its_tolerance(tmp_path: Path, monkeypatch: p
     path = written(CASES["Gelu"], tmp_path)
     monkeypatch.setitem(OPERATORS, "Gelu", lambda call: F.gelu(call.x(), approximate="tanh"))  # type: ignore[index]
     read_onnx(path)  # by 5e-4 at most
-    monkeypatch.setattr(network, "RELATIVE", 1e-6)
+    monkeypatch.setattr(comparison, "RELATIVE", 1e-6)
     with pytest.raises(ModelError, match="differs"):
         read_onnx(path)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Mul", "Sub", "Div"])
+def test_a_number_may_stand_before_the_tensor(kind: str, tmp_path: Path) -> None:
+    """Through torch's own exporter, which takes none there."""
+    stored = [numpy_helper.from_array(number(0.5), "half"), numpy_helper.from_array(array(4, 4), "w")]
+    path = model_of([node("MatMul", "x", "w", output="z"), node(kind, "half", "z")], tmp_path / "m.onnx", stored)
+    loaded = load_model(str(path))
+    assert loaded.module is not None and loaded.example is not None
+    found = capture(loaded.module, loaded.example)
+    export_float(found, tmp_path / "float.onnx", 20)
+    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    theirs = InferenceSession(path).run(None, {"x": x})[0]
+    np.testing.assert_allclose(InferenceSession(tmp_path / "float.onnx").run(None, {"x": x})[0], theirs, rtol=1e-4, atol=1e-5)

@@ -99,6 +99,8 @@ def load_model(source: str, *, arch: str | None = None, trust_pickle: bool = Fal
         found = read_onnx(path)
         check_module(found.module)
         digest = kinds.hash_text(digest, *map(kinds.hash_file, data_files(path)))
+        if found.program is not None:  # of the file's own batch alone
+            return LoadedModel(path.stem, source, digest, None, found.program, outputs=found.outputs, file=found.file)
         return LoadedModel(path.stem, source, digest, found.module, None, found.example, outputs=found.outputs, file=found.file)
     network = _READERS[kind](path, arch, trust_pickle)
     if isinstance(network, torch.export.ExportedProgram):

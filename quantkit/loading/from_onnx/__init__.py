@@ -1,7 +1,8 @@
 """A network from an ONNX file: a torch module that computes the same, operator by operator.
 
 opening.py    any ONNX file, opened without trust
-network.py    the module: its parameters under the names of the file, its constants folded, its answers held against ONNX Runtime's
+network.py    the module: its parameters under the names of the file, its constants folded
+comparison.py its answers beside ONNX Runtime's
 bounded.py    no operation takes more memory than a network may
 branches.py   an If that shapes decide
 rest.py       what stands behind the network and stays as it is

@@ -21,16 +21,17 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnxruntime import InferenceSession, SessionOptions
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from quantkit.core.errors import ModelError
 from quantkit.loading.boundary import foreign
 from quantkit.loading.from_onnx.bounded import bounded
 from quantkit.loading.from_onnx.branches import UndecidedError, with_chosen_branches
+from quantkit.loading.from_onnx.comparison import all_known, compare, example_of, export_fixed, sides_of, takes_more
 from quantkit.loading.from_onnx.fusions import Arrays, Step, read, with_factors, with_gelu, with_linear
 from quantkit.loading.from_onnx.opening import open_model
-from quantkit.loading.from_onnx.operators import OPERATORS, TYPES, Call, constant
+from quantkit.loading.from_onnx.operators import OPERATORS, Call, constant
 from quantkit.loading.from_onnx.recurrent import with_torch_parameters
 from quantkit.loading.from_onnx.rest import OnnxFile, Rest, cut, is_translated
 
@@ -44,7 +45,6 @@ QUANTIZED = re.compile(r"(Dynamic)?QuantizeLinear|DequantizeLinear|QLinear\w+|QG
 SUBGRAPHS = ("If", "Loop", "Scan")
 PATH, ROOM = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)+"), re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 SCOPES = "pkg.torch.onnx.name_scopes"
-SEED, RELATIVE, ABSOLUTE = 0, 1e-3, 1e-5  # of the comparison; sums in another order differ by far less
 
 
 class Room(nn.Module):
@@ -86,11 +86,15 @@ class OnnxNetwork(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Translated:
-    """The network of a file, and an example of its inputs where the file tells all their sides."""
+    """The network of a file, and an example of its inputs where the file tells all their sides.
+
+    `program`: the network of the file's own batch, where it is of no other, as one that looks at each item by itself.
+    """
 
     module: nn.Module
     example: Mapping[str, Tensor] | None
     file: OnnxFile
+    program: ExportedProgram | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -122,8 +126,8 @@ def _translated(path: Path, model: onnx.ModelProto, rest: Rest | None) -> Transl
     with foreign(f"{path.name} holds a constant that is not whole", "constants of their shapes and types", "export it again"):
         arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in arrays]
-    sides = {value.name: _sides(value) for value in inputs}
-    known = _all_known(sides)
+    sides = {value.name: sides_of(value) for value in inputs}
+    known = all_known(sides)
 
     def prepare(graph: onnx.GraphProto) -> list[Step]:
         return with_torch_parameters(_folded(_steps(graph), arrays, opset), arrays)
@@ -135,17 +139,22 @@ def _translated(path: Path, model: onnx.ModelProto, rest: Rest | None) -> Transl
         if any(step.kind == "If" for step in steps):
             if not known:
                 raise _nested(path, ["If"])
-            given = {value.name: _example(value, sides[value.name], sides[value.name][0] or 2) for value in inputs}
+            given = {value.name: example_of(value, sides[value.name], sides[value.name][0] or 2) for value in inputs}
             steps = with_chosen_branches(steps, arrays, given, opset, prepare)
         steps = with_factors(read(steps, outputs), arrays)
         steps = with_gelu(with_linear(steps, arrays, outputs), arrays, outputs)
         network = OnnxNetwork(steps, outputs, opset, _fixed_batch(inputs))
         _store(network, arrays)
         module = _with_signature(network, [value.name for value in inputs])
-    example = {_identifier(value.name): _example(value, sides[value.name], 2) for value in inputs} if known else None
+    example = {_identifier(value.name): example_of(value, sides[value.name], 2) for value in inputs} if known else None
+    program = None
     if example is not None:
-        _compare(path, model, module, inputs, sides)
-    return Translated(module, example, OnnxFile(path, {_identifier(value.name): value.name for value in inputs}, tuple(outputs), rest))
+        compare(path, model, module, inputs, sides)
+        if network.batch is not None and not takes_more(module, example, network.batch):
+            own = {_identifier(value.name): example_of(value, sides[value.name], network.batch) for value in inputs}
+            program = export_fixed(path, module, own)
+    file = OnnxFile(path, {_identifier(value.name): value.name for value in inputs}, tuple(outputs), rest)
+    return Translated(module, example, file, program)
 
 
 def _nested(path: Path, kinds: Sequence[str]) -> ModelError:
@@ -329,47 +338,6 @@ def _identifier(name: str) -> str:
     return plain if plain[:1].isalpha() or plain[:1] == "_" else f"input_{plain}"
 
 
-def _sides(value: onnx.ValueInfoProto) -> list[int | None]:
-    return [side.dim_value if side.HasField("dim_value") and side.dim_value > 0 else None for side in value.type.tensor_type.shape.dim]
-
-
 def _fixed_batch(inputs: Sequence[onnx.ValueInfoProto]) -> int | None:
-    sides = [_sides(value) for value in inputs]
+    sides = [sides_of(value) for value in inputs]
     return sides[0][0] if sides and sides[0] else None
-
-
-def _all_known(sides: Mapping[str, Sequence[int | None]]) -> bool:
-    return bool(sides) and all(len(some) > 0 and None not in some[1:] for some in sides.values())
-
-
-def _example(value: onnx.ValueInfoProto, sides: Sequence[int | None], items: int) -> Tensor:
-    shape, kind = [items, *(side or 1 for side in sides[1:])], TYPES.get(value.type.tensor_type.elem_type, torch.float32)
-    generator = torch.Generator().manual_seed(SEED)
-    return torch.randn(shape, generator=generator) if kind == torch.float32 else torch.randint(0, 2, shape, generator=generator).to(kind)
-
-
-@torch.no_grad()
-def _compare(
-    path: Path, model: onnx.ModelProto, module: nn.Module, inputs: Sequence[onnx.ValueInfoProto], sides: Mapping[str, Sequence[int | None]]
-) -> None:
-    """Raises ModelError where the module answers otherwise than the file in ONNX Runtime, for one random batch of the file's own size."""
-    given = {value.name: _example(value, sides[value.name], sides[value.name][0] or 2) for value in inputs}
-    options = SessionOptions()
-    options.log_severity_level = 4
-    with foreign(f"ONNX Runtime does not run {path.name}", "a file that it runs", "export it again"):
-        types = {value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in inputs}
-        session = InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    strange = f"{path.name} cannot be translated", "a network of known operators", "pass the torch model, or report this network"
-    with foreign(*strange), bounded():  # before ONNX Runtime computes the same
-        found = module(*given.values())
-    with foreign(f"ONNX Runtime does not run {path.name}", "a file that it runs", "export it again"):
-        theirs = session.run(None, {name: tensor.numpy().astype(types[name]) for name, tensor in given.items()})
-    for output, one, other in zip(model.graph.output, found if isinstance(found, tuple) else (found,), theirs, strict=True):
-        mine, wanted = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        if not wanted.size:
-            raise ModelError(f"output {output.name!r} of {path.name} holds no numbers", "an output for each item", "export it again")
-        with np.errstate(invalid="ignore"):  # infinite answers differ by NaN, which is not within anything
-            apart = float(np.abs(mine - wanted).max()) if mine.shape == wanted.shape else float("inf")
-        if not apart <= RELATIVE * float(np.abs(wanted).max()) + ABSOLUTE:
-            got = f"output {output.name!r} of {path.name} differs by {apart:.3g} from ONNX Runtime's where it is translated to torch"
-            raise ModelError(got, "the same answers", "pass the torch model, and report this network")

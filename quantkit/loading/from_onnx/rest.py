@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import networkx
 import onnx
 from onnx import TensorProto
 
@@ -71,7 +72,8 @@ def cut(model: onnx.ModelProto, undecided: Sequence[str]) -> tuple[onnx.ModelPro
     makers = {name: node for node in before for name in node.output if name}
     floats = _floats(model) - _constants(before, stored)
     given = {value.name for value in graph.input} - stored
-    nodes, read = _with_makers(behind, makers, floats)
+    fewest = _fewest(before, {name for node in behind for name in reads_of(node)}, floats)
+    nodes, read = _with_makers(behind, makers, fewest)
     own = [name for node in before for name in node.output if name in read or name in {value.name for value in graph.output}]
     held = [tensor for tensor in graph.initializer if tensor.name in read]
     order = {id(node): place for place, node in enumerate(graph.node)}
@@ -133,17 +135,36 @@ def _floats(model: onnx.ModelProto) -> set[str]:
     return {value.name for value in values if value.type.tensor_type.elem_type in FLOATS}
 
 
+def _fewest(before: Sequence[onnx.NodeProto], wanted: set[str], floats: set[str]) -> set[str]:
+    """The fewest float values behind all layers with weights from which `wanted` follow; of equally few those that are nearest to them.
+
+    A detector's ends read the scores of each class by themselves; the network's output is the tensor that they are cut from.
+    """
+    graph, source, sink = networkx.DiGraph(), "weights", "the rest"
+    for node in before:
+        for name in filter(None, node.output):
+            graph.add_edge((name, "in"), (name, "out"), **({"capacity": 1} if name in floats else {}))
+            graph.add_edges_from(((read, "out"), (name, "in")) for read in reads_of(node))
+            if node.op_type in WEIGHTED:
+                graph.add_edge(source, (name, "in"))
+    graph.add_edges_from(((name, "out"), sink) for name in wanted)
+    if source not in graph or not networkx.has_path(graph, source, sink):
+        return floats
+    _, (behind_weights, _) = networkx.minimum_cut(graph, source, sink)  # networkx gives the cut that is nearest to the sink
+    return {name for name in floats if (name, "in") in behind_weights and (name, "out") not in behind_weights}
+
+
 def _with_makers(
-    behind: Sequence[onnx.NodeProto], makers: Mapping[str, onnx.NodeProto], floats: set[str]
+    behind: Sequence[onnx.NodeProto], makers: Mapping[str, onnx.NodeProto], made_before: set[str]
 ) -> tuple[list[onnx.NodeProto], set[str]]:
-    """The nodes with those before them that make constants and whole numbers for them, such as shapes; and all names that they read."""
+    """The nodes with those before them that make what is not `made_before`, such as shapes; and all names that they read."""
     nodes, read = list(behind), set[str]()
     have = {id(node) for node in nodes}
     for node in nodes:  # grows
         for name in reads_of(node):
             read.add(name)
             maker = makers.get(name)
-            if maker is not None and name not in floats and id(maker) not in have:
+            if maker is not None and name not in made_before and id(maker) not in have:
                 have.add(id(maker))
                 nodes.append(maker)
     made = {name for node in nodes for name in node.output}

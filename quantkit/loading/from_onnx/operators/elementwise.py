@@ -16,12 +16,18 @@ from quantkit.loading.from_onnx.operators.call import TYPES, Call, Operator, as_
 SELU = 1.67326319217681884765625, 1.05070102214813232421875  # alpha and gamma, of the standard
 
 
+COMMUTATIVE = (torch.add, torch.mul)
+
+
 def _elementwise(function: Callable[..., Any], on_numbers: Callable[[Any, Any], Any]) -> Operator:
     def run(call: Call) -> Any:
         one, other = call.inputs[:2]
         if is_shape(one) and is_shape(other):
             return _of_numbers(on_numbers, one, other)
-        return function(*(operand(value) for value in (one, other)))
+        one, other = operand(one), operand(other)
+        if isinstance(other, Tensor) and isinstance(one, int | float):  # torch's exporter to ONNX takes no number in the first place
+            one, other = (other, one) if function in COMMUTATIVE else (torch.tensor(one, dtype=other.dtype), other)
+        return function(one, other)
 
     return run
 

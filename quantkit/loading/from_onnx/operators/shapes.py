@@ -27,7 +27,7 @@ def _reshape(call: Call) -> Any:
     if not call.number("allowzero", 0):
         sides = [x.shape[place] if isinstance(side, int) and side == 0 else side for place, side in enumerate(sides)]
     if call.batch is not None:  # the file is of one batch; the network here is of any
-        axis = next((axis for axis, side in enumerate(x.shape) if not isinstance(side, int)), x.dim())
+        axis = next((axis for axis, side in enumerate(x.shape) if not isinstance(side, int)), len(sides))
         before = all(isinstance(side, int) for side in sides[:axis]) and math.prod(sides[:axis]) == math.prod(x.shape[:axis])
         if before and len(sides) > axis and isinstance(sides[axis], int) and sides[axis] == call.batch:
             sides[axis] = x.shape[axis]
