@@ -9,6 +9,7 @@ from quantkit.core.errors import SchemeError, unknown
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import FLOAT, Scheme, parse_scheme
 from quantkit.settings.options import Options
+from quantkit.stages.weights import UNIFORM
 from quantkit.targets import find_target
 
 
@@ -19,6 +20,8 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
     """
     target = find_target(options.target)
     groups: tuple[Group, ...] = target.groups(graph, target.check_schemes(options.menu))
+    if options.schemes is None:
+        groups = tuple(map(_without_dearer, groups))
     owner = {name: group.name for group in groups for name in (group.name, *group.layers)}
     floats = {g.name: min((s for s in g.schemes if s.is_float), key=lambda scheme: scheme != FLOAT) for g in groups}  # or fp16
     pinned: dict[str, Scheme] = {}
@@ -31,10 +34,20 @@ def find_groups(graph: Graph, options: Options) -> tuple[Group, ...]:
         if name not in owner:
             raise SchemeError(*unknown("group in --fix", name, owner))
         pinned[owner[name]] = parse_scheme(scheme)
-    possible = target.groups(graph, target.check_schemes([*options.menu, *pinned.values()]))  # a pin may name what --schemes leaves out
+    possible = target.groups(graph, target.check_schemes([*options.menu, *pinned.values()]))  # a pin may name what the menu leaves out
     return tuple(
         _pinned(wider, pinned[group.name]) if group.name in pinned else group for group, wider in zip(groups, possible, strict=True)
     )
+
+
+def _without_dearer(group: Group) -> Group:
+    """Without narrow weights between static codes where the same weights may stand behind codes of each call: as many bytes, far less lost.
+
+    Several static codes in a row lose more than the sum of what each loses alone, so that predictions prefer them wrongly.
+    """
+    in_call = [scheme.weights for scheme in group.schemes if scheme.is_dynamic]
+    kept = [scheme for scheme in group.schemes if scheme == UNIFORM or scheme.reads_float or scheme.weights not in in_call]
+    return replace(group, schemes=tuple(kept))
 
 
 def _pinned(group: Group, scheme: Scheme) -> Group:
