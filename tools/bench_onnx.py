@@ -2,6 +2,7 @@
 
     python tools/bench_onnx.py                           # about half an hour, nearly all of it allocations
     python tools/bench_onnx.py --plans resnet20          # allocations of some recipes only
+    python tools/bench_onnx.py --plans --parts standard kinds
 
 Each network is exported by torch's older exporter (TorchScript) and its newer one (dynamo). `recipes.same_layers`: files of the recipes
 that give the layers of the torch model, by name, kind, operations and what is absorbed. `same_plan_as_torch`: whether allocations for
@@ -16,6 +17,7 @@ network (tests/families.py) `as_planned` says whether its allocated file runs so
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import warnings
@@ -53,6 +55,7 @@ from standard_cases import standard_cases  # noqa: E402
 
 RECIPES = ("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2")
 EXPORTERS = ("older", "newer")
+PARTS = ("recipes", "standard", "kinds", "mutated", "zoo")
 SIDE = 64
 MUTATED = 5000
 
@@ -161,6 +164,16 @@ def served(folder: Path) -> tuple[dict[str, float], dict[str, str]]:
     return {**counts, **shares, "int8_share_min": min(shares.values())}, refused
 
 
+def same_layers(folder: Path) -> dict[str, float]:
+    """Of the recipes' files those that give the layers of the torch model."""
+    alike = []
+    for name in RECIPES:
+        network, inputs = recipe_network(name)
+        own = layers(capture(network, inputs))
+        alike += [layers(from_file(exported(network, inputs, folder / f"{name}-{kind}.onnx", kind))) == own for kind in EXPORTERS]
+    return {"recipes.same_layers": float(sum(alike)), "recipes.files": float(len(alike))}
+
+
 def mutations(folder: Path) -> dict[str, int]:
     """Files of one operator each, and what became of changed copies."""
     random, path = np.random.default_rng(0), folder / "mutated.onnx"
@@ -204,24 +217,30 @@ def other_kinds(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--plans", nargs="*", default=list(RECIPES), choices=RECIPES)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--runs", type=Path, default=run_folder("onnx", "onnx.json"))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "onnx.json")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = known_figures(arguments.output, any_isa=True) if set(arguments.plans) != set(RECIPES) else {}
-    alike = []
-    for name in RECIPES:
-        network, inputs = recipe_network(name)
-        own = layers(capture(network, inputs))
-        alike += [layers(from_file(exported(network, inputs, arguments.runs / f"{name}-{kind}.onnx", kind))) == own for kind in EXPORTERS]
-    counts, refused = served(arguments.runs)
-    figures |= mutations(arguments.runs) | node_tests() | other_kinds(arguments.runs / "families")
-    figures |= {"recipes.same_layers": sum(alike), "recipes.files": len(alike), **{f"zoo.{key}": value for key, value in counts.items()}}
+    whole = set(arguments.plans) == set(RECIPES) and set(arguments.parts) == set(PARTS)
+    figures: dict[str, Any] = {} if whole else known_figures(arguments.output, any_isa=True)
+    refused: dict[str, str] = {} if whole else json.loads(arguments.output.read_text()).get("refused", {})
+    if "recipes" in arguments.parts:
+        figures |= same_layers(arguments.runs)
+    if "standard" in arguments.parts:
+        figures |= node_tests()
+    if "kinds" in arguments.parts:
+        figures |= other_kinds(arguments.runs / "families")
+    if "mutated" in arguments.parts:
+        figures |= mutations(arguments.runs)
+    if "zoo" in arguments.parts:
+        counts, refused = served(arguments.runs)
+        figures |= {f"zoo.{key}": value for key, value in counts.items()}
     write_figures(arguments.output, "onnx.json", figures, whole=False, refused=refused)
     for name in arguments.plans:
         figures[f"{name}.same_plan_as_torch"] = int(same_plan(name, arguments.runs))
         print(name, "same plan:", bool(figures[f"{name}.same_plan_as_torch"]), flush=True)
-    write_figures(arguments.output, "onnx.json", figures, whole=set(arguments.plans) == set(RECIPES), refused=refused)
+    write_figures(arguments.output, "onnx.json", figures, whole=whole, refused=refused)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--minimize", nargs="+", default=list(MAX_DROP), choices=list(MAX_DROP))
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--large", nargs="+", default=list(large_transformers.LARGE), choices=list(large_transformers.LARGE))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--runs", type=Path, default=run_folder("transformers", "transformers.json"))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "transformers.json")
@@ -140,7 +142,8 @@ def main() -> None:
     if "zoo" in arguments.parts:
         known |= zoo_figures(arguments.runs / "zoo")
         write_figures(arguments.output, "transformers.json", known, whole=False)
-    for part, measure in {"large": lambda: large_transformers.figures(arguments.runs / "large"), "blocks": block_products.figures}.items():
+    large = partial(large_transformers.figures, arguments.runs / "large", arguments.large)
+    for part, measure in {"large": large, "blocks": block_products.figures}.items():
         if part in arguments.parts:
             known |= measure()
             write_figures(arguments.output, "transformers.json", known, whole=False)

@@ -12,7 +12,7 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,10 @@ def allocate(name: str, folder: Path) -> dict[str, float]:
     return found
 
 
-def figures(folder: Path, run: Callable[..., Any] = subprocess.run) -> dict[str, float]:
-    """Of each network what a process of its own says, kept from before or made now."""
+def figures(folder: Path, names: Sequence[str] = tuple(LARGE), run: Callable[..., Any] = subprocess.run) -> dict[str, float]:
+    """Of each of these networks what a process of its own says, kept from before or made now."""
     found: dict[str, float] = {}
-    for name in LARGE:
+    for name in names:
         path = folder / f"{name}.json"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
