@@ -144,3 +144,14 @@ def test_what_transposed_convolutions_multiply_is_said_not_to_be_counted() -> No
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 3, 2, stride=2))
     found = pipeline.inspect(from_module(network.eval()), {"x": torch.randn(2, 3, 8, 8)}, Options()).overview
     assert len(found.uncounted) == 1 and found.int8_macs == found.macs > 0
+
+
+def test_narrow_weights_over_tokens_stand_behind_codes_of_each_call_alone_unless_asked_for() -> None:
+    """As many bytes, and less is lost; w8a8 stays, as it is what others ship."""
+    model = from_module(Encoder(fused=False).eval())
+    example = {"x": torch.randn(2, TOKENS, WIDTH)}
+    for options in (Options(minimize="bytes"), Options(minimize="bytes", schemes=("fp32", "c5a8", "c5d8"))):
+        menus = [set(group.schemes) for group in pipeline.inspect(model, example, options).groups]
+        over_tokens = [menu for menu in menus if "c5d8" in menu]
+        assert over_tokens and all(("c5a8" in menu) == (options.schemes is not None) for menu in over_tokens)
+        assert options.schemes is not None or all({"w8a8", "w8d8", "w8a32"} <= menu for menu in over_tokens)
