@@ -137,5 +137,6 @@ def test_bars_are_as_long_as_the_times(files: tuple[Path, Path], capfd: pytest.C
     drawn = [line for line in out.splitlines() if line.endswith(" ms")]
     lengths, times = [line.count("█") for line in drawn], [float(line.split()[-2]) for line in drawn]
 
+    rounding = 0.5 + 2 * BAR * 0.0005 / max(times)  # of a bar to whole characters, and of both times to three digits
     assert code == 0 and len(drawn) % 2 == 0 and max(lengths) == BAR
-    assert all(abs(length - BAR * ms / max(times)) <= 1.5 for length, ms in zip(lengths, times, strict=True))
+    assert all(abs(length - BAR * ms / max(times)) <= rounding for length, ms in zip(lengths, times, strict=True))

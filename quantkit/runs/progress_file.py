@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.core.errors import OutputError
 from quantkit.core.progress import Progress, seconds_left
-from quantkit.core.store import write_atomically
 
 PROGRESS = "progress.json"
+TEMPORARY = ".progress-00000000.json"  # a name that `quantkit clean` knows
 EVERY_S = 2.0  # between two writes
 
 
@@ -72,14 +71,17 @@ class ProgressFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._path.unlink(missing_ok=True)
+        for path in (self._path, self._path.with_name(TEMPORARY)):
+            path.unlink(missing_ok=True)
 
     def _write(self, doing: Doing) -> None:
         if time.monotonic() - self._written < EVERY_S:
             return
         self._written = time.monotonic()
-        with suppress(OutputError), write_atomically(self._path) as temporary:  # a full disk is the stages' business
+        temporary = self._path.with_name(TEMPORARY)
+        with suppress(OSError):  # a full disk is the stages' business; nothing here is worth waiting for the disk
             temporary.write_text(json.dumps(doing.to_json()))
+            temporary.replace(self._path)
 
 
 def read_progress(folder: Path) -> Doing | None:
