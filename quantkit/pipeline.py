@@ -227,9 +227,9 @@ def _searched(
     """
     found = _search_under(bench, request, network, tables, before)
 
-    def again(asked: Request) -> tuple[SearchResult, Plan] | None:
+    def again(asked: Request, last: SearchResult) -> tuple[SearchResult, Plan] | None:
         space = find_front(bench, asked, tables.predictor, "bounded_front")
-        return None if space.shortage else _search_under(bench, asked, network, replace(tables, space=space), found[0].measured)
+        return None if space.shortage else _search_under(bench, asked, network, replace(tables, space=space), last.measured)
 
     return keep_latency(bench, request, network, tables.candidates, found, again)
 

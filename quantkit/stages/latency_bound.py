@@ -21,11 +21,12 @@ Found = tuple[SearchResult, Plan]
 
 
 def keep_latency(
-    bench: Workbench, request: Request, network: Network, candidates: Candidates, found: Found, again: Callable[[Request], Found | None]
+    bench: Workbench, request: Request, network: Network, candidates: Candidates, found: Found,
+    again: Callable[[Request, SearchResult], Found | None],
 ) -> Found:
     """The search's answer once its file is as fast as asked, after TURNS searches at most; the last one where none is.
 
-    `again` searches under another bound, and gives None where no plan is within it.
+    `again` searches under another bound, given what was found before, and gives None where no plan is within it.
     """
     asked = request
     for _ in range(TURNS):
@@ -37,7 +38,7 @@ def keep_latency(
         bounds = replace(asked.options.bounds, latency=replace(bound, value=bound.value * share))
         asked = replace(asked, options=replace(asked.options, bounds=bounds))
         bench.progress.note(f"the file takes {over:.3f} of --max-latency: the search goes on under {share:.3f} of the bound before")
-        closer = again(asked)
+        closer = again(asked, found[0])
         if closer is None:
             break
         found = closer

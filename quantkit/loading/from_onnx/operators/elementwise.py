@@ -14,8 +14,6 @@ from torch import Tensor
 from quantkit.loading.from_onnx.operators.call import TYPES, Call, Operator, as_tensor, is_shape, operand
 
 SELU = 1.67326319217681884765625, 1.05070102214813232421875  # alpha and gamma, of the standard
-
-
 COMMUTATIVE = (torch.add, torch.mul)
 
 
