@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
@@ -275,6 +277,26 @@ def test_a_float_plan_is_the_float_file(benches: Callable[[str], Bench]) -> None
     path, emitted = work.emit(work.place(work.uniform("fp32")))
     assert operations(path) == operations(work.float_file)
     assert emitted.inputs == {} and emitted.outputs == {}
+
+
+def test_a_file_that_is_written_leaves_none_of_its_tensors_in_memory(benches: Callable[[str], Bench], tmp_path: Path) -> None:
+    """A graph refers to itself, so what it holds would wait for the collector: a network for each candidate."""
+    work = benches("residual")
+
+    def tensors() -> int:
+        return sum(type(value) in (ir.Tensor, ir.serde.TensorProtoTensor) for value in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        for scheme in ("w8a8", "w4a8", "fp32"):
+            path, _ = work.emit(work.place(work.uniform(scheme)))
+            expose(path, [], tmp_path / "watched.onnx")
+        read_parameters(work.float_file, work.graph)
+        assert tensors() == before
+    finally:
+        gc.enable()
 
 
 def test_outputs_keep_their_names_whatever_is_put_behind_them(benches: Callable[[str], Bench], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quantkit.core.errors import CaptureError, ContractError
 from quantkit.core.graph import Graph
+from quantkit.export.editor import opened
 from quantkit.network.capture import quiet
 from quantkit.network.captured import Captured
 
@@ -61,26 +62,29 @@ def read_parameters(path: Path, graph: Graph) -> dict[str, Tensor]:
 
     They are found through the layers' nodes: the exporter merges equal initializers and transposes weights over tokens.
     """
-    produced = {str(value.name): node for node in ir.load(path).graph for value in node.outputs}
-    found: dict[str, Tensor] = {}
-    for layer in graph.layers:
-        if not layer.weight:
-            continue
-        last = produced[layer.node]
-        node = next((made for made in map(_producer, last.inputs) if made is not None and made.name == product_name(layer.node)), last)
-        weight = _constant(node.inputs[layer.weight_slot], layer.name)
-        plain = layer.is_table or node.op_type == "Conv" or (node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0)))
-        found[layer.weight] = weight if plain else weight.T.contiguous()
-        if layer.bias:
-            biases = [value for value in (last.inputs if node is not last else node.inputs[2:]) if value is not None and value.const_value]
-            channels = layer.weight_shape[layer.weight_axis]
-            found[layer.bias] = _constant(biases[0], layer.name) if biases else torch.zeros(channels)
-    return found
+    with opened(path) as model:
+        produced = {str(value.name): node for node in model.graph for value in node.outputs}
+        found: dict[str, Tensor] = {}
+        for layer in graph.layers:
+            if not layer.weight:
+                continue
+            last = produced[layer.node]
+            node = next((made for made in map(_producer, last.inputs) if made is not None and made.name == product_name(layer.node)), last)
+            weight = _constant(node.inputs[layer.weight_slot], layer.name)
+            plain = layer.is_table or node.op_type == "Conv" or (node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0)))
+            found[layer.weight] = weight if plain else weight.T.contiguous()
+            if layer.bias:
+                read = last.inputs if node is not last else node.inputs[2:]
+                biases = [value for value in read if value is not None and value.const_value]
+                channels = layer.weight_shape[layer.weight_axis]
+                found[layer.bias] = _constant(biases[0], layer.name) if biases else torch.zeros(channels)
+        return found
 
 
 def input_types(path: Path) -> dict[str, str]:
     """By input of the file the name of its numpy type."""
-    return {str(value.name): value.dtype.numpy().name for value in ir.load(path).graph.inputs if value.dtype is not None}
+    with opened(path) as model:
+        return {str(value.name): value.dtype.numpy().name for value in model.graph.inputs if value.dtype is not None}
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:

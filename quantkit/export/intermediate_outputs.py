@@ -8,16 +8,17 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quantkit.core.errors import ModelError
+from quantkit.export.editor import opened
 
 
 def expose(path: Path, names: Iterable[str], watched: Path) -> None:
     """Write `path` with the values of those names as further graph outputs. Raises ModelError where it lacks one."""
-    model = ir.load(path)
-    values = {str(value.name): value for node in model.graph for value in node.outputs}
-    present = {str(value.name) for value in model.graph.outputs}
-    for name in dict.fromkeys(names):
-        if name not in values and name not in present:
-            raise ModelError(f"{path} has no value {name!r}", "the file that its plan writes", "`quantkit export RUN` writes it again")
-        if name not in present:
-            model.graph.outputs.append(values[name])
-    ir.save(model, watched)
+    with opened(path) as model:
+        values = {str(value.name): value for node in model.graph for value in node.outputs}
+        present = {str(value.name) for value in model.graph.outputs}
+        for name in dict.fromkeys(names):
+            if name not in values and name not in present:
+                raise ModelError(f"{path} has no value {name!r}", "the file that its plan writes", "`quantkit export RUN` writes it again")
+            if name not in present:
+                model.graph.outputs.append(values[name])
+        ir.save(model, watched)

@@ -19,7 +19,7 @@ from quantkit.core.errors import ContractError
 from quantkit.core.graph import Graph, Layer
 from quantkit.core.numerics.affine import QParams, bias_codes
 from quantkit.core.spec import FloatFormat, Format, PerBlock, QuantSpec
-from quantkit.export.editor import Editor, array_of, code_type, read
+from quantkit.export.editor import Editor, array_of, code_type, opened, read
 from quantkit.export.float16 import compute_in_half
 from quantkit.export.float_onnx import product_name
 from quantkit.export.storage import from_half, in_blocks, make_codes, make_float
@@ -45,46 +45,46 @@ class Emitted:
 
 def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank, path: Path) -> Emitted:
     """Write the quantized network to `path` (the caller renames). Raises ContractError for a name that the float file lacks."""
-    model = ir.load(float_file)
-    editor = Editor(model.graph)
-    layers = [layer for layer in graph.layers if layer.name in placement.schemes]
-    tied = frozenset(str(layer.weight) for layer in graph.layers if layer.is_table and placement.made)
-    islands = {node: layer.name in (placement.float32 or ()) for layer in graph.layers for node in _nodes(editor, layer)}
-    for layer in layers:
-        if layer.kind == "global_pool" and isinstance(placement.schemes[layer.name].activations, QuantSpec):
-            editor.become(editor.producer(layer.node), "GlobalAveragePool", 1)
-    for layer in layers:  # outputs first, so that inputs find them dequantized
-        if layer.name in placement.outputs:
-            _quantize_output(editor, layer, bank.output_qparams(layer))
-    for layer in graph.layers:
-        if layer.bias and layer.name in {**placement.schemes, **placement.dynamic, **placement.floating}:
-            _move_bias(editor, layer, bank)
-    for layer in layers:
-        _quantize_inputs(editor, layer, placement, bank)
-        if layer.weight:
-            _store_weight(editor, layer, placement, bank, tied)
-    in_call: dict[str, str] = {}
-    for layer in graph.layers:
-        if layer.name in placement.floating:
-            _store_weight(editor, layer, placement, bank, tied)
-        elif layer.name in placement.stored:
-            _store_float_weight(editor, layer, placement, bank, tied)
-        elif layer.name in placement.dynamic:
-            in_call[layer.name] = _quantize_in_call(editor, layer, placement, bank, tied)
-    for name in placement.sums:
-        editor.become(editor.producer(name), "Sum", 2)
-    for (name, slot), barrier in placement.barriers.items():
-        _set_barrier(editor, _operation(editor, name), slot, barrier)
-    sources = {entry.node: entry.inputs for entry in graph.unsupported} | {layer.node: layer.inputs for layer in graph.layers}
-    for node, inputs in sources.items():
-        if node in placement.unscaled:
-            _scale_afterwards(editor, node, bank.activations[graph.source(inputs[0])])
-    if placement.float32 is not None:
-        compute_in_half(model, editor, islands)
-    editor.tidy()
-    model.metadata_props["quantkit"] = NOTE
-    ir.save(model, path)
-    return _names(editor, graph, placement, in_call)
+    with opened(float_file) as model:
+        editor = Editor(model.graph)
+        layers = [layer for layer in graph.layers if layer.name in placement.schemes]
+        tied = frozenset(str(layer.weight) for layer in graph.layers if layer.is_table and placement.made)
+        islands = {node: layer.name in (placement.float32 or ()) for layer in graph.layers for node in _nodes(editor, layer)}
+        for layer in layers:
+            if layer.kind == "global_pool" and isinstance(placement.schemes[layer.name].activations, QuantSpec):
+                editor.become(editor.producer(layer.node), "GlobalAveragePool", 1)
+        for layer in layers:  # outputs first, so that inputs find them dequantized
+            if layer.name in placement.outputs:
+                _quantize_output(editor, layer, bank.output_qparams(layer))
+        for layer in graph.layers:
+            if layer.bias and layer.name in {**placement.schemes, **placement.dynamic, **placement.floating}:
+                _move_bias(editor, layer, bank)
+        for layer in layers:
+            _quantize_inputs(editor, layer, placement, bank)
+            if layer.weight:
+                _store_weight(editor, layer, placement, bank, tied)
+        in_call: dict[str, str] = {}
+        for layer in graph.layers:
+            if layer.name in placement.floating:
+                _store_weight(editor, layer, placement, bank, tied)
+            elif layer.name in placement.stored:
+                _store_float_weight(editor, layer, placement, bank, tied)
+            elif layer.name in placement.dynamic:
+                in_call[layer.name] = _quantize_in_call(editor, layer, placement, bank, tied)
+        for name in placement.sums:
+            editor.become(editor.producer(name), "Sum", 2)
+        for (name, slot), barrier in placement.barriers.items():
+            _set_barrier(editor, _operation(editor, name), slot, barrier)
+        sources = {entry.node: entry.inputs for entry in graph.unsupported} | {layer.node: layer.inputs for layer in graph.layers}
+        for node, inputs in sources.items():
+            if node in placement.unscaled:
+                _scale_afterwards(editor, node, bank.activations[graph.source(inputs[0])])
+        if placement.float32 is not None:
+            compute_in_half(model, editor, islands)
+        editor.tidy()
+        model.metadata_props["quantkit"] = NOTE
+        ir.save(model, path)
+        return _names(editor, graph, placement, in_call)
 
 
 def _quantize_output(editor: Editor, layer: Layer, qparams: QParams) -> None:
