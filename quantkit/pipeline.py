@@ -8,7 +8,6 @@ at the end, by `verify_plan`; before all work its items are only read, with the 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from quantkit.core.errors import CaptureError
 from quantkit.core.graph import Graph, Group
 from quantkit.core.progress import Progress
 from quantkit.core.store import Run, write_atomically
+from quantkit.export.onnx_file import copy, saved
 from quantkit.gating import lock_result
 from quantkit.loading import LoadedModel
 from quantkit.network.capture import capture
@@ -114,8 +114,8 @@ def run(request: Request, progress: Progress) -> Result:
         with write_atomically(folder / "result.json") as temporary:
             temporary.write_text(json.dumps(result.to_json(), indent=2, allow_nan=False))
         if request.options.output:
-            with write_atomically(request.options.output.absolute()) as temporary:
-                shutil.copyfile(result.delivered, temporary)
+            with saved(request.options.output.absolute()) as temporary:
+                copy(result.delivered, temporary)
         lock_result(request, result)
         bench.end(result.kept)
     return result

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -16,24 +14,6 @@ from numpy.typing import NDArray
 from quantkit.core.errors import ContractError
 from quantkit.core.numerics.affine import QParams
 from quantkit.core.spec import FloatFormat, Format
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[ir.Model]:
-    """The file's model, whose tensors are let go of at the end.
-
-    A graph refers to itself all over, so without that its weights would stay in memory until Python's collector comes by: after ten files
-    that is ten networks.
-    """
-    model = ir.load(path)
-    held = list(model.graph.initializers.values())
-    try:
-        yield model
-    finally:
-        for value in (*held, *model.graph.initializers.values()):
-            value.const_value = None
-        for node in model.graph.all_nodes():
-            node.attributes.clear()
 
 
 class Editor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantkit.core.errors import CaptureError, ContractError
 from quantkit.core.graph import Graph
-from quantkit.export.editor import opened
+from quantkit.export.onnx_file import opened, save
 from quantkit.network.capture import quiet
 from quantkit.network.captured import Captured
 
@@ -54,7 +54,7 @@ def export_float(captured: Captured, path: Path, opset: int) -> None:
     made = [value for node in graph for value in node.outputs]
     for value in [*graph.inputs, *graph.outputs, *graph.initializers.values(), *made]:
         value.metadata_props.clear()
-    ir.save(program.model, path)
+    save(program.model, path)
 
 
 def read_parameters(path: Path, graph: Graph) -> dict[str, Tensor]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import onnx_ir as ir
-
 from quantkit.core.errors import ModelError
-from quantkit.export.editor import opened
+from quantkit.export.onnx_file import opened, save
 
 
 def expose(path: Path, names: Iterable[str], watched: Path) -> None:
@@ -21,4 +19,4 @@ def expose(path: Path, names: Iterable[str], watched: Path) -> None:
                 raise ModelError(f"{path} has no value {name!r}", "the file that its plan writes", "`quantkit export RUN` writes it again")
             if name not in present:
                 model.graph.outputs.append(values[name])
-        ir.save(model, watched)
+        save(model, watched)

@@ -19,9 +19,10 @@ from quantkit.core.errors import ContractError
 from quantkit.core.graph import Graph, Layer
 from quantkit.core.numerics.affine import QParams, bias_codes
 from quantkit.core.spec import FloatFormat, Format, PerBlock, QuantSpec
-from quantkit.export.editor import Editor, array_of, code_type, opened, read
+from quantkit.export.editor import Editor, array_of, code_type, read
 from quantkit.export.float16 import compute_in_half
 from quantkit.export.float_onnx import product_name
+from quantkit.export.onnx_file import opened, save
 from quantkit.export.storage import from_half, in_blocks, make_codes, make_float
 from quantkit.quantization.weights import QuantizedWeight, WeightBank
 from quantkit.targets.placement import Barrier, Placement, Slot
@@ -83,7 +84,7 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
             compute_in_half(model, editor, islands)
         editor.tidy()
         model.metadata_props["quantkit"] = NOTE
-        ir.save(model, path)
+        save(model, path)
         return _names(editor, graph, placement, in_call)
 
 

@@ -22,6 +22,7 @@ from quantkit.core.environment import PACKAGES, describe
 from quantkit.core.errors import ConfigError, QuantkitError, unknown
 from quantkit.core.store import write_atomically
 from quantkit.data import Preprocessing, Subset
+from quantkit.export.onnx_file import content_digest
 from quantkit.gating.conditions import Conditions, parse_conditions
 from quantkit.gating.examine import share_of_file
 from quantkit.runs.result import Result
@@ -135,7 +136,7 @@ def lock_result(request: Request, result: Result) -> None:
 
 def sha256(path: Path) -> str:
     """Of the file's bytes; empty where there is no file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return content_digest(path) if path.is_file() else ""
 
 
 def item_digests(items: Subset) -> tuple[str, ...]:

@@ -15,9 +15,10 @@ from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.graph import Graph
 from quantkit.core.run_files import PICKED, PLAN, PLAN_WEIGHTS, WEIGHTS
 from quantkit.core.spec import Scheme, parse_allocation
-from quantkit.core.store import Run, write_atomically
+from quantkit.core.store import Run
 from quantkit.export.companions import write_companions
 from quantkit.export.float_onnx import read_parameters
+from quantkit.export.onnx_file import saved
 from quantkit.export.qdq import Emitted, emit
 from quantkit.export.session_file import write_session
 from quantkit.loading.archive import read_archive
@@ -130,7 +131,7 @@ def export_plan(plan: StoredPlan, target: str, output: Path, *, adapt: bool = Fa
         raise SchemeError(got, "a plan that it can run", f"pass --adapt to change them, or `quantkit allocate --target {target}`")
     placement = module.place(plan.graph, adapted.schemes)
     bank = _weights(plan, target)
-    with write_atomically(output) as temporary:
+    with saved(output) as temporary:
         emit(plan.float_file, plan.graph, placement, bank, temporary)
     session = write_session(module, output.parent)
     beside = (*write_companions(output, plan.graph, target), *([session] if session else []))

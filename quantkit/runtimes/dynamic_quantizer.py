@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from quantkit.export.onnx_file import data_of
 from quantkit.runtimes.static_quantizer import quietly
 
 NAME = "onnxruntime quantize_dynamic"
@@ -22,4 +23,7 @@ def multiplies_tokens(float_file: Path) -> bool:
 def quantize_in_call(float_file: Path, path: Path, *, reduce_range: bool) -> None:
     """Write its file: int8 weights per channel, activations quantized in each call, 8-bit token tables. `reduce_range` as for `static`."""
     with quietly():
-        quantize_dynamic(float_file, path, per_channel=True, reduce_range=reduce_range, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            float_file, path, per_channel=True, reduce_range=reduce_range, weight_type=QuantType.QInt8,
+            use_external_data_format=data_of(float_file).exists(),
+        )  # fmt: skip

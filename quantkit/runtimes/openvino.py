@@ -15,6 +15,7 @@ from quantkit.core.errors import DataError, ModelError, RequestError
 from quantkit.core.graph import Graph
 from quantkit.core.metric import Outputs
 from quantkit.export.executed_layers import Executed, Precision, owners, plain, taken_in
+from quantkit.export.onnx_file import size_bytes
 from quantkit.runtimes.evaluation import Feeds, quantizes_in_call
 from quantkit.runtimes.nncf_quantizer import NAME, quantize_with_nncf
 from quantkit.runtimes.runtime import Kernel, Rival
@@ -131,7 +132,7 @@ def write_rivals(float_file: Path, feeds: Iterator[Feeds], folder: Path) -> Sequ
     """The float file in bfloat16, where the CPU has it, and NNCF's `quantize`, where it is installed."""
     rivals = []
     if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        rivals.append(Rival("float in bf16", float_file, float_file.stat().st_size, {HINT: "bf16"}))
+        rivals.append(Rival("float in bf16", float_file, size_bytes(float_file), {HINT: "bf16"}))
     if find_spec("nncf") is not None:
         path = folder / "nncf.xml"
         quantize_with_nncf(float_file, feeds, path)

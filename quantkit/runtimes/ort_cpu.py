@@ -17,6 +17,7 @@ from quantkit.core.errors import ModelError
 from quantkit.core.graph import Graph
 from quantkit.export.executed_layers import Executed, computes_in_integers, find_owner, plain
 from quantkit.export.executed_layers import read_executed as read_graph
+from quantkit.export.onnx_file import size_bytes
 from quantkit.runtimes.dynamic_quantizer import NAME as DYNAMIC
 from quantkit.runtimes.dynamic_quantizer import multiplies_tokens, quantize_in_call
 from quantkit.runtimes.evaluation import Feeds, OnnxRuntimeSession, open_session
@@ -135,10 +136,10 @@ def write_rivals(float_file: Path, feeds: Iterator[Feeds], folder: Path) -> Sequ
     narrow, suffix = not has_vnni(), "" if has_vnni() else " (reduced range)"
     static, dynamic = folder / "static.onnx", folder / "dynamic.onnx"
     quantize_with_onnxruntime(float_file, feeds, static, reduce_range=narrow)
-    rivals = [Rival(f"{STATIC}{suffix}", static, static.stat().st_size)]
+    rivals = [Rival(f"{STATIC}{suffix}", static, size_bytes(static))]
     if multiplies_tokens(float_file):
         quantize_in_call(float_file, dynamic, reduce_range=narrow)
-        rivals.append(Rival(f"{DYNAMIC}{suffix}", dynamic, dynamic.stat().st_size))
+        rivals.append(Rival(f"{DYNAMIC}{suffix}", dynamic, size_bytes(dynamic)))
     return rivals
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from quantkit.export.onnx_file import data_of
 from quantkit.runtimes.evaluation import Feeds
 
 NAME = "onnxruntime quantize_static"
@@ -37,6 +38,7 @@ def quantize_with_onnxruntime(float_file: Path, feeds: Iterator[Feeds], path: Pa
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=reduce_range,
+            use_external_data_format=data_of(float_file).exists(),
         )
 
 

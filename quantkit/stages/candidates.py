@@ -12,6 +12,7 @@ from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import FLOAT, Allocation, Scheme
 from quantkit.core.store import fingerprint
 from quantkit.export.file_size import promised_bytes
+from quantkit.export.onnx_file import remove, size_bytes
 from quantkit.export.qdq import Emitted, emit
 from quantkit.quantization.weights import WeightBank
 from quantkit.runtimes import Feeds, Runtime, Session, find_runtime
@@ -92,7 +93,7 @@ class Candidates:
             self.emit(allocation, path)
             yield path
         finally:
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def session(self, allocation: Allocation, *, threads: int, example: Feeds | None = None) -> Session:
         """The plan's file, opened; it lies nowhere then."""
@@ -102,7 +103,7 @@ class Candidates:
     def size(self, allocation: Allocation) -> int:
         """Bytes of the plan's file."""
         with self.written(allocation) as path:
-            return path.stat().st_size
+            return size_bytes(path)
 
     def promised_bytes(self, allocation: Allocation) -> int | None:
         """What the plan's file will take, by the plan alone; None where the network computes in half, whose Casts are not foreseen."""

@@ -21,6 +21,7 @@ from quantkit.core.sources import code_of
 from quantkit.core.store import fingerprint, write_atomically
 from quantkit.data import Batch
 from quantkit.export.float_onnx import export_float
+from quantkit.export.onnx_file import files_of, saved
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
 from quantkit.runs.workbench import Workbench
@@ -51,7 +52,7 @@ class Network:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of its files in the run directory."""
-        return self.float_file.name, self.program_file.name
+        return (*(path.name for path in files_of(self.float_file)), self.program_file.name)
 
 
 def capture_network(bench: Workbench, request: Request) -> Network:
@@ -72,7 +73,7 @@ def capture_network(bench: Workbench, request: Request) -> Network:
             captured = equalize(captured, advanced(batches, advance))
     float_file = bench.store.folder / f"float-{key[:8]}.onnx"
     if not float_file.exists():
-        with bench.timed("export", "export the float file"), write_atomically(float_file) as temporary:
+        with bench.timed("export", "export the float file"), saved(float_file) as temporary:
             export_float(captured, temporary, target.OPSET)
     program_file = bench.store.folder / f"captured-{key[:8]}.pt2"
     if not program_file.exists():
@@ -91,7 +92,7 @@ def _keep_program(program: ExportedProgram, path: Path, bench: Workbench) -> Non
         bench.progress.note(f"torch cannot store the captured program ({str(error).splitlines()[0][:200]}): no parity without it")
         return
     with write_atomically(path) as temporary:
-        temporary.write_bytes(stored.getvalue())
+        temporary.write_bytes(stored.getbuffer())
 
 
 def network_of(model: LoadedModel) -> nn.Module | ExportedProgram:

@@ -18,6 +18,7 @@ from quantkit.core.graph import Group
 from quantkit.core.machine import TENSOR_CORES
 from quantkit.core.spec import FLOAT, Scheme
 from quantkit.core.table import Table
+from quantkit.export.onnx_file import size_bytes
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.bounds import FLOAT_BITS
 from quantkit.stages.candidates import Candidates
@@ -68,7 +69,7 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
     }
     floats = {
         "latency": resources["latency"].total({group.name: _highest(group) for group in groups}),
-        "bytes": float(candidates.float_file.stat().st_size),
+        "bytes": float(size_bytes(candidates.float_file)),
         "bops": float_bops(graph),
         "average_bits": float(FLOAT_BITS),
     }

@@ -21,6 +21,7 @@ from quantkit.core.spec import Allocation, parse_allocation
 from quantkit.core.statistics import EVEN, UNKNOWN_RATE, Expectation, asked_for, can_be_kept, looked_at, noise
 from quantkit.core.store import Run, fingerprint
 from quantkit.data import KeptBatches, Subset, check_labels
+from quantkit.export.onnx_file import content_digest, size_bytes
 from quantkit.runs.workbench import Workbench
 from quantkit.runtimes.evaluation import Early, evaluate
 from quantkit.stages.candidates import Candidates
@@ -124,7 +125,7 @@ class Judge:
         return {
             "items": count,
             "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,
-            "divergence": apart, "bytes": float(path.stat().st_size),
+            "divergence": apart, "bytes": float(size_bytes(path)),
         }  # fmt: skip
 
     def _recorded(self, allocation: Allocation) -> dict[str, float] | None:
@@ -170,7 +171,7 @@ def _kept_outputs(bench: Workbench, request: Request, candidates: Candidates, su
         return {f"output {place}": output for place, output in enumerate(outputs)}
 
     depends_on = {
-        "float file": candidates.float_file.read_bytes(), "search data": subset.fingerprint(), "batch_size": request.options.batch_size,
+        "float file": content_digest(candidates.float_file), "search data": subset.fingerprint(), "batch_size": request.options.batch_size,
         "target": request.options.target, "processor": describe()["cpu"],
     }  # fmt: skip
     return tuple(bench.keep_arrays(FLOATS, depends_on, compute).values())

@@ -9,7 +9,7 @@ from quantkit.allocation import Plan
 from quantkit.allocation.search import SearchResult, Space, Trial
 from quantkit.core.spec import FLOAT, Allocation
 from quantkit.core.statistics import EVEN
-from quantkit.core.store import write_atomically
+from quantkit.export.onnx_file import remove, saved, size_bytes
 from quantkit.runs.outcome import ALTERNATIVE, Refused
 from quantkit.runs.result import Baseline
 from quantkit.runtimes import Rival
@@ -30,11 +30,11 @@ def write_alternative(candidates: Candidates, folder: Path, alternative: Trial |
     """alternative.onnx in the run directory, as a row of the table; an older one is removed where there is none."""
     path = folder / ALTERNATIVE
     if alternative is None:
-        path.unlink(missing_ok=True)
+        remove(path)
         return []
-    with write_atomically(path) as temporary:
+    with saved(path) as temporary:
         candidates.emit(alternative.plan.allocation, temporary)
-    return [Rival("alternative", path, path.stat().st_size)]
+    return [Rival("alternative", path, size_bytes(path))]
 
 
 def refusals(

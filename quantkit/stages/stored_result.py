@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from quantkit.core.environment import describe
 from quantkit.core.run_files import PIPELINE
 from quantkit.core.sources import code_of
+from quantkit.export.onnx_file import content_digest
 from quantkit.runs.result import Result
 from quantkit.runs.workbench import Plain, Workbench, stage_key
 from quantkit.stages.capture import Network
@@ -49,4 +49,4 @@ def _read(kept: Mapping[str, Any], bench: Workbench) -> Result:
 def _digests(result: Result) -> list[str | None]:
     paths = [result.files.onnx, result.files.float_onnx, result.files.session, result.files.alternative]
     paths += [path for row in result.variants for path in (row.onnx, row.float_onnx)]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None for path in paths]
+    return [content_digest(path) if path and path.is_file() else None for path in paths]

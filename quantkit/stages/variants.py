@@ -12,9 +12,9 @@ from torch import Tensor
 from quantkit.core.errors import CaptureError, ContractError, ModelError
 from quantkit.core.graph import Graph
 from quantkit.core.spec import FLOAT, Allocation
-from quantkit.core.store import write_atomically
 from quantkit.data import Batch, collect, whole
 from quantkit.export.float_onnx import export_float
+from quantkit.export.onnx_file import saved, size_bytes
 from quantkit.export.qdq import emit
 from quantkit.export.renaming import rename
 from quantkit.loading.any_length import ANY_LENGTH
@@ -70,9 +70,9 @@ def _write(
     planned = {layer: allocation[group.name] for group in candidates.groups for layer in group.layers}
     named = {layer.name: planned.get(layer.name, FLOAT) if layer.weight else FLOAT for layer in graph.layers}
     placement = target.place(graph, named)
-    with write_atomically(float_file) as temporary:
+    with saved(float_file) as temporary:
         export_float(captured, temporary, target.OPSET)
-    with write_atomically(final) as temporary:
+    with saved(final) as temporary:
         emitted = emit(float_file, graph, placement, bank, temporary)
     scratch, options = candidates.folder, target.SESSION_OPTIONS
     ran = runtime.read_executed(final, graph, placement, options, scratch)
@@ -94,7 +94,7 @@ def _write(
         lengths.append(LengthRow(length, weight, time, at_length.layers_exact, at_length.exact))
     for path in (float_file, final):
         _rename(candidates, path, graph, variant, example)
-    ratio = final.stat().st_size / float_file.stat().st_size
+    ratio = size_bytes(final) / size_bytes(float_file)
     return VariantRow(name, final, float_file, ratio, latency, not ran.mismatches, parity.layers_exact, parity.exact, tuple(lengths))
 
 

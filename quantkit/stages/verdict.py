@@ -12,6 +12,7 @@ from quantkit.allocation.search import SearchResult
 from quantkit.core.environment import describe
 from quantkit.core.graph import Graph
 from quantkit.core.statistics import stands
+from quantkit.export.onnx_file import size_bytes
 from quantkit.quantization.moments import without_moments
 from quantkit.quantization.rounding import BLIND
 from quantkit.runs.outcome import Gain, Refused
@@ -55,7 +56,7 @@ def report(
     ran = verified.executed
     counts = {kind: sum(precision == kind for precision in ran.precisions.values()) for kind in ("int8", "float")}
     execution = Execution(not ran.mismatches, counts["int8"], counts["float"], verified.int8_macs, ran.mismatches)
-    before, after = (path.stat().st_size for path in (verified.files.float_onnx, verified.files.onnx))
+    before, after = (size_bytes(path) for path in (verified.files.float_onnx, verified.files.onnx))
     own = 1.0 if is_all_float(allocation) else {"bytes": after / before, "latency": verified.latency.low if verified.latency else 0.0}.get(
         request.options.minimize, 0.0
     )
@@ -98,7 +99,7 @@ def _gain(request: Request, costs: Costs, verified: Verified) -> Gain | None:
     name = next(iter(request.options.bounds.given())) if goal == "drop" else goal
     ratio = most = costs.resources[name].total(verified.allocation) / costs.floats[name]
     if name == "bytes":
-        ratio = most = verified.files.onnx.stat().st_size / verified.files.float_onnx.stat().st_size
+        ratio = most = size_bytes(verified.files.onnx) / size_bytes(verified.files.float_onnx)
     elif name == "latency" and latency is not None:
         ratio, most = latency.ratio, latency.high
     measured = name != "latency" or latency is not None
@@ -107,7 +108,7 @@ def _gain(request: Request, costs: Costs, verified: Verified) -> Gain | None:
 
 def check_bounds(request: Request, predictor: Predictor, verified: Verified) -> tuple[BoundRow, ...]:
     """What the file takes, and its time where it was measured; what operations and bits the plan counts."""
-    used = predictor.used(verified.allocation) | {"bytes": float(verified.files.onnx.stat().st_size)}
+    used = predictor.used(verified.allocation) | {"bytes": float(size_bytes(verified.files.onnx))}
     floats = dict(predictor.floats)
     if verified.latency is not None:
         floats["latency"], used["latency"] = verified.latency.float_ms, verified.latency.ratio * verified.latency.float_ms
@@ -136,7 +137,7 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, refus
             f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} held-out plans."
         )
     if request.options.minimize == "bytes" and verified.promised_bytes is not None:
-        promised, written = verified.promised_bytes, verified.files.onnx.stat().st_size
+        promised, written = verified.promised_bytes, size_bytes(verified.files.onnx)
         notes.append(f"Bytes: promised {promised:,}, written {written:,} ({100 * (written / promised - 1):+.1f} %).")
     notes += [*verified.parity.notes(), *filter(None, [verified.parity.of(len(request.splits.gate))])]
     if graph.unsupported:

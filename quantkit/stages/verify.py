@@ -19,6 +19,7 @@ from quantkit.core.store import write_atomically
 from quantkit.data import KeptBatches
 from quantkit.export.companions import write_companions
 from quantkit.export.executed_layers import Executed
+from quantkit.export.onnx_file import saved, size_bytes
 from quantkit.export.session_file import write_session
 from quantkit.runs.result import Baseline, Files
 from quantkit.runs.workbench import Plain, Workbench
@@ -81,7 +82,7 @@ def verify_plan(
     With an `alternative`, that plan's file is written beside it, and is one of the baselines.
     """
     final, scratch = bench.store.folder / "model.onnx", candidates.folder
-    with write_atomically(final) as temporary:
+    with saved(final) as temporary:
         emitted = candidates.emit(allocation, temporary)
     gate, options, host = request.splits.gate, network.target.SESSION_OPTIONS, describe()
     beside = write_alternative(candidates, bench.store.folder, alternative)
@@ -119,7 +120,7 @@ def verify_plan(
     _profile(bench, request, network, candidates, final)
     parity = bench.keep("simulation", {**on, "gate data": gate.fingerprint()}, simulate, Parity.from_json)
     ran = candidates.runtime.read_executed(final, candidates.graph, candidates.placement(allocation), options, scratch)
-    size = network.float_file.stat().st_size
+    size = size_bytes(network.float_file)
     rows: dict[Baseline, int | None] = {Baseline("float", 0.0, 1.0 if times else None, 1.0): None}
     for place, (name, bytes_, drop, items) in enumerate(accuracy.rivals):
         rows[Baseline(name, drop, times[2 + place].ratio if times else None, bytes_ / size)] = items
@@ -139,7 +140,7 @@ def _write_rivals(bench: Workbench, request: Request, network: Network, candidat
     calibration = network_batches(network.captured.graph, request.splits.calibration, 1)
     with bench.timed("baselines", "baselines on the calibration items"):
         theirs = candidates.runtime.write_rivals(network.float_file, (feeds(batch, names) for batch in calibration), candidates.folder)
-    return [Rival(f"uniform {UNIFORM}", uniform, uniform.stat().st_size), *theirs]
+    return [Rival(f"uniform {UNIFORM}", uniform, size_bytes(uniform)), *theirs]
 
 
 def _judge(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]) -> Accuracy:
