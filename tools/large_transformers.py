@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 ITEMS = 160
 MAX_DROP = 20.0
+STAGES = ("capture", "export", "ranges", "weights", "scores", "latency", "search", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def allocate(name: str, folder: Path) -> dict[str, float]:
         "latency_over_float": result["latency"]["ratio"],
         "bytes_over_float": result["bytes"]["ratio"],
     }
+    found |= {f"seconds_{stage}": result["seconds"][stage] for stage in STAGES if stage in result["seconds"]}
     for decoder in (row for row in result["variants"] if row["name"] == "decoder"):
         found["tokens_per_s"] = 1000 / decoder["latency"]["quantized_ms"]
         found["tokens_per_s_over_float"] = 1 / decoder["latency"]["ratio"]
