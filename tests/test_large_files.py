@@ -15,7 +15,9 @@ from test_pipeline import hurry
 import quantkit
 from quantkit.data import Batch
 from quantkit.export import onnx_file
+from quantkit.runs.maintenance import clean
 from quantkit.runs.result import Result
+from quantkit.runs.stored_plan import export_plan, read_plan
 
 ITEMS = 120
 
@@ -55,6 +57,10 @@ def test_a_job_whose_files_are_too_large_for_one_gives_what_it_gives_otherwise(t
     for path in (large.files.onnx, shipped):
         assert np.array_equal(answers(path), answers(plain.files.onnx))
     assert large.bytes["ratio"] == onnx_file.size_bytes(large.files.onnx) / onnx_file.size_bytes(large.files.float_onnx)
+    again = export_plan(read_plan(large.run), "ort-cpu", tmp_path / "again.onnx").file
+    assert np.array_equal(answers(again), answers(plain.files.onnx)) and again.read_bytes() != shipped.read_bytes()
+    onnx_file.remove(again)
+    assert not [row for row in clean(large.run, dry_run=True) if row.path.endswith(".data")]
     data = {path.name for path in tmp_path.rglob("*.data")}
     assert data == {f"{path.name}.data" for path in (large.files.onnx, large.files.float_onnx, shipped)}
 

@@ -166,8 +166,8 @@ def _left_over(folder: Path, sessions: Sequence[Session]) -> Iterator[Kept]:
     wanted = {plan.get(key) for plan in plans for key in ("float_onnx", "program")}
     finished = next((session for session in reversed(sessions) if session.done is not None), None)
     wanted |= {name for session in (*sessions[-1:], *([finished] if finished else [])) for name in session.files}
-    for path in sorted([*folder.glob("float-*.onnx"), *folder.glob("captured-*.pt2")]):
-        if sessions and path.name not in wanted:
+    for path in sorted([*folder.glob("float-*.onnx"), *folder.glob("float-*.onnx.data"), *folder.glob("captured-*.pt2")]):
+        if sessions and path.name.removesuffix(".data") not in wanted:
             yield Kept(path.name, "capture", _bytes(path), None, ("of a network that was replaced",))
 
 

@@ -18,7 +18,7 @@ from quantkit.core.spec import Scheme, parse_allocation
 from quantkit.core.store import Run
 from quantkit.export.companions import write_companions
 from quantkit.export.float_onnx import read_parameters
-from quantkit.export.onnx_file import saved
+from quantkit.export.onnx_file import remove, saved
 from quantkit.export.qdq import Emitted, emit
 from quantkit.export.session_file import write_session
 from quantkit.loading.archive import read_archive
@@ -106,8 +106,8 @@ def _missing(folder: Path) -> OutputError:
 
 def forget_pick(folder: Path) -> None:
     """What was allocated is the plan again."""
-    for name in (PICKED, PICKED_FILE):
-        (folder / name).unlink(missing_ok=True)
+    (folder / PICKED).unlink(missing_ok=True)
+    remove(folder / PICKED_FILE)
 
 
 def plan_file(plan: StoredPlan) -> Path:

@@ -29,7 +29,7 @@ FILES = "|".join((
     r"quantkit\.lock", "model", "alternative", "(float|captured)-[0-9a-f]{8}", "result", "front", "request", "graph", "session", "tables",
     "plan", "picked", "progress", "(drop-in|decoder|any_length)(-float)?",
 ))  # fmt: skip
-TORN = re.compile(rf"\.({FILES})-[0-9a-f]{{8}}\.(onnx|json|pt2)")
+TORN = re.compile(rf"\.({FILES})-[0-9a-f]{{8}}\.(onnx|onnx\.data|json|pt2)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 

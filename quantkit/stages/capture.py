@@ -21,7 +21,7 @@ from quantkit.core.sources import code_of
 from quantkit.core.store import fingerprint, write_atomically
 from quantkit.data import Batch
 from quantkit.export.float_onnx import export_float
-from quantkit.export.onnx_file import files_of, saved
+from quantkit.export.onnx_file import saved
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
 from quantkit.runs.workbench import Workbench
@@ -52,7 +52,7 @@ class Network:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of its files in the run directory."""
-        return (*(path.name for path in files_of(self.float_file)), self.program_file.name)
+        return self.float_file.name, self.program_file.name
 
 
 def capture_network(bench: Workbench, request: Request) -> Network:
