@@ -27,6 +27,7 @@ from quantkit.export.float_onnx import export_float, read_parameters
 from quantkit.export.intermediate_outputs import expose
 from quantkit.network.capture import capture
 from quantkit.network.captured import Captured
+from quantkit.quantization.rounding import ROUNDINGS
 from quantkit.quantization.weights import WeightBank
 from quantkit.runtimes.evaluation import open_session
 from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
@@ -425,3 +426,16 @@ def test_weights_are_computed_once_for_a_layer_and_spec(benches: Callable[[str],
     assert isinstance(spec, QuantSpec)
     assert work.bank.weight(layer, spec) is work.bank.weight(layer, spec)
     assert work.bank.to(torch.device("cpu")) is work.bank
+
+
+def test_weights_that_are_handed_over_do_not_stay(benches: Callable[[str], Bench]) -> None:
+    """Four bytes for each code of each scheme, while the next layer is rounded."""
+    work = benches("chain")
+    layer, bank = work.graph.layer("b"), work.bank.by(ROUNDINGS["nearest"])
+    scheme = parse_scheme("w8a8")
+    assert isinstance(scheme.weights, QuantSpec)
+    before = bank.weight(layer, scheme.weights)
+    handed = bank.rounded([(layer, scheme)])
+    after = bank.weight(layer, scheme.weights)
+    assert after is not before and torch.equal(after.codes, before.codes)
+    assert np.array_equal(handed["b 8"], before.codes.numpy())

@@ -278,6 +278,25 @@ def test_moments_are_those_of_the_patches(name: str) -> None:
     assert seen == [4, 2]
 
 
+def test_layers_that_read_one_tensor_have_one_matrix_and_others_their_own() -> None:
+    """Queries, keys and values: what a matrix of their inputs takes, and what is made of it, there is once."""
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.last = nn.Linear(7, 5), nn.Linear(7, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.query(x) * self.key(x))
+
+    x = torch.randn(6, 4, 7)
+    network = capture(Three(), {"x": x[:2]})
+    moments = second_moments(network, [Batch({"x": part}) for part in x.split(4)], lambda _: None)
+    assert moments["query"] is moments["key"] and set(moments) == {"query", "key", "last"}
+    torch.testing.assert_close(moments["key"], moments_by_loop(nn.Linear(7, 5), x))
+    assert moments["last"].shape == (1, 5, 5)
+
+
 def test_moments_of_a_layer_too_large_are_left_out() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -23,10 +23,12 @@ POSITIONS = 256  # outputs of an item that are looked at where a quantized netwo
 def second_moments(captured: Captured, batches: Iterable[Batch], advance: Callable[[int], None]) -> dict[str, Tensor]:
     """By layer name, shape [groups, products, products], products in the order of weight.flatten(1); uncentred, float32.
 
-    They are `shrunk`. Layers of more than MOST_PRODUCTS products are left out, and padding. Sums over batches run in float64;
-    `advance(items)` after each.
+    They are `shrunk`. Layers of more than MOST_PRODUCTS products are left out, and padding. Linear layers that read one tensor (queries,
+    keys and values) have one matrix, the same object. Sums over batches run in float64; `advance(items)` after each.
     """
     wanted = {layer.node: layer for layer in captured.graph.layers if layer.inputs and layer.weight and _products(layer) <= MOST_PRODUCTS}
+    first: dict[str, str] = {}
+    whose = {one.name: first.setdefault(one.name if one.kind == "conv" else f"tensor {one.inputs[0]}", one.name) for one in wanted.values()}
     total: dict[str, Tensor] = {}
     outputs: dict[str, int] = {}
 
@@ -34,7 +36,7 @@ def second_moments(captured: Captured, batches: Iterable[Batch], advance: Callab
         counted: Tensor | None = None
 
         def run_node(self, n: fx.Node) -> Any:
-            if n.name in wanted:
+            if n.name in wanted and whose[wanted[n.name].name] == wanted[n.name].name:
                 layer, (arguments, _) = wanted[n.name], self.fetch_args_kwargs_from_env(n)
                 x = cast("Tensor", arguments[0])
                 x = of_tokens(x, self.counted) if layer.kind == "linear" else x
@@ -49,7 +51,8 @@ def second_moments(captured: Captured, batches: Iterable[Batch], advance: Callab
         watch.counted = batch.counted
         watch.run(*[batch.inputs[name] for name in captured.graph.inputs])
         advance(batch.size)
-    return {name: shrunk(moments / outputs[name], outputs[name]).float() for name, moments in total.items()}
+    found = {name: shrunk(total.pop(name) / outputs[name], outputs[name]).float() for name in list(total)}
+    return {name: found[other] for name, other in whose.items()}
 
 
 def shrunk(moments: Tensor, outputs: int) -> Tensor:

@@ -68,8 +68,10 @@ class WeightBank:
         self._graph, self._parameters, self.activations, self._product_rows = graph, parameters, activations, product_rows
         self._rounding, self._moments, self._rounded = rounding, moments or {}, rounded or {}
         self._matrices = {str(layer.weight): layer for layer in reversed(graph.layers) if layer.weight and not layer.is_table}
+        tables = {layer.weight for layer in graph.layers if layer.is_table}
+        self._tied = tuple(f"{layer.name} " for weight, layer in self._matrices.items() if weight in tables)
         self._done: dict[tuple[str, int], QuantizedWeight] = {}  # by label, and the bits of the scales
-        self._last: tuple[Tensor, LayerMoments] | None = None
+        self._last: tuple[Tensor, Tensor, LayerMoments] | None = None
 
     def to(self, device: torch.device) -> WeightBank:
         """The same bank with its tensors on `device`; itself if they are there."""
@@ -165,13 +167,17 @@ class WeightBank:
         return float((dequantize(quantized.codes, quantized.qparams) - weight).double().square().sum()) * quantized.alignment
 
     def rounded(self, wanted: Iterable[tuple[Layer, Scheme]]) -> dict[str, NDArray[Any]]:
-        """The codes of all these that have a scale, to be kept, and to be given to another bank; others are soon rounded again."""
+        """The codes of all these that have a scale, to be kept, and to be given to another bank; others are soon rounded again.
+
+        They do not stay in this bank, but for those of a matrix that is a table too, as the table asks for them once more.
+        """
         found: dict[str, NDArray[Any]] = {}
         for layer, scheme in wanted:
             spec = scheme.weights
             if spec is None or spec.granularity is None:
                 continue
             found |= packed(layer, scheme, self.under(layer, scheme))
+        self._done = {key: weight for key, weight in self._done.items() if key[0].startswith(self._tied)}
         return found
 
     def _kept(self, layer: Layer, spec: Format, label: str) -> QuantizedWeight:
@@ -219,10 +225,10 @@ class WeightBank:
         return QuantizedWeight(natural.reshape(weight.shape), grid.qparams, alignment)
 
     def _in_order(self, moments: Tensor, order: Tensor) -> LayerMoments:
-        """`moments` in the order of the kernel; the same ones as at the last call if they are asked for again, under another scheme."""
-        if self._last is None or self._last[0] is not moments:
-            self._last = moments, LayerMoments(moments[:, order][:, :, order])
-        return self._last[1]
+        """`moments` in the order of the kernel; the same object if both were so at the last call: another scheme, or queries and keys."""
+        if self._last is None or self._last[0] is not moments or not torch.equal(self._last[1], order):
+            self._last = moments, order, LayerMoments(moments[:, order][:, :, order])
+        return self._last[2]
 
 
 def packed(layer: Layer, scheme: Scheme, weight: QuantizedWeight) -> dict[str, NDArray[Any]]:
