@@ -45,7 +45,7 @@ DECIDED = {
     "within ±5 %": f"within ±{100 * WIDTH:.0f} %", "2,000 resamples": f"{signature(decide).parameters['resamples'].default:,} resamples",
 }  # fmt: skip
 TYPED: dict[str, dict[str, str]] = {
-    "README.md": {"lose at most 0.5 points": "an example of a promise"},
+    "README.md": {"lose at most 0.5 points": "an example of a promise", "files of more than 2 GB": "the limit of protobuf"},
     "docs/index.md": {"lose at most 0.5 points": "an example of a promise"},
     "docs/scale.md": {"Files beyond 2 GB.": "the limit of protobuf"},
     "docs/explanation/promise.md": {

@@ -54,11 +54,17 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         with _in_words("write", path):
             yield temporary
-            _synchronise(temporary)
+            synchronise(temporary)
             temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def synchronise(path: Path) -> None:
+    """Returns when what was written to `path` is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def stage_name(stage: str, key: str) -> str:
@@ -188,11 +194,6 @@ def _in_words(verb: str, path: Path) -> Iterator[None]:
         raise OutputError(
             f"cannot {verb} {path}: {reason}", "a writable folder with free space", "choose another folder, or free disk space"
         ) from error
-
-
-def _synchronise(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _json(what: str, data: Any) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from quantkit.core.store import write_atomically
+from quantkit.core.store import synchronise, write_atomically
 
 LIMIT_BYTES = (2 << 30) - (128 << 20)  # of weights in one file: protobuf takes 2 GiB, and the graph needs room
 CHUNK_BYTES = 1 << 24
@@ -57,6 +57,7 @@ def saved(path: Path) -> Iterator[Path]:
             yield temporary
             if data.exists():
                 _point(temporary, data_of(path).name)
+                synchronise(data)
                 data.replace(data_of(path))
             else:
                 data_of(path).unlink(missing_ok=True)
