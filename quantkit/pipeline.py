@@ -67,11 +67,12 @@ __all__ = ["Inspection", "Measurement", "Result", "inspect", "measure", "run"]
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What can be decided about a network, before anything is."""
+    """What can be decided about a network, before anything is. `behind`: operators that stay behind it as they are in the user's file."""
 
     graph: Graph
     groups: tuple[Group, ...]
     overview: Overview
+    behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +88,8 @@ def inspect(model: LoadedModel, example: Mapping[str, Tensor] | None, options: O
     """The groups of `model` and what stays float. Raises CaptureError where torch.export refuses the network."""
     captured = capture(network_of(model), example or {}, outputs=model.outputs)
     groups = find_groups(captured.graph, options)
-    return Inspection(captured.graph, groups, overview(captured.graph, groups, find_target(options.target)))
+    behind = model.file.rest.kinds if model.file is not None and model.file.rest is not None else ()
+    return Inspection(captured.graph, groups, overview(captured.graph, groups, find_target(options.target)), behind)
 
 
 @contextmanager

@@ -16,10 +16,13 @@ from test_from_onnx import array, exported
 from test_pipeline import data
 
 import quantkit
+from quantkit import pipeline
+from quantkit.cli.app import main
 from quantkit.core.errors import ModelError
 from quantkit.export.joining import write_in_place
 from quantkit.loading.from_onnx.network import read_onnx
 from quantkit.runs.result import Result
+from quantkit.settings.request import resolve_model
 
 
 def node(kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> onnx.NodeProto:
@@ -173,6 +176,31 @@ def test_a_detector_is_quantized_before_its_suppression(tmp_path: Path, monkeypa
     assert [value.name for value in mine.get_outputs()] == ["kept"]
     again = Result.from_json(result.to_json(), None, run)
     assert again.variants[0].float_onnx == path and again.delivered == row.onnx
+    found = pipeline.inspect(*resolve_model(str(path), {}))
+    assert found.behind == ("NonMaxSuppression",)
+
+
+def test_a_stored_plan_takes_the_place_of_the_file_that_the_run_was_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bit for bit the drop-in of the allocation; another network's file is refused, by its names and by its answers."""
+    decide_by_no_clock(monkeypatch)
+    path, run, output = detector(tmp_path / "detector.onnx", tmp_path), tmp_path / "run", tmp_path / "again.onnx"
+    arguments: dict[str, Any] = {"data": data(), "metric": "cosine", "max_drop": 10.0, "minimize": "bytes", "certificate": 0}
+    (row,) = quantkit.allocate(str(path), run=run, **arguments).variants
+    assert main(["export", str(run), "--output", str(output), "--in-place-of", str(path)]) == 0
+    assert output.read_bytes() == row.onnx.read_bytes()
+
+    other = onnx.load(path)
+    weight = next(tensor for tensor in other.graph.initializer if len(tensor.dims) == 4)
+    weight.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(weight), weight.name))
+    onnx.save(other, tmp_path / "other.onnx")
+    plain = model([CONV, node("Relu", ["z"], ["y"])], tmp_path / "m.onnx")
+    for strange, why in ((tmp_path / "other.onnx", "answers otherwise"), (plain, "other inputs")):
+        capsys.readouterr()
+        assert main(["export", str(run), "--output", str(tmp_path / "none.onnx"), "--in-place-of", str(strange)]) == 2
+        assert not (tmp_path / "none.onnx").exists()
+        assert why in capsys.readouterr().err
 
 
 def test_a_plain_file_has_a_drop_in_under_its_own_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

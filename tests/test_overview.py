@@ -105,10 +105,10 @@ def test_what_schemes_would_take_is_the_sum_over_layers() -> None:
 def test_a_narrow_terminal_cuts_no_name(columns: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("quantkit.cli.console.WIDE", columns)
     found = inspected()
-    show_inspection(found.graph, found.groups, found.overview, every_name=True)
+    show_inspection(found.graph, found.groups, found.overview, ("Loop", "TopK"), every_name=True)
     out = capfd.readouterr().out
 
-    assert "…" not in out and max(map(len, out.splitlines()[2:])) <= columns
+    assert "…" not in out and max(map(len, out.splitlines()[2:])) <= columns and "Loop, TopK" in out
     cells = [re.split(r"\s{2,}", line)[0] for line in out.split("What can be quantized")[1].split("What stays float")[0].splitlines()]
     names = "".join(cell.strip() for cell in cells)
     assert all(group.name in names for group in found.groups)
@@ -116,7 +116,7 @@ def test_a_narrow_terminal_cuts_no_name(columns: int, monkeypatch: pytest.Monkey
 
 def test_a_pipe_gets_every_name_whole_and_counts_by_default(capfd: pytest.CaptureFixture[str]) -> None:
     found = inspected()
-    show_inspection(found.graph, found.groups, found.overview, every_name=False)
+    show_inspection(found.graph, found.groups, found.overview, (), every_name=False)
     out = capfd.readouterr().out
 
     assert out.startswith(summary_lines(found.overview)[0]) and "…" not in out

@@ -99,9 +99,9 @@ def inspect(
         if as_json:
             rows = inspect_tables.group_rows(found.graph, found.groups)
             unsupported = [asdict(operation) for operation in found.graph.unsupported]
-            print_json({"summary": found.overview.to_json(), "groups": rows, "unsupported": unsupported})
+            print_json({"summary": found.overview.to_json(), "groups": rows, "unsupported": unsupported, "behind": list(found.behind)})
         else:
-            inspect_tables.show_inspection(found.graph, found.groups, found.overview, every_name)
+            inspect_tables.show_inspection(found.graph, found.groups, found.overview, found.behind, every_name)
         return KEPT
 
     raise typer.Exit(exit_code(lambda: show(worked(job))))
@@ -115,6 +115,7 @@ def export(
     target: Annotated[str, Option(help="The runtime that the file is for: ort-cpu, openvino, tensorrt or nbit.")] = "ort-cpu",
     adapt: Annotated[bool, Option("--adapt", help="Change layers that the target cannot run, instead of failing.")] = False,
     check: Annotated[bool, Option("--check", help="Compare ONNX Runtime without optimisations with ONNX's reference.")] = False,
+    in_place_of: Annotated[Path | None, Option(help="Your own ONNX file, which the run was made of: write its names and its rest.")] = None,
     *, as_json: Json = False, **options: Any,
 ) -> None:  # fmt: skip
     """Write the file of a stored plan for any target, and measure it there; exit 1 if a check fails.
@@ -127,7 +128,9 @@ def export(
     def show() -> int:
         measured = Options(**_of_machine(options))
         with results_only():
+            from quantkit.export.joining import write_in_place
             from quantkit.gating import examine
+            from quantkit.runs.in_place import own_file
             from quantkit.runs.stored_plan import export_plan, read_plan
             from quantkit.settings import request
             from quantkit.verification import lint
@@ -136,6 +139,7 @@ def export(
 
             plan = read_plan(run)
             asked = request.resolve_check(given(options))
+            place = None if in_place_of is None else own_file(plan, in_place_of)  # refused before anything is written
             exported = export_plan(plan, target, output, adapt=adapt)
             linted = lint.lint_file(output, target)
             found = examine.examine_file(
@@ -143,6 +147,8 @@ def export(
                 threads=measured.threads, batch_size=measured.batch_size, seed=measured.seed,
             )  # fmt: skip
             checked = check_reference(output, random_feeds(output)).to_json() if check else None
+            if place is not None:
+                write_in_place(output, place, output)
         failures = found.failures(as_planned=True, int8_share=None)
         told = {"notes": list(exported.notes), "beside": [str(path) for path in exported.beside], "reference_check": checked}
         if as_json:

@@ -5,7 +5,7 @@ Names are never cut: in a narrow terminal they go on in the next line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -21,10 +21,14 @@ if TYPE_CHECKING:  # numpy stays out of the command line until a command needs i
 FEW = 2  # names of what stays float, unless all are asked for
 
 
-def show_inspection(graph: Graph, groups: Iterable[Group], found: Overview, every_name: bool) -> None:
-    """First the shares and savings, then the groups with their layers, then the operations that stay float, by reason."""
+def show_inspection(graph: Graph, groups: Iterable[Group], found: Overview, behind: Sequence[str], every_name: bool) -> None:
+    """First the shares and savings, then the groups with their layers, then the operations that stay float, by reason.
+
+    `behind` are the operators of the user's file that stay behind the network.
+    """
     console = Printed()
-    for line in summary_lines(found):
+    ends = [f"Behind the network these stay as they are in the file, in float: {', '.join(behind)}."] if behind else []
+    for line in [*summary_lines(found), *ends]:
         console.print(line, markup=False, soft_wrap=True)
     console.print(_savings(found))
     console.print(_groups(graph, groups))

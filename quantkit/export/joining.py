@@ -8,8 +8,9 @@ from pathlib import Path
 import onnx
 from onnx import version_converter
 
-from quantkit.core.errors import ContractError
+from quantkit.core.errors import ContractError, ModelError
 from quantkit.core.store import write_atomically
+from quantkit.export.onnx_file import files_of
 from quantkit.loading.boundary import foreign
 from quantkit.loading.from_onnx.opening import open_model
 from quantkit.loading.from_onnx.rest import OnnxFile, Rest, renamed
@@ -19,8 +20,10 @@ def write_in_place(network: Path, file: OnnxFile, path: Path, *, shows_read: boo
     """Write the file `network`, whose inputs are those of `file`, to `path` as the user's file is: its names, its notes, its rest.
 
     With `shows_read`, what the rest reads of the network comes out too, in front of the other outputs. Raises ModelError for a rest that
-    has no form in the opset of `network`.
+    has no form in the opset of `network`, and for a network of more than one file.
     """
+    if len(files_of(network)) > 1:
+        raise ModelError(f"{network.name} keeps its weights in another file", "one file", "use it under its own names")
     model, own = onnx.load(network), open_model(file.path, inlined=True)
     _rename(model.graph, dict(file.inputs), file.outputs)
     if file.rest is not None:
