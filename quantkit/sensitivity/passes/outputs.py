@@ -44,6 +44,7 @@ def whitened(curvature: Curvature, seed: int) -> Measure:
 
     def of(unmoved: Outputs) -> Callable[[Outputs], Tensor]:
         probabilities = [_rows(output).softmax(dim=-1) for output in unmoved] if curvature == "softmax" else []
+        fold = _sketch(sum(output[0].numel() for output in unmoved), seed)
 
         def coordinates(moved: Outputs) -> Tensor:
             moves = [_rows(other) - _rows(one) for one, other in zip(unmoved, moved, strict=True)]
@@ -52,7 +53,7 @@ def whitened(curvature: Curvature, seed: int) -> Measure:
                     p.sqrt() * (u - (p * u).sum(dim=-1, keepdim=True)) / p.shape[1] ** 0.5
                     for p, u in zip(probabilities, moves, strict=True)
                 ]
-            return _sketched(torch.cat([u.flatten(1) for u in moves], dim=1), seed)
+            return fold(torch.cat([u.flatten(1) for u in moves], dim=1))
 
         return coordinates
 
@@ -171,13 +172,17 @@ def _signs(draws: int, shape: Sequence[int], generator: torch.Generator) -> Tens
     return bits.float() * 2 - 1
 
 
-def _sketched(coordinates: Tensor, seed: int) -> Tensor:
-    count = coordinates.shape[1]
+def _sketch(count: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """Folds [items, count] into [items, SKETCH]; drawn once, as drawing takes longer than folding. Few coordinates stay as they are."""
     if count <= WIDE:
-        return coordinates
+        return lambda coordinates: coordinates
     generator = torch.Generator().manual_seed(seed)
     signs = _signs(1, (count,), generator)[0]
-    buckets = torch.randint(0, SKETCH, (count,), generator=generator).to(coordinates.device)
-    folded = coordinates.new_zeros(len(coordinates), SKETCH)
-    folded.index_add_(1, buckets, coordinates * signs.to(coordinates))
-    return folded
+    buckets = torch.randint(0, SKETCH, (count,), generator=generator)
+
+    def fold(coordinates: Tensor) -> Tensor:
+        folded = coordinates.new_zeros(len(coordinates), SKETCH)
+        folded.index_add_(1, buckets.to(coordinates.device), coordinates * signs.to(coordinates))
+        return folded
+
+    return fold
