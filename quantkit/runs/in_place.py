@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from quantkit.core.errors import RequestError
-from quantkit.loading.from_onnx.comparison import RELATIVE
+from quantkit.loading.from_onnx.comparison import differs
 from quantkit.loading.from_onnx.network import read_onnx
 from quantkit.loading.from_onnx.rest import OnnxFile
 from quantkit.runs.stored_plan import StoredPlan
@@ -27,15 +24,7 @@ def own_file(plan: StoredPlan, own: Path) -> OnnxFile:
     if set(read.file.inputs) != set(plan.graph.inputs) or len(read.file.outputs) != len(plan.graph.outputs):
         raise RequestError(f"{own} has other inputs or outputs than the plan's network", wanted, "name that file")
     feeds = random_feeds(plan.float_file)
-    with torch.no_grad():
-        found = (read.program.module() if read.program else read.module)(*(torch.from_numpy(feeds[name]) for name in read.file.inputs))
-    theirs = found if isinstance(found, tuple) else (found,)
-    mine = open_session(plan.float_file, threads=1).run(feeds)
-    pairs = list(zip(mine, (one.numpy() for one in theirs), strict=True))
-    if not all(one.shape == other.shape and np.abs(one - other).max(initial=0) <= _tolerance(one) for one, other in pairs):
+    network = read.program.module() if read.program else read.module
+    if differs(network, [feeds[name] for name in read.file.inputs], open_session(plan.float_file, threads=1).run(feeds)):
         raise RequestError(f"{own} answers otherwise than the plan's float network", wanted, "name that file")
     return read.file
-
-
-def _tolerance(answers: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> float:
-    return RELATIVE * max(1.0, float(np.abs(answers.astype(np.float64)).max(initial=0)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnxruntime import InferenceSession, SessionOptions
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -62,6 +64,17 @@ def example_of(value: onnx.ValueInfoProto, sides: Sequence[int | None], items: i
     shape, kind = [items, *(side or 1 for side in sides[1:])], TYPES.get(value.type.tensor_type.elem_type, torch.float32)
     generator = torch.Generator().manual_seed(SEED)
     return torch.randn(shape, generator=generator) if kind == torch.float32 else torch.randint(0, 2, shape, generator=generator).to(kind)
+
+
+@torch.no_grad()
+def differs(network: Callable[..., Any], given: Sequence[NDArray[Any]], wanted: Sequence[NDArray[Any]]) -> bool:
+    """Whether a translated network answers otherwise than `wanted`, by more than sums in another order can explain."""
+    found = network(*map(torch.from_numpy, given))
+    answers = [np.asarray(one) for one in (found if isinstance(found, tuple) else (found,))]
+    if [one.shape for one in answers] != [one.shape for one in wanted]:
+        return True
+    pairs = ((one.astype(np.float64), other.astype(np.float64)) for one, other in zip(answers, wanted, strict=True))
+    return any(np.abs(one - other).max(initial=0) > RELATIVE * np.abs(other).max(initial=0) + ABSOLUTE for one, other in pairs)
 
 
 @torch.no_grad()
