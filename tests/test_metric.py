@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
 
+from quantkit.core import metric
 from quantkit.core.errors import MetricError
 from quantkit.core.metric import Budget, Metric, check_budget, parse_budget
 from quantkit.core.metrics import METRICS, resolve_metric
@@ -99,6 +101,22 @@ def test_token_labels_count_by_item() -> None:
     labels[0, :] = (labels[0, :] + 1) % 5
 
     assert METRICS["top1"].score((scores,), labels) == pytest.approx(75)
+
+
+@pytest.mark.parametrize("curvature", ["softmax", "identity"])
+def test_divergence_is_the_formula_however_many_items_are_compared_at_once(
+    curvature: Literal["softmax", "identity"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    one, other = (generator.standard_normal((7, 3, 5)).astype(np.float32) for _ in range(2))
+    p, q = (np.exp(scores.astype(np.float64)) for scores in (one, other))
+    p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum(axis=-1, keepdims=True)
+    wanted = {"softmax": (p * np.log(p / q)).sum(axis=-1).mean(), "identity": 0.5 * ((one - other) ** 2).sum(axis=(1, 2)).mean()}
+    found = []
+    for numbers in (1, 40, 1 << 22):
+        monkeypatch.setattr(metric, "NUMBERS_AT_ONCE", numbers)
+        found.append(metric.divergence((one,), (other,), curvature))
+    assert found[0] == found[1] == found[2] == pytest.approx(wanted[curvature], rel=1e-6)
 
 
 def test_values_that_are_nan_are_no_small_error() -> None:

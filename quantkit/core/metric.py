@@ -22,6 +22,7 @@ PerItem = NDArray[np.float64]
 
 POINTS = "points"
 NO_LABEL = -100  # of a position that has none
+NUMBERS_AT_ONCE = 1 << 22  # of outputs, where they are compared in float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,12 +90,18 @@ def divergence(reference: Outputs, outputs: Outputs, curvature: Literal["softmax
     """
     total = 0.0
     for one, other in zip(reference, outputs, strict=True):
-        if curvature == "identity":
-            total += 0.5 * float(np.square(one - other, dtype=np.float64).reshape(len(one), -1).sum(axis=1).mean())
-        else:
-            p, q = log_softmax(one), log_softmax(other)
-            total += float((np.exp(p) * (p - q)).sum(axis=-1).reshape(len(one), -1).mean(axis=1).mean())
+        step = max(1, NUMBERS_AT_ONCE * len(one) // max(one.size, 1))  # items: a token's scores are many, and float64 takes twice the room
+        parts = [_apart(one[start : start + step], other[start : start + step], curvature) for start in range(0, len(one), step)]
+        total += float(np.concatenate(parts).mean())
     return total
+
+
+def _apart(one: NDArray[Any], other: NDArray[Any], curvature: Literal["softmax", "identity"]) -> NDArray[np.float64]:
+    """Of each item."""
+    if curvature == "identity":
+        return np.asarray(0.5 * np.square(one - other, dtype=np.float64).reshape(len(one), -1).sum(axis=1))
+    p, q = log_softmax(one), log_softmax(other)
+    return np.asarray((np.exp(p) * (p - q)).sum(axis=-1).reshape(len(one), -1).mean(axis=1))
 
 
 def log_softmax(scores: NDArray[Any]) -> NDArray[np.float64]:
