@@ -1,4 +1,6 @@
-"""What decoders of 7 and 70 billion weights would take, by what one of 110 million took: the table of docs/scale.md.
+"""What decoders of 7 and 70 billion weights would take, by what one of 110 million took.
+
+    python tools/on_paper.py docs/results/transformers-avx2.json      # figures of `python tools/bench_transformers.py --parts large`
 
 Each stage grows by its own law (LAWS), and two of them are divided among workers; a worker is the process that was measured, on its two
 cores. The items are those of the measured job, 160 of 64 tokens: twice the items or the tokens is twice the time of all but the files.
@@ -6,8 +8,11 @@ cores. The items are those of the measured job, 160 of 64 tokens: twice the item
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 WORKERS = (1, 8, 64)
 HOUR_S = 3600
@@ -89,3 +94,18 @@ def rows(found: Mapping[str, float]) -> list[list[str]]:
 def head(found: Mapping[str, float]) -> list[str]:
     """Above `rows`."""
     return ["network", "workers", *(f"`{stage}` h" for stage in hours(found, MEASURED, 1)), "together h", "memory of a process GB"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("figures", type=Path)
+    arguments = parser.parse_args()
+    found = json.loads(arguments.figures.read_text())["figures"]
+    if f"{MEASURED}.peak_gb" not in found:
+        raise SystemExit(f"{arguments.figures} holds no figures of {MEASURED}: run python tools/bench_transformers.py --parts large first")
+    for row in (head(found), *rows(found)):
+        print(" | ".join(row))
+
+
+if __name__ == "__main__":
+    main()

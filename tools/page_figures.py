@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import on_paper
 from bench import BUDGETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -390,20 +389,6 @@ def costs(results: Results) -> str:
     ])  # fmt: skip
 
 
-def on_paper_hours(results: Results) -> str:
-    """What decoders that nobody ran here would take."""
-    file = "transformers-avx2.json"
-    found = results.figures(file)
-    measured = on_paper.DECODERS[on_paper.MEASURED]
-    return "\n\n".join([
-        prose(f"Measured: a Llama of {measured.weights / 1e6:.0f} million weights (`python tools/bench_transformers.py --parts large`),",
-              "160 items of 64 tokens, `--minimize bytes --effort fast` with three schemes, on two cores. The rest is arithmetic:",
-              "each stage by its own law (`tools/on_paper.py`), for the same items; more of them, or longer ones, in proportion."),
-        table(on_paper.head(found), on_paper.rows(found)),
-        results.origin(file),
-    ])  # fmt: skip
-
-
 CERTIFIED = {name: name for name in ("squeezenet1_1", "mobilenet_v2", "minilm_sst2", "resnet44")} | {
     "resnet44.augmented": "resnet44, `augmented`"
 }
@@ -467,7 +452,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "summary": summary,
     "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow,
     "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,
-    "default": default, "on-paper": on_paper_hours, "costs": costs, "certificates": certificates, "gates": gates, "timing": timing,
+    "default": default, "costs": costs, "certificates": certificates, "gates": gates, "timing": timing,
 }  # fmt: skip
 
 
