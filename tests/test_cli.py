@@ -103,7 +103,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "settings.request": {"resolve": resolve, "resolve_model": lambda source, arguments: (resolve(source, arguments), None, Options())},
         "pipeline": {
             "run": lambda request, progress: seen.run(request, progress),
-            "inspect": lambda model, example, options: SimpleNamespace(graph=GRAPH, groups=GROUPS, overview=OVERVIEW),
+            "inspect": lambda model, example, options: SimpleNamespace(graph=GRAPH, groups=GROUPS, overview=OVERVIEW, behind=("TopK",)),
         },
     }
     for name, functions in rooms.items():
@@ -312,6 +312,7 @@ def test_inspect_gives_the_same_as_json(work: SimpleNamespace, capfd: pytest.Cap
     ]  # fmt: skip
     assert told["summary"] == json.loads(json.dumps(OVERVIEW.to_json()))
     assert [(row["operation"], row["reason"]) for row in told["unsupported"]] == [("aten.erf", "no integer kernel")]
+    assert told["behind"] == ["TopK"]
 
 
 def test_doctor_tells_processor_and_versions(capfd: pytest.CaptureFixture[str]) -> None:
