@@ -20,6 +20,7 @@ from quantkit import pipeline
 from quantkit.cli.app import main
 from quantkit.core.errors import ModelError
 from quantkit.export.joining import write_in_place
+from quantkit.loading.from_onnx.comparison import differs
 from quantkit.loading.from_onnx.network import read_onnx
 from quantkit.runs.result import Result
 from quantkit.settings.request import resolve_model
@@ -217,3 +218,9 @@ def test_a_plain_file_has_a_drop_in_under_its_own_names(tmp_path: Path, monkeypa
     session = InferenceSession(row.onnx)
     assert [value.name for value in (*session.get_inputs(), *session.get_outputs())] == ["image/x:0", "scores:0"]
     assert result.delivered == row.onnx
+
+
+def test_answers_that_are_no_numbers_are_not_the_same() -> None:
+    given = [np.ones((2, 3), np.float32)]
+    assert not differs(lambda x: 2 * x, given, [2 * given[0]]) and differs(lambda x: 2.1 * x, given, [2 * given[0]])
+    assert differs(lambda x: x * float("nan"), given, [given[0]]) and differs(lambda x: x[:1], given, [given[0]])

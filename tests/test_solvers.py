@@ -1,9 +1,12 @@
 """Every solver against all allocations of small problems: 240 each, with ties, infeasible ones and several limits among them."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import milp
 
 from quantkit.allocation import (
     SOLVERS,
@@ -13,6 +16,7 @@ from quantkit.allocation import (
     Resource,
     cheapest,
     front,
+    highs,
     neighbours,
     predict,
     quadratic,
@@ -24,7 +28,7 @@ from quantkit.allocation.pareto import whole_front
 from quantkit.allocation.program import Program
 from quantkit.allocation.relaxation import relax
 from quantkit.allocation.translation import build
-from quantkit.core.errors import RequestError
+from quantkit.core.errors import ContractError, RequestError
 from quantkit.core.graph import Group
 from quantkit.core.spec import parse_allocation, parse_schemes
 from quantkit.core.table import Interactions, Table
@@ -330,3 +334,23 @@ def test_five_hundred_groups_under_interactions_come_with_a_gap():
 
     uniform = allocation_loss(loss, None, dict.fromkeys(names, "w4a8"))
     assert 0 < plan.gap < 0.2 and plan.predicted_cost <= budget and plan.predicted_loss < uniform
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_an_error_of_the_solver_s_own_is_tried_once_more_without_its_presolve(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+
+    def solve(objective: np.ndarray, **said: Any) -> Any:
+        tried.append(said["options"]["presolve"])
+        failed = SimpleNamespace(x=None, status=4, message="(HiGHS Status 4: Solve error)")
+        return failed if len(tried) <= failures else milp(objective, **said)
+
+    monkeypatch.setattr(highs, "milp", solve)
+    rows = highs.Rows.of([(np.array([0, 1]), np.array([1.0, 1.0]), 1.0, 1.0)], 2)
+    if failures == 2:
+        with pytest.raises(ContractError, match="stopped without an answer"):
+            highs.minimise(np.array([2.0, 1.0]), rows, np.ones(2, bool))
+    else:
+        found = highs.minimise(np.array([2.0, 1.0]), rows, np.ones(2, bool))
+        assert found is not None and found.x.tolist() == [0.0, 1.0]
+    assert tried == [True, False]

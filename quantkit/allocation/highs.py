@@ -20,7 +20,7 @@ from quantkit.core.errors import ContractError
 # HiGHS stops at an absolute gap of 1e-6 and takes rows as kept within 1e-6, and scipy exposes neither; so coefficients are
 # brought to this size, where both tolerances are below one part in 1e9 of the largest.
 _SIZE = 1e4
-_INFEASIBLE = 2
+_INFEASIBLE, _FAILED = 2, 4
 _ONE_AT_A_TIME = Lock()  # two threads that swap the descriptor at once could leave it swapped
 _NODES = 1_000_000  # a count, not seconds: the same problem gets the same answer on any machine
 
@@ -66,14 +66,17 @@ def minimise(objective: Floats, rows: Rows, binary: NDArray[np.bool_], gap: floa
     `gap` is the relative distance to the proven bound at which the search for it may end.
     """
     scale = _SIZE / _largest(objective)
-    with silent_stdout():
-        found = milp(
-            objective * scale,
-            integrality=binary.astype(np.uint8),
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(rows.matrix, rows.low, rows.high),
-            options={"mip_rel_gap": gap, "node_limit": _NODES},
-        )
+    for presolve in (True, False):  # rarely HiGHS ends in an error of its own; without its presolve it goes another way
+        with silent_stdout():
+            found = milp(
+                objective * scale,
+                integrality=binary.astype(np.uint8),
+                bounds=Bounds(0, 1),
+                constraints=LinearConstraint(rows.matrix, rows.low, rows.high),
+                options={"mip_rel_gap": gap, "node_limit": _NODES, "presolve": presolve},
+            )
+        if found.x is not None or found.status != _FAILED:
+            break
     if found.x is None:
         if found.status == _INFEASIBLE:
             return None

@@ -5,7 +5,7 @@ added up; bias and activation come last. A part is, by the shape of the convolut
 
     depthwise          all taps
     1×1, not padded    128 input channels
-    otherwise          all taps of one block of input channels (8 on AVX2; 16, untried, on AVX-512), taps outside, channels inside;
+    otherwise          all taps of one block of input channels (8 on AVX2; 16 on AVX-512), taps outside, channels inside;
                        of a single channel where there are fewer than one block
 
 A product of two float32 numbers is exact in float64, so rounding its sum with the part so far to float32 is a fused multiply-add. Found by

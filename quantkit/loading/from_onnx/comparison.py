@@ -74,7 +74,7 @@ def differs(network: Callable[..., Any], given: Sequence[NDArray[Any]], wanted: 
     if [one.shape for one in answers] != [one.shape for one in wanted]:
         return True
     pairs = ((one.astype(np.float64), other.astype(np.float64)) for one, other in zip(answers, wanted, strict=True))
-    return any(np.abs(one - other).max(initial=0) > RELATIVE * np.abs(other).max(initial=0) + ABSOLUTE for one, other in pairs)
+    return not all(np.abs(one - other).max(initial=0) <= RELATIVE * np.abs(other).max(initial=0) + ABSOLUTE for one, other in pairs)
 
 
 @torch.no_grad()
