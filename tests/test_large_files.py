@@ -75,6 +75,20 @@ def test_a_smaller_file_in_its_place_leaves_no_weights_of_the_larger_one(tmp_pat
         assert np.array_equal(answers(path), answers(result.files.onnx))
 
 
+def test_a_file_of_that_name_which_is_somebody_else_s_is_left_alone(tmp_path: Path) -> None:
+    result, path = allocated(tmp_path / "run"), tmp_path / "copy.onnx"
+    stranger = onnx_file.data_of(path)
+    stranger.write_bytes(b"weights of another network")
+    for _ in range(2):  # no file there, then one
+        with onnx_file.saved(path) as temporary:
+            onnx_file.copy(result.files.onnx, temporary)
+        assert stranger.read_bytes() == b"weights of another network"
+    assert onnx_file.size_bytes(path) == path.stat().st_size
+    assert onnx_file.content_digest(path) == onnx_file.content_digest(result.files.onnx)
+    onnx_file.remove(path)
+    assert stranger.exists() and not path.exists()
+
+
 def test_what_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = allocated(tmp_path / "run")
     monkeypatch.setattr(onnx_file, "LIMIT_BYTES", 256)

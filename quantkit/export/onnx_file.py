@@ -6,6 +6,7 @@ Whatever opens, writes, sizes, copies or removes such a file asks here, so that 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,8 +60,8 @@ def saved(path: Path) -> Iterator[Path]:
                 _point(temporary, data_of(path).name)
                 synchronise(data)
                 data.replace(data_of(path))
-            else:
-                data_of(path).unlink(missing_ok=True)
+            elif has_data(path):
+                data_of(path).unlink()
         finally:
             data.unlink(missing_ok=True)
 
@@ -68,13 +69,13 @@ def saved(path: Path) -> Iterator[Path]:
 def copy(path: Path, to: Path) -> None:
     """The file and what lies beside it; call it within `saved`, which mends the name by which the one knows the other."""
     shutil.copyfile(path, to)
-    if data_of(path).exists():
+    if has_data(path):
         shutil.copyfile(data_of(path), data_of(to))
 
 
 def remove(path: Path) -> None:
     """Both files, as far as they are there."""
-    for each in (path, data_of(path)):
+    for each in files_of(path):
         each.unlink(missing_ok=True)
 
 
@@ -100,7 +101,16 @@ def data_of(path: Path) -> Path:
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """The file itself, and what lies beside it where something does."""
-    return (path, data_of(path)) if data_of(path).exists() else (path,)
+    return (path, data_of(path)) if has_data(path) else (path,)
+
+
+def has_data(path: Path) -> bool:
+    """Whether the file's weights lie beside it: a file of that name which the graph does not name is somebody else's."""
+    data = data_of(path)
+    if not (path.exists() and data.exists() and path.stat().st_size):
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(data.name.encode()) >= 0
 
 
 def _point(path: Path, location: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from quantkit.export.onnx_file import data_of
+from quantkit.export.onnx_file import has_data
 from quantkit.runtimes.static_quantizer import quietly
 
 NAME = "onnxruntime quantize_dynamic"
@@ -25,5 +25,5 @@ def quantize_in_call(float_file: Path, path: Path, *, reduce_range: bool) -> Non
     with quietly():
         quantize_dynamic(
             float_file, path, per_channel=True, reduce_range=reduce_range, weight_type=QuantType.QInt8,
-            use_external_data_format=data_of(float_file).exists(),
+            use_external_data_format=has_data(float_file),
         )  # fmt: skip

@@ -22,7 +22,7 @@ from torch import Tensor
 from quantkit.core.errors import DataError
 from quantkit.core.metric import Outputs
 from quantkit.data import Batch, KeptBatches, Subset, bind
-from quantkit.export.onnx_file import data_of
+from quantkit.export.onnx_file import data_of, has_data
 
 QUIET = 3  # errors only: the runtime's warnings about folding are noise here
 
@@ -110,7 +110,7 @@ def open_session(
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         settings.optimized_model_filepath = str(optimized)
-        if data_of(path).exists():
+        if has_data(path):
             settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", data_of(optimized).name)
     if profile is not None:
         settings.enable_profiling, settings.profile_file_prefix = True, str(profile)

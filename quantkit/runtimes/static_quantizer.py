@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from quantkit.export.onnx_file import data_of
+from quantkit.export.onnx_file import has_data
 from quantkit.runtimes.evaluation import Feeds
 
 NAME = "onnxruntime quantize_static"
@@ -38,7 +38,7 @@ def quantize_with_onnxruntime(float_file: Path, feeds: Iterator[Feeds], path: Pa
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=reduce_range,
-            use_external_data_format=data_of(float_file).exists(),
+            use_external_data_format=has_data(float_file),
         )
 
 
