@@ -205,6 +205,9 @@ CASES = {
     "Resize, smoothed": Case(
         "Resize", constants=["", np.array([1, 1, 0.5, 0.5], np.float32)], opset=18, attributes={"mode": "linear", "antialias": 1}
     ),
+    "Resize, by sizes, as scales had to be there": Case(
+        "Resize", constants=[np.zeros(0, np.float32), np.zeros(0, np.float32), whole(2, 4, 9, 12)], opset=11
+    ),
     "Resize, linear": Case("Resize", constants=["", "", whole(2, 4, 9, 12)], attributes={"mode": "linear"}),
     "Resize, corners": Case(
         "Resize", constants=["", "", whole(2, 4, 9, 12)], attributes={"mode": "linear", "coordinate_transformation_mode": "align_corners"}

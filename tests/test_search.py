@@ -8,7 +8,7 @@ import pytest
 
 from quantkit.allocation import Edge, Limit, Plan, Resource, front, predict, shortage
 from quantkit.allocation.prediction.predictor import Predictor
-from quantkit.allocation.search import SEARCHES, Measured, SearchResult, Space, Tie, TimeIsUp, Trial
+from quantkit.allocation.search import MOST_TRIALS, SEARCHES, Measured, SearchResult, Space, Tie, TimeIsUp, Trial
 from quantkit.core.graph import Group
 from quantkit.core.spec import parse_allocation, parse_schemes
 from quantkit.core.table import Interactions, Table
@@ -78,6 +78,16 @@ def hash_noise(allocation, seed):
     """A wobble of up to ±1 that is the same for the same allocation."""
     code = sum((place + 1) * SCHEMES.index(scheme) for place, scheme in enumerate(allocation.values()))
     return float(np.random.default_rng([seed, code]).uniform(-1, 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("least_drop", [False, True])
+def test_no_search_measures_more_than_it_says_and_most_not_far_fewer(name, seed, least_drop):
+    space = replace(random_space(seed), least_drop=least_drop)
+    most = MOST_TRIALS[name](space, 4)
+    measured = len(SEARCHES[name](Network(space, 4.0, lambda allocation: hash_noise(allocation, seed)), space, repairs=4).measured)
+    assert most / 3 <= measured <= most
 
 
 @pytest.mark.parametrize("promise", [0.5, 4.0, 15.0])

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 NEAR = {"softmax": 0.2, "identity": math.inf}
 EARLY = 64  # items that are looked at first
 HOPELESS = 2  # times NEAR: then no more are
-EXPECTED_CANDIDATES = 25
 FLOATS = "float_on_search"
 SURE = 0.85  # how sure a search must be of a promise that the gate can prove
 
@@ -193,11 +192,6 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
     weights = [candidates.key, *(rounded.key for rounded in candidates.rounded)]
     metric = (request.metric.name, request.metric.source)
     key = fingerprint(weights, code_of(__name__), subset.fingerprint(), metric, describe()["isa"], options.seed)
-    megabytes = sum(array.nbytes for array in reference) / 1e6
-    told = f"search: about {EXPECTED_CANDIDATES} candidates on {len(subset)} items"
-    if FLOATS in bench.computed:  # else it was found, and says nothing of how long a candidate takes
-        told += f", {EXPECTED_CANDIDATES * (bench.seconds[FLOATS] + 0.5):.0f} s"
-    bench.progress.note(f"{told}, {megabytes:.0f} MB a candidate")
     return Judge(
         candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), confidence, is_strict,
         options.batch_size, options.seed, KeptBatches(subset), subset.counted(),

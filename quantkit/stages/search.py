@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from quantkit.allocation import Plan
 from quantkit.allocation.prediction.predictor import Predictor, explain_shortage
-from quantkit.allocation.search import SEARCHES, Measure, Measured, SearchResult, Space, TimeIsUp, Trial
+from quantkit.allocation.search import MOST_TRIALS, SEARCHES, Measure, Measured, SearchResult, Space, TimeIsUp, Trial
 from quantkit.core.spec import FLOAT, Allocation
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import Request
-from quantkit.stages.judge import EXPECTED_CANDIDATES, SURE, Judge
+from quantkit.stages.judge import SURE, Judge
 
 REPAIRS = 6
 TELLING = 0.05  # a confidence that is lower by more is told
@@ -23,12 +23,16 @@ def search(bench: Workbench, request: Request, judge: Judge, predictor: Predicto
     The uniform plans are measured too, whatever is predicted of them, so that no answer is beaten by one of them unseen. When the time is
     up, what was measured decides; the float network, which loses nothing, is then measured too if nothing else passed.
     """
-    with bench.timed("search"), bench.progress.stage("search", EXPECTED_CANDIDATES, "candidates") as advance:
+    most = _most_candidates(request, judge, space)
+    bench.progress.note(f"search: at most {most} candidates on {len(judge.search)} items")
+    with bench.timed("search"), bench.progress.stage("search", most, "candidates") as advance:
         judged, anchors = measure_anchors(bench, judge, space, advance)
 
         def look(allocation: Allocation) -> Measured:
+            is_new = not judge.knows(allocation)
             measured = judged(allocation)
-            advance(1)
+            if is_new:  # else the estimate would take it for a quick one
+                advance(1)
             return measured
 
         def measure(allocation: Allocation) -> Measured:
@@ -52,6 +56,12 @@ def search(bench: Workbench, request: Request, judge: Judge, predictor: Predicto
         return found
 
 
+def _most_candidates(request: Request, judge: Judge, space: Space) -> int:
+    """How many the search measures if nothing ends it early; of two, where it goes on among the faster ones."""
+    trials = MOST_TRIALS[request.options.search](space, REPAIRS) + (MOST_TRIALS["pareto"](space, REPAIRS) if space.tie else 0)
+    return trials + len(_anchors(judge, space))
+
+
 def _then_faster(request: Request, measure: Measure, predictor: Predictor, space: Space, found: SearchResult) -> SearchResult:
     """Smallest first, then fastest: the search goes on among the faster of the plans that take nearly as few bytes as the best."""
     if space.tie is None or found.best is None or found.untried is not None:
@@ -73,14 +83,19 @@ def measure_anchors(
     bench: Workbench, judge: Judge, space: Space, advance: Callable[[int], None]
 ) -> tuple[Callable[[Allocation], Measured], tuple[Plan, ...]]:
     """The uniform plans and a few of the front, measured while there is time and one at least, and the judgement that they teach."""
-    wanted = {tuple(plan.allocation.items()): plan for plan in (*uniform_plans(judge, space), *space.front[:: _stride(space)])}
     anchors: list[Plan] = []
-    for plan in wanted.values():
+    for plan in _anchors(judge, space):
         if not anchors or judge.knows(plan.allocation) or not bench.is_late():
             judge.measure(plan.allocation)
             anchors.append(plan)
             advance(1)
     return judge.expect([plan.allocation for plan in anchors]), tuple(anchors)
+
+
+def _anchors(judge: Judge, space: Space) -> list[Plan]:
+    """What is measured before anything is decided, each plan once."""
+    plans = (*uniform_plans(judge, space), *space.front[:: _stride(space)])
+    return list({tuple(plan.allocation.items()): plan for plan in plans}.values())
 
 
 def uniform_plans(judge: Judge, space: Space) -> list[Plan]:

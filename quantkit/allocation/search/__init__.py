@@ -8,14 +8,14 @@ refine.py     the same, and then plans that qNEHVI asks for (extra)
 repair.py     the greedy pass behind all
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from quantkit.allocation.search.bisection import bisect_precisions
-from quantkit.allocation.search.budget import search_front
+from quantkit.allocation.search.bisection import bisect_precisions, bisection_trials
+from quantkit.allocation.search.budget import front_trials, search_front
 from quantkit.allocation.search.measured import Measure, Measured, SearchResult, Space, Tie, TimeIsUp, Trial
-from quantkit.allocation.search.refine import search_refined
-from quantkit.allocation.search.swaps import search_swaps
+from quantkit.allocation.search.refine import refined_trials, search_refined
+from quantkit.allocation.search.swaps import search_swaps, swaps_trials
 
 
 class Search(Protocol):
@@ -36,4 +36,12 @@ SEARCHES: Mapping[str, Search] = {
     "refine": search_refined,
 }
 
-__all__ = ["SEARCHES", "Measure", "Measured", "Search", "SearchResult", "Space", "Tie", "TimeIsUp", "Trial"]
+# How many plans each measures where nothing ends it early: (space, repairs) → trials.
+MOST_TRIALS: Mapping[str, Callable[[Space, int], int]] = {
+    "pareto": front_trials,
+    "bisection": bisection_trials,
+    "swaps": swaps_trials,
+    "refine": refined_trials,
+}
+
+__all__ = ["MOST_TRIALS", "SEARCHES", "Measure", "Measured", "Search", "SearchResult", "Space", "Tie", "TimeIsUp", "Trial"]

@@ -22,6 +22,13 @@ def bisect_precisions(measure: Measure, space: Space, *, repairs: int) -> Search
     return trials.result()
 
 
+def bisection_trials(space: Space, repairs: int) -> int:
+    """How many plans `bisect_precisions` measures, if every group stays in play."""
+    menus = [space.menu(group)[1:] for group in space.groups]
+    counts = [sum(scheme in menu for menu in menus) for scheme in {scheme for menu in menus for scheme in menu}]
+    return sum(count.bit_length() for count in counts) + 1 + repairs
+
+
 def _lowered(trials: Trials, space: Space) -> dict[str, Scheme]:
     """The allocation at the end of the way down. Limits bind on what is answered, not on the way, which begins above them."""
     menus = {group.name: space.menu(group) for group in space.groups}

@@ -27,6 +27,13 @@ def search_front(measure: Measure, space: Space, *, repairs: int) -> SearchResul
     return trials.result()
 
 
+def front_trials(space: Space, repairs: int) -> int:
+    """How many plans `search_front` measures, if everything that it can try is there to be tried."""
+    if space.least_drop:
+        return min(1 + _NEIGHBOURS, len(space.front))
+    return len(space.front).bit_length() + _NEIGHBOURS + (_BETWEEN if space.tie else 0) + repairs
+
+
 def walk_front(trials: Trials, space: Space) -> int:
     """Measures until it is known where along the front the promise begins to be kept; the place, the front's length if nowhere."""
     if space.least_drop:

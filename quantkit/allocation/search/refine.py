@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.allocation import Plan, solve
-from quantkit.allocation.search.budget import walk_front
+from quantkit.allocation.search.budget import front_trials, walk_front
 from quantkit.allocation.search.measured import Measure, SearchResult, Space, Trials
 from quantkit.allocation.search.repair import repair
 from quantkit.core.errors import RequestError
@@ -46,6 +46,11 @@ def search_refined(measure: Measure, space: Space, *, repairs: int) -> SearchRes
             study.tell(asked, (min(trial.measured.damage, 1e3), plan.predicted_cost))
         repair(trials, space, repairs)
     return trials.result()
+
+
+def refined_trials(space: Space, repairs: int) -> int:
+    """How many plans `search_refined` measures, if all that are asked for are new."""
+    return front_trials(space, repairs) + ROUNDS
 
 
 def _solved(space: Space, budget: float, between: float, sharpness: float) -> Plan | None:

@@ -9,7 +9,7 @@ Here the plan to improve is the most expensive one of the front that fails, so t
 from __future__ import annotations
 
 from quantkit.allocation import Plan, neighbours
-from quantkit.allocation.search.budget import walk_front
+from quantkit.allocation.search.budget import front_trials, walk_front
 from quantkit.allocation.search.measured import Measure, SearchResult, Space, Trials
 from quantkit.allocation.search.repair import repair
 
@@ -26,6 +26,11 @@ def search_swaps(measure: Measure, space: Space, *, repairs: int) -> SearchResul
             _improve(trials, space, space.front[start], repairs)
         repair(trials, space, repairs)
     return trials.result()
+
+
+def swaps_trials(space: Space, repairs: int) -> int:
+    """How many plans `search_swaps` measures, if every round finds swaps to try."""
+    return front_trials(space, repairs) + _ROUNDS * repairs
 
 
 def _improve(trials: Trials, space: Space, start: Plan, count: int) -> None:

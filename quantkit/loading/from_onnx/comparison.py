@@ -28,7 +28,7 @@ def takes_more(module: nn.Module, example: Mapping[str, Tensor], batch: int) -> 
     more = [torch.cat([value[:1]] * (batch + 1)) for value in example.values()]
     try:
         found = module(*more)
-    except (RuntimeError, IndexError, ValueError, TypeError):
+    except (ModelError, RuntimeError, IndexError, ValueError, TypeError):
         return _is_exported_so(module, example)
     answers = found if isinstance(found, tuple) else (found,)
     return all(isinstance(one, Tensor) and one.dim() > 0 and len(one) == batch + 1 for one in answers)
@@ -79,15 +79,25 @@ def differs(network: Callable[..., Any], given: Sequence[NDArray[Any]], wanted: 
 
 @torch.no_grad()
 def compare(
-    path: Path, model: onnx.ModelProto, module: nn.Module, inputs: Sequence[onnx.ValueInfoProto], sides: Mapping[str, Sequence[int | None]]
+    path: Path,
+    model: onnx.ModelProto,
+    module: nn.Module,
+    inputs: Sequence[onnx.ValueInfoProto],
+    sides: Mapping[str, Sequence[int | None]],
+    *,
+    whole: bool,
 ) -> None:
-    """Raises ModelError where the module answers otherwise than the file in ONNX Runtime, for one random batch of the file's own size."""
+    """Raises ModelError where the module answers otherwise than the file in ONNX Runtime, for one random batch of the file's own size.
+
+    A `model` that is the `whole` file is opened from there: protobuf writes no model of 2 GiB into memory.
+    """
     given = {value.name: example_of(value, sides[value.name], sides[value.name][0] or 2) for value in inputs}
     options = SessionOptions()
     options.log_severity_level = 4
     with foreign(f"ONNX Runtime does not run {path.name}", "a file that it runs", "export it again"):
         types = {value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in inputs}
-        session = InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        source = str(path) if whole else model.SerializeToString()
+        session = InferenceSession(source, options, providers=["CPUExecutionProvider"])
     strange = f"{path.name} cannot be translated", "a network of known operators", "pass the torch model, or report this network"
     with foreign(*strange), bounded():  # before ONNX Runtime computes the same
         found = module(*given.values())

@@ -149,7 +149,7 @@ def _translated(path: Path, model: onnx.ModelProto, rest: Rest | None) -> Transl
     example = {_identifier(value.name): example_of(value, sides[value.name], 2) for value in inputs} if known else None
     program = None
     if example is not None:
-        compare(path, model, module, inputs, sides)
+        compare(path, model, module, inputs, sides, whole=rest is None)
         if network.batch is not None and not takes_more(module, example, network.batch):
             own = {_identifier(value.name): example_of(value, sides[value.name], network.batch) for value in inputs}
             program = export_fixed(path, module, own)

@@ -15,11 +15,13 @@ from onnx import helper
 from onnxruntime import InferenceSession
 from torch import Tensor
 
+from quantkit.loading.boundary import foreign
 from quantkit.loading.from_onnx.operators.call import Call, Operator
 
 OF_ONE_AXIS = (
     "mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a", "exclude_outside", "antialias", "extrapolation_value",
 )  # fmt: skip
+SCALES_OPTIONAL = 13  # the opset; before it they are there and empty where sizes are given
 
 
 def _resize(call: Call) -> Tensor:
@@ -75,12 +77,14 @@ def _by_axes(call: Call, x: Tensor, wanted: Mapping[int, int | float]) -> Tensor
 
 
 def _resized(call: Call, rows: NDArray[np.float32], size: int | float, part: tuple[float, float]) -> NDArray[Any]:
-    """Each row resized by ONNX Runtime."""
+    """Each row resized by ONNX Runtime. Raises ModelError for what it refuses."""
     given = {name: call.attributes[name] for name in OF_ONE_AXIS if name in call.attributes}
     ends = [0.0, 0.0, 0.0, part[0], 1.0, 1.0, 1.0, part[1]]
     inputs: dict[str, NDArray[Any]] = {"roi": np.array(ends, np.float32)}
     if isinstance(size, int):
         inputs["sizes"] = np.array([1, len(rows), 1, size], np.int64)
+        if call.opset < SCALES_OPTIONAL:
+            inputs["scales"] = np.zeros(0, np.float32)
     else:
         inputs["scales"] = np.array([1, 1, 1, size], np.float32)
     names = ["x", *(name if name in inputs else "" for name in ("roi", "scales", "sizes"))]
@@ -89,8 +93,9 @@ def _resized(call: Call, rows: NDArray[np.float32], size: int | float, part: tup
     stored = [onnx.numpy_helper.from_array(array, name) for name, array in inputs.items()]
     graph = helper.make_graph([node], "one axis", [value], [result], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", max(min(call.opset, 19), 11))], ir_version=8)
-    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: NDArray[Any] = session.run(None, {"x": rows[None, :, None, :]})[0]
+    with foreign("ONNX Runtime refuses a Resize of the file", "one that it runs", "export it again"):
+        session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        found: NDArray[Any] = session.run(None, {"x": rows[None, :, None, :]})[0]
     return found[0, :, 0, :]
 
 
