@@ -56,16 +56,18 @@ def test_the_table_names_what_differs(files: tuple[Path, Path], capfd: pytest.Ca
 
 
 def test_rounds_and_threads_are_those_that_are_asked_for(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = []
+    seen, opened = [], []
     real = side_by_side.interleave
 
     def spied(sessions: Any, feeds: Any, *, rounds: int) -> Any:
+        opened.append((rounds, sessions))
         seen.append((rounds, [session.threads for session in sessions], next(iter(feeds.values())).shape))
         return real(sessions, feeds, rounds=rounds)
 
     monkeypatch.setattr(side_by_side, "interleave", spied)
-    time_side_by_side(files, threads=2, batch=3, runs=4, sides={}, folder=tmp_path, advance=lambda _: None)
-    assert seen == [(4, [2, 2], (3, 3, 10, 10))]
+    time_side_by_side(files, threads=2, batch=3, runs=side_by_side.SITTINGS + 1, sides={}, folder=tmp_path, advance=lambda _: None)
+    assert seen == [(rounds, [2, 2], (3, 3, 10, 10)) for rounds in (2, *[1] * (side_by_side.SITTINGS - 1))]
+    assert len({id(session) for _, sessions in opened for session in sessions}) == 2 * side_by_side.SITTINGS
 
 
 def open_file(path: Path, sides: list[int | str]) -> Path:

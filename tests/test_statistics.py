@@ -7,6 +7,7 @@ from math import comb, erf, sqrt
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from quantkit.core import statistics
 from quantkit.core.errors import MetricError
@@ -19,6 +20,7 @@ from quantkit.core.statistics import (
     decide,
     decide_ratio,
     ratio_interval,
+    sittings_interval,
     stands,
 )
 
@@ -233,6 +235,19 @@ def test_a_ratio_of_timings_is_the_median_over_paired_rounds() -> None:
     assert ratio == np.median(numerator / slow_machine)
     assert 0.48 < low < ratio < high < 0.52
     assert len({ratio_interval(numerator[:12], slow_machine[:12], seed, resamples=50) for seed in range(5)}) > 1
+
+
+def test_a_ratio_over_sittings_is_as_unsure_as_they_differ() -> None:
+    """Each sitting has a shift of its own, which no number of its rounds takes away; scipy's own interval beside ours."""
+    generator = np.random.default_rng(3)
+    missed = 0
+    for _ in range(400):
+        ratios = 0.5 * np.exp(generator.normal(0, 0.02, 6))
+        ratio, low, high = sittings_interval(ratios)
+        theirs = np.exp(ttest_1samp(np.log(ratios), 0).confidence_interval(0.95))
+        assert (low, high) == (pytest.approx(theirs[0]), pytest.approx(theirs[1])) and ratio == pytest.approx(np.exp(np.log(ratios).mean()))
+        missed += not low <= 0.5 <= high
+    assert 4 <= missed <= 40  # 20 of 400 are expected
 
 
 def seen(drop: float, low: float, high: float, n: int = 100) -> Verdict:

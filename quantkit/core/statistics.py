@@ -163,6 +163,14 @@ def ratio_interval(numerator_ms: Floats, denominator_ms: Floats, seed: int = 0, 
     return ratio, float(low), float(high)
 
 
+def sittings_interval(ratios: Floats) -> tuple[float, float, float]:
+    """The mean of two sittings' ratios or more, and its 95 % interval, by Student's t over their logarithms."""
+    logs = np.log(np.asarray(ratios, dtype=np.float64))
+    half = float(student.ppf(INTERVAL[1], len(logs) - 1)) * float(logs.std(ddof=1)) / sqrt(len(logs))
+    low, middle, high = (float(np.exp(logs.mean() + step)) for step in (-half, 0.0, half))
+    return middle, low, high
+
+
 def _ratios(numerator_ms: Floats, denominator_ms: Floats, seed: int, resamples: int = 2000) -> tuple[float, Floats]:
     """The median ratio, and those of resampled rounds."""
     ratios = np.asarray(numerator_ms, dtype=np.float64) / np.asarray(denominator_ms, dtype=np.float64)
