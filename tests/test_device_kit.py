@@ -83,6 +83,19 @@ def test_few_times_full_of_noise_keep_the_order_of_the_prior() -> None:
     assert spearmanr(got, [truth.total(plan) for plan in unseen]).statistic > 0.95
 
 
+def test_a_device_with_units_of_less_than_8_bits_is_found() -> None:
+    """The prior takes twice as long at 8 bits as at 4; the device 1.25 times."""
+    schemes = tuple(map(parse_scheme, ("fp32", "w8a8", "w4a4")))
+    floats = np.random.default_rng(0).uniform(0.2, 3.0, (len(NAMES), 1))
+    known = Resource(Table("latency", "ms", NAMES, schemes, floats * [1.0, 0.5, 0.25]))
+    truth = Resource(Table("latency", "ms", NAMES, schemes, floats * [3.0, 1.0, 0.8]))
+    groups = [Group(name, (name,), schemes, "") for name in NAMES]
+    found = transfer(known, [(plan, truth.total(plan)) for plan in random_plans(groups, 0, 10)])
+    unseen = random_plans(groups, 1, 30)
+    np.testing.assert_allclose([found.resource.total(plan) for plan in unseen], [truth.total(plan) for plan in unseen], rtol=0.02)
+    assert found.factors["narrow integers"] == pytest.approx(3.2, rel=0.1) and "integers in each call" not in found.factors
+
+
 def test_what_no_file_uses_takes_the_factor_of_the_rest() -> None:
     truth = device(2.0, (2.0, 2.0, 2.0), 2.0)
     plans = [{name: scheme if scheme != SCHEMES[2] else SCHEMES[1] for name, scheme in plan.items()} for plan in random_plans(GROUPS, 0, 6)]

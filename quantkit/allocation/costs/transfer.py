@@ -6,7 +6,7 @@ what differs from device to device is how fast a kind of arithmetic is, not whic
     T(plan) = o · offset + Σ_k c_k · (the table's sum over layers of kind k) + e · (its boundaries)
             + f · (float's sum over layers in integers) + n · (so many layers in integers)
 
-with kinds float, integers, and integers by ranges found in each call. The last two are for devices without the kernels, where a layer in
+with kinds float, integers, integers of less than 8 bits, and integers by ranges found in each call. The last two are for devices without the kernels, where a layer in
 integers is a float layer and something more. The factors are those of least relative error on the files that were timed, at or above 0: f
 and n held to 0, the others to the factor that serves all of their parts alike; how firmly is what predicts best what is left out.
 """
@@ -26,8 +26,11 @@ from quantkit.core.table import Floats
 
 FIRM = (0.0001, 0.001, 0.01, 0.1, 1.0)  # weights of the factors' departures, in shares, beside the relative errors of the files
 LEAST_FILES = 3
-PARTS = ("offset", "float", "integers", "integers in each call", "boundaries", "integers as float", "each layer in integers")
-OWN = 5  # of them are parts of the prior's own sum
+KINDS = ("float", "integers", "narrow integers", "integers in each call")
+PARTS = ("offset", *KINDS, "boundaries", "integers as float", "each layer in integers")
+BOUNDARIES, AS_FLOAT, EACH = range(len(KINDS) + 1, len(PARTS))
+OWN = BOUNDARIES + 1  # of them are parts of the prior's own sum
+BYTE_BITS = 8
 TimedPlan = tuple[Allocation, float]  # a plan, and the milliseconds that its file takes on the device
 
 
@@ -57,16 +60,22 @@ def transfer(prior: Resource, timed: Sequence[TimedPlan]) -> Transferred:
     firm = min(FIRM, key=lambda one: float(np.square(errors[one]).sum()))
     factors = _factors(features, measured, firm)
     scaled = prior.table.values * np.array([factors[1 + _kind(scheme)] for scheme in prior.table.schemes])
-    emulated = factors[5] * prior.table.values[:, [prior.table.schemes.index(FLOAT)]] + factors[6] * _mean_float(prior)
-    integers = np.array([_kind(scheme) == 1 for scheme in prior.table.schemes])
+    emulated = factors[AS_FLOAT] * prior.table.values[:, [prior.table.schemes.index(FLOAT)]] + factors[EACH] * _mean_float(prior)
+    kinds = [_kind(scheme) for scheme in prior.table.schemes]
+    integers = np.array([kind in (1, 2) for kind in kinds])
     table = replace(prior.table, values=scaled + np.where(integers, emulated, 0.0))
-    edges = tuple(Edge(edge.producer, edge.consumer, edge.cost * float(factors[4])) for edge in prior.edges)
+    edges = tuple(Edge(edge.producer, edge.consumer, edge.cost * float(factors[BOUNDARIES])) for edge in prior.edges)
     resource = Resource(table, edges, prior.offset * float(factors[0]))
-    return Transferred(resource, dict(zip(PARTS, factors.tolist(), strict=True)), tuple(errors[firm].tolist()))
+    absent = {name for kind, name in enumerate(KINDS) if kind not in kinds}
+    told = {name: factor for name, factor in zip(PARTS, factors.tolist(), strict=True) if name not in absent}
+    return Transferred(resource, told, tuple(errors[firm].tolist()))
 
 
 def _kind(scheme: Scheme) -> int:
-    return 2 if scheme.is_dynamic else 0 if scheme.reads_float else 1
+    """Of KINDS."""
+    if scheme.is_dynamic:
+        return 3
+    return 0 if scheme.reads_float else 1 if scheme.precision[0] >= BYTE_BITS else 2
 
 
 def _parts(prior: Resource, plan: Allocation) -> Floats:
@@ -75,10 +84,10 @@ def _parts(prior: Resource, plan: Allocation) -> Floats:
     found[0] = prior.offset
     for group, scheme in plan.items():
         found[1 + _kind(scheme)] += prior.table.at(group, scheme)
-    found[4] = prior.total(plan) - found.sum()
-    integers = [group for group, scheme in plan.items() if _kind(scheme) == 1]
-    found[5] = sum(prior.table.at(group, FLOAT) for group in integers)
-    found[6] = len(integers) * _mean_float(prior)
+    found[BOUNDARIES] = prior.total(plan) - found.sum()
+    integers = [group for group, scheme in plan.items() if _kind(scheme) in (1, 2)]
+    found[AS_FLOAT] = sum(prior.table.at(group, FLOAT) for group in integers)
+    found[EACH] = len(integers) * _mean_float(prior)
     return found
 
 
