@@ -76,7 +76,7 @@ def imagenet(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-TORCHVISION = {"torchvision_resnet18": "resnet18-f37072fd", "vit_b_16": "vit_b_16-c867db91"}
+TORCHVISION = {"torchvision_imagenet": "resnet50-0676ba61", "vit_b_16": "vit_b_16-c867db91"}
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -104,10 +104,19 @@ def test_the_torchvision_recipe_loads_weights_and_images(imagenet: Path, monkeyp
 
     state = resnet18().state_dict()
     monkeypatch.setattr(api, "load_state_dict_from_url", lambda *_, **__: state)
-    recipe = load_recipe(RECIPES / "torchvision_resnet18.py")
+    monkeypatch.setenv("NETWORK", "resnet18")
+    recipe = load_recipe(RECIPES / "torchvision_imagenet.py")
 
     assert recipe.data.item(1).inputs["0"].shape == (3, 224, 224) and int(recipe.data.item(1).label) == 1
-    assert torch.equal(recipe.model.fc.weight, state["fc.weight"])
+    assert recipe.name == "resnet18" and torch.equal(recipe.model.fc.weight, state["fc.weight"])
+
+
+@pytest.mark.parametrize("name", ["resnet", "fasterrcnn_resnet50_fpn"])
+def test_the_torchvision_recipe_names_networks_that_it_takes(name: str, imagenet: Path, monkeypatch) -> None:
+    pytest.importorskip("torchvision", reason="torchvision is not installed: pip install quantkit[vision]")
+    monkeypatch.setenv("NETWORK", name)
+    with pytest.raises(ModelError, match=f"NETWORK is '{name}'; wanted a classifier"):
+        load_recipe(RECIPES / "torchvision_imagenet.py")
 
 
 def test_the_bert_recipe_says_what_to_copy_when_offline(tmp_path: Path, monkeypatch) -> None:
