@@ -11,6 +11,7 @@ from scipy.stats import ttest_1samp
 
 from quantkit.core import statistics
 from quantkit.core.errors import MetricError
+from quantkit.core.ratios import decide_ratio, ratio_interval, sittings_interval
 from quantkit.core.statistics import (
     UNKNOWN_RATE,
     Expectation,
@@ -18,9 +19,6 @@ from quantkit.core.statistics import (
     asked_for,
     can_be_kept,
     decide,
-    decide_ratio,
-    ratio_interval,
-    sittings_interval,
     stands,
 )
 

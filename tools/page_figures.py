@@ -452,7 +452,7 @@ def paper(results: Results) -> str:
         "*Modelled* time saved over the network in 16 bits (`python tools/bench_paper.py`, [figures](results/index.md#the-papers-table)):",
         table(("network", "kept of the score", "ordering", "search", "saved, %", "points lost", "promise kept"), rows),
         prose(
-            f"The paper's own cuts at 99.99 %, on other networks and a machine of its own: {', '.join(marks)}.", results.origin("paper.json")
+            f"The paper's cuts at 99.99 %, on other networks and a machine of its own: {', '.join(marks)}.", results.origin("paper.json")
         ),
     ])  # fmt: skip
 

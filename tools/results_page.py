@@ -110,8 +110,8 @@ SECTIONS = (
     Section(
         "paper.json", "The paper's table", r"(paper\.\w+\.published_cut_percent)|paper\.(\w+\.[\d.]+\.\w+\.\w+)\.(\w+)",
         "python tools/bench_paper.py",
-        "What a plan of integers of 4, 8 and 16 bits saves of the *modelled* time of the network in 16 bits, with 99 or 99.9 % of the float "
-        "network's score promised, by the method that orders layers and the search; points lost on the gate's items with their interval.",
+        "What a plan of integers of 4, 8 and 16 bits saves of the *modelled* time of the network in 16 bits, with 99 or 99.9 % of the "
+        "float network's score promised, by what orders layers and the search; points lost on the gate's items with their interval.",
     ),
     Section(
         "onnx.json", "Float ONNX files as a start", r"([\w.]+)", "python tools/bench_onnx.py",

@@ -17,7 +17,7 @@ from quantkit.core.environment import describe
 from quantkit.core.errors import ConfigError, DataError, ModelError, RequestError
 from quantkit.core.metrics import METRICS
 from quantkit.core.progress import Progress
-from quantkit.core.statistics import decide_ratio
+from quantkit.core.ratios import decide_ratio
 from quantkit.export.session_file import read_session
 from quantkit.gating.conditions import Conditions, parse_conditions
 from quantkit.gating.examine import check_items, judge_files, share_of_file

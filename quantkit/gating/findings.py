@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantkit.core.metric import Metric
-from quantkit.core.statistics import Decision, RatioVerdict, Verdict, stands
+from quantkit.core.ratios import RatioVerdict
+from quantkit.core.statistics import Decision, Verdict, stands
 from quantkit.settings.bounds import show_amount, show_drop, show_interval
 
 EXPLAINED = {

@@ -12,8 +12,8 @@ from quantkit.allocation import Plan
 from quantkit.allocation.costs.timing import interleave
 from quantkit.allocation.search import SearchResult, Space
 from quantkit.core.environment import describe
+from quantkit.core.ratios import ratio_interval
 from quantkit.core.spec import Allocation
-from quantkit.core.statistics import ratio_interval
 from quantkit.runs.workbench import Plain, Workbench
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network, example_feeds

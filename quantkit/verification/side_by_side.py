@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quantkit.allocation.costs.timing import interleave, rounds_within
 from quantkit.core.errors import ModelError, RequestError
 from quantkit.core.metric import Outputs
-from quantkit.core.statistics import ratio_interval, sittings_interval
+from quantkit.core.ratios import ratio_interval, sittings_interval
 from quantkit.loading.from_onnx.opening import file_bytes, open_model
 from quantkit.runtimes.evaluation import Feeds, Session
 from quantkit.runtimes.ort_cpu import node_times, open_file, peak_activation_bytes

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from quantkit.allocation.costs.timing import interleave, rounds_within
 from quantkit.core.graph import Graph
 from quantkit.core.metric import Metric, Outputs
-from quantkit.core.statistics import Verdict, decide, ratio_interval
+from quantkit.core.ratios import ratio_interval
+from quantkit.core.statistics import Verdict, decide
 from quantkit.export.executed_layers import Executed
 from quantkit.runtimes.evaluation import Feeds, Session
 

@@ -6,9 +6,10 @@ what differs from device to device is how fast a kind of arithmetic is, not whic
     T(plan) = o · offset + Σ_k c_k · (the table's sum over layers of kind k) + e · (its boundaries)
             + f · (float's sum over layers in integers) + n · (so many layers in integers)
 
-with kinds float, integers, integers of less than 8 bits, and integers by ranges found in each call. The last two are for devices without the kernels, where a layer in
-integers is a float layer and something more. The factors are those of least relative error on the files that were timed, at or above 0: f
-and n held to 0, the others to the factor that serves all of their parts alike; how firmly is what predicts best what is left out.
+with kinds float, integers, integers of less than 8 bits, and integers by ranges found in each call. The last two are for devices without
+the kernels, where a layer in integers is a float layer and something more. The factors are those of least relative error on the files that
+were timed, at or above 0: f and n held to 0, the others to the factor that serves all of their parts alike; how firmly is what predicts
+best what is left out.
 """
 
 from __future__ import annotations
