@@ -578,6 +578,14 @@ def test_no_operation_takes_the_memory_that_a_file_asks_for(nodes: Callable[[], 
         load_model(str(model_of(nodes(), tmp_path / "m.onnx", stored)))
 
 
+def test_an_axis_that_is_made_by_a_matrix_is_as_long_as_fits(tmp_path: Path) -> None:
+    """A changed file asked for 600 million numbers of four, as a matrix for ONNX Runtime to make."""
+    stored = [numpy_helper.from_array(whole(1, 1, 2, 600_000_000), "s"), numpy_helper.from_array(whole(0, 1), "a")]
+    resize = node("Resize", "m", "", "", "s", coordinate_transformation_mode="align_corners")
+    with pytest.raises(ModelError, match=r"Resize with 4 numbers along an axis, and 600000000 of them"):
+        load_model(str(model_of([node("Unsqueeze", "x", "a", output="m"), resize], tmp_path / "m.onnx", stored)))
+
+
 def test_functions_are_spelt_out(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("mine", 1)]
     function = helper.make_function("mine", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], opsets[:1])

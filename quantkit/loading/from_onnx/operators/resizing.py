@@ -21,6 +21,7 @@ from quantkit.loading.from_onnx.operators.call import Call, Operator
 OF_ONE_AXIS = (
     "mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a", "exclude_outside", "antialias", "extrapolation_value",
 )  # fmt: skip
+MOST_OF_AN_AXIS = 1 << 24  # numbers along it, times those that come of them: a matrix of so many is made
 SCALES_OPTIONAL = 13  # the opset; before it they are there and empty where sizes are given
 
 
@@ -65,8 +66,9 @@ def _by_axes(call: Call, x: Tensor, wanted: Mapping[int, int | float]) -> Tensor
         if len(roi) == 2 * len(axes):
             part = roi[place], roi[place + len(axes)]
         length = int(x.shape[axis])
-        if length * length > 1 << 24:
-            raise call.refuse(f"{length} numbers along an axis")
+        made = size if isinstance(size, int) else length * size
+        if not length * max(length, made) <= MOST_OF_AN_AXIS:  # nor for a factor that is no number
+            raise call.refuse(f"{length} numbers along an axis, and {made:.0f} of them")
         ends = _resized(call, np.zeros((1, length), np.float32), size, part)[0]
         matrix = _resized(call, np.eye(length, dtype=np.float32), size, part) - ends
         if set(np.unique(matrix)) <= {0.0, 1.0} and not ends.any() and (matrix.sum(0) == 1).all():
