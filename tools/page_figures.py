@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import on_paper
 from bench import BUDGETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -457,6 +458,15 @@ def paper(results: Results) -> str:
     ])  # fmt: skip
 
 
+def outgrowing(results: Results) -> str:
+    """Hours and memory of networks that nobody ran here, from those of one that was."""
+    found = results.figures("transformers.json")
+    return "\n\n".join([
+        table(on_paper.head(found), on_paper.rows(found)),
+        prose(f"The first row is measured ({found[f'{on_paper.MEASURED}.peak_gb']:.1f} GB). {results.origin('transformers.json')}"),
+    ])  # fmt: skip
+
+
 def gates(results: Results) -> str:
     """How often a simulated gate is wrong."""
     found = results.figures("gate.json")
@@ -474,6 +484,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow,
     "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,
     "default": default, "costs": costs, "certificates": certificates, "gates": gates, "timing": timing, "paper": paper,
+    "outgrowing": outgrowing,
 }  # fmt: skip
 
 
