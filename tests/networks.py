@@ -135,6 +135,7 @@ class Formed(nn.Module):
         self.fd = nn.Linear(8, 8)
         self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.two = nn.Conv2d(2, 8, 3, padding=1)
+        self.wide = nn.Conv2d(16, 8, 1)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.form(self, x)

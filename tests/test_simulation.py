@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -246,6 +247,29 @@ def test_what_only_a_concatenation_reads_takes_its_grid(
         assert work.executed(path, placement).mismatches == ()
         parity = work.parity(path, placement, emitted)
         assert parity.layers_exact == 1.0 and (parity.exact == 1.0 or allocation != uniform)
+
+
+POOLED: dict[str, Callable[[Formed, Tensor], Tensor]] = {
+    "of a convolution": lambda m, x: m.b(F.max_pool2d(F.relu(m.a(x)), 3, 2)),
+    "of a concatenation": lambda m, x: m.wide(F.max_pool2d(torch.cat([F.relu(m.b(m.a(x))), F.relu(m.c(m.a(x)))], 1), 3, 2)),
+    "of a sum, twice": lambda m, x: m.b(F.max_pool2d(F.max_pool2d(F.relu(m.c(F.relu(m.a(x))) + m.a(x)), 2, 1), 2)),
+}
+
+
+@pytest.mark.parametrize("form", POOLED.values(), ids=POOLED)
+def test_no_pool_takes_codes_that_are_not_channels_last(form: Callable[[Formed, Tensor], Tensor], tmp_path: Path) -> None:
+    """Whichever layer stays float: ONNX Runtime's plain MaxPool is 40 times as slow on codes. The bits are the simulation's."""
+    work = Bench(formed(form), images(), tmp_path)
+    uniform, held = work.uniform("w8a8"), 0
+    for allocation in [uniform, *({**uniform, layer.name: "fp32"} for layer in work.graph.layers)]:
+        placement = work.place(allocation)
+        path, emitted = work.emit(placement)
+        assert work.executed(path, placement).mismatches == () and work.parity(path, placement, emitted).layers_exact == 1.0
+        graph = onnx.load(path.with_suffix(".optimized.onnx")).graph
+        coded = {name for node in graph.node if node.op_type.startswith(("QLinear", "Quantize")) for name in node.output}
+        assert not [node.name for node in graph.node if node.op_type == "MaxPool" and node.input[0] in coded]
+        held += bool(placement.pools)
+    assert held > 0
 
 
 def test_weights_that_would_saturate_do_not(tmp_path: Path) -> None:

@@ -96,6 +96,22 @@ def test_movers_are_seen_through() -> None:
     assert place(graph, "8f8").barriers == {("b", 0): "vector"}
 
 
+POOLED: dict[str, tuple[str, bool, Mapping[tuple[str, int], str]]] = {
+    "float convolution in front": ("f8ff8", True, {}),
+    "int8 convolutions in front": ("88888", False, {}),
+    "nobody reads codes": ("8888f", False, {}),
+    "one side of a sum in float": ("8f8f8", True, {("pool", 0): "max"}),
+    "a sum in float": ("88f88", True, {("c", 0): "max"}),
+}
+
+
+@pytest.mark.parametrize(("schemes", "held", "barriers"), POOLED.values(), ids=POOLED)
+def test_a_pool_is_in_codes_only_behind_int8_convolutions(schemes: str, held: bool, barriers: Mapping[tuple[str, int], str]) -> None:
+    layers = conv("a", "x"), conv("b", "x"), joined("c", "add", "a", "b"), conv("d", "x"), conv("e", "pool")
+    placement = place(network(*layers, movers=(Mover("pool", "max_pool", "c"),)), schemes)
+    assert placement.pools == (frozenset({"pool"}) if held else frozenset()) and placement.barriers == barriers
+
+
 def test_a_clip_that_the_runtime_may_drop_is_seen_through() -> None:
     clip = Unsupported("clip", "hardtanh.default", ("b",), "")
     graph = network(conv("a", "x"), conv("b", "a"), conv("c", "clip"), unsupported=(clip,))

@@ -54,6 +54,8 @@ def emit(float_file: Path, graph: Graph, placement: Placement, bank: WeightBank,
         for layer in layers:
             if layer.kind == "global_pool" and isinstance(placement.schemes[layer.name].activations, QuantSpec):
                 editor.become(editor.producer(layer.node), "GlobalAveragePool", 1)
+        for name in placement.pools:
+            _hold_in_front(editor, name)
         for layer in layers:  # outputs first, so that inputs find them dequantized
             if layer.name in placement.outputs:
                 _quantize_output(editor, layer, bank.output_qparams(layer))
@@ -295,6 +297,16 @@ def _set_barrier(editor: Editor, node: ir.Node, slot: int, barrier: Barrier) -> 
     else:
         guarded = editor.insert("Max", [value, editor.constant("lowest", LOWEST)], f"{node.name}_barrier", node, value)
         node.replace_input_with(slot, guarded)
+
+
+def _hold_in_front(editor: Editor, name: str) -> None:
+    """A Max that changes nothing behind the operation: the runtime moves no quantizer over it."""
+    value, node = editor.value(name), editor.producer(name)
+    readers = list(value.uses())
+    guard = ir.node("Max", [value, editor.constant("lowest", LOWEST)], name=f"{name}_held")
+    editor.take_over(value, guard, node, "pooled")
+    for reader, slot in readers:
+        reader.replace_input_with(slot, guard.outputs[0])
 
 
 def _scale_afterwards(editor: Editor, name: str, qparams: QParams) -> None:

@@ -36,10 +36,11 @@ class Placement:
     `float_bias`: layers whose integer product leaves the kernel as float, and only then gets its bias. `storage`: how weight codes
     of so many bits lie in the file; with `made`, so do those of two levels and of codebooks, and the runtime makes INT8 of them, else the
     INT8 codes themselves lie there. `stored`: the scheme of each layer that computes in float32 and whose weight lies narrower in the
-    file. `sums`: nodes of float additions that are written as Sum, which no kernel of the runtime takes in. `dynamic`: layers that quantize
-    what they read in each call, item by item, and give float. `floating`: layers that compute in floating point with operands of a narrower
-    format, which have no quantizer (fp16 in isolation, w4a16). `float32`: None where the network computes in float32; where it computes in
-    half, the layers that stay float32.
+    file. `sums`: nodes of float additions that are written as Sum, which no kernel of the runtime takes in. `pools`: max pools that the
+    runtime would move behind a quantizer, into a far slower kernel, and what keeps them in front stands behind them. `dynamic`: layers that
+    quantize what they read in each call, item by item, and give float. `floating`: layers that compute in floating point with operands of
+    a narrower format, which have no quantizer (fp16 in isolation, w4a16). `float32`: None where the network computes in float32; where it
+    computes in half, the layers that stay float32.
 
     In half, a layer computes in half or, if it is named, in float32; a quantizer takes what it reads as it is; every other operation
     computes in half unless all that it reads was made in float32. The network's own inputs count as half.
@@ -55,6 +56,7 @@ class Placement:
     made: bool = True
     stored: Mapping[str, Scheme] = field(default_factory=dict)
     sums: frozenset[str] = frozenset()
+    pools: frozenset[str] = frozenset()
     dynamic: Mapping[str, Scheme] = field(default_factory=dict)
     floating: Mapping[str, Scheme] = field(default_factory=dict)
     float32: frozenset[str] | None = None
