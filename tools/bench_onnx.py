@@ -6,7 +6,8 @@
 
 Each network is exported by torch's older exporter (TorchScript) and its newer one (dynamo). `recipes.same_layers`: files of the recipes
 that give the layers of the torch model, by name, kind, operations and what is absorbed. `same_plan_as_torch`: whether allocations for
-bytes, from the older exporter's file and from the torch model, choose one plan. `zoo.served`: files of deployed networks and transformers
+bit operations, from the older exporter's file and from the torch model, choose one plan (those for bytes break near ties by times, which
+no two runs share). `zoo.served`: files of deployed networks and transformers
 with random weights that are translated, held against ONNX Runtime on the way, and captured; `zoo.same_layers` are those whose layers are
 the torch model's; `int8_share` is what of a network's products int8 can reach, save of networks with recurrent or transposed layers, whose
 products are not counted. `mutated_files` were read after a change to their bytes or to what they say, and `mutated_files.crashes` of them
@@ -101,7 +102,7 @@ def same_plan(name: str, folder: Path) -> bool:
     network, inputs = recipe_network(name)
     recipe = load_recipe(ROOT / "recipes" / f"{name}.py")
     path = exported(network, inputs, folder / f"{name}.onnx", "older")
-    arguments: dict[str, Any] = {"minimize": "bytes", "max_drop": 1.0, "effort": "fast", "certificate": 0}
+    arguments: dict[str, Any] = {"minimize": "bops", "max_drop": 1.0, "effort": "fast", "certificate": 0}
     found = [
         quantkit.allocate(recipe.changed({"model": model}), run=folder / f"{name}-{kind}", **arguments)
         for kind, model in (("onnx", str(path)), ("torch", network))
