@@ -647,3 +647,16 @@ def test_a_number_may_stand_before_the_tensor(kind: str, tmp_path: Path) -> None
     x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
     theirs = InferenceSession(path).run(None, {"x": x})[0]
     np.testing.assert_allclose(InferenceSession(tmp_path / "float.onnx").run(None, {"x": x})[0], theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_that_is_too_large_for_memory_is_compared_with_its_weights_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is lowered for it; a weight that lies there changed is found, so the answers are those of the file."""
+    path = exported(toys.trained(), toys.images(2, seed=0)[0], tmp_path / "plain.onnx", newer=False)
+    model = onnx.load(path)
+    monkeypatch.setattr(comparison, "MOST_IN_MEMORY", 0)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    told: list[Path] = []
+    real = comparison._with_weights_outside
+    monkeypatch.setattr(comparison, "_with_weights_outside", lambda path, options: told.append(path) or real(path, options))
+    module = read_onnx(tmp_path / "m.onnx").module
+    assert told == [tmp_path / "m.onnx"] and module(toys.images(2, seed=0)[0]).shape == (2, toys.CLASSES)

@@ -48,6 +48,7 @@ TYPED: dict[str, dict[str, str]] = {
     "README.md": {"lose at most 0.5 points": "an example of a promise", "files of more than 2 GB": "the limit of protobuf"},
     "docs/index.md": {"lose at most 0.5 points": "an example of a promise"},
     "docs/scale.md": {"Files beyond 2 GB.": "the limit of protobuf"},
+    "docs/latency.md": {"shares of the float network's score, 99.99 % the highest": "the paper, arXiv 2306.04879"},
     "docs/explanation/promise.md": {
         "loses at most 0.5,": "an example of a promise",
         "with 2 % changed among 400 items the count has a standard error of 0.7 points": "arithmetic: 100 · √(0.02 / 400)",

@@ -437,27 +437,6 @@ def timing(results: Results) -> str:
     ])  # fmt: skip
 
 
-def paper(results: Results) -> str:
-    """What is saved of a modelled machine's time, beside the founding paper's cuts."""
-    found = results.figures("paper.json")
-    keys = [key.removesuffix(".latency_cut_percent").split(".", 1)[1] for key in found if key.endswith(".latency_cut_percent")]
-    rows = []
-    for key in keys:
-        (name, rest), about = key.split(".", 1), f"paper.{key}"
-        keep, method, way = rest.rsplit(".", 2)
-        drop, low, high = (number(found[f"{about}.{what}"]) for what in ("drop", "drop_low", "drop_high"))
-        kept = "yes" if found[f"{about}.kept"] else "no"
-        rows.append([name, f"{keep} %", method, way, number(found[f"{about}.latency_cut_percent"], 1), f"{drop} ({low} to {high})", kept])
-    marks = [f"{key.split('.')[1]} {value} %" for key, value in found.items() if key.endswith(".published_cut_percent")]
-    return "\n\n".join([
-        "*Modelled* time saved over the network in 16 bits (`python tools/bench_paper.py`, [figures](results/index.md#the-papers-table)):",
-        table(("network", "kept of the score", "ordering", "search", "saved, %", "points lost", "promise kept"), rows),
-        prose(
-            f"The paper's cuts at 99.99 %, on other networks and a machine of its own: {', '.join(marks)}.", results.origin("paper.json")
-        ),
-    ])  # fmt: skip
-
-
 def outgrowing(results: Results) -> str:
     """Hours and memory of networks that nobody ran here, from those of one that was."""
     found = results.figures("transformers.json")
@@ -483,7 +462,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "summary": summary,
     "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow,
     "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,
-    "default": default, "costs": costs, "certificates": certificates, "gates": gates, "timing": timing, "paper": paper,
+    "default": default, "costs": costs, "certificates": certificates, "gates": gates, "timing": timing,
     "outgrowing": outgrowing,
 }  # fmt: skip
 

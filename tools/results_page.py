@@ -108,12 +108,6 @@ SECTIONS = (
         "`prior` is the table of the machine on which the run was measured, uncorrected.",
     ),
     Section(
-        "paper.json", "The paper's table", r"(paper\.\w+\.published_cut_percent)|paper\.(\w+\.[\d.]+\.\w+\.\w+)\.(\w+)",
-        "python tools/bench_paper.py",
-        "What a plan of integers of 4, 8 and 16 bits saves of the *modelled* time of the network in 16 bits, with 99 or 99.9 % of the "
-        "float network's score promised, by what orders layers and the search; points lost on the gate's items with their interval.",
-    ),
-    Section(
         "onnx.json", "Float ONNX files as a start", r"([\w.]+)", "python tools/bench_onnx.py",
         "Files of torch's two exporters: of the recipes, and of deployed networks and transformers with random weights (`zoo`).",
     ),

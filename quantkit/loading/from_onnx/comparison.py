@@ -19,7 +19,19 @@ from quantkit.loading.boundary import foreign
 from quantkit.loading.from_onnx.bounded import bounded
 from quantkit.loading.from_onnx.operators import TYPES
 
+MOST_IN_MEMORY = (2 << 30) - (128 << 20)  # bytes of weights; a message of protobuf has 2 GiB at most
+FOLDER = "session.model_external_initializers_file_folder_path"
 SEED, RELATIVE, ABSOLUTE = 0, 1e-3, 1e-5  # sums in another order differ by far less
+
+
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+def _with_weights_outside(path: Path, options: SessionOptions) -> bytes:
+    """The file's graph as it was parsed, not as it lies there, which ONNX Runtime may not survive; it finds the weights by `options`."""
+    options.add_session_config_entry(FOLDER, str(path.resolve().parent))
+    return bytes(onnx.load(path, load_external_data=False).SerializeToString())
 
 
 @torch.no_grad()
@@ -89,19 +101,18 @@ def compare(
 ) -> None:
     """Raises ModelError where the module answers otherwise than the file in ONNX Runtime, for one random batch of the file's own size.
 
-    A `model` that is the `whole` file is opened from there: protobuf writes no model of 2 GiB into memory.
+    A `model` that is the `whole` file may be larger than protobuf can write into memory: its weights are then read from beside it.
     """
     given = {value.name: example_of(value, sides[value.name], sides[value.name][0] or 2) for value in inputs}
     options = SessionOptions()
     options.log_severity_level = 4
-    with foreign(f"ONNX Runtime does not run {path.name}", "a file that it runs", "export it again"):
-        types = {value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in inputs}
-        source = str(path) if whole else model.SerializeToString()
-        session = InferenceSession(source, options, providers=["CPUExecutionProvider"])
     strange = f"{path.name} cannot be translated", "a network of known operators", "pass the torch model, or report this network"
-    with foreign(*strange), bounded():  # before ONNX Runtime computes the same
+    with foreign(*strange), bounded():  # before ONNX Runtime, which may not survive what torch refuses
         found = module(*given.values())
     with foreign(f"ONNX Runtime does not run {path.name}", "a file that it runs", "export it again"):
+        types = {value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in inputs}
+        content = _with_weights_outside(path, options) if whole and _weight_bytes(model) > MOST_IN_MEMORY else model.SerializeToString()
+        session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
         theirs = session.run(None, {name: tensor.numpy().astype(types[name]) for name, tensor in given.items()})
     for output, one, other in zip(model.graph.output, found if isinstance(found, tuple) else (found,), theirs, strict=True):
         mine, wanted = np.asarray(one, np.float64), np.asarray(other, np.float64)

@@ -122,6 +122,8 @@ def _gather_elements(call: Call) -> Tensor:
 
 def _gather_nd(call: Call) -> Tensor:
     x, index, shared = call.x(), call.x(1), call.number("batch_dims", 0)
+    if not 0 <= shared < min(x.dim(), index.dim()):  # ONNX Runtime ends the process
+        raise call.refuse(f"batch_dims {shared}")
     places = [
         torch.arange(index.shape[axis]).reshape([-1 if other == axis else 1 for other in range(index.dim() - 1)]) for axis in range(shared)
     ]
