@@ -756,10 +756,14 @@ def test_seeds_change_what_is_drawn(tmp_path: Path, option: str, monkeypatch: py
     assert (first_items != other_items) == (option == "split_seed")
 
 
-def test_the_estimate_comes_before_the_search(tmp_path: Path, spy: Spy) -> None:
-    allocate(tmp_path / "run", progress=spy)
-
-    assert any("candidates" in note and "s," in note and "MB" in note for note in spy.notes)
+@pytest.mark.parametrize(("effort", "time"), [("fast", r"\d+ s, "), ("balanced", "")])
+def test_the_estimate_comes_before_the_search(effort: str, time: str, tmp_path: Path, spy: Spy) -> None:
+    """How many candidates at most, and how long where each is written at once: plans whose weights are rounded take their time."""
+    allocate(tmp_path / "run", progress=spy, effort=effort, minimize="bytes", certificate=0)
+    wanted = rf"search: at most (\d+) candidates on \d+ items, {time}\d+ MB a candidate"
+    (most,) = [int(found[1]) for note in spy.notes if (found := re.fullmatch(wanted, note))]
+    measured = {json.dumps(record["allocation"]) for record in Run(tmp_path / "run").records() if "look" in record}
+    assert 3 < len(measured) <= most
 
 
 def test_a_network_of_fixed_batch_does_the_whole_job(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 WORKERS = (1, 8, 64)
 HOUR_S = 3600
+MANY = 10  # hours, of which parts say nothing
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,14 @@ def rows(found: Mapping[str, float]) -> list[list[str]]:
     for name in DECODERS:
         for workers in WORKERS if name != MEASURED else WORKERS[:1]:
             taken = hours(found, name, workers)
-            each = [f"{taken[stage]:.2g}" for stage in stages]
-            made.append([name, str(workers), *each, f"**{sum(taken.values()):.2g}**", f"{memory_gb(found, name):,.0f}"])
+            each = [_told(taken[stage]) for stage in stages]
+            made.append([name, str(workers), *each, f"**{_told(sum(taken.values()))}**", f"{memory_gb(found, name):,.0f}"])
     return made
+
+
+def _told(hours: float) -> str:
+    """Two digits, or whole hours."""
+    return f"{hours:,.0f}" if hours >= MANY else f"{hours:.2g}"
 
 
 def head(found: Mapping[str, float]) -> list[str]:

@@ -10,9 +10,10 @@ from quantkit.allocation.search import MOST_TRIALS, SEARCHES, Measure, Measured,
 from quantkit.core.spec import FLOAT, Allocation
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import Request
-from quantkit.stages.judge import SURE, Judge
+from quantkit.stages.judge import FLOATS, SURE, Judge
 
 REPAIRS = 6
+OPENING_S = 0.5  # about what writing and opening a candidate takes
 TELLING = 0.05  # a confidence that is lower by more is told
 ANCHORS = 6  # plans of the front that are measured beside the uniform ones, to learn how drop follows divergence
 
@@ -24,7 +25,10 @@ def search(bench: Workbench, request: Request, judge: Judge, predictor: Predicto
     up, what was measured decides; the float network, which loses nothing, is then measured too if nothing else passed.
     """
     most = _most_candidates(request, judge, space)
-    bench.progress.note(f"search: at most {most} candidates on {len(judge.search)} items")
+    told = f"search: at most {most} candidates on {len(judge.search)} items"
+    if FLOATS in bench.computed and not judge.candidates.rounded:  # else nothing says yet how long one takes
+        told += f", {most * (bench.seconds[FLOATS] + OPENING_S):.0f} s"
+    bench.progress.note(f"{told}, {sum(array.nbytes for array in judge.reference) / 1e6:.0f} MB a candidate")
     with bench.timed("search"), bench.progress.stage("search", most, "candidates") as advance:
         judged, anchors = measure_anchors(bench, judge, space, advance)
 
