@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from known import run_folder, write_figures
+from known import known_figures, run_folder, write_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = {"mobilenet_v2": 1.0, "squeezenet1_1": 1.0, "resnet20": 0.5, "resnet44": 0.5}
@@ -145,6 +145,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "spine.json")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
+    known, known_seeds = known_figures(arguments.output), {}
+    if known:
+        known_seeds = json.loads(arguments.output.read_text()).get("seeds", {})
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.networks}
     small: dict[str, list[dict[str, Any]]] = {}
     for seed in arguments.seeds:
@@ -161,9 +164,9 @@ def main() -> None:
         figures |= {f"{name}.bytes.{key}": value for key, value in figures_of(rows).items()}
     figures["quantkit.import_s"] = import_seconds()
     figures["quantkit.probe_over_pyhessian"] = probe_over_pyhessian()
-    seeds = {name: [each_seed(result) for result in rows] for name, rows in results.items()}
+    seeds = known_seeds | {name: [each_seed(result) for result in rows] for name, rows in results.items()}
     everything = set(results) == set(BUDGETS)  # over how many seeds, the figures say
-    write_figures(arguments.output, "spine.json", figures, whole=everything, seeds=seeds)
+    write_figures(arguments.output, "spine.json", known | figures, whole=everything, seeds=seeds)
     for key, value in figures.items():
         print(f"{key:45s} {value:.4g}")
 
