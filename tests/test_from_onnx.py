@@ -586,6 +586,14 @@ def test_an_axis_that_is_made_by_a_matrix_is_as_long_as_fits(tmp_path: Path) -> 
         load_model(str(model_of([node("Unsqueeze", "x", "a", output="m"), resize], tmp_path / "m.onnx", stored)))
 
 
+@pytest.mark.parametrize("shared", [-3, 2])
+def test_axes_that_an_index_cannot_share_are_refused_before_the_runtime_sees_them(shared: int, tmp_path: Path) -> None:
+    """ONNX Runtime ends the process where they are negative."""
+    stored = [numpy_helper.from_array(whole(0, 1).reshape(2, 1), "s")]
+    with pytest.raises(ModelError, match=f"GatherND with batch_dims {shared}"):
+        load_model(str(model_of([node("GatherND", "x", "s", batch_dims=shared)], tmp_path / "m.onnx", stored)))
+
+
 def test_functions_are_spelt_out(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("mine", 1)]
     function = helper.make_function("mine", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], opsets[:1])

@@ -258,7 +258,7 @@ POOLED: dict[str, Callable[[Formed, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("form", POOLED.values(), ids=POOLED)
 def test_no_pool_takes_codes_that_are_not_channels_last(form: Callable[[Formed, Tensor], Tensor], tmp_path: Path) -> None:
-    """Whichever layer stays float: ONNX Runtime's plain MaxPool is 40 times as slow on codes. The bits are the simulation's."""
+    """Whichever layer stays float: ONNX Runtime's plain MaxPool is far slower on codes. The bits are the simulation's."""
     work = Bench(formed(form), images(), tmp_path)
     uniform, held = work.uniform("w8a8"), 0
     for allocation in [uniform, *({**uniform, layer.name: "fp32"} for layer in work.graph.layers)]:

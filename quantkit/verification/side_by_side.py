@@ -28,7 +28,7 @@ FED: Mapping[int, Any] = {
     onnx.TensorProto.BOOL: np.bool_,
 }
 SECONDS = 6.0  # for all files together, unless a number of rounds is asked for
-SITTINGS = 6  # each opens the files anew: where their weights fall in memory shifts the ratio by more than the rounds of one tell
+SITTINGS = 6  # each opens the files anew: what its rounds share, where weights lie and who is busy beside, they cannot tell
 PROFILED = 20  # runs that the time of each operator is the median of
 
 

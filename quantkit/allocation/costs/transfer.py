@@ -31,6 +31,7 @@ KINDS = ("float", "integers", "narrow integers", "integers in each call")
 PARTS = ("offset", *KINDS, "boundaries", "integers as float", "each layer in integers")
 BOUNDARIES, AS_FLOAT, EACH = range(len(KINDS) + 1, len(PARTS))
 OWN = BOUNDARIES + 1  # of them are parts of the prior's own sum
+INTEGERS = (1, 2)  # of KINDS: those that a device without kernels computes in float
 BYTE_BITS = 8
 TimedPlan = tuple[Allocation, float]  # a plan, and the milliseconds that its file takes on the device
 
@@ -63,7 +64,7 @@ def transfer(prior: Resource, timed: Sequence[TimedPlan]) -> Transferred:
     scaled = prior.table.values * np.array([factors[1 + _kind(scheme)] for scheme in prior.table.schemes])
     emulated = factors[AS_FLOAT] * prior.table.values[:, [prior.table.schemes.index(FLOAT)]] + factors[EACH] * _mean_float(prior)
     kinds = [_kind(scheme) for scheme in prior.table.schemes]
-    integers = np.array([kind in (1, 2) for kind in kinds])
+    integers = np.array([kind in INTEGERS for kind in kinds])
     table = replace(prior.table, values=scaled + np.where(integers, emulated, 0.0))
     edges = tuple(Edge(edge.producer, edge.consumer, edge.cost * float(factors[BOUNDARIES])) for edge in prior.edges)
     resource = Resource(table, edges, prior.offset * float(factors[0]))
@@ -86,7 +87,7 @@ def _parts(prior: Resource, plan: Allocation) -> Floats:
     for group, scheme in plan.items():
         found[1 + _kind(scheme)] += prior.table.at(group, scheme)
     found[BOUNDARIES] = prior.total(plan) - found.sum()
-    integers = [group for group, scheme in plan.items() if _kind(scheme) in (1, 2)]
+    integers = [group for group, scheme in plan.items() if _kind(scheme) in INTEGERS]
     found[AS_FLOAT] = sum(prior.table.at(group, FLOAT) for group in integers)
     found[EACH] = len(integers) * _mean_float(prior)
     return found
