@@ -21,6 +21,7 @@ from torch import nn
 
 from quantkit.core.errors import ModelError
 from quantkit.core.numerics.affine import QParams
+from quantkit.data import Subset
 from quantkit.export.executed_layers import owners
 from quantkit.export.integer_weights import layers_at_risk
 from quantkit.export.intermediate_outputs import expose
@@ -38,6 +39,7 @@ from quantkit.verification.parity import (
     UNKNOWN,
     LayerDifference,
     Parity,
+    compare_enough,
     compare_outputs,
     compare_simulation,
     random_items,
@@ -118,6 +120,28 @@ def test_the_items_that_fill_a_fixed_batch_are_not_counted(tmp_path: Path) -> No
 
     assert found.layers_exact == 1.0
     assert found.exact * ITEMS == pytest.approx(round(found.exact * ITEMS))
+
+
+@pytest.mark.parametrize(
+    ("differ", "size", "asked"),
+    [
+        (0, 1000, [64]),  # nothing differs
+        (1, 1000, [64, 512]),  # one answer of 64
+        (0.5, 1000, [64]),  # half of one item's tokens
+        (1, 200, [64, 200]),
+        (1, 64, [64]),  # there are no more
+    ],
+)
+def test_more_items_are_compared_where_an_answer_differs(differ: float, size: int, asked: list[int]) -> None:
+    seen: list[int] = []
+
+    def compare(some: Subset) -> Parity:
+        seen.append(len(some))
+        return Parity(len(some), 1 - differ / len(some), 1.0, 1.0)
+
+    found = compare_enough(toys.subset(size, seed=8), compare)
+    assert seen == asked
+    assert found.items == asked[-1]
 
 
 def test_the_top_class_of_tokens_is_compared_at_every_position() -> None:

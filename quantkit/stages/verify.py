@@ -16,7 +16,7 @@ from quantkit.core.metric import Outputs
 from quantkit.core.spec import Allocation
 from quantkit.core.statistics import Verdict
 from quantkit.core.store import write_atomically
-from quantkit.data import KeptBatches
+from quantkit.data import KeptBatches, Subset
 from quantkit.export.companions import write_companions
 from quantkit.export.executed_layers import Executed
 from quantkit.export.onnx_file import saved, size_bytes
@@ -31,13 +31,11 @@ from quantkit.stages.capture import Network, example_feeds
 from quantkit.stages.judge import budget_for, float_outputs, labels_for
 from quantkit.stages.refused import write_alternative
 from quantkit.stages.weights import UNIFORM
-from quantkit.verification.parity import Parity, compare_outputs, compare_simulation
+from quantkit.verification.parity import Parity, compare_enough, compare_outputs, compare_simulation
 from quantkit.verification.verify import Latency, int8_share, judge, time_sessions
 
 if TYPE_CHECKING:
     from quantkit.settings.request import Request
-
-PARITY_ITEMS = 64  # of the gate split: equal bits on all of them are equal bits on 95 % of others at 95 %
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,8 +104,7 @@ def verify_plan(
     )  # fmt: skip
     times = [Latency(**row) for row in timed.value]
 
-    def simulate() -> Parity:
-        some = gate.first(PARITY_ITEMS)
+    def simulate(some: Subset) -> Parity:
         with bench.progress.stage("compare with the simulation", len(some), "items") as advance:
             placement, bank, batch = candidates.placement(allocation), candidates.weights(allocation), request.options.batch_size
             if candidates.runtime.SHOWS_CODES:
@@ -118,7 +115,8 @@ def verify_plan(
             return compare_outputs(network.captured, placement, bank, session, some, batch, advance)
 
     _profile(bench, request, network, candidates, final)
-    parity = bench.keep("simulation", {**on, "gate data": gate.fingerprint()}, simulate, Parity.from_json)
+    on_gate = {**on, "gate data": gate.fingerprint()}
+    parity = bench.keep("simulation", on_gate, lambda: compare_enough(gate, simulate), Parity.from_json)
     ran = candidates.runtime.read_executed(final, candidates.graph, candidates.placement(allocation), options, scratch)
     size = size_bytes(network.float_file)
     rows: dict[Baseline, int | None] = {Baseline("float", 0.0, 1.0 if times else None, 1.0): None}
