@@ -6,7 +6,8 @@
 Outputs of plans of each recipe are kept in --runs. Items are then drawn from them again and again, and judged by counting and from margins
 (`quantkit.core.statistics.decide`). Real labels are those of a few thousand items, whose own luck is as large as what is to be found, so
 labels are drawn as well, from the float network's probabilities at the temperature that fits the real labels best: then the true drop of
-a plan is known. On the real labels, estimate and count of all items are compared.
+a plan is known. On the real labels, estimate and count of all items are compared. `unlabelled` and `cross_fitting`: what more items would
+give (`more_items.py`).
 
 Needs the data and weights that the recipes name (QUANTKIT_DATA).
 """
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from known import known_figures, run_folder, write_figures
+from more_items import UNLABELLED, cross_fitting, gain, with_unlabelled
 from numpy.typing import NDArray
 
 from quantkit.core.metrics import METRICS
@@ -37,6 +39,7 @@ MIXED = 4  # plans beside the uniform ones, of each network
 MOST = 3.0  # points lost: a plan that loses more is decided by any items
 ITEMS, DRAWS = 400, 300
 SIZES = (50, 100, 200, 400, 800, 1600, 3200)
+MORE_DRAWS = 100
 POWER, POWER_DRAWS, MARGIN = 0.8, 60, 1.0  # kept in so many draws, where the budget is so many points above the true drop
 
 Floats = NDArray[np.float64]
@@ -142,6 +145,21 @@ def items_needed(world: World, *, with_margins: bool) -> float:
     return math.inf
 
 
+def more_items(world: World) -> dict[str, float]:
+    """What unlabelled items and calibration items would give at ITEMS labelled ones."""
+    rows, flips = [], []
+    for _ in range(MORE_DRAWS):
+        labelled = world.draw(ITEMS)
+        rows.append(with_unlabelled(labelled, world.draw(UNLABELLED * ITEMS)[:2]))
+        before, after, labels = labelled
+        flips.append(np.count_nonzero((before.argmax(axis=1) == labels) != (after.argmax(axis=1) == labels)))
+    estimates, differences = np.array(rows).T
+    return {
+        "unlabelled": gain(estimates, differences, float(np.mean(flips)), ITEMS),
+        "cross_fitting": cross_fitting(world.drop / 100, float(estimates.var())),
+    }
+
+
 def studied(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """What was found of each plan of one network."""
     labels, before = found["labels"].astype(np.int64), found["float"].astype(np.float64)
@@ -157,7 +175,7 @@ def studied(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         rows[plan] = {
             "drop": world.drop, **error_rates(world), "needed": needed[1],
             "needed_counted": needed[0] if math.isfinite(needed[0]) else None,
-            "needed_over_before": needed[1] / min(needed[0], SIZES[-1]),
+            "needed_over_before": needed[1] / min(needed[0], SIZES[-1]), **more_items(world),
             "real_items": len(labels), "real_estimate": whole.drop, "real_count": whole.float - whole.quantized,
             "real_deviations": deviations(before, world.after, labels),
         }  # fmt: skip
@@ -193,6 +211,8 @@ def main() -> None:
            for name, pick in (("max", max), ("mean", lambda values: float(np.mean(values))))},
         "real_deviations_max": max(abs(row["real_deviations"]) for row in rows if row["real_deviations"] is not None),
         "real_doubted": sum(row["real_deviations"] is None for row in rows),
+        **{f"{key}_{name}": pick([row[key] for row in rows]) for key in ("unlabelled", "cross_fitting")
+           for name, pick in (("median", lambda values: float(np.median(values))), ("min", min))},
         "items": ITEMS, "draws": DRAWS,
     }  # fmt: skip
     figures |= {
