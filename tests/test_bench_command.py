@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from quantkit.cli.bench_command import BAR
 from quantkit.core.errors import RequestError
 from quantkit.export.renaming import rename
 from quantkit.runtimes import ort_cpu
-from quantkit.verification import side_by_side
+from quantkit.verification import sittings
 from quantkit.verification.side_by_side import random_feeds, time_side_by_side
 
 
@@ -56,18 +57,21 @@ def test_the_table_names_what_differs(files: tuple[Path, Path], capfd: pytest.Ca
 
 
 def test_rounds_and_threads_are_those_that_are_asked_for(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen, opened = [], []
-    real = side_by_side.interleave
+    asked: list[dict[str, Any]] = []
+    real = subprocess.run
 
-    def spied(sessions: Any, feeds: Any, *, rounds: int) -> Any:
-        opened.append((rounds, sessions))
-        seen.append((rounds, [session.threads for session in sessions], next(iter(feeds.values())).shape))
-        return real(sessions, feeds, rounds=rounds)
+    def spied(command: list[str], **others: Any) -> Any:
+        asked.append(json.loads(Path(command[-1]).read_text()))
+        with np.load(asked[-1]["feeds"]) as arrays:
+            asked[-1]["shapes"] = [arrays[name].shape for name in arrays.files]
+        return real(command, **others)
 
-    monkeypatch.setattr(side_by_side, "interleave", spied)
-    time_side_by_side(files, threads=2, batch=3, runs=side_by_side.SITTINGS + 1, sides={}, folder=tmp_path, advance=lambda _: None)
-    assert seen == [(rounds, [2, 2], (3, 3, 10, 10)) for rounds in (2, *[1] * (side_by_side.SITTINGS - 1))]
-    assert len({id(session) for _, sessions in opened for session in sessions}) == 2 * side_by_side.SITTINGS
+    monkeypatch.setattr(sittings.subprocess, "run", spied)
+    time_side_by_side(files, threads=2, batch=3, runs=sittings.SITTINGS + 1, sides={}, folder=tmp_path, advance=lambda _: None)
+
+    assert [row["rounds"] for row in asked] == [2, *[1] * (sittings.SITTINGS - 1)]
+    assert all(row["threads"] == 2 and row["shapes"] == [(3, 3, 10, 10)] for row in asked)
+    assert [file["names"] for file in asked[0]["files"]] == [["x"], ["picture"]]
 
 
 def open_file(path: Path, sides: list[int | str]) -> Path:

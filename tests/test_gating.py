@@ -150,7 +150,8 @@ def test_conditions_that_mean_nothing_are_refused(said: dict[str, Any]) -> None:
 
 
 def test_each_condition_binds_where_it_is_tight_and_not_where_it_is_loose(made: Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "time_rounds", lambda sessions, example: np.array([[2.0, 2.1, 2.0, 2.2], [1.0, 1.05, 1.0, 1.1]]))
+    sitting = np.array([[2.0, 2.1, 2.0, 2.2], [1.0, 1.05, 1.0, 1.1]])
+    monkeypatch.setattr(check, "time_in_sittings", lambda *_, **__: [sitting, 1.01 * sitting])
     file, float_file = made.files.onnx, made.files.float_onnx
     size, share = file.stat().st_size, 100 * made.executed.int8_macs
     pairs: list[tuple[str, Any, Any]] = [
@@ -238,14 +239,14 @@ def test_what_it_takes_to_judge_is_asked_for_in_one_line(made: Result, tmp_path:
 def test_latency_is_timed_in_turn_on_the_threads_that_are_asked_for(made: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def timed(sessions: Any, example: Any) -> np.ndarray:
-        seen.update(files=[session.path.name for session in sessions], threads={session.threads for session in sessions})
-        return np.ones((2, 20))
+    def timed(runtime: Any, files: Any, example: Any, *, threads: int, seconds: float) -> list[np.ndarray]:
+        seen.update(files=[file.path.name for file in files], threads=threads)
+        return [np.ones((2, 20))] * 3
 
-    monkeypatch.setattr(check, "time_rounds", timed)
+    monkeypatch.setattr(check, "time_in_sittings", timed)
     gated = quantkit.gate(made.files.onnx, float_file=made.files.float_onnx, max_latency_ratio=1.0, threads=2)
 
-    assert seen == {"files": [made.files.float_onnx.name, "model.onnx"], "threads": {2}}
+    assert seen == {"files": [made.files.float_onnx.name, "model.onnx"], "threads": 2}
     assert found(gated, "max-latency-ratio").decision == "kept"
 
 

@@ -360,35 +360,34 @@ def test_plans_that_are_said_to_be_kept_are_kept_as_often_as_said(confidence: fl
     assert confidence <= np.mean(kept) < 1
 
 
-def timings(ratio: float, rounds: int, generator: np.random.Generator, spread: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Paired rounds whose ratios have that median."""
-    base = generator.lognormal(0, 0.3, rounds)
-    return ratio * base * np.exp(spread * generator.standard_normal(rounds)), base
+def sittings_of(ratio: float, count: int, generator: np.random.Generator, spread: float = 0.02) -> np.ndarray:
+    """Ratios of sittings about that one."""
+    return ratio * np.exp(spread * generator.standard_normal(count))
 
 
-def test_a_ratio_of_just_the_limit_is_called_kept_or_broken_about_as_rarely_as_promised() -> None:
+def test_a_ratio_of_just_the_limit_is_called_kept_or_broken_as_rarely_as_promised() -> None:
     generator = np.random.default_rng(5)
-    decisions = Counter(decide_ratio(*timings(0.6, 40, generator), 0.6, seed=seed).decision for seed in range(200))
+    decisions = Counter(decide_ratio(sittings_of(0.6, 6, generator), 0.6).decision for _ in range(2000))
 
-    # A bootstrap of a median is a little short of its level: 5 % and three standard errors of 200 draws.
-    assert max(decisions["kept"], decisions["broken"]) <= 0.1 * 200
+    for word in ("kept", "broken"):  # 5 %, and three standard errors of 2,000 draws
+        assert 0.035 * 2000 <= decisions[word] <= 0.065 * 2000
 
 
 @pytest.mark.parametrize(("ratio", "decision"), [(0.5, "kept"), (0.7, "broken"), (0.601, "undecided")])
 def test_a_ratio_is_decided_by_its_one_sided_bounds(ratio: float, decision: str) -> None:
-    found = decide_ratio(*timings(ratio, 100, np.random.default_rng(1)), 0.6)
+    ratios = sittings_of(ratio, 6, np.random.default_rng(1))
+    found = decide_ratio(ratios, 0.6)
 
-    assert found.decision == decision and found.n == 100 and found.low < found.ratio < found.high
-    assert (found.ratio, found.low, found.high) == ratio_interval(*timings(ratio, 100, np.random.default_rng(1)))
+    assert found.decision == decision and found.n == 6 and found.low < found.ratio < found.high
+    assert (found.ratio, found.low, found.high) == sittings_interval(ratios)
 
 
-def test_so_many_rounds_as_are_said_to_decide_do() -> None:
-    found = decide_ratio(*timings(0.59, 40, np.random.default_rng(2)), 0.6)
-    assert found.decision == "undecided" and found.rounds_to_decide is not None
-    times = [np.tile(row, -(-found.rounds_to_decide // 40)) for row in timings(0.59, 40, np.random.default_rng(2))]
-
-    assert decide_ratio(times[0], times[1], 0.6).decision != "undecided"
-    assert decide_ratio(np.ones(9), np.ones(9), 0.6).rounds_to_decide is None
+def test_so_many_sittings_as_are_said_to_decide_do() -> None:
+    ratios = sittings_of(0.595, 6, np.random.default_rng(2))
+    found = decide_ratio(ratios, 0.6)
+    assert found.decision == "undecided" and found.sittings_to_decide is not None
+    assert decide_ratio(np.tile(ratios, -(-found.sittings_to_decide // 6)), 0.6).decision != "undecided"
+    assert decide_ratio(np.ones(9), 1.0).sittings_to_decide is None
 
 
 @pytest.mark.parametrize(

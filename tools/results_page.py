@@ -192,7 +192,8 @@ SECTIONS = (
         "items.json", "Items that a verdict needs", r"(?:(\w+)\.)?(\w+)", "python tools/bench_items.py",
         "Verdicts from margins against counted ones, on outputs of real networks: the items needed to call a drop kept whose budget is a "
         "point larger, how often a drop that equals the budget is called kept or broken (`draws` times `items` items), and standard errors "
-        "between estimate and count on the real labels.",
+        "between estimate and count on the real labels. `unlabelled`, `cross_fitting`: the variance with unlabelled items, and a search's "
+        "doubt with calibration items, over those without.",
     ),
     Section(
         "scale.json", "Workers", r"(?:workers|kill|cuda|eta)\.([\w.]+)", "python tools/bench_scale.py",

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil, exp, log, sqrt
 
 import numpy as np
 from scipy.stats import t as student
 
-from quantkit.core.statistics import ERROR_RATE, INTERVAL, NORMAL, Decision, Floats
+from quantkit.core.statistics import ERROR_RATE, INTERVAL, Decision, Floats
 
 
 @dataclass(frozen=True, slots=True)
 class RatioVerdict:
-    """What `n` rounds say of a ratio of timings; `low` and `high` bound it with 95 % confidence. `rounds_to_decide` as of a `Verdict`."""
+    """What `n` sittings say of a ratio of timings, with its 95 % bounds; `sittings_to_decide` as `items_to_decide` of a `Verdict`."""
 
     decision: Decision
     n: int
     ratio: float
     low: float
     high: float
-    rounds_to_decide: int | None
+    sittings_to_decide: int | None
 
 
-def decide_ratio(numerator_ms: Floats, denominator_ms: Floats, at_most: float, seed: int = 0) -> RatioVerdict:
-    """Kept (broken) where the one-sided 95 % bound of the ratio is at most (above) `at_most`."""
-    ratio, medians = _ratios(numerator_ms, denominator_ms, seed)
-    low, least, most, high = (float(bound) for bound in np.quantile(medians, (INTERVAL[0], ERROR_RATE, 1 - ERROR_RATE, INTERVAL[1])))
-    decision: Decision = "kept" if most <= at_most else "broken" if least > at_most else "undecided"
-    rounds, needed = len(numerator_ms), None
+def decide_ratio(ratios: Floats, at_most: float) -> RatioVerdict:
+    """Kept (broken) where the one-sided 95 % bound of the ratio, over two sittings' or more, is at most (above) `at_most`."""
+    ratio, low, high = sittings_interval(ratios)
+    reach, count = exp(_half(ratios, 1 - ERROR_RATE)), len(ratios)
+    decision: Decision = "kept" if ratio * reach <= at_most else "broken" if ratio / reach > at_most else "undecided"
+    needed = None
     if decision == "undecided" and ratio != at_most:
-        z = NORMAL.inv_cdf(1 - ERROR_RATE)
-        needed = max(rounds + 1, ceil(rounds * float(medians.var()) * (z / (at_most - ratio)) ** 2))
-    return RatioVerdict(decision, rounds, ratio, low, high, needed)
+        needed = max(count + 1, ceil(count * (log(reach) / log(at_most / ratio)) ** 2))
+    return RatioVerdict(decision, count, ratio, low, high, needed)
 
 
 def ratio_interval(numerator_ms: Floats, denominator_ms: Floats, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
@@ -44,10 +43,13 @@ def ratio_interval(numerator_ms: Floats, denominator_ms: Floats, seed: int = 0, 
 
 def sittings_interval(ratios: Floats) -> tuple[float, float, float]:
     """The mean of two sittings' ratios or more, and its 95 % interval, by Student's t over their logarithms."""
-    logs = np.log(np.asarray(ratios, dtype=np.float64))
-    half = float(student.ppf(INTERVAL[1], len(logs) - 1)) * float(logs.std(ddof=1)) / sqrt(len(logs))
-    low, middle, high = (float(np.exp(logs.mean() + step)) for step in (-half, 0.0, half))
-    return middle, low, high
+    middle, reach = exp(float(np.log(ratios).mean())), exp(_half(ratios, INTERVAL[1]))
+    return middle, middle / reach, middle * reach
+
+
+def _half(ratios: Floats, level: float) -> float:
+    """How far the bound at `level` is from the mean, in logarithms."""
+    return float(student.ppf(level, len(ratios) - 1)) * float(np.log(ratios).std(ddof=1)) / sqrt(len(ratios))
 
 
 def _ratios(numerator_ms: Floats, denominator_ms: Floats, seed: int, resamples: int = 2000) -> tuple[float, Floats]:

@@ -32,7 +32,8 @@ from quantkit.settings.options import Options
 from quantkit.settings.request import Check, resolve_items
 from quantkit.targets import find_target
 from quantkit.verification.side_by_side import random_feeds
-from quantkit.verification.verify import time_rounds
+from quantkit.verification.sittings import TimedFile, ratios_to_first, time_in_sittings
+from quantkit.verification.verify import LATENCY_SECONDS
 
 SCHEMA = 1
 
@@ -274,11 +275,9 @@ def _latency(bench: _Bench, at_most: float) -> Finding:
     if bench.check is not None:
         count = len(next(iter(example.values())))
         example = feeds(next(iter(bench.check.items.batches(count))), tuple(example))
-    sessions = [
-        bench.runtime.open_file(file, threads=bench.options.threads, options=bench.session_options, example=example) for file in bench.pair
-    ]
-    times = time_rounds(sessions, example)
-    return judge_latency(decide_ratio(times[1], times[0], at_most, bench.options.seed), at_most, bench.options.undecided)
+    files = [TimedFile(file, bench.session_options) for file in bench.pair]
+    sittings = time_in_sittings(bench.runtime, files, example, threads=bench.options.threads, seconds=LATENCY_SECONDS)
+    return judge_latency(decide_ratio(ratios_to_first(sittings, 1), at_most), at_most, bench.options.undecided)
 
 
 def _shown(path: Path) -> str:

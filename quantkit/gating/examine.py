@@ -34,7 +34,8 @@ from quantkit.verification import probe
 from quantkit.verification.lint.graph_view import View, read, title
 from quantkit.verification.parity import Parity, compare_simulation, random_items
 from quantkit.verification.side_by_side import random_feeds
-from quantkit.verification.verify import Latency, judge, time_sessions
+from quantkit.verification.sittings import TimedFile
+from quantkit.verification.verify import Latency, judge, time_files
 
 WEIGHTED = (
     "Conv",
@@ -218,8 +219,7 @@ def examine_file(
             budget, verdict = judge_files(runtime, options, (float_file, file), check, batch_size, seed)
             example = feeds(next(iter(check.items.batches(len(next(iter(example.values())))))), tuple(example))
         if runtime.TIMES:
-            sessions = [runtime.open_file(each, threads=threads, options=options, example=example) for each in (float_file, file)]
-            latency = time_sessions(sessions, example)[1]
+            latency = time_files(runtime, [TimedFile(each, options) for each in (float_file, file)], example, threads)[1]
     return Examined(file, float_file, nodes, mismatches, budget, verdict, latency, saturation, options, None)
 
 

@@ -68,14 +68,14 @@ def judge_drop(verdict: Verdict, budget: float, metric: Metric, undecided: str) 
 
 
 def judge_latency(verdict: RatioVerdict, at_most: float, undecided: str) -> Finding:
-    """From the paired rounds."""
+    """From the sittings."""
     text = (
         f"{verdict.ratio:.3f} of the reference's time, at most {at_most:.3f} allowed "
-        f"(95 % interval {verdict.low:.3f} to {verdict.high:.3f}, {verdict.n} rounds)"
+        f"(95 % interval {verdict.low:.3f} to {verdict.high:.3f}, {verdict.n} sittings)"
     )
     return Finding(
         "max-latency-ratio", verdict.decision, stands(verdict.decision, verdict.ratio <= at_most, undecided), verdict.ratio, at_most, "x",
-        text, verdict.low, verdict.high, verdict.n, "rounds", verdict.rounds_to_decide,
+        text, verdict.low, verdict.high, verdict.n, "sittings", verdict.sittings_to_decide,
     )  # fmt: skip
 
 

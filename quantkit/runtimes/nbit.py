@@ -16,9 +16,10 @@ from quantkit.runtimes.ort_cpu import kernels, layer_ms
 from quantkit.runtimes.runtime import Rival
 from quantkit.targets.placement import Placement
 
-__all__ = ["SHOWS_CODES", "TIMES", "kernels", "layer_ms", "open_file", "read_executed", "write_rivals"]
+__all__ = ["SHOWS_CODES", "SITTING", "TIMES", "kernels", "layer_ms", "open_file", "read_executed", "write_rivals"]
 
 TIMES, SHOWS_CODES = False, False
+SITTING: Path | None = None
 
 
 def open_file(path: Path, *, threads: int, options: Mapping[str, str], example: Feeds | None = None) -> OnnxRuntimeSession:

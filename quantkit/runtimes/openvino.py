@@ -22,6 +22,7 @@ from quantkit.runtimes.runtime import Kernel, Rival
 from quantkit.targets.placement import Placement
 
 TIMES, SHOWS_CODES = True, False  # a tensor that is read from outside is not fused away
+SITTING: Path | None = None
 INTEGERS = ("u8", "i8")
 KINDS: Mapping[str, tuple[str, ...]] = {
     "conv": ("Convolution", "GroupConvolution"),

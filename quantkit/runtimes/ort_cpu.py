@@ -27,6 +27,7 @@ from quantkit.runtimes.static_quantizer import quantize_with_onnxruntime
 from quantkit.targets.placement import Placement
 
 TIMES, SHOWS_CODES = True, True
+SITTING: Path | None = Path(__file__).with_name("sitting.py")
 REFUSALS = (
     binding.Fail,
     binding.InvalidArgument,

@@ -44,6 +44,11 @@ class Runtime(Protocol):
         """Whether a file that also answers with its codes runs as it would without."""
         ...
 
+    @property
+    def SITTING(self) -> Path | None:  # noqa: N802
+        """The script that times files in a process of its own (`sitting.py` says how it is called); None where there is none."""
+        ...
+
     def open_file(self, path: Path, *, threads: int, options: Mapping[str, str], example: Feeds | None = None) -> Session:
         """Open `path`; `example` has the only shapes that will be fed, where they are known."""
         ...

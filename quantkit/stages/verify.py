@@ -32,7 +32,8 @@ from quantkit.stages.judge import budget_for, float_outputs, labels_for
 from quantkit.stages.refused import write_alternative
 from quantkit.stages.weights import UNIFORM
 from quantkit.verification.parity import Parity, compare_enough, compare_outputs, compare_simulation
-from quantkit.verification.verify import Latency, int8_share, judge, time_sessions
+from quantkit.verification.sittings import TimedFile
+from quantkit.verification.verify import Latency, int8_share, judge, time_files
 
 if TYPE_CHECKING:
     from quantkit.settings.request import Request
@@ -162,14 +163,14 @@ def _judge(bench: Workbench, request: Request, network: Network, candidates: Can
 
 
 def _time(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]) -> Plain:
-    """The float file, the plan's and the rivals', timed side by side in one run; nothing where times mean nothing."""
+    """The float file, the plan's and the rivals', timed side by side; nothing where times mean nothing."""
     runtime, options, example = candidates.runtime, network.target.SESSION_OPTIONS, example_feeds(request, network)
     if not runtime.TIMES:
         return Plain([])
-    opened = [(network.float_file, options), (final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]
+    files = [TimedFile(network.float_file, options), TimedFile(final, options)]
+    files += [TimedFile(rival.path, {**options, **rival.options}) for rival in rivals]
     with bench.progress.stage("time the files side by side"):
-        sessions = [runtime.open_file(path, threads=request.options.threads, options=own, example=example) for path, own in opened]
-        return Plain([asdict(latency) for latency in time_sessions(sessions, example)])
+        return Plain([asdict(latency) for latency in time_files(runtime, files, example, request.options.threads)])
 
 
 def _profile(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path) -> None:

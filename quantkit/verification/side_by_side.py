@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from quantkit.allocation.costs.timing import interleave, rounds_within
 from quantkit.core.errors import ModelError, RequestError
-from quantkit.core.metric import Outputs
-from quantkit.core.ratios import ratio_interval, sittings_interval
 from quantkit.loading.from_onnx.opening import file_bytes, open_model
-from quantkit.runtimes.evaluation import Feeds, Session
-from quantkit.runtimes.ort_cpu import node_times, open_file, peak_activation_bytes
+from quantkit.runtimes import ort_cpu
+from quantkit.runtimes.ort_cpu import node_times, peak_activation_bytes
+from quantkit.verification.sittings import TimedFile, interval_to_first, median_ms, time_in_sittings
 
 FED: Mapping[int, Any] = {
     onnx.TensorProto.FLOAT: np.float32,
@@ -28,7 +24,6 @@ FED: Mapping[int, Any] = {
     onnx.TensorProto.BOOL: np.bool_,
 }
 SECONDS = 6.0  # for all files together, unless a number of rounds is asked for
-SITTINGS = 6  # each opens the files anew: what its rounds share, where weights lie and who is busy beside, they cannot tell
 PROFILED = 20  # runs that the time of each operator is the median of
 
 
@@ -66,7 +61,7 @@ def time_side_by_side(
     folder: Path,
     advance: Callable[[int], None],
 ) -> tuple[Timed, ...]:
-    """Every file on the same random inputs, interleaved; `runs` rounds, or as many as fit in SECONDS, in SITTINGS.
+    """Every file on the same random inputs, interleaved; `runs` rounds, or as many as fit in SECONDS, in sittings.
 
     `sides` are shapes of inputs by name, where the files leave more open than the batch. Files whose inputs have other names are fed by
     order. Raises RequestError for inputs that are not alike, ModelError for a file that is none or is refused.
@@ -77,21 +72,19 @@ def time_side_by_side(
         if [array.shape for array in other.values()] != [array.shape for array in first]:
             mine, theirs = (", ".join("x".join(map(str, array.shape)) for array in some) for some in (first, other.values()))
             raise RequestError(f"{path} takes {theirs}", f"what {paths[0]} takes: {mine}", "compare forms of one network")
-    opened = partial(_opened, threads=threads)
-    rounds = runs or rounds_within(opened(paths[:1], feeds)[0], feeds[0], SECONDS / len(paths))
-    parts = np.array_split(range(rounds), min(SITTINGS, rounds))
-    sittings = [interleave(opened(paths, feeds), feeds[0], rounds=len(part)) for part in parts]
+    files = [TimedFile(path, names=tuple(given)) for path, given in zip(paths, feeds, strict=True)]
+    sittings = time_in_sittings(ort_cpu, files, feeds[0], threads=threads, seconds=SECONDS, rounds=runs)
     advance(len(paths))
     found = []
     for place, path in enumerate(paths):
         operators: dict[str, float] = defaultdict(float)
-        fed = _named(tuple(feeds[place]), feeds[0])
+        fed = dict(zip(feeds[place], feeds[0].values(), strict=True))
         nodes = node_times(path, fed, threads=threads, options={}, runs=PROFILED, folder=folder)
         for node in nodes:
             operators[node.operator] += node.ms
         peak = peak_activation_bytes(nodes, fed, [value.name for value in open_model(path).graph.output])
-        ms = float(np.median(np.concatenate([sitting[place] for sitting in sittings])))
-        found.append(Timed(path, file_bytes(path), ms, *_ratio(sittings, place), dict(operators), peak))
+        ratio = interval_to_first(sittings, place)
+        found.append(Timed(path, file_bytes(path), median_ms(sittings, place), *ratio, dict(operators), peak))
         advance(1)
     return tuple(found)
 
@@ -116,33 +109,3 @@ def random_feeds(path: Path, *, batch: int = 1, sides: Mapping[str, Sequence[int
                 raise RequestError(f"shape {'x'.join(map(str, shape))} for input {entry.name!r} of {path}", text, "correct --shape")
             found[entry.name] = random.standard_normal(shape).astype(FED[kind])
     return found
-
-
-def _ratio(sittings: Sequence[NDArray[np.float64]], place: int) -> tuple[float, float, float]:
-    """Of a file's time to the first's, with its interval: over sittings, or over rounds where there is one sitting."""
-    if len(sittings) == 1:
-        return ratio_interval(sittings[0][place], sittings[0][0])
-    return sittings_interval(np.array([np.median(sitting[place] / sitting[0]) for sitting in sittings]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Fed:
-    """A session that takes another file's inputs by order."""
-
-    session: Session
-    names: tuple[str, ...]
-
-    @property
-    def threads(self) -> int:
-        return self.session.threads
-
-    def run(self, feeds: Feeds, /) -> Outputs:
-        return self.session.run(_named(self.names, feeds))
-
-
-def _opened(paths: Sequence[Path], feeds: Sequence[Feeds], *, threads: int) -> list[_Fed]:
-    return [_Fed(open_file(path, threads=threads, options={}), tuple(given)) for path, given in zip(paths, feeds, strict=False)]
-
-
-def _named(names: Sequence[str], feeds: Feeds) -> Feeds:
-    return dict(zip(names, feeds.values(), strict=True))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantkit.allocation.costs.timing import interleave, rounds_within
 from quantkit.core.graph import Graph
@@ -15,7 +14,8 @@ from quantkit.core.metric import Metric, Outputs
 from quantkit.core.ratios import ratio_interval
 from quantkit.core.statistics import Verdict, decide
 from quantkit.export.executed_layers import Executed
-from quantkit.runtimes.evaluation import Feeds, Session
+from quantkit.runtimes import Feeds, Runtime, Session
+from quantkit.verification.sittings import TimedFile, interval_to_first, median_ms, time_in_sittings
 
 LATENCY_SECONDS = 8.0
 
@@ -55,17 +55,21 @@ def judge(metric: Metric, reference: Outputs, outputs: Outputs, labels: Any, bud
 
 
 def time_sessions(sessions: Sequence[Session], example: Feeds) -> tuple[Latency, ...]:
-    """The latency of every file against the first, all interleaved in one run."""
-    times = time_rounds(sessions, example)
+    """The latency of every file against the first, all interleaved in one sitting of LATENCY_SECONDS."""
+    times = interleave(sessions, example, rounds=rounds_within(sessions[0], example, LATENCY_SECONDS / len(sessions)))
     batch = len(next(iter(example.values())))
     base, *medians = (float(median) for median in np.median(times, axis=1))
     rows = zip((base, *medians), times, strict=True)
     return tuple(Latency(base, median, *ratio_interval(row, times[0]), sessions[0].threads, batch) for median, row in rows)
 
 
-def time_rounds(sessions: Sequence[Session], example: Feeds) -> NDArray[np.float64]:
-    """Milliseconds of one inference, shape [files, rounds], interleaved: as many rounds as fit into LATENCY_SECONDS."""
-    return interleave(sessions, example, rounds=rounds_within(sessions[0], example, LATENCY_SECONDS / len(sessions)))
+def time_files(runtime: Runtime, files: Sequence[TimedFile], example: Feeds, threads: int) -> tuple[Latency, ...]:
+    """The latency of every file against the first, over sittings of LATENCY_SECONDS together: as sure as sittings differ."""
+    sittings = time_in_sittings(runtime, files, example, threads=threads, seconds=LATENCY_SECONDS)
+    base, batch = median_ms(sittings, 0), len(next(iter(example.values())))
+    return tuple(
+        Latency(base, median_ms(sittings, place), *interval_to_first(sittings, place), threads, batch) for place in range(len(files))
+    )
 
 
 def int8_share(graph: Graph, found: Executed) -> float:
