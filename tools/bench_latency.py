@@ -7,13 +7,15 @@
 `median_error_percent` and `rank_correlation`: what a run's table predicts of 28 random plans that it never saw, against their files' own
 times. `table_seconds`: what the table took. `repeatability.held`: of CLAIMS comparisons of two files, each in a process of its own, how
 many have the median of the others within their own interval. `budgets.met`: allocations with `--minimize drop --max-latency`, and in how
-many the file, timed once more, is within the bound or its interval reaches it.
+many the file, timed once more, is within the bound or its interval reaches it. `over_bops_plan`: the time of the plan that
+is searched for by time over that of the one by bit operations, under the same promise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench import BUDGETS as MAX_DROP
 from bench_devices import kit_of
 from known import known_figures, run_folder, write_figures
 from scipy.stats import spearmanr
@@ -33,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = ("resnet44", "squeezenet1_1", "mobilenet_v2", "minilm_sst2")
 ALIKE = 2  # the first plans of a kit are uniform, and every table was fitted to those
 CLAIMS, BUDGETS = 5, 5  # of each network
-PARTS = ("tables", "repeatability", "budgets")
+PARTS = ("tables", "repeatability", "budgets", "bops")
 
 
 def tables(name: str, folder: Path) -> dict[str, float]:
@@ -94,7 +97,24 @@ def budgets(name: str, folder: Path) -> dict[str, float]:
     return {"budgets": float(BUDGETS), "met": float(met), "met_by_point": float(strictly)}
 
 
-MEASURES: dict[str, Callable[[str, Path], dict[str, float]]] = {"tables": tables, "repeatability": repeatability, "budgets": budgets}
+def bops(name: str, folder: Path) -> dict[str, float]:
+    """Plans searched for by bit operations and by time, in the same run and under the same promise, timed side by side."""
+    run, _ = kit_of(name, folder)
+    files, drops = [], []
+    for objective in ("bops", "latency"):
+        command = [sys.executable, "-m", "quantkit", "allocate", str(ROOT / "recipes" / f"{name}.py"), "--run", str(run), "--json"]
+        command += ["--minimize", objective, "--max-drop", str(MAX_DROP.get(name, 0.5)), "--certificate", "0"]
+        subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+        result = json.loads((run / "result.json").read_text())
+        files.append(shutil.copy(result["files"]["onnx"], run / f"by-{objective}.onnx"))
+        drops.append(result["verdict"]["drop"])
+    ratio, low, high = compared(*map(Path, files))
+    return {"over_bops_plan": ratio, "low": low, "high": high, "bops_plan_drop": drops[0], "drop": drops[1]}
+
+
+MEASURES: dict[str, Callable[[str, Path], dict[str, float]]] = {
+    "tables": tables, "repeatability": repeatability, "budgets": budgets, "bops": bops,
+}  # fmt: skip
 
 
 def totals(known: dict[str, Any]) -> dict[str, float]:

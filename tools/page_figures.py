@@ -443,6 +443,10 @@ def timing(results: Results) -> str:
             f"Of {found['budgets.budgets']:.0f} bounds on latency that were asked for, {found['budgets.met']:.0f} were kept by the file "
             f"when it was timed once more, {found['budgets.met_by_point']:.0f} of them by the point, the others by the interval."
         )
+    over = {key.split(".")[0]: value for key, value in found.items() if key.endswith(".over_bops_plan")}
+    if over:
+        ratios = ", ".join(f"{number(value)} ({name})" for name, value in over.items())
+        told.append(f"The plan that is searched for by time takes {ratios} of the time of the one by bit operations, under the same promise.")
     return "\n\n".join([
         "Plans that the table never saw, one thread, batch 1 (`python tools/bench_latency.py`, [figures](results/index.md#latency)):",
         table(("network", "plans", "median error, %", "rank correlation", "seconds for the table"), rows),

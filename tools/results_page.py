@@ -98,9 +98,10 @@ SECTIONS = (
         "`w8a4` and `w4a4` are of the modelled target `nbit`.",
     ),
     Section(
-        "timing.json", "Latency", r"((?:repeatability|budgets)\.\w+)|(\w+(?:\.repeatability|\.budgets)?)\.(\w+)",
+        "timing.json", "Latency", r"((?:repeatability|budgets)\.\w+)|(\w+(?:\.repeatability|\.budgets|\.bops)?)\.(\w+)",
         "python tools/bench_latency.py",
-        "Random plans that a run's table of latencies never saw, comparisons of two files made again, and bounds that were asked for.",
+        "Random plans that a run's table of latencies never saw, comparisons of two files made again, bounds that were asked for, and the "
+        "plan by time over the plan by bit operations under one promise.",
     ),
     Section(
         "latency.json", "Latency on another device", r"(transfer\.\w+)|(\w+\.\w+)\.((?:prior\.)?\w+)", "python tools/bench_devices.py",
