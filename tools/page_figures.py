@@ -446,7 +446,7 @@ def timing(results: Results) -> str:
     over = {key.split(".")[0]: value for key, value in found.items() if key.endswith(".over_bops_plan")}
     if over:
         ratios = ", ".join(f"{number(value)} ({name})" for name, value in over.items())
-        told.append(f"The plan that is searched for by time takes {ratios} of the time of the one by bit operations, under the same promise.")
+        told.append(f"Under one promise, the plan by time takes {ratios} of the time of the plan by bit operations.")
     return "\n\n".join([
         "Plans that the table never saw, one thread, batch 1 (`python tools/bench_latency.py`, [figures](results/index.md#latency)):",
         table(("network", "plans", "median error, %", "rank correlation", "seconds for the table"), rows),
