@@ -22,8 +22,8 @@ from quantkit.runtimes import Feeds, Runtime
 
 Times = NDArray[np.float64]  # milliseconds of one inference, [files, rounds]
 
-SITTINGS = 6
-LEAST, MOST = 3, 50  # rounds of one, where no number is asked for
+SITTINGS = 10
+LEAST, MOST = 3, 30  # rounds of one, where no number is asked for
 
 
 @dataclass(frozen=True, slots=True)
