@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from quantkit.core.metrics import METRICS
 from quantkit.core.spec import parse_allocation, parse_scheme
 from quantkit.core.statistics import Expectation
 from quantkit.core.store import Run
+from quantkit.core.workers import Here
 from quantkit.data import KeptBatches, Subset
 from quantkit.runtimes.evaluation import evaluate, open_session
 from quantkit.stages import judge as room
+from quantkit.stages import looks
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.judge import Judge
 from quantkit.verification.verify import judge as verdict_of
@@ -51,7 +54,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seen.append(session.path)
         return evaluate(session, *arguments)
 
-    monkeypatch.setattr(room, "evaluate", spy)
+    monkeypatch.setattr(looks, "evaluate", spy)
     return seen
 
 
@@ -88,6 +91,43 @@ def test_what_is_measured_is_the_emitted_file_on_the_search_split(judge: Judge, 
     assert measured.figures["float"] - measured.figures["quantized"] == pytest.approx(drop)
     assert measured.figures["bytes"] == path.stat().st_size
     assert measured.figures["low"] <= measured.drop <= measured.figures["high"]
+
+
+@dataclass
+class Two:
+    """Two workers, which are this process."""
+
+    asked: list[int]
+    count = 2
+
+    def run(self, task: Any, shared: Any, parts: Iterable[Any]) -> Iterator[Any]:
+        shared = pickle.loads(pickle.dumps(replace(shared, standard=replace(shared.standard, metric=None))))
+        shared = replace(shared, standard=replace(shared.standard, metric=METRICS["top1"]))
+        for part in parts:
+            self.asked.append(len(part))
+            yield task(shared, part)
+
+
+def test_workers_see_of_a_candidate_what_this_process_sees(judge: Judge) -> None:
+    wanted, workers = plans("w4a8", "w8a8", "w4a8"), Two([])
+    judge.measure(wanted[1])
+    assert list(judge.measure_apart(wanted, workers, lambda: False)) == wanted[:1]
+    apart = judge.measure(wanted[0])
+
+    assert workers.asked == [apart["bytes"]] and judge.knows(wanted[0])
+    assert replace(judge, key="here").measure(wanted[0]) == apart
+    assert len(list(judge.candidates.folder.glob("candidate-*"))) == 0
+
+
+@pytest.mark.parametrize("why", ["this process is alone", "the metric is the user's", "the items are too many", "it is late"])
+def test_nothing_is_sent_where_it_should_not_be(judge: Judge, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers: Any = Here() if why == "this process is alone" else Two([])
+    if why == "the metric is the user's":
+        judge = replace(judge, metric=replace(METRICS["top1"], source="def top1"))
+    if why == "the items are too many":
+        monkeypatch.setattr(looks, "KEPT_BYTES", 1000)
+    assert list(judge.measure_apart(plans("w4a8"), workers, lambda: why == "it is late")) == []
+    assert not judge.knows(plans("w4a8")[0]) and getattr(workers, "asked", []) == []
 
 
 def test_float_loses_nothing(judge: Judge) -> None:
@@ -128,9 +168,9 @@ def test_broken_anchors_say_nothing_about_small_losses(judge: Judge, monkeypatch
         return fit(*told)
 
     monkeypatch.setattr(room.Expectation, "fit", spy)
-    looks = {"w8a8": 0.01, "w4a8": 1.0}
-    for scheme, divergence in looks.items():
-        monkeypatch.setattr(room, "divergence", lambda *_, value=divergence: value)
+    apart = {"w8a8": 0.01, "w4a8": 1.0}
+    for scheme, divergence in apart.items():
+        monkeypatch.setattr(looks, "divergence", lambda *_, value=divergence: value)
         judge.measure(plans(scheme)[0])
     measure = judge.expect(plans("w8a8", "w4a8"))
     measure(plans("w4a8")[0])

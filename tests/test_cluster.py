@@ -20,6 +20,7 @@ from quantkit import pipeline
 from quantkit.core.environment import describe
 from quantkit.core.errors import ClusterError, ConfigError, RequestError
 from quantkit.core.progress import Silent
+from quantkit.core.store import Run
 from quantkit.core.workers import Here
 from quantkit.data import Batch
 from quantkit.runs.cluster import Cluster, check_alike, open_workers
@@ -27,6 +28,7 @@ from quantkit.sensitivity import gram, kl
 from quantkit.settings.config import load_config
 from quantkit.settings.options import Options
 from quantkit.settings.request import resolve
+from quantkit.stages import judge
 
 distributed = pytest.importorskip("distributed")
 
@@ -152,10 +154,19 @@ def test_what_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_a_measurement_has_the_same_tables_and_plans_with_and_without(tmp_path: Path) -> None:
-    """Weights, those of each plan in its own network, scores, and the names under which they are kept; times are modelled, so the same."""
+def test_a_measurement_has_the_same_tables_and_plans_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, those of each plan in its own network, scores, what candidates lose, and the names under which they are kept; times are
+    modelled, so the same.
+    """
     images, labels = toys.images(160, seed=1)
-    found = []
+    found, looks, sent = [], [], []
+    real = judge.Shipped
+
+    def spied(*given: Any) -> Any:
+        sent.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(judge, "Shipped", spied)
     for name, workers in (("here", None), ("there", 2)):
         said: Any = {
             "data": [Batch({"x": images}, labels)], "run": tmp_path / name, "workers": workers, "certificate": 3,
@@ -164,6 +175,10 @@ def test_a_measurement_has_the_same_tables_and_plans_with_and_without(tmp_path: 
         measured = pipeline.measure(resolve(toys.trained(), said, promised=False), Silent())
         stages = sorted((measured.run / "stages").iterdir())
         found.append([path for path in stages if path.name.startswith(("weights", "scores", "plan"))])
+        with Run(measured.run) as store:
+            looks.append({record["key"]: record["look"] for record in store.records()})
+        assert len(sent) == (0 if workers is None else 2)  # a few of the front and the uniform ones, then those that are fitted to
+    assert looks[0] == looks[1] and len(looks[0]) > 20
     here, there = found
     assert [path.name for path in here] == [path.name for path in there] and len(here) > 5
     for one, other in zip(here, there, strict=True):

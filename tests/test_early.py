@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from quantkit.core.metrics import METRICS
 from quantkit.data import Batch, KeptBatches, collect, whole
 from quantkit.runtimes.evaluation import Early, evaluate
-from quantkit.stages.judge import EARLY, Judge
+from quantkit.stages.judge import Judge
+from quantkit.stages.looks import EARLY
 
 ITEMS, CLASSES = 300, 4
 

@@ -15,8 +15,9 @@ from quantkit.core.table import Interactions, Table
 from quantkit.data import KeptBatches
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import EVERYTHING, Request
-from quantkit.stages.judge import Judge, first_items
-from quantkit.stages.search import measure_anchors
+from quantkit.stages.judge import Judge
+from quantkit.stages.looks import first_items
+from quantkit.stages.search import measure_anchors, measure_apart
 
 TRAINED = {"fast": 24, "balanced": 16, "best": 16}  # plans that are fitted to, by effort
 ITEMS = 128  # of the search split, for each of these plans: the same ones, so that their noise is shared and ranks stand
@@ -116,11 +117,11 @@ def _measured(
 ) -> tuple[MeasuredLoss, ...]:
     """Each plan's divergence, as far as the time reaches."""
     found: list[MeasuredLoss] = []
-    judge.candidates.prepare([plan for plan in plans if not judge.knows(plan)], bench.is_late)
+    apart = measure_apart(bench, judge, plans, advance)
     for plan in plans:
         if judge.knows(plan) or not bench.is_late():
             found.append((plan, judge.measure(plan)["divergence"]))
-        advance(1)
+        advance(plan not in apart)
     return tuple(found)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,26 +12,23 @@ from numpy.typing import NDArray
 
 from quantkit.allocation.search import Measured
 from quantkit.core.environment import describe
-from quantkit.core.metric import NO_LABEL, Metric, Outputs, check_budget, divergence, unpadded
+from quantkit.core.metric import NO_LABEL, Metric, Outputs, check_budget, unpadded
 from quantkit.core.metrics import METRICS
 from quantkit.core.sources import code_of
 from quantkit.core.spec import Allocation, parse_allocation
 from quantkit.core.statistics import EVEN, UNKNOWN_RATE, Expectation, asked_for, can_be_kept, looked_at, noise
 from quantkit.core.store import Run, fingerprint
+from quantkit.core.workers import Workers
 from quantkit.data import KeptBatches, Subset, check_labels
-from quantkit.export.onnx_file import content_digest, size_bytes
+from quantkit.export.onnx_file import content_digest, has_data, size_bytes
 from quantkit.runs.workbench import Workbench
-from quantkit.runtimes.evaluation import Early, evaluate
+from quantkit.runtimes.evaluation import evaluate
 from quantkit.stages.candidates import Candidates
-from quantkit.verification.verify import judge
+from quantkit.stages.looks import NEAR, Shipped, Standard, look_apart
 
 if TYPE_CHECKING:
     from quantkit.settings.request import Request
 
-# Beyond 0.2 nats a network is broken, and says nothing about small losses. A squared distance is what a loss is made of, however large.
-NEAR = {"softmax": 0.2, "identity": math.inf}
-EARLY = 64  # items that are looked at first
-HOPELESS = 2  # times NEAR: then no more are
 FLOATS = "float_on_search"
 SURE = 0.85  # how sure a search must be of a promise that the gate can prove
 
@@ -105,34 +100,48 @@ class Judge:
         if recorded is not None:
             return recorded
         with self.candidates.written(allocation) as path:
-            session = self.candidates.open(path, threads=0)
-            early = Early(EARLY, lambda found: self._is_hopeless(self._look(path, found)))
-            look = self._look(path, evaluate(session, self.items, self.batch_size, early))
+            return self._record(allocation, self._standard.look(self.candidates.open(path, threads=0), size_bytes(path)))
+
+    def measure_apart(self, allocations: Sequence[Allocation], workers: Workers, is_late: Callable[[], bool]) -> Iterator[Allocation]:
+        """Measures those that the journal does not hold, several at once, and yields each when it is; none where no others compute.
+
+        Their files are written here and sent: workers need none of their own.
+        """
+        new = [one for place, one in enumerate(allocations) if not self.knows(one) and one not in allocations[:place]]
+        standard = self._standard.portable(self.search) if new and workers.count > 1 else None
+        if standard is None:
+            return
+        self.candidates.prepare(new, is_late)
+        shipped = Shipped(standard, self.candidates.target.NAME, self.candidates.target.SESSION_OPTIONS)
+        sent: list[Allocation] = []
+
+        def files() -> Iterator[bytes]:
+            for allocation in new:
+                if is_late():
+                    return
+                with self.candidates.written(allocation) as path:
+                    if not has_data(path):  # else it is larger than what is sent
+                        sent.append(allocation)
+                        yield path.read_bytes()
+
+        for place, look in enumerate(workers.run(look_apart, shipped, files())):
+            self._record(sent[place], look)
+            yield sent[place]
+
+    @property
+    def _standard(self) -> Standard:
+        return Standard(self.items, self.reference, self.labels, self.counted, self.metric, self.budget, self.batch_size, self.seed)
+
+    def _record(self, allocation: Allocation, look: dict[str, float]) -> dict[str, float]:
         self.store.append({"key": fingerprint(self.key, dict(allocation)), "allocation": dict(allocation), "look": look})
         return look
-
-    def _is_hopeless(self, look: Mapping[str, float]) -> bool:
-        """Whether the network is broken and no other item will mend it: drop and divergence both say so."""
-        return look["divergence"] > HOPELESS * NEAR[self.metric.curvature] and look["low"] > self.budget
-
-    def _look(self, path: Path, outputs: Outputs) -> dict[str, float]:
-        """What is measured of the outputs for the first items."""
-        count = len(outputs[0])
-        reference, labels, counted = (first_items(values, count) for values in (self.reference, self.labels, self.counted))
-        verdict = judge(self.metric, reference, outputs, labels, self.budget, self.seed)
-        apart = divergence(unpadded(reference, counted), unpadded(outputs, counted), self.metric.curvature)
-        return {
-            "items": count,
-            "float": verdict.float, "quantized": verdict.quantized, "drop": verdict.drop, "low": verdict.low, "high": verdict.high,
-            "divergence": apart, "bytes": float(size_bytes(path)),
-        }  # fmt: skip
 
     def _recorded(self, allocation: Allocation) -> dict[str, float] | None:
         """The last that the journal holds; nothing where it was left early under a smaller budget, which says too little now."""
         key = fingerprint(self.key, dict(allocation))
         look = next((dict(record["look"]) for record in reversed(self.store.records()) if record["key"] == key), None)
         is_whole = look is None or look.get("items", len(self.search)) == len(self.search)
-        return look if is_whole or self._is_hopeless(look or {}) else None
+        return look if is_whole or self._standard.is_hopeless(look or {}) else None
 
 
 def labels_for(request: Request, subset: Subset, reference: Outputs) -> Any:
@@ -196,10 +205,3 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
         candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), confidence, is_strict,
         options.batch_size, options.seed, KeptBatches(subset), subset.counted(),
     )  # fmt: skip
-
-
-def first_items(values: Any, count: int) -> Any:
-    """Of the first items: of an array, or of several of them."""
-    if isinstance(values, tuple):
-        return tuple(value[:count] for value in values)
-    return None if values is None else values[:count]

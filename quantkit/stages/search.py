@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from quantkit.allocation import Plan
 from quantkit.allocation.prediction.predictor import Predictor, explain_shortage
@@ -88,12 +88,25 @@ def measure_anchors(
 ) -> tuple[Callable[[Allocation], Measured], tuple[Plan, ...]]:
     """The uniform plans and a few of the front, measured while there is time and one at least, and the judgement that they teach."""
     anchors: list[Plan] = []
-    for plan in _anchors(judge, space):
+    wanted = _anchors(judge, space)
+    apart = measure_apart(bench, judge, [plan.allocation for plan in wanted], advance)
+    for plan in wanted:
         if not anchors or judge.knows(plan.allocation) or not bench.is_late():
             judge.measure(plan.allocation)
             anchors.append(plan)
-            advance(1)
+            advance(plan.allocation not in apart)
     return judge.expect([plan.allocation for plan in anchors]), tuple(anchors)
+
+
+def measure_apart(
+    bench: Workbench, judge: Judge, allocations: Sequence[Allocation], advance: Callable[[int], None]
+) -> list[Allocation]:
+    """Those of the plans that workers measured, each counted as done when it was; none where this process is alone."""
+    done = []
+    for allocation in judge.measure_apart(allocations, bench.workers, bench.is_late):
+        done.append(allocation)
+        advance(1)
+    return done
 
 
 def _anchors(judge: Judge, space: Space) -> list[Plan]:
