@@ -103,6 +103,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "settings.request": {"resolve": resolve, "resolve_model": lambda source, arguments: (resolve(source, arguments), None, Options())},
         "pipeline": {
             "run": lambda request, progress: seen.run(request, progress),
+            "allocate": lambda source, arguments, progress: seen.run(resolve(source, arguments), progress),
             "inspect": lambda model, example, options: SimpleNamespace(graph=GRAPH, groups=GROUPS, overview=OVERVIEW, behind=("TopK",)),
         },
     }

@@ -74,6 +74,12 @@ class Files:
     session: Path | None
     alternative: Path | None = None
 
+    @property
+    def reference(self) -> Path:
+        """The float file of a network that was whole."""
+        assert self.float_onnx is not None
+        return self.float_onnx
+
 
 @dataclass(frozen=True, slots=True)
 class LengthRow:

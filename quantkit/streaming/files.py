@@ -39,7 +39,7 @@ def write_outlines(work: Work) -> bool:
     if not (folder / STEP).exists():
         names = [f"{number}.{kind}" for number in range(skeleton.blocks) for kind in ("key", "value")]
         past = {f"past_key_values.{name}": _empty(skeleton, EXAMPLE_TOKENS) for name in names}
-        example = {"input_ids": ids[:, :2], "attention_mask": torch.ones(2, EXAMPLE_TOKENS + 2, dtype=torch.int64), **past}
+        example = {"input_ids": torch.ones(2, 2, dtype=torch.int64), "attention_mask": torch.ones(2, EXAMPLE_TOKENS + 2, dtype=torch.int64), **past}
         dynamic = {"input_ids": (1,), "attention_mask": (1,), **dict.fromkeys(past, (2,))}
         outputs = ["logits", *(f"present.{name}" for name in names)]
         try:

@@ -28,7 +28,7 @@ from quantkit.runtimes.ort_cpu import run_operators
 from quantkit.settings.request import StreamedRequest
 from quantkit.streaming.checkpoint import Checkpoint
 from quantkit.streaming.files import empty_cache, not_as_planned, planned_products, write_decoder, write_model, write_outlines
-from quantkit.streaming.items import Tokens, read_tokens
+from quantkit.streaming.items import read_tokens
 from quantkit.streaming.passes import Work, run_blocks
 from quantkit.streaming.plans import Choices, front, uniform_plans
 from quantkit.streaming.rounding import is_float, weights_of
@@ -114,7 +114,7 @@ def _allocate(bench: Workbench, request: StreamedRequest, work: Work, key: str, 
         work, choices, passed, bench.store, key, request.metric, request.budget.points, confidence, options.threads, options.seed
     )
     with bench.timed("front"):
-        plans = front(choices, options.bounds)
+        plans = front(choices, options.bounds, smaller=options.minimize == "bytes")
     most = 2 + math.ceil(math.log2(len(plans) + 1))
     with bench.timed("search"), bench.progress.stage("candidates", most, "files") as advance:
         found = bisect(judge, plans, bench.is_late, advance, smallest=options.minimize == "bytes")

@@ -84,10 +84,10 @@ def bits(scheme: Scheme) -> int:
     return FLOAT_BITS if is_float(scheme) or scheme.weights is None else scheme.weights.bits
 
 
-def front(choices: Choices, bounds: Bounds) -> tuple[Allocation, ...]:
-    """Plans within the bounds, from that of least predicted loss to the smallest; none is predicted to lose more and is larger than another.
+def front(choices: Choices, bounds: Bounds, *, smaller: bool) -> tuple[Allocation, ...]:
+    """Plans within the bounds, from that of least predicted loss to the smallest; of two the smaller one is predicted to lose more.
 
-    RequestError where no plan is within the bounds.
+    Without `smaller`, the first alone. RequestError where no plan is within the bounds.
     """
     problem = _problem(choices)
     limits = _limits(choices, problem, bounds)
@@ -96,6 +96,8 @@ def front(choices: Choices, bounds: Bounds) -> tuple[Allocation, ...]:
     if best is None or smallest is None:
         got = f"--max-bytes or --average-bits below what the schemes reach ({choices.bytes(_plan(choices, problem, smallest)):,} bytes)"
         raise RequestError(got, "bounds that a plan can keep", "raise them, or add narrower schemes")
+    if not smaller:
+        return (_plan(choices, problem, best),)
     low, high = problem.loss.total(best[0]), problem.loss.total(smallest[0])
     levels = np.geomspace(max(low, 1e-12), max(high, low, 1e-12), LEVELS) * (1 + 1e-9)
     found = [least(problem, problem.cost, (Within(problem.loss, float(level)), *limits), GAP) for level in levels]
@@ -130,7 +132,8 @@ def _limits(choices: Choices, problem: Problem, bounds: Bounds) -> tuple[Within,
         found.append(Within(problem.cost, most - choices.fixed_bytes, choices.fixed_bytes))
     if bounds.average_bits is not None:
         sizes = [sum(choices.counts[layer] for layer in choices.groups[name]) for name in problem.groups]
-        shares = [sizes[place] * bits(parse_scheme(scheme)) / sum(sizes) for place, scheme in zip(problem.group, problem.scheme, strict=True)]
+        options = zip(problem.group, problem.scheme, strict=True)
+        shares = [sizes[place] * bits(parse_scheme(scheme)) / sum(sizes) for place, scheme in options]
         found.append(Within(_form(np.array(shares)), bounds.average_bits.at_most(FLOAT_BITS)))
     return tuple(found)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from quantkit.core.store import write_atomically
 from quantkit.export.outline import ALIGNMENT, Blocks, Part, Plain, Rows, Slice
 
 FOLDER = "streamed-"
-KINDS: Mapping[str, type[Blocks] | type[Plain] | type[Rows]] = {"blocks": Blocks, "plain": Plain, "rows": Rows}
+KINDS: Mapping[str, Callable[..., Part]] = {"blocks": Blocks, "plain": Plain, "rows": Rows}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

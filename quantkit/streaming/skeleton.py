@@ -51,7 +51,7 @@ class Skeleton:
         self.decoder: Any = network.get_decoder()
         names = {id(module): name for name, module in network.named_modules()}
         layers, table, head = getattr(self.decoder, "layers", None), network.get_input_embeddings(), network.get_output_embeddings()
-        if not (isinstance(layers, nn.ModuleList) and isinstance(table, nn.Embedding) and isinstance(head, nn.Linear)):
+        if not (isinstance(layers, nn.ModuleList) and type(table) is nn.Embedding and type(head) is nn.Linear):  # not one that scales, say
             raise ModelError(f"{type(network).__name__} is of another form", WANTED, USUAL)
         self.table, self.head, self.prefix = names[id(table)], names[id(head)], names[id(layers)]
         self._blocks, self.width = list(layers), int(table.embedding_dim)
