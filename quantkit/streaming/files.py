@@ -28,12 +28,14 @@ EXAMPLE_TOKENS = 5
 
 def write_outlines(work: Work) -> bool:
     """The graphs without weights, unless they are there; whether there is one with a cache of keys and values."""
-    folder, skeleton = work.shelf.folder, work.skeleton
+    folder, skeleton = work.shelf.outlines, work.skeleton
+    if (folder / OUTLINE).exists() and (folder / STEP).exists():
+        return True
     network = hollowed(skeleton)
     ids = torch.ones(2, EXAMPLE_TOKENS, dtype=torch.int64)
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if not (folder / OUTLINE).exists():
-        dynamic = {name: (1,) for name in example}
+        dynamic = dict.fromkeys(example, (1,))
         with write_atomically(folder / OUTLINE) as temporary:
             write_outline(Text(network).eval(), example, dynamic, ["logits"], temporary, OPSET)
     if not (folder / STEP).exists():
@@ -61,7 +63,7 @@ def write_candidate(work: Work, parts: Mapping[str, Part]) -> Path:
     """A file of these parts, whose weights stay where they are."""
     path = work.shelf.folder / CANDIDATE
     with write_atomically(path) as temporary:
-        fill(work.shelf.folder / OUTLINE, parts, temporary)
+        fill(work.shelf.outlines / OUTLINE, parts, temporary)
     return path
 
 
@@ -69,13 +71,13 @@ def write_model(work: Work, parts: Mapping[str, Part], path: Path) -> None:
     """The file and its weights beside it, copied a few MB at a time."""
     with saved(path) as temporary:
         placed = gather(parts, work.shelf.folder, data_of(temporary))
-        fill(work.shelf.folder / OUTLINE, placed, temporary)
+        fill(work.shelf.outlines / OUTLINE, placed, temporary)
 
 
 def write_decoder(work: Work, parts: Mapping[str, Part], path: Path, data: Path) -> None:
     """The same with a cache, of the weights in `data`, which `write_model` wrote beside it of the same parts."""
     with write_atomically(path) as temporary:
-        fill(work.shelf.folder / STEP, laid(parts, data.name), temporary)
+        fill(work.shelf.outlines / STEP, laid(parts, data.name), temporary)
 
 
 def empty_cache(skeleton: Skeleton, items: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.core.environment import describe
-from quantkit.core.errors import ModelError, SchemeError
+from quantkit.core.errors import SchemeError
 from quantkit.core.progress import Progress
 from quantkit.core.sources import code_of
 from quantkit.core.spec import FLOAT, Allocation, Scheme, parse_allocation
@@ -26,6 +26,7 @@ from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow,
 from quantkit.runs.workbench import Workbench, scratch_folder
 from quantkit.runtimes.ort_cpu import run_operators
 from quantkit.settings.request import StreamedRequest
+from quantkit.streaming import files, passes
 from quantkit.streaming.checkpoint import Checkpoint
 from quantkit.streaming.files import empty_cache, not_as_planned, planned_products, write_decoder, write_model, write_outlines
 from quantkit.streaming.items import read_tokens
@@ -50,15 +51,17 @@ def run(request: StreamedRequest, progress: Progress) -> Result:
     skeleton, tokens = Skeleton(request.folder, checkpoint), read_tokens(request.splits)
     check_schemes(skeleton, request.options.menu)
     splits = [part.fingerprint() for part in (request.splits.calibration, request.splits.search, request.splits.gate)]
-    digest = hash_folder(request.folder)
-    key = fingerprint(digest, splits, _options(request), code_of(__name__), describe())
+    with progress.stage("read the folder"):
+        digest = hash_folder(request.folder)
+    key = fingerprint(digest, splits, _options(request), code_of(passes.__name__), describe())
+    outline_key = fingerprint(digest, code_of(files.__name__), describe())
     folder = (request.options.run or Path("runs") / f"{request.name}-{key[:8]}").absolute()
     told = ProgressFile(progress, folder)
     with Run(folder) as store, scratch_folder(store) as scratch, told:
         bench = Workbench(store, told, request.options.time_limit_s)
         named = {"weights of the network": digest, **dict(zip(("calibration data", "search data", "gate data"), splits, strict=True))}
         bench.begin("allocate", named, ())
-        work = Work(skeleton, tokens, Shelf(folder, key), _menu(request), request.options.rounding, request.options.memory_mb << 20)
+        work = Work(skeleton, tokens, Shelf(folder, key, outline_key), _menu(request), request.options.rounding, request.options.memory_mb << 20)
         result = _allocate(bench, request, work, key, scratch)
         with write_atomically(folder / "result.json") as temporary:
             temporary.write_text(json.dumps(result.to_json(), indent=2, allow_nan=False))
@@ -111,7 +114,7 @@ def _allocate(bench: Workbench, request: StreamedRequest, work: Work, key: str, 
         has_cache = write_outlines(work)
     confidence = SURE if options.confidence is None else options.confidence
     judge = Bench(
-        work, choices, passed, bench.store, key, request.metric, request.budget.points, confidence, options.threads, options.seed
+        work, choices, passed, bench.store, fingerprint(key, code_of(__name__)), request.metric, request.budget.points, confidence, options.threads, options.seed
     )
     with bench.timed("front"):
         plans = front(choices, options.bounds, smaller=options.minimize == "bytes")

@@ -4,6 +4,8 @@
     RUN/streamed-<16 of the key>/007-w4b32d8.bin   codes and scales of its matrices under a scheme; candidates refer to these files
     RUN/streamed-<16 of the key>/hidden-008.f32    what the block gives, for all items; gone once the next block has its record
 
+    RUN/outline-<16 of the key>/outline.onnx       the graph without weights, and the one with a cache
+
 Each file is whole or absent. The folder of another request is removed: it is as large as the network.
 """
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from quantkit.core.store import write_atomically
 from quantkit.export.outline import ALIGNMENT, Blocks, Part, Plain, Rows, Slice
 
-FOLDER = "streamed-"
+FOLDER, OUTLINES = "streamed-", "outline-"
 KINDS: Mapping[str, Callable[..., Part]] = {"blocks": Blocks, "plain": Plain, "rows": Rows}
 
 
@@ -64,16 +66,16 @@ def from_json(data: Mapping[str, Any]) -> Part:
 
 
 class Shelf:
-    """The folder of one request in a run directory; folders of others are removed, and what a killed process left."""
+    """The folders of one request in a run directory, of its codes and of the graphs; others are removed, and what a killed process left."""
 
-    def __init__(self, run: Path, key: str) -> None:
-        self.folder = run / f"{FOLDER}{key[:16]}"
-        for other in run.glob(f"{FOLDER}*"):
-            if other != self.folder:
-                shutil.rmtree(other)
-        self.folder.mkdir(exist_ok=True)
-        for torn in self.folder.glob(".*"):
-            torn.unlink()
+    def __init__(self, run: Path, key: str, outline_key: str) -> None:
+        self.folder, self.outlines = run / f"{FOLDER}{key[:16]}", run / f"{OUTLINES}{outline_key[:16]}"
+        for other in {*run.glob(f"{FOLDER}*"), *run.glob(f"{OUTLINES}*")} - {self.folder, self.outlines}:
+            shutil.rmtree(other)
+        for mine in (self.folder, self.outlines):
+            mine.mkdir(exist_ok=True)
+            for torn in mine.glob(".*"):
+                torn.unlink()
 
     def record(self, number: int) -> dict[str, Any] | None:
         """What `keep` wrote under that number."""
