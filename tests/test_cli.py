@@ -221,7 +221,7 @@ OPTIONS = {
     "fix": ("head=fp32", ["head=fp32"]),
     "exclude": ("head*", ["head*"]),
 }
-NOT_OPTIONS = {"trust_pickle", "calibration_items", "search_items", "gate_items"}
+NOT_OPTIONS = {"trust_pickle", "streamed", "calibration_items", "search_items", "gate_items"}
 
 
 @pytest.mark.parametrize("name", [name for name in rows(Arguments) if name not in NOT_OPTIONS])
@@ -231,6 +231,12 @@ def test_every_option_reaches_the_request_and_says_only_itself(work: SimpleNames
 
     assert work.source == "net.pt2"
     assert work.arguments == Arguments(**{name: value})
+
+
+def test_streamed_is_a_flag(work: SimpleNamespace) -> None:
+    main(["allocate", "net", "--streamed", "--json"])
+
+    assert work.arguments == Arguments(streamed=True)
 
 
 def test_certify_is_given_only_by_its_flag(work: SimpleNamespace) -> None:

@@ -81,7 +81,8 @@ def work_of(folder: Path, run: Path, rounding: str = "gptq", memory_bytes: int =
     run.mkdir(exist_ok=True, parents=True)
     splits = split(collect([batch()]), seed=0, calibration=6, search=4, gate=6)
     schemes = tuple(map(parse_scheme, menu))
-    return Work(Skeleton(folder, Checkpoint(folder)), read_tokens(splits), Shelf(run, "0" * 64, "0" * 64), lambda _: schemes, rounding, memory_bytes)
+    shelf = Shelf(run, "0" * 64, "0" * 64)
+    return Work(Skeleton(folder, Checkpoint(folder)), read_tokens(splits), shelf, lambda _: schemes, rounding, memory_bytes)
 
 
 def nothing(_: int) -> None:
@@ -182,7 +183,8 @@ def test_codes_are_the_nearest_on_a_grid_that_errs_least(scheme: str, inputs: in
 
 def test_gptq_errs_less_where_it_matters() -> None:
     generator = torch.Generator().manual_seed(3)
-    weight, x = torch.randn(32, 64, generator=generator), torch.randn(500, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
+    weight, x, mixing = (torch.randn(rows, 64, generator=generator) for rows in (32, 500, 64))
+    x = x @ mixing
     moments = LayerMoments((x.mT @ x)[None] / 500)
     near, gptq = (real(round_matrix(weight, parse_scheme("w4b32d8"), name, moments)) for name in ("nearest", "gptq"))
     assert (x @ (gptq - weight).mT).square().mean() < 0.8 * (x @ (near - weight).mT).square().mean()
@@ -287,7 +289,8 @@ def test_shards_change_nothing(tmp_path: Path, passed: tuple[Work, Passed]) -> N
     one = work_of(save_network(tmp_path / "network"), tmp_path / "run")
     run_blocks(one, nothing)
     work, _ = passed
-    assert len(list(one.skeleton.checkpoint.folder.glob("*.safetensors"))) == 1 < len(list(work.skeleton.checkpoint.folder.glob("*.safetensors")))
+    mine, theirs = (list(each.skeleton.checkpoint.folder.glob("*.safetensors")) for each in (one, work))
+    assert len(mine) == 1 < len(theirs)
     assert files_of(tmp_path / "run") == files_of(work.shelf.folder.parent)
 
 
@@ -315,7 +318,8 @@ def test_the_search_takes_the_smallest_plan_that_is_sure_enough(good: int, chose
         measured.append(plans.index(plan))
         return Verdict("undecided", 9, 0.0, 0.0, float(measured[-1] > good), 0.0, 0.0, None)
 
-    bench = cast("Any", SimpleNamespace(judge=judge, chance_kept=lambda one: (1 - one.drop, 0.85), work=SimpleNamespace(tokens=SimpleNamespace(search_part=None))))
+    work = SimpleNamespace(tokens=SimpleNamespace(search_part=None))
+    bench = cast("Any", SimpleNamespace(judge=judge, chance_kept=lambda one: (1 - one.drop, 0.85), work=work))
     found = bisect(bench, plans, lambda: False, nothing, smallest=True)
     assert (found.plan, found.sure) == (plans[chosen], sure) and len(measured) <= 5
     assert bisect(bench, plans, lambda: True, nothing, smallest=True).verdicts.keys() == {7}  # late: one is measured
@@ -380,7 +384,9 @@ def test_a_file_in_float_sums_gives_the_simulation_s_scores(folder: Path, tmp_pa
     assert result.simulation.agreement == 1
 
 
-def test_the_same_command_computes_nothing_twice(folder: Path, allocated: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_computes_nothing_twice(
+    folder: Path, allocated: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, before = allocated
     content = (run / "model.onnx.data").read_bytes()
     monkeypatch.setattr(passes, "round_matrix", None)  # would fail
@@ -389,7 +395,7 @@ def test_the_same_command_computes_nothing_twice(folder: Path, allocated: tuple[
     again = quantkit.allocate(
         str(folder), streamed=True, data=[batch()], average_bits=5.5, minimize="drop", schemes="w8b32d8,w4b32d8", run=run, **ITEMS
     ).to_json()
-    assert {key: again[key] for key in ("allocation", "verdict", "bytes")} == {key: before[key] for key in ("allocation", "verdict", "bytes")}
+    assert all(again[key] == before[key] for key in ("allocation", "verdict", "bytes", "baselines"))
     assert (run / "model.onnx.data").read_bytes() == content
 
 
@@ -434,7 +440,9 @@ DAMAGES: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "a shard is cut off": (lambda folder: first_shard(folder).write_bytes(first_shard(folder).read_bytes()[:-10]), "truncated"),
     "a shard is no safetensors": (lambda folder: first_shard(folder).write_bytes(b"\x80\x04pickle"), "truncated or no safetensors"),
     "the index is no JSON": (lambda folder: (folder / INDEX).write_text("{"), "cannot be read"),
-    "the index leads out": (lambda folder: rewrite(folder / INDEX, lambda index: index["weight_map"].update(x="../x.safetensors")), "beside it"),
+    "the index leads out": (
+        lambda folder: rewrite(folder / INDEX, lambda index: index["weight_map"].update(x="../x.safetensors")), "beside it",
+    ),
     "the index names what no shard has": (
         lambda folder: rewrite(folder / INDEX, lambda index: index["weight_map"].update(x=first_shard(folder).name)), "in no shard",
     ),
@@ -443,8 +451,12 @@ DAMAGES: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "weights are quantized": (
         lambda folder: with_tensor(folder, lambda t: t.update({"model.norm.weight": torch.ones(WIDTH, dtype=torch.int8)})), "I8",
     ),
-    "there are no weights": (lambda folder: [path.unlink() for path in [folder / INDEX, *folder.glob("*.safetensors")]], "no safetensors"),
-    "it runs its own code": (lambda folder: rewrite(folder / "config.json", lambda c: c.update(auto_map={"AutoModel": "x.Y"})), "no causal"),
+    "there are no weights": (
+        lambda folder: [path.unlink() for path in [folder / INDEX, *folder.glob("*.safetensors")]], "no safetensors",
+    ),
+    "it runs its own code": (
+        lambda folder: rewrite(folder / "config.json", lambda c: c.update(auto_map={"AutoModel": "x.Y"})), "no causal",
+    ),
     "it has a window": (
         lambda folder: rewrite(folder / "config.json", lambda c: c.update(layer_types=["sliding_attention"] * BLOCKS)), "differ",
     ),
@@ -462,10 +474,9 @@ def test_a_damaged_folder_is_one_line(folder: Path, tmp_path: Path, name: str) -
 @pytest.mark.parametrize("kind", ["Gemma", "GPT2"])
 def test_an_architecture_of_another_form_is_refused(tmp_path: Path, kind: str) -> None:
     name = "GPT2LMHeadModel" if kind == "GPT2" else "GemmaForCausalLM"
-    settings = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 50} if kind == "GPT2" else {
-        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 50, "intermediate_size": 32,
-        "head_dim": 16,
-    }  # fmt: skip
+    gemma = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    own = {"n_embd": 32, "n_layer": 1, "n_head": 2} if kind == "GPT2" else {**gemma, "intermediate_size": 32}
+    settings = {"vocab_size": 50, **own}
     getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**settings)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="of another form"):
         Skeleton(tmp_path, Checkpoint(tmp_path))
@@ -511,9 +522,18 @@ def test_tokens_that_the_network_has_not_are_refused(folder: Path, tmp_path: Pat
 
 
 def test_items_of_several_lengths_are_refused() -> None:
-    parts = {name: collect([Batch({"input_ids": torch.full((2, length), length)})]) for name, length in (("calibration", 4), ("search", 5), ("gate", 4 + 2))}
+    lengths = {"calibration": 4, "search": 5, "gate": 6}
+    parts = {name: collect([Batch({"input_ids": torch.full((2, length), length)})]) for name, length in lengths.items()}
     with pytest.raises(DataError, match="4, 5, 6 tokens"):
         read_tokens(split(parts, seed=0))
+
+
+def test_a_disk_that_is_too_small_is_refused_before_all_work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = work_of(folder, tmp_path)
+    job.check_space(work)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match="free in"):
+        job.check_space(work)
 
 
 def test_a_disk_that_is_full_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,7 +549,9 @@ def test_a_disk_that_is_full_is_one_line(folder: Path, tmp_path: Path, monkeypat
 WORDS = ("once", "there", "was", "a", "cat", "who", "sat", "on", "the", "mat", ".", "and")
 
 
-def test_texts_come_in_by_the_command_line(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_come_in_by_the_command_line(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through a tokenizer; the search is not run, nor anything written."""
     tokenizers = pytest.importorskip("tokenizers")
     network = damaged(folder, tmp_path / "network", lambda _: None)
@@ -544,10 +566,11 @@ def test_texts_come_in_by_the_command_line(folder: Path, tmp_path: Path, capfd: 
         raise DataError("enough", "no more", "stop")
 
     monkeypatch.setattr(job, "run_blocks", stop)
-    command = ["allocate", str(network), "--streamed", "--data", str(tmp_path / "texts.txt"), "--max-drop", "5%", "--run", str(tmp_path / "run")]
-    assert main([*command, "--input-shape", "1x6", "--memory-mb", "7", "--rounding", "nearest"]) == 2
+    command = ["allocate", str(network), "--streamed", "--data", str(tmp_path / "texts.txt"), "--max-drop", "5%"]
+    options = {"input-shape": "1x12", "memory-mb": "7", "rounding": "nearest", "run": str(tmp_path / "run")}
+    assert main([*command, *(word for name, value in options.items() for word in (f"--{name}", value))]) == 2
     assert "enough" in capfd.readouterr().err
-    assert len(seen[0].tokens) == 24 and seen[0].tokens.length == 6  # two windows of each text
+    assert len(seen[0].tokens) == 12 and seen[0].tokens.length == 12
     assert (seen[0].memory_bytes, seen[0].rounding) == (7 << 20, "nearest")
     assert [scheme.name for scheme in seen[0].menu("any")] == ["w8b32d8", "w4b32d8"]
     assert main(["allocate", str(network), "--streamed", "--max-drop", "5%", "--observer", "mse"]) == 2

@@ -20,7 +20,7 @@ AGAIN = "copy or download the folder again"
 
 
 class Checkpoint:
-    """Tensors by name. `held_bytes` of the last answer is all that stays in memory: what is given out belongs to the caller.
+    """Tensors by name. Nothing stays in memory: what is given out belongs to the caller.
 
     ModelError for a folder without safetensors, a shard that is missing or cut off, a file outside of the folder, and a tensor that is not
     of float32, float16 or bfloat16.
@@ -57,7 +57,8 @@ class Checkpoint:
     def dtype(self, name: str) -> torch.dtype:
         """Of a tensor, as it lies in its file."""
         if self._types[name] not in TYPES:
-            raise ModelError(f"{name} is of type {self._types[name]}", "float32, float16 or bfloat16", "save the network before it was quantized")
+            do = "save the network as it was before it was quantized"
+            raise ModelError(f"{name} is of type {self._types[name]}", "float32, float16 or bfloat16", do)
         return TYPES[self._types[name]]
 
     def stored(self, name: str) -> Tensor:
@@ -73,7 +74,8 @@ class Checkpoint:
 
 
 def _shards(folder: Path) -> list[Path]:
-    named = set(_indexed(folder).values()) or ({WHOLE} if (folder / WHOLE).is_file() else {path.name for path in folder.glob("*.safetensors")})
+    single = {WHOLE} if (folder / WHOLE).is_file() else {path.name for path in folder.glob("*.safetensors")}
+    named = set(_indexed(folder).values()) or single
     if not named:
         do = "save it again: save_pretrained(folder, safe_serialization=True)"
         raise ModelError(f"no safetensors in {folder}", "weights that are read lazily, and never unpickled", do)

@@ -1,4 +1,4 @@
-"""The files of a plan: a candidate that refers to the codes of each block where they lie, and the file that ships, with its weights beside it."""
+"""The files of a plan: a candidate that refers to the codes where they lie, and the file that ships, with its weights beside it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def write_outlines(work: Work) -> bool:
     if not (folder / STEP).exists():
         names = [f"{number}.{kind}" for number in range(skeleton.blocks) for kind in ("key", "value")]
         past = {f"past_key_values.{name}": _empty(skeleton, EXAMPLE_TOKENS) for name in names}
-        example = {"input_ids": torch.ones(2, 2, dtype=torch.int64), "attention_mask": torch.ones(2, EXAMPLE_TOKENS + 2, dtype=torch.int64), **past}
+        shapes = {"input_ids": (2, 2), "attention_mask": (2, EXAMPLE_TOKENS + 2)}
+        example = {**{name: torch.ones(shape, dtype=torch.int64) for name, shape in shapes.items()}, **past}
         dynamic = {"input_ids": (1,), "attention_mask": (1,), **dict.fromkeys(past, (2,))}
         outputs = ["logits", *(f"present.{name}" for name in names)]
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -47,11 +48,10 @@ class Tokens:
         """Where the gate split lies."""
         return slice(self.calibration + self.search, len(self))
 
-    def chunks(self, at_once: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+    def chunks(self, at_once: int) -> Iterator[tuple[int, int]]:
         """From where to where, so many items `at_once`; no chunk has items of calibration and others."""
-        end = len(self) if most is None else most
-        cuts = sorted({*range(0, min(self.calibration, end), at_once), *range(self.calibration, end, at_once), end})
-        return zip(cuts, cuts[1:], strict=False)
+        cuts = sorted({*range(0, self.calibration, at_once), *range(self.calibration, len(self), at_once), len(self)})
+        return pairwise(cuts)
 
 
 def read_tokens(splits: Splits) -> Tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.core.environment import describe
-from quantkit.core.errors import SchemeError
+from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.progress import Progress
 from quantkit.core.sources import code_of
 from quantkit.core.spec import FLOAT, Allocation, Scheme, parse_allocation
@@ -20,6 +21,7 @@ from quantkit.core.statistics import Verdict, stands
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.export.onnx_file import copy, data_of, saved, size_bytes
 from quantkit.loading.folder import hash_folder
+from quantkit.quantization.rounding import BLIND
 from quantkit.runs.outcome import Gain
 from quantkit.runs.progress_file import ProgressFile
 from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
@@ -31,8 +33,8 @@ from quantkit.streaming.checkpoint import Checkpoint
 from quantkit.streaming.files import empty_cache, not_as_planned, planned_products, write_decoder, write_model, write_outlines
 from quantkit.streaming.items import read_tokens
 from quantkit.streaming.passes import Work, run_blocks
-from quantkit.streaming.plans import Choices, front, uniform_plans
-from quantkit.streaming.rounding import is_float, weights_of
+from quantkit.streaming.plans import Choices, bits, front, uniform_plans
+from quantkit.streaming.rounding import can_use, is_float, weights_of
 from quantkit.streaming.search import SURE, Bench, Found, answers, bisect
 from quantkit.streaming.shelf import Shelf
 from quantkit.streaming.simulation import simulate
@@ -40,6 +42,7 @@ from quantkit.streaming.skeleton import Skeleton
 from quantkit.verification.parity import Parity
 
 MODEL, DECODER = "model.onnx", "decoder.onnx"
+SCALE_BITS = 1  # of a scale for each 32 weights
 COMPARED = 2  # items on which the file is held against its simulation
 NO_FLOAT = "No float file is written: the float network's losses come from torch, block by block."
 UNTIMED = "No latency: nothing was timed."
@@ -61,7 +64,9 @@ def run(request: StreamedRequest, progress: Progress) -> Result:
         bench = Workbench(store, told, request.options.time_limit_s)
         named = {"weights of the network": digest, **dict(zip(("calibration data", "search data", "gate data"), splits, strict=True))}
         bench.begin("allocate", named, ())
-        work = Work(skeleton, tokens, Shelf(folder, key, outline_key), _menu(request), request.options.rounding, request.options.memory_mb << 20)
+        shelf, memory_bytes = Shelf(folder, key, outline_key), request.options.memory_mb << 20
+        work = Work(skeleton, tokens, shelf, _menu(request), request.options.rounding, memory_bytes)
+        check_space(work)
         result = _allocate(bench, request, work, key, scratch)
         with write_atomically(folder / "result.json") as temporary:
             temporary.write_text(json.dumps(result.to_json(), indent=2, allow_nan=False))
@@ -78,6 +83,18 @@ def check_schemes(skeleton: Skeleton, menu: tuple[str, ...]) -> None:
     for scheme in parse_allocation({name: name for name in menu}).values():
         for count in inputs if not is_float(scheme) else ():
             weights_of(scheme, count)
+
+
+def check_space(work: Work) -> None:
+    """Raises OutputError where the disk has no room for all codes, those of the file once more, and hidden states of two blocks."""
+    skeleton, tokens, folder = work.skeleton, work.tokens, work.shelf.folder
+    there = sum(path.stat().st_size for path in folder.glob("*.bin"))
+    each = [bits(scheme) + SCALE_BITS for scheme in work.menu("")]
+    needed = skeleton.checkpoint.weights * (sum(each) + max(each)) // 8 + 8 * len(tokens) * tokens.length * skeleton.width - there
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        got = f"{free / 1e9:.1f} GB free in {folder}"
+        raise OutputError(got, f"{needed / 1e9:.1f} GB, for the codes of all schemes and the file", "free some, or choose another --run")
 
 
 def _options(request: StreamedRequest) -> dict[str, Any]:
@@ -114,8 +131,9 @@ def _allocate(bench: Workbench, request: StreamedRequest, work: Work, key: str, 
         has_cache = write_outlines(work)
     confidence = SURE if options.confidence is None else options.confidence
     judge = Bench(
-        work, choices, passed, bench.store, fingerprint(key, code_of(__name__)), request.metric, request.budget.points, confidence, options.threads, options.seed
-    )
+        work, choices, passed, bench.store, fingerprint(key, code_of(__name__)), request.metric, request.budget.points, confidence,
+        options.threads, options.seed,
+    )  # fmt: skip
     with bench.timed("front"):
         plans = front(choices, options.bounds, smaller=options.minimize == "bytes")
     most = 2 + math.ceil(math.log2(len(plans) + 1))
@@ -196,6 +214,9 @@ def _result(
     ]  # fmt: skip
     if not found.sure:
         notes.append("No plan of the front was sure enough on the search split: the most careful one is written.")
+    wide = [name for name in judge.work.skeleton.linears if not can_use(judge.work.skeleton.inputs(name))]
+    if wide and options.rounding not in BLIND:
+        notes.append(f"Rounded to the nearest codes, as they have too many inputs for {options.rounding}: {', '.join(wide)} of all blocks.")
     if verdict.items_to_decide:
         notes.append(f"About {verdict.items_to_decide} gate items would decide.")
     if cache is not None:

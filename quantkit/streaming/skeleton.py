@@ -73,6 +73,10 @@ class Skeleton:
         """The linear layers of a block, by their names in it."""
         return tuple(name for name, module in self._blocks[0].named_modules() if isinstance(module, nn.Linear))
 
+    def inputs(self, inner: str) -> int:
+        """How many a linear layer of a block has."""
+        return int(cast("nn.Linear", self._blocks[0].get_submodule(inner)).in_features)
+
     def name(self, block: int, inner: str) -> str:
         """What a part of a block is called in the network."""
         return f"{self.prefix}.{block}.{inner}"
