@@ -30,6 +30,7 @@ from quantkit.settings.bounds import BOUNDS, parse_bounds, parse_seconds
 from quantkit.settings.config import load_config
 from quantkit.settings.options import Options, lengths, numbers, pins, size, words
 from quantkit.settings.recipe import Recipe, load_recipe
+from quantkit.settings.streamed import StreamedRequest, streamed_arguments
 
 Source = str | Path | nn.Module | LoadedModel | Recipe
 
@@ -37,12 +38,6 @@ SPLITS = ("calibration", "search", "gate")
 SOURCES = {"data": "data", **{name: f"{name}_data" for name in SPLITS}}
 # What is said as one: a share to keep unsays another place's maximal drop, other data its counts.
 UNITS = (frozenset({"max_drop", "keep"}), frozenset({*SOURCES.values(), *(f"{name}_items" for name in SPLITS)}))
-STREAMED_SCHEMES = ("w8b32d8", "w4b32d8")
-# What a streamed job has no use for.
-UNSTREAMED = (
-    "target", "sensitivity", "observer", "equalization", "effort", "certificate", "machine", "shape", "workers", "search", "device",
-    "max_latency", "max_bops", "batch_size", "arch",
-)  # fmt: skip
 EVERYTHING = Budget(100.0, "relative")
 EXAMPLE_ITEMS = 2  # a batch of one would be taken for a fixed size
 NO_NORMS = (
@@ -90,33 +85,14 @@ def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> R
     return Request(model, example, splits, metric, budget, options, preprocessing)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StreamedRequest:
-    """A job on a folder whose network is never whole, checked; as `Request`, without the network."""
-
-    folder: Path
-    name: str
-    splits: Splits
-    metric: Metric
-    budget: Budget
-    options: Options
-
-
 def resolve_streamed(source: Source, arguments: Arguments) -> StreamedRequest:
     """The request to allocate the folder `source` block by block. Raises RequestError, also for what is not done so."""
     network, said = _gather(source, arguments)
     folder = Path(network).expanduser() if isinstance(network, (str, Path)) else None
     if folder is None or not loading.is_folder(folder):
         raise ModelError("--streamed for what is no folder of transformers", "a folder with config.json and safetensors", "leave it out")
-    refused = sorted({*UNSTREAMED} & said.keys())
-    if refused:
-        flag = f"--{refused[0].replace('_', '-')}"
-        raise RequestError(f"{flag} beside --streamed, which reads none", "it left out", f"drop {flag}, or --streamed")
-    wanted: Arguments = {"metric": "perplexity", "minimize": "bytes", "schemes": STREAMED_SCHEMES, **said}
+    wanted = streamed_arguments(said)
     options, metric = _options(wanted), resolve_metric(wanted["metric"])
-    for given_as, value, known in (("metric", metric.name, ("perplexity",)), ("minimize", options.minimize, ("bytes", "drop"))):
-        if value not in known:
-            raise RequestError(f"--{given_as} {value} beside --streamed", " or ".join(known), f"pass --{given_as} {known[0]}")
     free = said.keys().isdisjoint({"max_drop", "keep"}) and options.minimize == "drop"
     budget = EVERYTHING if free else parse_budget(said.get("max_drop"), said.get("keep"))
     sources = _sources(said)

@@ -27,7 +27,7 @@ from quantkit.runs.progress_file import ProgressFile
 from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
 from quantkit.runs.workbench import Workbench, scratch_folder
 from quantkit.runtimes.ort_cpu import run_operators
-from quantkit.settings.request import StreamedRequest
+from quantkit.settings.streamed import StreamedRequest
 from quantkit.streaming import files, passes
 from quantkit.streaming.checkpoint import Checkpoint
 from quantkit.streaming.files import empty_cache, not_as_planned, planned_products, write_decoder, write_model, write_outlines

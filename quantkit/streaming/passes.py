@@ -159,13 +159,17 @@ class _Writer:
         self._trays: dict[str, Tray] = {}
         self.parts: dict[str, dict[str, Part]] = {}
 
-    def put(self, scheme: Scheme, layer: str, made: Callable[[Tray], Part]) -> None:
-        """Write a layer's matrix."""
+    def tray(self, scheme: Scheme) -> Tray:
+        """Takes the codes under the scheme."""
         if scheme not in self._trays:
             path = self._work.shelf.codes(self._number, scheme)
             temporary = self._files.enter_context(write_atomically(path))
             self._trays[scheme] = Tray(self._files.enter_context(temporary.open("wb")), path.name)
-        self.parts.setdefault(scheme.name, {})[layer] = made(self._trays[scheme])
+        return self._trays[scheme]
+
+    def note(self, scheme: Scheme, layer: str, part: Part) -> None:
+        """Where a layer's matrix lies."""
+        self.parts.setdefault(scheme.name, {})[layer] = part
 
 
 def _group(
@@ -179,15 +183,13 @@ def _group(
         for inner in layers:
             linear = cast("nn.Linear", root.get_submodule(inner))
             layer = work.skeleton.name(number, inner) if inner else name
+            tray = writer.tray(scheme)
             if is_float(scheme):
-                writer.put(scheme, layer, lambda tray, weight=linear.weight: Plain(tray.put(weight.detach().T)))  # type: ignore[misc]
+                writer.note(scheme, layer, Plain(tray.put(linear.weight.detach().T)))
                 continue
             rounded = round_matrix(linear.weight.detach(), scheme, work.rounding, moments)
-
-            def write(tray: Tray, r: Any = rounded, level: int = accuracy_level(scheme)) -> Part:
-                return Blocks(tray.put(r.codes), tray.put(r.scale), r.bits, r.size, level)
-
-            writer.put(scheme, layer, write)
+            lying = tray.put(rounded.codes), tray.put(rounded.scale)
+            writer.note(scheme, layer, Blocks(*lying, rounded.bits, rounded.size, accuracy_level(scheme)))
             made[inner] = Quantized(linear, rounded, scheme)
         found[scheme.name] = score(made) if made else 0.0
     return found

@@ -118,10 +118,8 @@ class Quantized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer's, of inputs [items, tokens, inputs]."""
-        read = x
-        if isinstance(self.scheme.activations, QuantSpec):
-            read = fake_quantize_in_call(x, replace(self.scheme.activations))
-        return F.linear(read, self.weight, self.bias)
+        spec = self.scheme.activations
+        return F.linear(fake_quantize_in_call(x, spec) if isinstance(spec, QuantSpec) else x, self.weight, self.bias)
 
 
 def is_float(scheme: Scheme) -> bool:
