@@ -509,9 +509,17 @@ def test_defaults_of_a_streamed_job(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a32", "w16a32"])
-def test_schemes_without_blocks_are_refused(folder: Path, scheme: str) -> None:
+def test_schemes_without_blocks_are_refused(scheme: str) -> None:
     with pytest.raises(SchemeError, match="schemes in blocks"):
-        job.check_schemes(Skeleton(folder, Checkpoint(folder)), (scheme,))
+        job.check_schemes(["fp32", scheme])
+
+
+def test_a_layer_that_blocks_do_not_divide_stays_float(tmp_path: Path) -> None:
+    work = work_of(save_network(tmp_path / "network", intermediate_size=100), tmp_path / "run", "nearest", menu=("w8b32d8", "w4b32d8"))
+    choices = choices_of(work, run_blocks(work, nothing))
+    assert {tuple(losses) for name, losses in choices.loss.items() if "down_proj" in name} == {("fp32",)}
+    assert {tuple(losses) for name, losses in choices.loss.items() if "down_proj" not in name} == {("w8b32d8", "w4b32d8")}
+    assert set(front(choices, Bounds(), smaller=True)[-1].values()) == {"fp32", "w4b32d8"}
 
 
 def test_tokens_that_the_network_has_not_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -452,8 +452,9 @@ def streamed(results: Results) -> str:
     ran = "every matrix ran as planned" if found["as_planned"] and found["opens"] else "not every matrix ran as planned"
     return prose(
         f"A Llama of {found['weights'] / 1e9:.2f} billion random weights (`python tools/bench_streamed.py`) took",
-        f"{found['peak_gb']:.1f} GB at most and {found['seconds'] / 60:.0f} minutes, {found['seconds_blocks'] / 60:.0f} of them for the blocks and",
-        f"{found['seconds_outline'] / 60:.0f} for torch's exporter. {found['groups_8_bits']:.0f} groups got 8 bits and",
+        f"{found['peak_gb']:.1f} GB at most and {found['seconds'] / 60:.0f} minutes,",
+        f"{found['seconds_blocks'] / 60:.0f} of them for the blocks and {found['seconds_outline'] / 60:.0f} for torch's exporter.",
+        f"{found['groups_8_bits']:.0f} groups got 8 bits and",
         f"{found['groups_4_bits']:.0f} got 4: {number(found['average_weight_bits'])} bits a weight.",
         f"The file takes {found['file_gb']:.2f} GB, {number(found['bytes_over_float32'])} of float32's; ONNX Runtime opens it, and {ran}.",
         results.origin("large.json"),

@@ -26,11 +26,11 @@ CANDIDATE = "candidate.onnx"
 EXAMPLE_TOKENS = 5
 
 
-def write_outlines(work: Work) -> bool:
-    """The graphs without weights, unless they are there; whether there is one with a cache of keys and values."""
+def write_outlines(work: Work) -> str:
+    """The graphs without weights, unless they are there; why there is none with a cache of keys and values, empty where there is one."""
     folder, skeleton = work.shelf.outlines, work.skeleton
     if (folder / OUTLINE).exists() and (folder / STEP).exists():
-        return True
+        return ""
     network = hollowed(skeleton)
     ids = torch.ones(2, EXAMPLE_TOKENS, dtype=torch.int64)
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -48,9 +48,9 @@ def write_outlines(work: Work) -> bool:
         try:
             with write_atomically(folder / STEP) as temporary:
                 write_outline(Step(network).eval(), example, dynamic, outputs, temporary, OPSET)
-        except CaptureError:  # the file that was asked for stands without it
-            return False
-    return True
+        except CaptureError as error:  # the file that was asked for stands without it
+            return str(error)
+    return ""
 
 
 def hollowed(skeleton: Skeleton) -> Any:

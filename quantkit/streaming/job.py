@@ -6,7 +6,7 @@ import fnmatch
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from quantkit.core.environment import describe
 from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.progress import Progress
 from quantkit.core.sources import code_of
-from quantkit.core.spec import FLOAT, Allocation, Scheme, parse_allocation
+from quantkit.core.spec import BLOCK_SIZES, FLOAT, Allocation, Scheme, parse_allocation
 from quantkit.core.statistics import Verdict, stands
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.export.onnx_file import copy, data_of, saved, size_bytes
@@ -50,9 +50,9 @@ UNTIMED = "No latency: nothing was timed."
 
 def run(request: StreamedRequest, progress: Progress) -> Result:
     """Allocate, write and judge, block by block. A promise that no plan keeps is not an error: see `Result.kept`."""
+    check_schemes([*request.options.menu, *(scheme for _, scheme in request.options.fix)])
     checkpoint = Checkpoint(request.folder)
     skeleton, tokens = Skeleton(request.folder, checkpoint), read_tokens(request.splits)
-    check_schemes(skeleton, request.options.menu)
     splits = [part.fingerprint() for part in (request.splits.calibration, request.splits.search, request.splits.gate)]
     with progress.stage("read the folder"):
         digest = hash_folder(request.folder)
@@ -77,12 +77,11 @@ def run(request: StreamedRequest, progress: Progress) -> Result:
     return result
 
 
-def check_schemes(skeleton: Skeleton, menu: tuple[str, ...]) -> None:
-    """Raises SchemeError for a scheme that a streamed job has not, or that a layer's inputs do not allow."""
-    inputs = {module.in_features for _, module in skeleton.network.named_modules() if hasattr(module, "in_features")}
+def check_schemes(menu: Sequence[str]) -> None:
+    """Raises SchemeError for a scheme that a streamed job has not."""
     for scheme in parse_allocation({name: name for name in menu}).values():
-        for count in inputs if not is_float(scheme) else ():
-            weights_of(scheme, count)
+        if not is_float(scheme):
+            weights_of(scheme, max(BLOCK_SIZES))
 
 
 def check_space(work: Work) -> None:
@@ -128,7 +127,7 @@ def _allocate(bench: Workbench, request: StreamedRequest, work: Work, key: str, 
     if unknown:
         raise SchemeError(f"--fix {unknown[0]}", "a group of the network", f"such as {next(iter(choices.groups))}")
     with bench.timed("outline", "write the graph without weights"):
-        has_cache = write_outlines(work)
+        uncached = write_outlines(work)
     confidence = SURE if options.confidence is None else options.confidence
     judge = Bench(
         work, choices, passed, bench.store, fingerprint(key, code_of(__name__)), request.metric, request.budget.points, confidence,
@@ -143,7 +142,7 @@ def _allocate(bench: Workbench, request: StreamedRequest, work: Work, key: str, 
     with bench.timed("emit", "write the file"):
         parts = judge.parts(found.plan)
         write_model(work, parts, model)
-        if has_cache:
+        if not uncached:
             write_decoder(work, parts, bench.store.folder / DECODER, data_of(model))
     menu = [scheme for scheme in parse_allocation({name: name for name in options.menu}).values() if not is_float(scheme)]
     uniform = uniform_plans(choices, menu)
@@ -156,12 +155,12 @@ def _allocate(bench: Workbench, request: StreamedRequest, work: Work, key: str, 
             advance(1)
     with bench.timed("verify", "compare with the simulation"):
         executed, parity, apart = _verify(judge, found.plan, model, scratch)
-        cache = _check_cache(judge, model, bench.store.folder / DECODER) if has_cache else None
-    return _result(bench, request, judge, found, verdict, drops, executed, parity, apart, cache, key)
+        cache = f"{DECODER} is not written: {uncached}" if uncached else _check_cache(judge, model, bench.store.folder / DECODER)
+    return _result(bench, request, judge, found, verdict, drops, executed, parity, (apart, cache), key)
 
 
-def _verify(judge: Bench, plan: Allocation, model: Path, scratch: Path) -> tuple[Execution, Parity, float]:
-    """What ran, on one item; and how far the file's scores are from the simulation's on COMPARED items, over the largest of these."""
+def _verify(judge: Bench, plan: Allocation, model: Path, scratch: Path) -> tuple[Execution, Parity, str]:
+    """What ran, on one item; how the file's scores compare with the simulation's on COMPARED items, and that in words."""
     tokens, parts = judge.work.tokens, judge.parts(plan)
     ids, mask = tokens.ids[tokens.gate_part][:COMPARED], tokens.mask[tokens.gate_part][:COMPARED]
     ran = run_operators(model, {"input_ids": ids[:1].numpy(), "attention_mask": mask[:1].numpy()}, scratch)
@@ -176,10 +175,11 @@ def _verify(judge: Bench, plan: Allocation, model: Path, scratch: Path) -> tuple
     theirs, mine = theirs[known], mine[known]
     agreement = float((theirs.argmax(axis=-1) == mine.argmax(axis=-1)).mean())
     apart = float(np.abs(theirs - mine).max() / np.abs(mine).max())
-    return executed, Parity(len(ids), agreement, float((theirs == mine).all()), None), apart
+    told = f"On {len(ids)} items its scores differ from the simulation's by at most {apart:.2g} of the largest."
+    return executed, Parity(len(ids), agreement, float((theirs == mine).all()), None), told
 
 
-def _check_cache(judge: Bench, model: Path, decoder: Path) -> float:
+def _check_cache(judge: Bench, model: Path, decoder: Path) -> str:
     """How far decoder.onnx, given the last token of an item behind the cache of the others, is from the whole window's scores."""
     skeleton, tokens = judge.work.skeleton, judge.work.tokens
     ids = tokens.ids[tokens.gate_part][:1]
@@ -189,12 +189,13 @@ def _check_cache(judge: Bench, model: Path, decoder: Path) -> float:
     first = session.run({"input_ids": ids[:, :-1].numpy(), "attention_mask": mask[:, :-1], **empty_cache(skeleton, 1)})
     past = dict(zip(empty_cache(skeleton, 1), first[1:], strict=True))
     last = session.run({"input_ids": ids[:, -1:].numpy(), "attention_mask": mask, **past})[0]
-    return float(np.abs(last[:, -1] - whole[:, -1]).max() / np.abs(whole).max())
+    apart = float(np.abs(last[:, -1] - whole[:, -1]).max() / np.abs(whole).max())
+    return f"{DECODER} reads the same weights, with a cache; one step of it differs by {apart:.2g} from the window's scores."
 
 
 def _result(
     bench: Workbench, request: StreamedRequest, judge: Bench, found: Found, verdict: Verdict, drops: Mapping[str, float],
-    executed: Execution, parity: Parity, apart: float, cache: float | None, key: str,
+    executed: Execution, parity: Parity, compared: Sequence[str], key: str,
 ) -> Result:  # fmt: skip
     choices, plan, model, options = judge.choices, found.plan, bench.store.folder / MODEL, request.options
     budget = request.budget.points(verdict.float)
@@ -208,10 +209,8 @@ def _result(
         GroupRow(name, choices.groups[name], scheme, choices.loss[name][scheme], float(choices.bytes_of(name, scheme)), None)
         for name, scheme in plan.items()
     )
-    simulation = f"On {parity.items} items its scores differ from the simulation's by at most {apart:.2g} of the largest."
-    notes = [
-        f"{choices.average_bits(plan):.2f} bits a weight on average, scales and the table of tokens aside.", NO_FLOAT, UNTIMED, simulation,
-    ]  # fmt: skip
+    told = f"{choices.average_bits(plan):.2f} bits a weight on average, scales and the table of tokens aside."
+    notes = [told, NO_FLOAT, UNTIMED, *compared]
     if not found.sure:
         notes.append("No plan of the front was sure enough on the search split: the most careful one is written.")
     wide = [name for name in judge.work.skeleton.linears if not can_use(judge.work.skeleton.inputs(name))]
@@ -219,8 +218,6 @@ def _result(
         notes.append(f"Rounded to the nearest codes, as they have too many inputs for {options.rounding}: {', '.join(wide)} of all blocks.")
     if verdict.items_to_decide:
         notes.append(f"About {verdict.items_to_decide} gate items would decide.")
-    if cache is not None:
-        notes.append(f"{DECODER} reads the same weights, with a cache; one step of it differs by {cache:.2g} from the window's scores.")
     gained = Gain("bytes", after / before, True, verdict.decision == "kept") if kept and after < before else None
     return Result(
         run=bench.store.folder, kept=kept, max_drop=budget, unit=request.metric.unit, metric=request.metric.name, verdict=verdict,

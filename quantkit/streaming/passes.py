@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantkit.core.errors import DataError
-from quantkit.core.spec import Scheme
+from quantkit.core.spec import FLOAT, Scheme
 from quantkit.core.store import write_atomically
 from quantkit.export.outline import Blocks, Part, Plain, Rows
 from quantkit.quantization.moments import shrunk
 from quantkit.quantization.rounding import BLIND, LayerMoments
 from quantkit.streaming.items import Tokens, likelihoods
-from quantkit.streaming.rounding import Quantized, accuracy_level, can_use, is_float, round_matrix
+from quantkit.streaming.rounding import Quantized, accuracy_level, can_use, has_blocks, is_float, round_matrix
 from quantkit.streaming.shelf import Hidden, Record, Shelf, Tray, from_json, to_json
 from quantkit.streaming.skeleton import Frame, Skeleton, call
 
@@ -176,9 +176,10 @@ def _group(
     work: Work, writer: _Writer, name: str, number: int, root: nn.Module, layers: Sequence[str], moments: LayerMoments | None,
     score: Callable[[Mapping[str, nn.Module]], float],
 ) -> dict[str, float]:  # fmt: skip
-    """What each scheme loses; its codes are written."""
+    """What each scheme loses; its codes are written. Where blocks do not divide the inputs, the group stays float."""
     found = {}
-    for scheme in work.menu(name):
+    fits = all(has_blocks(cast("nn.Linear", root.get_submodule(inner)).in_features) for inner in layers)
+    for scheme in work.menu(name) if fits else (FLOAT,):
         made: dict[str, nn.Module] = {}
         for inner in layers:
             linear = cast("nn.Linear", root.get_submodule(inner))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from quantkit.core.errors import SchemeError
 from quantkit.core.numerics.affine import CLIP_RATIOS, QParams, choose_qparams, dequantize, fake_quantize_in_call
-from quantkit.core.spec import FLOAT, PerBlock, QuantSpec, Scheme
+from quantkit.core.spec import BLOCK_SIZES, FLOAT, PerBlock, QuantSpec, Scheme
 from quantkit.export.qdq import FLOAT_SUMS, INTEGER_SUMS
 from quantkit.export.storage import in_blocks
 from quantkit.quantization.moments import MOST_PRODUCTS
@@ -41,6 +41,11 @@ def weights_of(scheme: Scheme, inputs: int) -> QuantSpec:
     if blocks is None:
         raise SchemeError(f"{scheme} for a layer of {inputs} inputs", "inputs that blocks of 16 divide", "pass --schemes fp32")
     return replace(spec, granularity=blocks)
+
+
+def has_blocks(inputs: int) -> bool:
+    """Whether blocks of some size divide so many inputs."""
+    return PerBlock(1, max(BLOCK_SIZES)).fitting(inputs) is not None
 
 
 def accuracy_level(scheme: Scheme) -> int:

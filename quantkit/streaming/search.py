@@ -25,7 +25,6 @@ from quantkit.streaming.plans import Choices
 
 SURE = 0.85  # how sure a search must be of a promise that the gate can prove
 STAGE = "streamed_losses"
-Part_ = slice  # of the items
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +47,7 @@ class Bench:
         table: Rows = self.passed.table
         return {self.work.skeleton.table: table, **self.choices.parts(plan)}
 
-    def losses(self, plan: Allocation, where: Part_, path: Path | None = None) -> NDArray[np.float64]:
+    def losses(self, plan: Allocation, where: slice, path: Path | None = None) -> NDArray[np.float64]:
         """In nats of each item there, as the file of the plan gives them; of the file at `path`, if one is given."""
         key = fingerprint(self.key, {name: str(scheme) for name, scheme in plan.items()}, where.start, where.stop, path is not None)
         kept = self.store.get(STAGE, key)
@@ -62,7 +61,7 @@ class Bench:
         """A file in ONNX Runtime."""
         return open_file(path, threads=self.threads, options={})
 
-    def judge(self, plan: Allocation, where: Part_, path: Path | None = None) -> Verdict:
+    def judge(self, plan: Allocation, where: slice, path: Path | None = None) -> Verdict:
         """The verdict over those items: the perplexity of the plan's file beside the streamed float network's."""
         counts = (self.work.tokens.labels[where] >= 0).sum(dim=1).numpy()
         before, after = self.passed.losses[where], self.losses(plan, where, path)
@@ -117,7 +116,7 @@ def bisect(
     return Found(plans[max(low, 0)], low >= 0, verdicts)
 
 
-def measure(session: Session, work: Work, where: Part_) -> NDArray[np.float64]:
+def measure(session: Session, work: Work, where: slice) -> NDArray[np.float64]:
     """The losses of a file's answers, item by item; a few items at a time."""
     at_once = items_at_once(work, head=True)
     places = range(where.start, where.stop, at_once)
