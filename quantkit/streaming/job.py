@@ -22,6 +22,7 @@ from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.export.onnx_file import copy, data_of, saved, size_bytes
 from quantkit.loading.folder import hash_folder
 from quantkit.quantization.rounding import BLIND
+from quantkit.runs.maintenance import STREAMED
 from quantkit.runs.outcome import Gain
 from quantkit.runs.progress_file import ProgressFile
 from quantkit.runs.result import Baseline, BoundRow, Execution, Files, GroupRow, Result
@@ -63,7 +64,7 @@ def run(request: StreamedRequest, progress: Progress) -> Result:
     with Run(folder) as store, scratch_folder(store) as scratch, told:
         bench = Workbench(store, told, request.options.time_limit_s)
         named = {"weights of the network": digest, **dict(zip(("calibration data", "search data", "gate data"), splits, strict=True))}
-        bench.begin("allocate", named, ())
+        bench.begin(STREAMED, named, ())
         shelf, memory_bytes = Shelf(folder, key, outline_key), request.options.memory_mb << 20
         work = Work(skeleton, tokens, shelf, _menu(request), request.options.rounding, memory_bytes)
         check_space(work)
@@ -130,7 +131,7 @@ def _allocate(bench: Workbench, request: StreamedRequest, work: Work, key: str, 
         uncached = write_outlines(work)
     confidence = SURE if options.confidence is None else options.confidence
     judge = Bench(
-        work, choices, passed, bench.store, fingerprint(key, code_of(__name__)), request.metric, request.budget.points, confidence,
+        work, choices, passed, fingerprint(key, code_of(__name__)), request.metric, request.budget.points, confidence,
         options.threads, options.seed,
     )  # fmt: skip
     with bench.timed("front"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from quantkit.core.metric import Metric
 from quantkit.core.spec import Allocation
 from quantkit.core.statistics import UNKNOWN_RATE, Verdict, asked_for, decide
-from quantkit.core.store import Run, fingerprint
+from quantkit.core.store import fingerprint
 from quantkit.export.outline import Part, Rows
 from quantkit.runtimes.evaluation import Session
 from quantkit.runtimes.ort_cpu import open_file
@@ -24,7 +24,6 @@ from quantkit.streaming.passes import Passed, Work, items_at_once
 from quantkit.streaming.plans import Choices
 
 SURE = 0.85  # how sure a search must be of a promise that the gate can prove
-STAGE = "streamed_losses"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +33,6 @@ class Bench:
     work: Work
     choices: Choices
     passed: Passed
-    store: Run
     key: str
     metric: Metric
     budget: Callable[[float], float]
@@ -50,12 +48,12 @@ class Bench:
     def losses(self, plan: Allocation, where: slice, path: Path | None = None) -> NDArray[np.float64]:
         """In nats of each item there, as the file of the plan gives them; of the file at `path`, if one is given."""
         key = fingerprint(self.key, {name: str(scheme) for name, scheme in plan.items()}, where.start, where.stop, path is not None)
-        kept = self.store.get(STAGE, key)
+        kept = self.work.shelf.record(f"losses-{key[:16]}")
         if kept is None:
             session = self.open(path or write_candidate(self.work, self.parts(plan)))
-            kept = measure(session, self.work, where).tolist()
-            self.store.put(STAGE, key, kept)
-        return np.array(kept)
+            kept = {"losses": measure(session, self.work, where).tolist()}
+            self.work.shelf.keep(f"losses-{key[:16]}", kept)
+        return np.array(kept["losses"])
 
     def open(self, path: Path) -> Session:
         """A file in ONNX Runtime."""

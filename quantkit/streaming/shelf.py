@@ -4,6 +4,7 @@
     RUN/streamed-<16 of the key>/007-w4b32d8.bin   codes and scales of its matrices under a scheme; candidates refer to these files
     RUN/streamed-<16 of the key>/hidden-008.f32    what the block gives, for all items; gone once the next block has its record
 
+    RUN/streamed-<16 of the key>/losses-<16>.json  what a candidate lost on a part of the items
     RUN/outline-<16 of the key>/outline.onnx       the graph without weights, and the one with a cache
 
 Each file is whole or absent. The folder of another request is removed: it is as large as the network.
@@ -77,16 +78,19 @@ class Shelf:
             for torn in mine.glob(".*"):
                 torn.unlink()
 
-    def record(self, number: int) -> dict[str, Any] | None:
-        """What `keep` wrote under that number."""
-        path = self.folder / f"{number:03d}.json"
+    def record(self, name: int | str) -> dict[str, Any] | None:
+        """What `keep` wrote under that number of a block, or name."""
+        path = self._file(name)
         found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         return found
 
-    def keep(self, number: int, data: Mapping[str, Any]) -> None:
+    def keep(self, name: int | str, data: Mapping[str, Any]) -> None:
         """Write a record: whatever it speaks of is on the disk."""
-        with write_atomically(self.folder / f"{number:03d}.json") as temporary:
+        with write_atomically(self._file(name)) as temporary:
             temporary.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
+
+    def _file(self, name: int | str) -> Path:
+        return self.folder / (f"{name:03d}.json" if isinstance(name, int) else f"{name}.json")
 
     def codes(self, number: int, scheme: str) -> Path:
         """The file of a block's matrices under a scheme."""
