@@ -9,7 +9,7 @@ from quantkit import gating, pipeline
 from quantkit.core.progress import Progress, Silent
 from quantkit.runs.result import Result
 from quantkit.settings.arguments import Arguments, Gating, Inspected, given, spelled_out
-from quantkit.settings.request import Source, resolve, resolve_model
+from quantkit.settings.request import Source, resolve_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -24,7 +24,7 @@ def allocate(model: Source, *, progress: Progress | None = None, **options: Unpa
     comes from the recipe or, for a network from a file, from the configuration file here, else from `quantkit.Options`.
     Raises RequestError for a wrong request; a promise that no plan keeps is not an error: see `Result.kept`.
     """
-    return pipeline.run(resolve(model, options), progress or Silent())
+    return pipeline.allocate(model, options, progress or Silent())
 
 
 @spelled_out(Inspected)

@@ -34,8 +34,9 @@ from quantkit.runs.result import Result
 from quantkit.runs.stored_plan import forget_pick
 from quantkit.runs.workbench import Workbench, scratch_folder
 from quantkit.sensitivity import Scores
+from quantkit.settings.arguments import Arguments
 from quantkit.settings.options import Options
-from quantkit.settings.request import Request
+from quantkit.settings.request import Request, Source, resolve, resolve_streamed
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network, capture_network, network_of
 from quantkit.stages.certify import certify, learn, refit
@@ -60,9 +61,10 @@ from quantkit.stages.variants import write_variants
 from quantkit.stages.verdict import check_bounds, report
 from quantkit.stages.verify import verify_plan
 from quantkit.stages.weights import prepare_candidates
+from quantkit.streaming.job import run as run_streamed
 from quantkit.targets import find_target
 
-__all__ = ["Inspection", "Measurement", "Result", "inspect", "measure", "run"]
+__all__ = ["Inspection", "Measurement", "Result", "allocate", "inspect", "measure", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,13 @@ def _begun(request: Request, progress: Progress, command: str, job: str) -> Iter
         network = capture_network(bench, request)
         bench.begin(command, request_inputs(request, network), network.files)
         yield bench, request, network, scratch
+
+
+def allocate(source: Source, arguments: Arguments, progress: Progress) -> Result:
+    """As `run` of what was asked; block by block where that was asked too. Raises RequestError for a wrong request."""
+    if arguments.get("streamed"):
+        return run_streamed(resolve_streamed(source, arguments), progress)
+    return run(resolve(source, arguments), progress)
 
 
 def run(request: Request, progress: Progress) -> Result:

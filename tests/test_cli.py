@@ -103,6 +103,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "settings.request": {"resolve": resolve, "resolve_model": lambda source, arguments: (resolve(source, arguments), None, Options())},
         "pipeline": {
             "run": lambda request, progress: seen.run(request, progress),
+            "allocate": lambda source, arguments, progress: seen.run(resolve(source, arguments), progress),
             "inspect": lambda model, example, options: SimpleNamespace(graph=GRAPH, groups=GROUPS, overview=OVERVIEW, behind=("TopK",)),
         },
     }
@@ -220,7 +221,7 @@ OPTIONS = {
     "fix": ("head=fp32", ["head=fp32"]),
     "exclude": ("head*", ["head*"]),
 }
-NOT_OPTIONS = {"trust_pickle", "calibration_items", "search_items", "gate_items"}
+NOT_OPTIONS = {"trust_pickle", "streamed", "calibration_items", "search_items", "gate_items"}
 
 
 @pytest.mark.parametrize("name", [name for name in rows(Arguments) if name not in NOT_OPTIONS])
@@ -230,6 +231,12 @@ def test_every_option_reaches_the_request_and_says_only_itself(work: SimpleNames
 
     assert work.source == "net.pt2"
     assert work.arguments == Arguments(**{name: value})
+
+
+def test_streamed_is_a_flag(work: SimpleNamespace) -> None:
+    main(["allocate", "net", "--streamed", "--json"])
+
+    assert work.arguments == Arguments(streamed=True)
 
 
 def test_certify_is_given_only_by_its_flag(work: SimpleNamespace) -> None:

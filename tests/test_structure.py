@@ -32,6 +32,7 @@ NAMED_BY_OTHERS = {
     ("quantkit/loading/from_onnx/network.py", "forward"),  # a file's inputs have names that only the file knows
     ("quantkit/cli/flags.py", "run"),  # both are given a signature that names the options of a table
     ("quantkit/settings/arguments.py", "call"),
+    ("quantkit/streaming/skeleton.py", "forward"),  # transformers calls its blocks by names of its own
 }
 
 

@@ -463,6 +463,21 @@ def outgrowing(results: Results) -> str:
     ])  # fmt: skip
 
 
+def streamed(results: Results) -> str:
+    """What a decoder of 1.5 billion weights took, block by block."""
+    found = {key.removeprefix("llama_1_5b."): value for key, value in results.figures("large.json").items()}
+    ran = "every matrix ran as planned" if found["as_planned"] and found["opens"] else "not every matrix ran as planned"
+    return prose(
+        f"A Llama of {found['weights'] / 1e9:.2f} billion random weights (`python tools/bench_streamed.py`) took",
+        f"{found['peak_gb']:.1f} GB at most and {found['seconds'] / 60:.0f} minutes,",
+        f"{found['seconds_blocks'] / 60:.0f} of them for the blocks and {found['seconds_outline'] / 60:.0f} for torch's exporter.",
+        f"{found['groups_8_bits']:.0f} groups got 8 bits and",
+        f"{found['groups_4_bits']:.0f} got 4: {number(found['average_weight_bits'])} bits a weight.",
+        f"The file takes {found['file_gb']:.2f} GB, {number(found['bytes_over_float32'])} of float32's; ONNX Runtime opens it, and {ran}.",
+        results.origin("large.json"),
+    )
+
+
 def gates(results: Results) -> str:
     """How often a simulated gate is wrong."""
     found = results.figures("gate.json")
@@ -480,7 +495,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "promises": promises, "transformers": transformers, "stored-narrow": stored_narrow,
     "openvino": openvino, "openvino-amx": openvino_amx, "claim": claim,
     "default": default, "costs": costs, "certificates": certificates, "gates": gates, "timing": timing,
-    "outgrowing": outgrowing,
+    "outgrowing": outgrowing, "streamed": streamed,
 }  # fmt: skip
 
 

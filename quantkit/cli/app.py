@@ -59,9 +59,8 @@ def allocate(model: Model, *, as_json: Json = False, **options: Any) -> None:
 
     def job(progress: ConsoleProgress) -> Result:
         from quantkit import pipeline
-        from quantkit.settings import request
 
-        return pipeline.run(request.resolve(model, given(options)), progress)
+        return pipeline.allocate(model, given(options), progress)
 
     _judge(job, as_json)
 

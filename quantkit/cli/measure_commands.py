@@ -19,7 +19,7 @@ from quantkit.settings.options import Options
 if TYPE_CHECKING:
     from quantkit.pipeline import Measurement
 
-UNMEASURED = ("max_drop", "keep", "time_limit", "undecided", "search", "output")  # what only a promise and its search need
+UNMEASURED = ("max_drop", "keep", "time_limit", "undecided", "search", "output", "streamed")  # what only a promise and its search need
 
 
 @flags.takes(Arguments, without=UNMEASURED)

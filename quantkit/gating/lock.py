@@ -164,7 +164,7 @@ def promised(request: Request, result: Result, share: float) -> Conditions:
 def _entry(request: Request, result: Result, made: str) -> dict[str, Any]:
     target, host, splits = find_target(request.options.target), describe(), request.splits
     share = share_of_file(result.files.onnx, request.options.target)
-    files = {"file": result.files.onnx, "float": result.files.float_onnx}
+    files = {"file": result.files.onnx, "float": result.files.reference}
     return {
         "fingerprint": made,
         "model": {"name": request.model.name, "digest": request.model.digest},

@@ -84,17 +84,17 @@ def read_folder(path: Path, trust_code: bool) -> tuple[nn.Module, dict[str, Tens
     ModelError where `transformers` is missing, the architecture is none of HEADS, weights are missing or cut off, or the folder wants code
     of its own to run and `trust_code` does not allow it.
     """
-    config = _config(path)
+    config = read_config(path)
     architecture, auto = _head(path, config)
     if config.get("auto_map") and not trust_code:
         do = "pass --trust-pickle if you trust who made it"
         raise ModelError(f"{path} runs code of its own ({CONFIG}, auto_map)", "an architecture that transformers has", do)
     if not any(any(path.glob(pattern)) for pattern in WEIGHTS):
         raise ModelError(f"no weights in {path}", " or ".join(WEIGHTS), "copy the whole folder: save_pretrained(folder)")
-    transformers = _transformers()
+    library = transformers()
     doing = f"transformers cannot load {path}"
     with foreign(doing, "a complete folder, as save_pretrained writes it", "copy or download it again"):
-        network, report = getattr(transformers, auto).from_pretrained(
+        network, report = getattr(library, auto).from_pretrained(
             str(path), local_files_only=True, trust_remote_code=trust_code, attn_implementation="eager", dtype=torch.float32,
             use_safetensors=True if any(path.glob("*.safetensors")) else None, output_loading_info=True,
         )  # fmt: skip
@@ -172,7 +172,7 @@ def next_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
 
 def label_numbers(path: Path, labels: Sequence[str]) -> Tensor:
     """Labels as the network counts them: numbers as they are, names by `label2id` of its configuration. DataError for another name."""
-    known = {str(name): int(number) for name, number in (_config(path).get("label2id") or {}).items()}
+    known = {str(name): int(number) for name, number in (read_config(path).get("label2id") or {}).items()}
     found = []
     for row, label in enumerate(labels, 1):
         number = label.strip()
@@ -201,7 +201,7 @@ def image_settings(path: Path) -> dict[str, Any]:
 
 def positions(path: Path) -> int:
     """The most tokens that the network takes."""
-    config = _config(path)
+    config = read_config(path)
     most = next((config[key] for key in ("max_position_embeddings", "n_positions", "seq_length") if isinstance(config.get(key), int)), 512)
     padding = config.get("pad_token_id") or 0
     return int(most) - (padding + 1 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0)
@@ -209,15 +209,16 @@ def positions(path: Path) -> int:
 
 def continues_text(path: Path) -> bool:
     """Whether its network gives scores of the next token."""
-    return _head(path, _config(path))[1] == CAUSAL
+    return _head(path, read_config(path))[1] == CAUSAL
 
 
 def reads_text(path: Path) -> bool:
     """Whether its network takes tokens."""
-    return not _head(path, _config(path))[0].endswith(PICTURES)
+    return not _head(path, read_config(path))[0].endswith(PICTURES)
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """What config.json says. ModelError where it cannot be read."""
     try:
         found = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -250,13 +251,14 @@ def _checked_positions(path: Path, tokens: int | None) -> int:
 
 
 def _tokenizer(path: Path) -> Any:
-    read = _transformers().AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    read = transformers().AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     if read.pad_token is None:
         read.pad_token = read.eos_token
     return read
 
 
-def _transformers() -> Any:
+def transformers() -> Any:
+    """The package. ModelError where it is not installed."""
     if importlib.util.find_spec("transformers") is None:
         raise ModelError("a transformers folder, and transformers is not installed", "it", "pip install 'quantkit[transformers]'")
     return importlib.import_module("transformers")

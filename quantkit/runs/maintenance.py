@@ -31,6 +31,7 @@ RESULT, FINALISTS, TIMED = "result", "finalists", ("latency", "bytes")
 # Dependencies that stand for others: behind them lie other stages, or inputs of the request.
 BEHIND: Mapping[str, Sequence[str]] = {"weights": ("weights",), "scores and costs": ("scores", "latency", "file_bytes")}
 NETWORK = ("weights of the network", "code of the network", "target", "code of quantkit", "quantkit", "torch", "onnxruntime", "openvino")
+STREAMED = "allocate --streamed"
 WHOLE = ("request", "plan", "plans")
 ALWAYS = ("capture",)  # done by every request, as it says what all hangs on
 
@@ -192,7 +193,7 @@ def _reasons(stage: str, before: Session, now: Session) -> list[str]:
 
 def _to_do(last: Session | None, kept: Sequence[Kept], candidates: int) -> tuple[str, ...]:
     """What the last request would still do if it was asked again."""
-    if last is None:
+    if last is None or last.command == STREAMED:  # whose blocks say themselves what is there
         return ()
     there = {Path(row.path).stem for row in kept}
     ready = {stage for stage, use in last.stages.items() if use.file in there}

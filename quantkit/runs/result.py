@@ -64,12 +64,21 @@ class BoundRow:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Absolute paths; `session` is None when the runtime needs no option, `alternative` unless the float network is the answer."""
+    """Absolute paths; `session` is None when the runtime needs no option, `alternative` unless the float network is the answer.
+
+    `float_onnx` is None where the network was never whole (`--streamed`).
+    """
 
     onnx: Path
-    float_onnx: Path
+    float_onnx: Path | None
     session: Path | None
     alternative: Path | None = None
+
+    @property
+    def reference(self) -> Path:
+        """The float file of a network that was whole."""
+        assert self.float_onnx is not None
+        return self.float_onnx
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +208,9 @@ class Result:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], items_to_decide: int | None, run: Path) -> Result:
         """The inverse of `to_json`, with what that leaves out; the files are looked for in `run`, wherever the folder lay before."""
-        onnx, float_onnx = (run / Path(data["files"][kind]).name for kind in ("onnx", "float_onnx"))
-        session, alternative = (run / Path(name).name if (name := data["files"][kind]) else None for kind in ("session", "alternative"))
+        onnx = run / Path(data["files"]["onnx"]).name
+        others = ("float_onnx", "session", "alternative")
+        float_onnx, session, alternative = (run / Path(name).name if (name := data["files"][kind]) else None for kind in others)
         rows = [{**row, "layers": tuple(row["layers"]), "scheme": parse_scheme(row["scheme"])} for row in data["allocation"]]
         return cls(
             run=run,

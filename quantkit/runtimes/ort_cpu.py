@@ -121,6 +121,21 @@ def node_times(path: Path, feeds: Feeds, *, threads: int, options: Mapping[str, 
     return [NodeTime(*key, float(np.median(taken)), sizes[key], *values.get(key[0], ())) for key, taken in times.items()]
 
 
+def run_operators(path: Path, feeds: Feeds, folder: Path) -> dict[str, str]:
+    """The operator that ran for each node of the CPU provider, by the node's name, from the profile of one run."""
+    session = open_file(path, threads=1, options={}, profile=folder / "profile")
+    session.run(feeds)
+    report = Path(session.handle.end_profiling())
+    events = json.loads(report.read_text())
+    report.unlink()
+    ran = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    return {
+        plain(event["name"].removesuffix("_kernel_time")): event["args"].get("op_name", "")
+        for event in ran
+        if event["args"].get("provider") == "CPUExecutionProvider"
+    }
+
+
 def peak_activation_bytes(nodes: Sequence[NodeTime], feeds: Feeds, outputs: Iterable[str]) -> int:
     """The most bytes of activations that are alive at once: inputs, and values that a later node reads or that are `outputs`.
 

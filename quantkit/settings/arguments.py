@@ -179,6 +179,9 @@ class Arguments(Shared, Written, total=False):
     workers: Annotated[
         str | int | None, Row("Processes of this machine to share the work, or tcp://SCHEDULER:PORT of Dask (quantkit[workers]).", WORKERS)
     ]
+    streamed: Annotated[
+        bool | None, Row("Read, round and write a decoder of a transformers folder block by block, as one that does not fit.", SWITCH)
+    ]
     trust_pickle: Annotated[bool | None, Row("Allow a pickled file to run code while it loads.", SWITCH)]
 
 

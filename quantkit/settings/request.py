@@ -30,6 +30,7 @@ from quantkit.settings.bounds import BOUNDS, parse_bounds, parse_seconds
 from quantkit.settings.config import load_config
 from quantkit.settings.options import Options, lengths, numbers, pins, size, words
 from quantkit.settings.recipe import Recipe, load_recipe
+from quantkit.settings.streamed import StreamedRequest, streamed_arguments
 
 Source = str | Path | nn.Module | LoadedModel | Recipe
 
@@ -82,6 +83,23 @@ def resolve(source: Source, arguments: Arguments, *, promised: bool = True) -> R
     check_budget(budget.points(100.0), min(len(splits.search), len(splits.gate)), metric.unit)
     model, example = _example(model, said, splits)
     return Request(model, example, splits, metric, budget, options, preprocessing)
+
+
+def resolve_streamed(source: Source, arguments: Arguments) -> StreamedRequest:
+    """The request to allocate the folder `source` block by block. Raises RequestError, also for what is not done so."""
+    network, said = _gather(source, arguments)
+    folder = Path(network).expanduser() if isinstance(network, (str, Path)) else None
+    if folder is None or not loading.is_folder(folder):
+        raise ModelError("--streamed for what is no folder of transformers", "a folder with config.json and safetensors", "leave it out")
+    wanted = streamed_arguments(said)
+    options, metric = _options(wanted), resolve_metric(wanted["metric"])
+    free = said.keys().isdisjoint({"max_drop", "keep"}) and options.minimize == "drop"
+    budget = EVERYTHING if free else parse_budget(said.get("max_drop"), said.get("keep"))
+    sources = _sources(said)
+    if not sources:
+        raise DataError("--streamed without data", "texts, or tokens", "pass --data stories.txt")
+    splits = _open(sources, _reading(network, said, Preprocessing()), said, options.split_seed)
+    return StreamedRequest(folder, folder.resolve().name, splits, metric, budget, options)
 
 
 def _check_variants(model: LoadedModel, options: Options) -> LoadedModel:

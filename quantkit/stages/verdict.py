@@ -56,7 +56,7 @@ def report(
     ran = verified.executed
     counts = {kind: sum(precision == kind for precision in ran.precisions.values()) for kind in ("int8", "float")}
     execution = Execution(not ran.mismatches, counts["int8"], counts["float"], verified.int8_macs, ran.mismatches)
-    before, after = (size_bytes(path) for path in (verified.files.float_onnx, verified.files.onnx))
+    before, after = (size_bytes(path) for path in (verified.files.reference, verified.files.onnx))
     own = 1.0 if is_all_float(allocation) else {"bytes": after / before, "latency": verified.latency.low if verified.latency else 0.0}.get(
         request.options.minimize, 0.0
     )
@@ -99,7 +99,7 @@ def _gain(request: Request, costs: Costs, verified: Verified) -> Gain | None:
     name = next(iter(request.options.bounds.given())) if goal == "drop" else goal
     ratio = most = costs.resources[name].total(verified.allocation) / costs.floats[name]
     if name == "bytes":
-        ratio = most = size_bytes(verified.files.onnx) / size_bytes(verified.files.float_onnx)
+        ratio = most = size_bytes(verified.files.onnx) / size_bytes(verified.files.reference)
     elif name == "latency" and latency is not None:
         ratio, most = latency.ratio, latency.high
     measured = name != "latency" or latency is not None
