@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,11 @@ def more_items(world: World) -> dict[str, float]:
     }
 
 
+def needed_over_before(counted: float, estimated: float) -> float | None:
+    """The share; of the most items, where counting needs more; None where neither is decided by so many."""
+    return None if math.isinf(counted) and math.isinf(estimated) else min(estimated, 2 * SIZES[-1]) / min(counted, SIZES[-1])
+
+
 def studied(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """What was found of each plan of one network."""
     labels, before = found["labels"].astype(np.int64), found["float"].astype(np.float64)
@@ -173,9 +178,9 @@ def studied(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
             continue
         needed = [items_needed(world, with_margins=way) for way in (False, True)]
         rows[plan] = {
-            "drop": world.drop, **error_rates(world), "needed": needed[1],
-            "needed_counted": needed[0] if math.isfinite(needed[0]) else None,
-            "needed_over_before": needed[1] / min(needed[0], SIZES[-1]), **more_items(world),
+            "drop": world.drop, **error_rates(world), **more_items(world),
+            **{key: value if math.isfinite(value) else None for key, value in zip(("needed_counted", "needed"), needed, strict=True)},
+            "needed_over_before": needed_over_before(*needed),
             "real_items": len(labels), "real_estimate": whole.drop, "real_count": whole.float - whole.quantized,
             "real_deviations": deviations(before, world.after, labels),
         }  # fmt: skip
@@ -203,10 +208,19 @@ def main() -> None:
     arguments = parser.parse_args()
     known_figures(arguments.output)
     plans = {name: studied(name, outputs_of(name, arguments.runs)) for name in arguments.networks}
+    figures = summary(plans)
+    write_figures(arguments.output, "items.json", figures, whole=set(plans) == set(SCHEMES), plans=plans)
+    for key, value in figures.items():
+        print(f"{key:40s} {value:.4g}")
+
+
+def summary(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Over all networks, and of each."""
     rows = [row for network in plans.values() for row in network.values()]
-    ratios = [row["needed_over_before"] for row in rows]  # infinite where not even the most items are enough
-    figures = {
-        "networks": len(plans), "plans": len(rows), "needed_over_before": float(np.median(ratios)), "needed_over_before_max": max(ratios),
+    ratios = _shares(rows)
+    found = {
+        "networks": len(plans), "plans": len(rows), "undecided": len(rows) - len(ratios),
+        "needed_over_before": float(np.median(ratios)), "needed_over_before_max": max(ratios),
         **{f"{key}_{name}": pick([row[key] for row in rows if key in row]) for key in ("false_kept", "false_broken", "doubted")
            for name, pick in (("max", max), ("mean", lambda values: float(np.mean(values))))},
         "real_deviations_max": max(abs(row["real_deviations"]) for row in rows if row["real_deviations"] is not None),
@@ -215,13 +229,11 @@ def main() -> None:
            for name, pick in (("median", lambda values: float(np.median(values))), ("min", min))},
         "items": ITEMS, "draws": DRAWS,
     }  # fmt: skip
-    figures |= {
-        f"{name}.needed_over_before": float(np.median([row["needed_over_before"] for row in network.values()]))
-        for name, network in plans.items()
-    }
-    write_figures(arguments.output, "items.json", figures, whole=set(plans) == set(SCHEMES), plans=plans)
-    for key, value in figures.items():
-        print(f"{key:40s} {value:.4g}")
+    return found | {f"{name}.needed_over_before": float(np.median(_shares(network.values()))) for name, network in plans.items()}
+
+
+def _shares(rows: Iterable[Mapping[str, Any]]) -> list[float]:
+    return [row["needed_over_before"] for row in rows if row["needed_over_before"] is not None]
 
 
 if __name__ == "__main__":
