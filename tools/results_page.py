@@ -207,7 +207,8 @@ SECTIONS = (
         "large.json", "A decoder that does not fit", r"llama_1_5b\.([\w.]+)", "python tools/bench_streamed.py",
         "A Llama of random weights in bfloat16, allocated block by block (`--streamed --minimize drop --average-bits 6`): the most memory "
         "of the process, with mapped pages that it touched; whether ONNX Runtime opens the file, and whether every matrix ran in "
-        "MatMulNBits of the planned bits; `agreement` of its best tokens with the simulation's.",
+        "MatMulNBits of the planned bits; `agreement` of its best tokens with the simulation's, which random scores leave close to ties: "
+        "sums in another order move activations to the next of their 8-bit codes.",
     ),
     Section("gate.json", "The gate", r"([\w.-]+)", "python tools/bench_gate.py", "Gates of known truth: how often each verdict is wrong."),
     Section("report.json", "The report", r"(\w+)\.report\.(\w+)", "python tools/bench_report.py", "The page in a real headless Chromium."),
