@@ -24,6 +24,14 @@ def exporters_read_their_library_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def files_are_timed_in_two_sittings() -> Iterator[None]:
+    """Each takes a process; no test looks at how long anything took."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantkit.verification.sittings.SITTINGS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def benches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
     """The networks of NETWORKS on their benches, each made once."""

@@ -17,7 +17,7 @@ from quantkit.core.errors import ModelError
 from quantkit.core.ratios import ratio_interval, sittings_interval
 from quantkit.runtimes import nbit, ort_cpu
 from quantkit.verification import sittings
-from quantkit.verification.sittings import SITTINGS, TimedFile, interval_to_first, median_ms, time_in_sittings
+from quantkit.verification.sittings import TimedFile, interval_to_first, median_ms, time_in_sittings
 
 FEEDS = {"x": np.zeros((1, 3, 10, 10), np.float32)}
 
@@ -36,11 +36,11 @@ def test_each_sitting_is_a_process_of_its_own_that_needs_the_runtime_alone(file:
             processes.append(self.pid)
 
     monkeypatch.setattr(subprocess, "Popen", Spied)
-    found = time_in_sittings(ort_cpu, [TimedFile(file)] * 2, FEEDS, threads=1, seconds=1.0, rounds=2 * SITTINGS)
+    found = time_in_sittings(ort_cpu, [TimedFile(file)] * 2, FEEDS, threads=1, seconds=1.0, rounds=2 * sittings.SITTINGS)
     monkeypatch.setattr(subprocess, "Popen", real)
 
-    assert len(set(processes)) == SITTINGS and os.getpid() not in processes
-    assert [sitting.shape for sitting in found] == [(2, 2)] * SITTINGS and all((sitting > 0).all() for sitting in found)
+    assert len(set(processes)) == sittings.SITTINGS and os.getpid() not in processes
+    assert [sitting.shape for sitting in found] == [(2, 2)] * sittings.SITTINGS and all((sitting > 0).all() for sitting in found)
     code = f"import runpy, sys; runpy.run_path({str(ort_cpu.SITTING)!r}); print('torch' in sys.modules, 'quantkit' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert told.split() == ["False", "False"]

@@ -355,7 +355,9 @@ def test_a_job_ends_in_a_mixed_file_that_runs_as_planned(folder: Path, allocated
     assert {row["scheme"] for row in result["allocation"]} == {"w8b32d8", "w4b32d8"}
     assert result["kept"] and result["executed"]["as_planned"] and result["executed"]["int8_macs"] == 1
     assert result["bounds"][0]["used"] <= 5.5
-    assert {row["name"] for row in result["baselines"]} == {"uniform w8b32d8", "uniform w4b32d8"}
+    sizes = {row["name"]: row["bytes_ratio"] for row in result["baselines"]}
+    assert sizes.keys() == {"uniform w8b32d8", "uniform w4b32d8"}
+    assert sizes["uniform w4b32d8"] < result["bytes"]["ratio"] < sizes["uniform w8b32d8"]  # files all, graphs and alignment counted
     tokens = batch().inputs
     for path in (run / "model.onnx", run.parent / "out.onnx"):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -397,6 +399,16 @@ def test_the_same_command_computes_nothing_twice(
     ).to_json()
     assert all(again[key] == before[key] for key in ("allocation", "verdict", "bytes", "baselines"))
     assert (run / "model.onnx.data").read_bytes() == content
+
+
+@pytest.mark.parametrize("command", [("report",), ("explain", "lm_head"), ("verify",), ("pick", "--max-bytes", "0.5x")], ids=str)
+def test_commands_that_read_tables_say_that_there_are_none(
+    allocated: tuple[Path, dict[str, Any]], command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *rest = command
+    assert main([name, str(allocated[0]), *rest]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "wanted" in line and ("no tables" in line or "no plan" in line)
 
 
 def test_what_does_not_run_as_planned_is_named(allocated: tuple[Path, dict[str, Any]]) -> None:

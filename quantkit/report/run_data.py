@@ -79,6 +79,9 @@ class Evidence:
 def read_evidence(folder: Path) -> Evidence:
     """What the run directory holds. Raises OutputError for a folder that is none."""
     request, graph = _json(folder / "request.json"), _json(folder / "graph.json")
+    if request is None and (folder / "result.json").exists():
+        wanted = "a run of `quantkit allocate` without --streamed, or of `measure`"
+        raise OutputError(f"{folder} has a result and no tables", wanted, "read its result.json")
     if request is None or graph is None:
         raise OutputError(f"{folder} is not a run", "a run directory of `quantkit allocate` or `measure`", "pass the printed folder")
     result, front = _json(folder / "result.json"), _json(folder / "front.json")

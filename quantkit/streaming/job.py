@@ -203,8 +203,9 @@ def _result(
     before, after = 4.0 * choices.weights, float(size_bytes(model))
     bounds = _bounds(request, choices, plan, before, after)
     kept = stands(verdict.decision, verdict.drop <= budget, options.undecided) and all(row.kept for row in bounds)
+    graph = after - choices.bytes(plan)  # as large whatever the plan
     baselines = tuple(
-        Baseline(f"uniform {name}", drop, None, choices.bytes(choices.uniform(name)) / before) for name, drop in drops.items()
+        Baseline(f"uniform {name}", drop, None, (choices.bytes(choices.uniform(name)) + graph) / before) for name, drop in drops.items()
     )
     rows = tuple(
         GroupRow(name, choices.groups[name], scheme, choices.loss[name][scheme], float(choices.bytes_of(name, scheme)), None)
