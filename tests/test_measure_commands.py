@@ -83,7 +83,7 @@ def test_a_bound_that_no_plan_keeps_is_named_the_nearest_plan_written_and_the_ex
     counted = {row.scheme for row in result.allocation if row.group not in ("add", "global_pool")}  # these count no operations
     assert counted <= {"c2a8"}  # the least operations that there are
     monkeypatch.setattr(pipeline, "run", lambda request, progress: result)
-    monkeypatch.setattr("quantkit.settings.request.resolve", lambda model, arguments: None)
+    monkeypatch.setattr(pipeline, "resolve", lambda model, arguments: None)
     assert main(["allocate", "net.py", "--max-bops", "0.001x", "--max-drop", "90"]) == 1
     assert capsys.readouterr().out.startswith("Not kept: bops")
 
@@ -289,7 +289,7 @@ def test_measure_is_a_command(monkeypatch: pytest.MonkeyPatch, measured: pipelin
 
 def test_the_call_takes_the_same_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("quantkit.api.resolve", lambda model, arguments: seen.append(arguments))
+    monkeypatch.setattr("quantkit.pipeline.resolve", lambda model, arguments: seen.append(arguments))
     monkeypatch.setattr(pipeline, "run", lambda request, progress: None)
     said = {"max_bytes": "1MB", "max_latency": 5.0, "max_bops": "2G", "average_bits": 4.5, "time_limit": "10m"}
 

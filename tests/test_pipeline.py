@@ -42,7 +42,7 @@ from quantkit.runs.workbench import Workbench
 from quantkit.runtimes import evaluation
 from quantkit.sensitivity import hessian
 from quantkit.stages import capture as captures
-from quantkit.stages import costs, finalists, judge, ranges, scores, stored_result, verify
+from quantkit.stages import costs, finalists, judge, looks, ranges, scores, stored_result, verify
 from quantkit.stages.candidates import Candidates
 from quantkit.verification.parity import LayerDifference, Parity
 
@@ -138,7 +138,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
         found.batch_sizes.add(batch_size)
         return evaluate(session, subset, batch_size, *early)
 
-    for room in (judge, verify):
+    for room in (judge, looks, verify):
         monkeypatch.setattr(room, "evaluate", spied)
     return found
 
