@@ -203,14 +203,14 @@ def items(results: Results) -> str:
         for word in ("kept", "broken")
     }
     needed, most = number(found["needed_over_before"]), number(found["needed_over_before_max"])
-    undecided = found.get("undecided", 0)
+    undecided, doubted = found.get("undecided", 0), found["real_doubted"]
+    contradicted = f", save for {doubted:.0f} of the plans, where the two contradict each other and the count is taken" if doubted else ""
     neither = f"; for {undecided:.0f} plan{'s'[: undecided != 1]} neither is sure with the most that were tried" if undecided else ""
     return prose(
         f"On outputs of {found['plans']:.0f} plans of {found['networks']:.0f} real networks (`python tools/bench_items.py`) it is as sure",
         f"with {needed} of the items that counting needs (median; {most} at most{neither}). Where the true drop equals the budget,",
         f"{found['items']:.0f} items call it kept {shares['kept']} and broken {shares['broken']}; 5 % are promised. On the real labels",
-        f"the estimate lies at most {number(found['real_deviations_max'], 1)} standard errors from the count, save for "
-        f"{found['real_doubted']:.0f} of the plans, where the two contradict each other and the count is taken.",
+        f"the estimate lies at most {number(found['real_deviations_max'], 1)} standard errors from the count{contradicted}.",
         *more_items(found),
         results.origin("items.json"),
     )
