@@ -23,10 +23,9 @@ from known import write_figures
 from page_figures import ROOT
 
 from quantkit.calibration.ranges import NEAR
-from quantkit.core.statistics import ERROR_RATE, decide
+from quantkit.core.statistics import ERROR_RATE, EVEN, SURE, decide
 from quantkit.quantization.moments import MOST_PRODUCTS
 from quantkit.stages.certify import WIDTH
-from quantkit.stages.judge import EVEN, SURE
 
 CLAIMS = ROOT / "docs" / "results" / "claims.json"
 UNITS = r"%|×|points?|ms|µs|seconds?|minutes?|hours?|nats|[kMG]B|times|of float|of the time|of 5\b"

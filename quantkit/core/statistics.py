@@ -39,6 +39,7 @@ INTERVAL = (0.025, 0.975)
 NORMAL = NormalDist()
 ALLOWANCE = 1 / 6  # of the counted variance: an estimate from margins is never believed as if there were more than six times the items
 MOST_ITEMS = 10_000_000  # that anyone would be told to gather
+SURE = 0.85  # how sure a search must be of a promise that the gate can prove
 EVEN = 0.5  # odds of a promise that the items cannot tell
 PRIOR_WIDTH = 0.5  # of the expected drop: plans of equal divergence differ that much
 

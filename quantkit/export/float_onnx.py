@@ -48,13 +48,18 @@ def export_float(captured: Captured, path: Path, opset: int) -> None:
         raise ContractError(f"the exporter lost the names of {', '.join(lost[:5])}", "every layer found in the file", "report this network")
     _name_nodes(graph, captured.graph)
     _fold_transposed_weights(graph)
+    forget_traces(graph)
+    save(program.model, path)
+
+
+def forget_traces(graph: ir.Graph) -> None:
+    """Remove what torch's exporter notes of where a graph came from: the paths and lines of the user's machine."""
     for node in graph:
         for key in TRACES:
             node.metadata_props.pop(key, None)
     made = [value for node in graph for value in node.outputs]
     for value in [*graph.inputs, *graph.outputs, *graph.initializers.values(), *made]:
         value.metadata_props.clear()
-    save(program.model, path)
 
 
 def read_parameters(path: Path, graph: Graph) -> dict[str, Tensor]:

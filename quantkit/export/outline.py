@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from quantkit.core.errors import CaptureError, ContractError
-from quantkit.export.float_onnx import TRACES
+from quantkit.export.float_onnx import forget_traces
 from quantkit.export.qdq import CONTRIBUTED, NOTE
 from quantkit.network.capture import quiet
 
@@ -121,12 +121,7 @@ def write_outline(
     graph = written.model.graph
     for value, name in zip([*graph.inputs, *graph.outputs], [*example, *outputs], strict=True):
         value.name = name
-    for node in graph:
-        for key in TRACES:
-            node.metadata_props.pop(key, None)
-    made = [value for node in graph for value in node.outputs]
-    for value in [*graph.inputs, *graph.outputs, *graph.initializers.values(), *made]:
-        value.metadata_props.clear()
+    forget_traces(graph)
     ir.external_data.load_to_model(written.model)
     ir.save(written.model, path)
 

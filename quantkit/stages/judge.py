@@ -16,7 +16,7 @@ from quantkit.core.metric import NO_LABEL, Metric, Outputs, check_budget, unpadd
 from quantkit.core.metrics import METRICS
 from quantkit.core.sources import code_of
 from quantkit.core.spec import Allocation, parse_allocation
-from quantkit.core.statistics import EVEN, UNKNOWN_RATE, Expectation, asked_for, can_be_kept, looked_at, noise
+from quantkit.core.statistics import EVEN, SURE, UNKNOWN_RATE, Expectation, asked_for, can_be_kept, looked_at, noise
 from quantkit.core.store import Run, fingerprint
 from quantkit.core.workers import Workers
 from quantkit.data import KeptBatches, Subset, check_labels
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from quantkit.settings.request import Request
 
 FLOATS = "float_on_search"
-SURE = 0.85  # how sure a search must be of a promise that the gate can prove
 
 
 @dataclass(frozen=True, slots=True, eq=False)

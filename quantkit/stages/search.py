@@ -8,9 +8,10 @@ from quantkit.allocation import Plan
 from quantkit.allocation.prediction.predictor import Predictor, explain_shortage
 from quantkit.allocation.search import MOST_TRIALS, SEARCHES, Measure, Measured, SearchResult, Space, TimeIsUp, Trial
 from quantkit.core.spec import FLOAT, Allocation
+from quantkit.core.statistics import SURE
 from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import Request
-from quantkit.stages.judge import FLOATS, SURE, Judge
+from quantkit.stages.judge import FLOATS, Judge
 
 REPAIRS = 6
 OPENING_S = 0.5  # about what writing and opening a candidate takes

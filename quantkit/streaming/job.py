@@ -17,7 +17,7 @@ from quantkit.core.errors import OutputError, SchemeError
 from quantkit.core.progress import Progress
 from quantkit.core.sources import code_of
 from quantkit.core.spec import BLOCK_SIZES, FLOAT, Allocation, Scheme, parse_allocation
-from quantkit.core.statistics import Verdict, stands
+from quantkit.core.statistics import SURE, Verdict, stands
 from quantkit.core.store import Run, fingerprint, write_atomically
 from quantkit.export.onnx_file import copy, data_of, saved, size_bytes
 from quantkit.loading.folder import hash_folder
@@ -36,7 +36,7 @@ from quantkit.streaming.items import read_tokens
 from quantkit.streaming.passes import Work, run_blocks
 from quantkit.streaming.plans import Choices, bits, front, uniform_plans
 from quantkit.streaming.rounding import can_use, is_float, weights_of
-from quantkit.streaming.search import SURE, Bench, Found, answers, bisect
+from quantkit.streaming.search import Bench, Found, answers, bisect
 from quantkit.streaming.shelf import Shelf
 from quantkit.streaming.simulation import simulate
 from quantkit.streaming.skeleton import Skeleton

@@ -23,8 +23,6 @@ from quantkit.streaming.items import likelihoods
 from quantkit.streaming.passes import Passed, Work, items_at_once
 from quantkit.streaming.plans import Choices
 
-SURE = 0.85  # how sure a search must be of a promise that the gate can prove
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bench:
