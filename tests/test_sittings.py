@@ -85,4 +85,5 @@ def test_an_interval_is_over_sittings_or_over_the_rounds_of_the_only_one() -> No
     one, two = np.array([[2.0, 4.0, 2.0], [1.0, 2.0, 9.0]]), np.array([[1.0, 1.0, 1.0], [0.6, 0.6, 0.6]])
     assert interval_to_first([one, two], 1) == sittings_interval(np.array([0.5, 0.6]))
     assert interval_to_first([one], 1) == ratio_interval(one[1], one[0])
+    assert interval_to_first([one, two], 0) == (1, 1, 1)
     assert median_ms([one, two], 1) == 0.8

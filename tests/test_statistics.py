@@ -7,11 +7,11 @@ from math import comb, erf, sqrt
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import norm, ttest_1samp
 
 from quantkit.core import statistics
 from quantkit.core.errors import MetricError
-from quantkit.core.ratios import decide_ratio, ratio_interval, sittings_interval
+from quantkit.core.ratios import DRIFT, decide_ratio, ratio_interval, sittings_interval
 from quantkit.core.statistics import (
     UNKNOWN_RATE,
     Expectation,
@@ -235,15 +235,18 @@ def test_a_ratio_of_timings_is_the_median_over_paired_rounds() -> None:
     assert len({ratio_interval(numerator[:12], slow_machine[:12], seed, resamples=50) for seed in range(5)}) > 1
 
 
-def test_a_ratio_over_sittings_is_as_unsure_as_they_differ() -> None:
-    """Each sitting has a shift of its own, which no number of its rounds takes away; scipy's own interval beside ours."""
+def test_a_ratio_over_sittings_is_as_unsure_as_they_differ_and_as_minutes_drift() -> None:
+    """Each sitting has a shift of its own and all of one comparison share another, which no number of rounds takes away."""
     generator = np.random.default_rng(3)
     missed = 0
     for _ in range(400):
-        ratios = 0.5 * np.exp(generator.normal(0, 0.02, 6))
+        ratios = sittings_of(0.5, 6, generator, drift=DRIFT)
         ratio, low, high = sittings_interval(ratios)
-        theirs = np.exp(ttest_1samp(np.log(ratios), 0).confidence_interval(0.95))
-        assert (low, high) == (pytest.approx(theirs[0]), pytest.approx(theirs[1])) and ratio == pytest.approx(np.exp(np.log(ratios).mean()))
+        middle = np.log(ratios).mean()
+        theirs = middle - ttest_1samp(np.log(ratios), 0).confidence_interval(0.95)[0]
+        reach = np.sqrt(theirs**2 + (norm.ppf(0.975) * DRIFT) ** 2)
+        assert ratio == pytest.approx(np.exp(middle))
+        assert (low, high) == (pytest.approx(np.exp(middle - reach)), pytest.approx(np.exp(middle + reach)))
         missed += not low <= 0.5 <= high
     assert 4 <= missed <= 40  # 20 of 400 are expected
 
@@ -360,14 +363,14 @@ def test_plans_that_are_said_to_be_kept_are_kept_as_often_as_said(confidence: fl
     assert confidence <= np.mean(kept) < 1
 
 
-def sittings_of(ratio: float, count: int, generator: np.random.Generator, spread: float = 0.02) -> np.ndarray:
-    """Ratios of sittings about that one."""
-    return ratio * np.exp(spread * generator.standard_normal(count))
+def sittings_of(ratio: float, count: int, generator: np.random.Generator, spread: float = 0.02, drift: float = 0.0) -> np.ndarray:
+    """Ratios of sittings about that one; all of them are as far off as the minute drifts."""
+    return ratio * np.exp(drift * generator.standard_normal() + spread * generator.standard_normal(count))
 
 
 def test_a_ratio_of_just_the_limit_is_called_kept_or_broken_as_rarely_as_promised() -> None:
     generator = np.random.default_rng(5)
-    decisions = Counter(decide_ratio(sittings_of(0.6, 6, generator), 0.6).decision for _ in range(2000))
+    decisions = Counter(decide_ratio(sittings_of(0.6, 6, generator, drift=DRIFT), 0.6).decision for _ in range(2000))
 
     for word in ("kept", "broken"):  # 5 %, and three standard errors of 2,000 draws
         assert 0.035 * 2000 <= decisions[word] <= 0.065 * 2000
@@ -383,11 +386,17 @@ def test_a_ratio_is_decided_by_its_one_sided_bounds(ratio: float, decision: str)
 
 
 def test_so_many_sittings_as_are_said_to_decide_do() -> None:
-    ratios = sittings_of(0.595, 6, np.random.default_rng(2))
+    ratios = sittings_of(0.57, 6, np.random.default_rng(2), spread=0.06)
     found = decide_ratio(ratios, 0.6)
     assert found.decision == "undecided" and found.sittings_to_decide is not None
     assert decide_ratio(np.tile(ratios, -(-found.sittings_to_decide // 6)), 0.6).decision != "undecided"
-    assert decide_ratio(np.ones(9), 1.0).sittings_to_decide is None
+
+
+def test_what_minutes_drift_no_number_of_sittings_decides() -> None:
+    near = 0.6 * np.exp(-0.5 * DRIFT)
+    for ratios in (np.ones(9) * near, sittings_of(near, 600, np.random.default_rng(2), spread=0.001)):
+        found = decide_ratio(ratios, 0.6)
+        assert found.decision == "undecided" and found.sittings_to_decide is None
 
 
 @pytest.mark.parametrize(

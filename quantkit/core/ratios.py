@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, exp, log, sqrt
+from math import ceil, exp, hypot, log, sqrt
 
 import numpy as np
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from quantkit.core.statistics import ERROR_RATE, INTERVAL, Decision, Floats
+
+# What no sitting of seconds sees: the standard deviation of a ratio's logarithm between comparisons that are made minutes apart, on a
+# virtual machine (`tools/bench_latency.py --parts repeatability`).
+DRIFT = 0.015
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +29,16 @@ class RatioVerdict:
 
 
 def decide_ratio(ratios: Floats, at_most: float) -> RatioVerdict:
-    """Kept (broken) where the one-sided 95 % bound of the ratio, over two sittings' or more, is at most (above) `at_most`."""
+    """Kept (broken) where the one-sided 95 % bound of the ratio, over two sittings' or more, is at most (above) `at_most`.
+
+    No number of sittings decides about a ratio that is as near to `at_most` as DRIFT reaches; `sittings_to_decide` is None then.
+    """
     ratio, low, high = sittings_interval(ratios)
-    reach, count = exp(_half(ratios, 1 - ERROR_RATE)), len(ratios)
+    level, count = 1 - ERROR_RATE, len(ratios)
+    reach = exp(_half(ratios, level))
     decision: Decision = "kept" if ratio * reach <= at_most else "broken" if ratio / reach > at_most else "undecided"
-    needed = None
-    if decision == "undecided" and ratio != at_most:
-        needed = max(count + 1, ceil(count * (log(reach) / log(at_most / ratio)) ** 2))
+    room = log(at_most / ratio) ** 2 - _drift(level) ** 2
+    needed = max(count + 1, ceil(count * _spread(ratios, level) ** 2 / room)) if decision == "undecided" and room > 0 else None
     return RatioVerdict(decision, count, ratio, low, high, needed)
 
 
@@ -42,14 +50,26 @@ def ratio_interval(numerator_ms: Floats, denominator_ms: Floats, seed: int = 0, 
 
 
 def sittings_interval(ratios: Floats) -> tuple[float, float, float]:
-    """The mean of two sittings' ratios or more, and its 95 % interval, by Student's t over their logarithms."""
+    """The mean of two sittings' ratios or more, and where it will be found again, 95 % sure: by Student's t over their logarithms, and
+    by DRIFT, which is independent of it.
+    """
     middle, reach = exp(float(np.log(ratios).mean())), exp(_half(ratios, INTERVAL[1]))
     return middle, middle / reach, middle * reach
 
 
 def _half(ratios: Floats, level: float) -> float:
     """How far the bound at `level` is from the mean, in logarithms."""
+    return hypot(_spread(ratios, level), _drift(level))
+
+
+def _spread(ratios: Floats, level: float) -> float:
+    """The same, by how sittings differ alone."""
     return float(student.ppf(level, len(ratios) - 1)) * float(np.log(ratios).std(ddof=1)) / sqrt(len(ratios))
+
+
+def _drift(level: float) -> float:
+    """The same, by DRIFT alone."""
+    return float(norm.ppf(level)) * DRIFT
 
 
 def _ratios(numerator_ms: Floats, denominator_ms: Floats, seed: int, resamples: int = 2000) -> tuple[float, Floats]:

@@ -57,9 +57,8 @@ def report(
     counts = {kind: sum(precision == kind for precision in ran.precisions.values()) for kind in ("int8", "float")}
     execution = Execution(not ran.mismatches, counts["int8"], counts["float"], verified.int8_macs, ran.mismatches)
     before, after = (size_bytes(path) for path in (verified.files.reference, verified.files.onnx))
-    own = 1.0 if is_all_float(allocation) else {"bytes": after / before, "latency": verified.latency.low if verified.latency else 0.0}.get(
-        request.options.minimize, 0.0
-    )
+    taken = {"bytes": after / before, "latency": verified.latency.ratio if verified.latency else 0.0}
+    own = 1.0 if is_all_float(allocation) else taken.get(request.options.minimize, 0.0)
     refused = refusals(verified.baselines, own, request.options.minimize, verified.budget, chances, confidence) if kept else ()
     bench.seconds["total"] = sum(seconds for stage, seconds in bench.seconds.items() if stage != "total")
     return Result(

@@ -56,7 +56,12 @@ def ratios_to_first(sittings: Sequence[Times], place: int) -> Times:
 
 
 def interval_to_first(sittings: Sequence[Times], place: int) -> tuple[float, float, float]:
-    """The ratio of a file's time to the first's with its 95 % interval: over sittings, or over rounds where there is one sitting."""
+    """The ratio of a file's time to the first's with its 95 % interval: over sittings, or over rounds where there is one sitting.
+
+    The first's own is 1, of which there is no doubt.
+    """
+    if place == 0:
+        return 1.0, 1.0, 1.0
     if len(sittings) == 1:
         return ratio_interval(sittings[0][place], sittings[0][0])
     return sittings_interval(ratios_to_first(sittings, place))
