@@ -29,6 +29,7 @@ from quantkit.gating import lock_result
 from quantkit.loading import LoadedModel
 from quantkit.network.capture import capture
 from quantkit.runs.cluster import open_workers
+from quantkit.runs.device_worker import open_device
 from quantkit.runs.progress_file import ProgressFile
 from quantkit.runs.result import Result
 from quantkit.runs.stored_plan import forget_pick
@@ -99,12 +100,16 @@ def _begun(request: Request, progress: Progress, command: str, job: str) -> Iter
     """The workbench in the run directory, the request with its items, the captured network, and a folder for temporary files."""
     folder = (request.options.run or Path("runs") / f"{request.model.name}-{job[:8]}").absolute()
     told = ProgressFile(progress, folder)
-    with Run(folder) as store, scratch_folder(store) as scratch, told, open_workers(request.options.workers, told) as workers:
-        bench = Workbench(store, told, request.options.time_limit_s, workers)
+    options, package = request.options, find_target(request.options.target).PACKAGE
+    with (
+        Run(folder) as store, scratch_folder(store) as scratch, told, open_workers(options.workers, told) as workers,
+        open_device(options.latency_workers, package, scratch) as device,
+    ):  # fmt: skip
+        bench = Workbench(store, told, options.time_limit_s, workers, device)
         request = make_items(bench, request)
         check_items(bench, request)
         network = capture_network(bench, request)
-        bench.begin(command, request_inputs(request, network), network.files)
+        bench.begin(command, {**request_inputs(request, network), **bench.elsewhere}, network.files)
         yield bench, request, network, scratch
 
 

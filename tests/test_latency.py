@@ -20,6 +20,7 @@ from quantkit.allocation.costs.measured import Boundary, LatencyModel, measure_l
 from quantkit.core.graph import Group
 from quantkit.core.spec import parse_allocation, parse_schemes
 from quantkit.core.table import Table
+from quantkit.core.workers import ThisMachine
 from quantkit.runtimes import ort_cpu
 from quantkit.runtimes.evaluation import Session
 
@@ -150,7 +151,7 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         return SimpleNamespace(milliseconds=machine(seen.emitted[-1], table, edges))
 
     def profiled(*_: Any, threads: int, options: Any, runs: int, folder: Path) -> dict[str, float]:
-        assert (threads, options, runs) == (3, OPTIONS, measured.PROFILE_RUNS)
+        assert (threads, options, runs) == (3, OPTIONS, measured.PROFILE_RUNS) and folder.parent == tmp_path
         return values[max(set(seen.emitted[-1].values()), key=[*seen.emitted[-1].values()].count)]
 
     def interleaved(sessions: list[SimpleNamespace], _: Any, *, rounds: int) -> np.ndarray:
@@ -164,8 +165,8 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 
     def measure(seed: int = 0, groups: tuple[Group, ...] = box.groups) -> LatencyModel:
         return measure_latency(
-            box.captured.graph, groups, SCHEMES, written, FEEDS,
-            runtime=runtime, options=OPTIONS, threads=3, seed=seed, folder=tmp_path, advance=advance,
+            box.captured.graph, groups, SCHEMES, written, timing.Timing(runtime, OPTIONS, 3, FEEDS),
+            device=ThisMachine({}, tmp_path), seed=seed, advance=advance,
         )  # fmt: skip
 
     seen.measure = measure
@@ -258,8 +259,8 @@ def test_in_the_runtime_every_weighted_layer_is_found_in_both_precisions(tmp_pat
     candidates = toys.candidates(box, tmp_path)
     feeds = {"x": np.zeros((1, 3, toys.SIDE, toys.SIDE), np.float32)}
     model = measure_latency(
-        box.captured.graph, box.groups, SCHEMES, candidates.written, feeds,
-        runtime=ort_cpu, options={}, threads=1, seed=0, folder=tmp_path, advance=lambda _: None,
+        box.captured.graph, box.groups, SCHEMES, candidates.written, timing.Timing(ort_cpu, {}, 1, feeds),
+        device=ThisMachine({}, tmp_path), seed=0, advance=lambda _: None,
     )  # fmt: skip
     for scheme in SCHEMES:
         profile = ort_cpu.layer_ms(

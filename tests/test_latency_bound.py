@@ -31,7 +31,7 @@ def bounds_of(monkeypatch: pytest.MonkeyPatch, folder: Path, ratios: Sequence[fl
         return (Latency(1.0, 1.0, 1.0, 1.0, 1.0, 1, 1), Latency(1.0, ratio, ratio, ratio, ratio, 1, 1))
 
     monkeypatch.setattr(pipeline, "find_front", logged)
-    monkeypatch.setattr(latency_bound, "time_sessions", timed)
+    monkeypatch.setattr(latency_bound, "time_in_turn", timed)
     # The same plan under another bound is not timed again; here each is, so that the turns can be counted.
     monkeypatch.setattr("quantkit.runs.workbench.Workbench.keep", uncached(pipeline.Workbench.keep))
     allocate(folder, minimize="drop", max_latency=f"{ASKED}x", max_drop=90.0)

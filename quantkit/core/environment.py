@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ def describe() -> dict[str, Any]:
     versions = {name: _version(name) for name in PACKAGES}
     system = {"python": platform.python_version(), "os": platform.platform(terse=True)}
     return {"cpu": cpu_model(), "isa": isa_label(), "cores": cores(), **versions, **system}
+
+
+def processor(host: Mapping[str, Any]) -> str:
+    """What times belong to, in words, of a machine that `describe` described."""
+    return f"{host['cpu']}, {host['isa']}"
 
 
 def _version(package: str) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.core.environment import PACKAGES, describe
+from quantkit.core.environment import PACKAGES, describe, processor
 from quantkit.core.errors import ConfigError, QuantkitError, unknown
 from quantkit.core.store import write_atomically
 from quantkit.data import Preprocessing, Subset
@@ -40,7 +40,9 @@ DRIFT = 1000  # the share in int8 is kept to a thousandth, downwards: it is a co
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lock:
-    """What the gate needs of one file's entry. `items` are content hashes of the gate split, in its order."""
+    """What the gate needs of one file's entry. `items` are content hashes of the gate split, in its order; `timed_on` is the processor that
+    its latency is of, where that is not the host's.
+    """
 
     path: Path
     name: str
@@ -57,6 +59,7 @@ class Lock:
     hashes: Mapping[str, str]
     float_name: str
     host: Mapping[str, Any]
+    timed_on: str | None
     runtime: str
 
     def check_runtime(self) -> None:
@@ -76,6 +79,7 @@ class Lock:
         here = describe()
         names = {"isa": "integer instructions", "cpu": "processor", **{package: package for package in PACKAGES}}
         told = [(names[key], self.host.get(key), here[key]) for key in names if self.host.get(key) not in (None, here[key])]
+        told += [("latency", self.timed_on, processor(here))] if self.timed_on not in (None, processor(here)) else []
         return found + [f"{name}: {before} when it was locked, {now} here." for name, before, now in told]
 
 
@@ -97,7 +101,7 @@ def read_lock(path: Path, name: str) -> Lock | None:
             items=tuple(map(str, data["gate"]["digests"])), labels=data["gate"]["labels"], seed=int(entry["seed"]),
             batch_size=int(entry["batch_size"]), threads=int(entry["threads"]),
             hashes={kind: str(entry[kind]["sha256"]) for kind in ("file", "float")}, float_name=Path(entry["float"]["name"]).name,
-            host=dict(entry["host"]), runtime=str(entry["runtime"]["range"]),
+            host=dict(entry["host"]), timed_on=entry.get("timed_on"), runtime=str(entry["runtime"]["range"]),
         )  # fmt: skip
     except ConfigError:
         raise
@@ -122,7 +126,7 @@ def lock_result(request: Request, result: Result) -> None:
 
     Raises OutputError where it cannot be written.
     """
-    made = hashlib.sha256(json.dumps([result.fingerprint, sha256(result.files.onnx)]).encode()).hexdigest()
+    made = hashlib.sha256(json.dumps([result.fingerprint, sha256(result.files.onnx), *_timed_on(result).values()]).encode()).hexdigest()
     entries = _entries(result.run)
     mine = entries.get(result.files.onnx.name, {})
     entry = mine if mine.get("fingerprint") == made else _entry(request, result, made)
@@ -174,7 +178,7 @@ def _entry(request: Request, result: Result, made: str) -> dict[str, Any]:
             "package": target.PACKAGE, "range": f">={target.MINIMUM_RUNTIME}", "tried_with": host.get(target.PACKAGE),
             "session_options": dict(target.SESSION_OPTIONS),
         },
-        "host": {key: host[key] for key in ("cpu", "isa", *PACKAGES)},
+        "host": {key: host[key] for key in ("cpu", "isa", *PACKAGES)}, **_timed_on(result),
         "metric": {
             "name": request.metric.name, "unit": request.metric.unit, "higher_is_better": request.metric.higher_is_better,
             "source_sha256": hashlib.sha256(request.metric.source.encode()).hexdigest() if request.metric.source else None,
@@ -193,6 +197,10 @@ def _entry(request: Request, result: Result, made: str) -> dict[str, Any]:
             "preprocessing": request.preprocessing.to_json(), "distilled": result.distilled,
         },
     }  # fmt: skip
+
+
+def _timed_on(result: Result) -> dict[str, str]:
+    return {key: value for key, value in result.environment.items() if key == "timed_on"}
 
 
 def _plan(result: Result) -> dict[str, str]:

@@ -12,7 +12,7 @@ from quantkit.core.spec import Allocation
 from quantkit.report.format import leaves
 from quantkit.report.run_data import MEASURED_ONLY, Evidence
 
-HOST = ("cpu", "isa", "cores")
+HOST = ("cpu", "isa", "cores", "timed_on")
 # Options that say where things lie and not what they are.
 PLACES = ("run", "output")
 

@@ -17,11 +17,12 @@ from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
+from quantkit.core.environment import describe, processor
 from quantkit.core.errors import OutputError
 from quantkit.core.progress import Progress
 from quantkit.core.sources import code_of
 from quantkit.core.store import Run, fingerprint, stage_name
-from quantkit.core.workers import Here, Workers
+from quantkit.core.workers import Device, Here, ThisMachine, Workers
 from quantkit.runs.history import HISTORY, StageUse, changes, read_sessions, request_event, shortened
 
 SCRATCH = ".scratch-"
@@ -59,11 +60,14 @@ class Workbench:
     """`seconds` is how long each stage took in this process; `computed` names those that were not found ready, in order.
 
     `time_limit_s` counts from here; it ends the search, and no other stage. `workers` compute what stages can divide; this process
-    where there are no others.
+    where there are no others. Files are timed on `device`, which is this machine where none is given.
     """
 
-    def __init__(self, store: Run, progress: Progress, time_limit_s: float | None = None, workers: Workers | None = None) -> None:
-        self.store, self.progress, self.workers = store, progress, workers or Here()
+    def __init__(
+        self, store: Run, progress: Progress, time_limit_s: float | None = None, workers: Workers | None = None,
+        device: Device | None = None,
+    ) -> None:  # fmt: skip
+        self.store, self.progress, self.workers, self.device = store, progress, workers or Here(), device or ThisMachine(describe())
         self._past: dict[str, StageUse] = {}
         self._begun = False
         self._early: list[dict[str, Any]] = []  # what came before the request could be written: it hangs on the capture
@@ -85,6 +89,16 @@ class Workbench:
     def end(self, kept: bool) -> None:
         """The request came to its end."""
         self.store.append({"event": "done", "kept": kept}, HISTORY)
+
+    @property
+    def elsewhere(self) -> dict[str, str]:
+        """`timed_on`, the processor of the device, where that is another machine: a part of whatever tells of times, or hangs on them."""
+        return {} if self.device.is_here else {"timed_on": processor(self.device.host)}
+
+    @property
+    def timed_on(self) -> dict[str, str]:
+        """What times depend on, by name."""
+        return {"processor": self.device.host["cpu"], "integer instructions": self.device.host["isa"], **self.elsewhere}
 
     def is_late(self) -> bool:
         """Whether the time limit has passed."""

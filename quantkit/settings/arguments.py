@@ -1,8 +1,8 @@
 """The one table of what may be asked for: the command line, calls, recipes and `quantkit.toml` are all made of it.
 
 A row is an option: its type in a call, the text of `--help`, and the kind of value that a file may set it to. A new option is a row here
-and, where stages read it, a field of `Options`. Recipes and `quantkit.toml` may say what stands in `Shared`; `trust_pickle` and `workers`
-do not, so that no file can allow itself to run code, nor name a scheduler, whose answers are unpickled.
+and, where stages read it, a field of `Options`. Recipes and `quantkit.toml` may say what stands in `Shared`; `trust_pickle`, `workers`
+and `latency_workers` do not, so that no file can allow itself to run code, nor name a scheduler, whose answers are unpickled.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -178,6 +178,9 @@ class Arguments(Shared, Written, total=False):
     search: Annotated[str | None, Row("The search algorithm", TEXT)]
     workers: Annotated[
         str | int | None, Row("Processes of this machine to share the work, or tcp://SCHEDULER:PORT of Dask (quantkit[workers]).", WORKERS)
+    ]
+    latency_workers: Annotated[
+        str | None, Row("tcp://SCHEDULER:PORT of Dask whose workers are the device: files are timed there (quantkit[workers]).", TEXT)
     ]
     streamed: Annotated[
         bool | None, Row("Read, round and write a decoder of a transformers folder block by block, as one that does not fit.", SWITCH)

@@ -126,6 +126,7 @@ DEFAULT_SCHEMES: dict[str, dict[str, tuple[str, ...]]] = {
     "nbit": dict.fromkeys(("latency", "bytes"), ("fp32", "w16a16", "w8a8", "w8a4", "w4a8", "w4a4")),
 }
 
+ADDRESS = r"[a-z]+://\S+"
 CERTIFICATE = {"fast": 40, "balanced": 16, "best": 16}  # plans that predictions are tested on, by effort
 
 
@@ -147,7 +148,8 @@ class Options:
     `machine` is what costs are modelled for where the target does not run here; None is tensor cores as data sheets have them.
     `equalization` "cross_layer" balances the channels between layers before anything else is done. `shape` holds (length, weight) pairs:
     at which lengths the file of any length is compared and timed, and how much each counts. `workers` is a count of processes of this
-    machine, or the address of a Dask scheduler, which compute what stages can divide.
+    machine, or the address of a Dask scheduler, which compute what stages can divide. `latency_workers` is the address of one whose
+    workers are the device that files are timed on.
     """
 
     target: str = "ort-cpu"
@@ -177,6 +179,7 @@ class Options:
     time_limit_s: float | None = None
     shape: tuple[tuple[int, float], ...] = ()
     workers: str | None = None
+    latency_workers: str | None = None
 
     def __post_init__(self) -> None:
         for option, known in CHOICES.items():
@@ -194,8 +197,11 @@ class Options:
         if self.minimize == "drop" and self.search == "bisection":
             got = "--search bisection with --minimize drop, which stops at the promise"
             raise RequestError(got, "a search that goes on", "pass --search swaps or --search pareto")
-        if self.workers is not None and not re.fullmatch(r"[1-9]\d*|[a-z]+://\S+", self.workers):
+        if self.workers is not None and not re.fullmatch(rf"[1-9]\d*|{ADDRESS}", self.workers):
             raise RequestError(f"--workers {self.workers}", "a count above 0, or tcp://SCHEDULER:PORT", "pass --workers 4")
+        if self.latency_workers is not None and not re.fullmatch(ADDRESS, self.latency_workers):
+            next_step = "pass --latency-workers tcp://10.0.0.7:8786"
+            raise RequestError(f"--latency-workers {self.latency_workers}", "tcp://SCHEDULER:PORT", next_step)
         if self.workers is not None and self.device != "cpu":
             raise RequestError(f"--workers beside --device {self.device}", "workers that compute on CPUs", "leave one of the two out")
         if self.confidence is not None and not 0.5 <= self.confidence < 1:

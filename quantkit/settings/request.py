@@ -237,7 +237,7 @@ def _sources(said: Arguments) -> dict[str, Any]:
 
 def _options(said: Arguments) -> Options:
     parsers: dict[str, Callable[[Any], Any]] = {"schemes": words, "exclude": words, "fix": pins, "output": Path, "run": Path}
-    parsers |= {"machine": lambda given: read_machine(Path(given)), "shape": lengths, "workers": str}
+    parsers |= {"machine": lambda given: read_machine(Path(given)), "shape": lengths, "workers": str, "latency_workers": str}
     known, asked = {field.name for field in fields(Options)}, dict[str, Any](said)
     values = {name: parsers[name](value) if name in parsers else value for name, value in asked.items() if name in known}
     bounds = parse_bounds({name: asked.get(option) for name, option in BOUNDS.items()})
@@ -248,6 +248,9 @@ def _options(said: Arguments) -> Options:
     if options.machine and find_runtime(options.target).TIMES:
         got = f"--machine for {options.target}, whose files are timed here"
         raise RequestError(got, "a target that does not run here: tensorrt or nbit", "leave --machine out, or pass --target nbit")
+    if options.latency_workers and not find_runtime(options.target).TIMES:
+        got = f"--latency-workers for {options.target}, whose files are not timed"
+        raise RequestError(got, "a target that runs: ort-cpu or openvino", "leave --latency-workers out")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise RequestError("--device cuda, and torch finds no CUDA device", "an available device", "pass --device cpu")
     if options.output is not None:

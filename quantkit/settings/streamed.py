@@ -13,8 +13,8 @@ from quantkit.settings.options import Options
 
 SCHEMES = ("w8b32d8", "w4b32d8")
 UNREAD = (
-    "target", "sensitivity", "observer", "equalization", "effort", "certificate", "machine", "shape", "workers", "search", "device",
-    "max_latency", "max_bops", "batch_size", "arch", "trust_pickle",
+    "target", "sensitivity", "observer", "equalization", "effort", "certificate", "machine", "shape", "workers", "latency_workers",
+    "search", "device", "max_latency", "max_bops", "batch_size", "arch", "trust_pickle",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+from quantkit.allocation.costs.timing import Timing
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import FLOAT, Allocation, Scheme
 from quantkit.core.store import fingerprint
@@ -74,6 +75,10 @@ class Candidates:
     def open(self, path: Path, *, threads: int, example: Feeds | None = None) -> Session:
         """A file, the float one too, in the target's runtime with the options that it needs."""
         return self.runtime.open_file(path, threads=threads, options=self.target.SESSION_OPTIONS, example=example)
+
+    def timing(self, threads: int, example: Feeds) -> Timing:
+        """How such files are timed on one batch."""
+        return Timing(self.runtime, self.target.SESSION_OPTIONS, threads, example)
 
     def placement(self, allocation: Allocation) -> Placement:
         """The target's answer for one scheme per group."""

@@ -13,7 +13,6 @@ from quantkit.allocation import Edge, Resource
 from quantkit.allocation.costs.counted import bit_costs, bop_costs, byte_costs, float_bops
 from quantkit.allocation.costs.measured import LatencyModel, measure_latency, steps
 from quantkit.allocation.costs.modelled import model_latency
-from quantkit.core.environment import describe
 from quantkit.core.graph import Group
 from quantkit.core.machine import TENSOR_CORES
 from quantkit.core.spec import FLOAT, Scheme
@@ -40,22 +39,22 @@ class Costs:
 
 def cost_groups(bench: Workbench, request: Request, network: Network, candidates: Candidates) -> Costs:
     """Measured latency, bytes, bit operations and bits of every (group, scheme), and the boundaries' latency."""
-    options, groups, host = request.options, candidates.groups, describe()
+    options, groups = request.options, candidates.groups
     schemes = schemes_of(groups)
 
     def compute() -> LatencyModel:
         if not candidates.runtime.TIMES:
             return model_latency(network.captured.graph, groups, schemes, network.target, options.machine or TENSOR_CORES)
+        timing = candidates.timing(options.threads, example_feeds(request, network))
         with bench.progress.stage("measure latency", steps(schemes), "files") as advance:
             return measure_latency(
-                network.captured.graph, groups, schemes, candidates.apart.written, example_feeds(request, network),
-                runtime=candidates.runtime, options=network.target.SESSION_OPTIONS, threads=options.threads, seed=options.seed,
-                folder=candidates.folder, advance=advance,
+                network.captured.graph, groups, schemes, candidates.apart.written, timing,
+                device=bench.device, seed=options.seed, advance=advance,
             )  # fmt: skip
 
     depends_on = {
-        "weights": candidates.key, "threads": options.threads, "seed": options.seed, "processor": host["cpu"],
-        "integer instructions": host["isa"], "machine": asdict(options.machine) if options.machine else None,
+        "weights": candidates.key, "threads": options.threads, "seed": options.seed, **bench.timed_on,
+        "machine": asdict(options.machine) if options.machine else None,
     }  # fmt: skip
     latency = bench.keep("latency", depends_on, compute, LatencyModel.from_json)
     graph, edges = network.captured.graph, tuple(Edge(edge.producer, edge.consumer, edge.latency_ms) for edge in latency.boundaries)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.allocation.costs.timing import Timing
 from quantkit.core.errors import ContractError
 from quantkit.core.run_files import DROP_IN
 from quantkit.export.float_onnx import input_types
@@ -50,22 +52,26 @@ def write_drop_in(
         if not same and candidates.runtime.SHOWS_CODES:
             raise ContractError(f"{path.name} answers otherwise than {final.name}", "the same bits", "report this network")
         write_in_place(final, file, path)
-        latency = _time(request, candidates, file, path, given)
+        latency = _time(bench, request, candidates, file, path, given)
     ratio = path.stat().st_size / file_bytes(file.path)
     agrees = float(same)
     return (VariantRow(DROP_IN, path, file.path.resolve(), ratio, latency, not verified.executed.mismatches, agrees, agrees),)
 
 
-def _time(request: Request, candidates: Candidates, file: OnnxFile, path: Path, given: Feeds) -> Latency | None:
-    """The user's file and the drop-in on one item, or on the batch that the user's file is fixed to; None for inputs of another type."""
+def _time(bench: Workbench, request: Request, candidates: Candidates, file: OnnxFile, path: Path, given: Feeds) -> Latency | None:
+    """The user's file and the drop-in, timed; None for inputs of another type."""
     types = input_types(file.path)
     if not candidates.runtime.TIMES or any(types.get(name) != array.dtype.name for name, array in given.items()):
         return None
-    threads = request.options.threads
-    theirs = candidates.open(file.path, threads=threads, example=given)
-    given = _repeated(given, theirs.batch or 1)
-    mine = candidates.open(path, threads=threads, example=given)
-    return time_sessions([theirs, mine], given)[1]
+    found: Latency = bench.device.run(time_beside, [file.path, path], candidates.timing(request.options.threads, given))
+    return found
+
+
+def time_beside(paths: Sequence[Path], _: Path, timing: Timing) -> Latency:
+    """A task of a `Device`: the second file beside the first, on one item, or on the batch that the first is fixed to."""
+    theirs = timing.open(paths[0])
+    timing = replace(timing, feeds=_repeated(timing.feeds, theirs.batch or 1))
+    return time_sessions([theirs, timing.open(paths[1])], timing.feeds)[1]
 
 
 def _repeated(given: Feeds, items: int) -> Mapping[str, NDArray[np.generic]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.allocation import Plan
-from quantkit.allocation.costs.timing import interleave
+from quantkit.allocation.costs.timing import Timing, interleave
 from quantkit.allocation.search import SearchResult, Space
-from quantkit.core.environment import describe
 from quantkit.core.ratios import ratio_interval
 from quantkit.core.spec import Allocation
 from quantkit.runs.workbench import Plain, Workbench
@@ -46,19 +47,23 @@ def choose(
     finalists += [plan for plan in passing if plan.allocation in uniform and plan not in finalists]
 
     def timed() -> Plain:
-        with bench.progress.stage("time the finalists"):
-            example = example_feeds(request, network)
-            threads = request.options.threads
-            sessions = [candidates.session(plan.allocation, threads=threads, example=example) for plan in finalists]
-            return Plain(interleave(sessions, example, rounds=ROUNDS).tolist())
+        timing = candidates.timing(request.options.threads, example_feeds(request, network))
+        with bench.progress.stage("time the finalists"), ExitStack() as stack:
+            files = [stack.enter_context(candidates.written(plan.allocation)) for plan in finalists]
+            return Plain(bench.device.run(rounds_ms, files, timing))
 
-    host = describe()
     depends_on = {
         "weights": candidates.key, "plans": [dict(plan.allocation) for plan in finalists], "threads": request.options.threads,
-        "processor": host["cpu"], "integer instructions": host["isa"],
+        **bench.timed_on,
     }  # fmt: skip
     times = np.array(bench.keep("finalists", depends_on, timed, Plain).value)
     return fastest(finalists, times, uniform)
+
+
+def rounds_ms(paths: Sequence[Path], _: Path, timing: Timing) -> list[list[float]]:
+    """A task of a `Device`: milliseconds of each file in each round, interleaved."""
+    found: list[list[float]] = interleave([timing.open(path) for path in paths], timing.feeds, rounds=ROUNDS).tolist()
+    return found
 
 
 def fastest(plans: Sequence[Plan], times_ms: NDArray[np.float64], uniform: Sequence[Allocation]) -> Plan:

@@ -7,12 +7,11 @@ from dataclasses import asdict, replace
 
 from quantkit.allocation import Plan
 from quantkit.allocation.search import SearchResult
-from quantkit.core.environment import describe
 from quantkit.runs.workbench import Plain, Workbench
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network, example_feeds
-from quantkit.verification.verify import time_sessions
+from quantkit.verification.verify import time_in_turn
 
 TURNS = 3
 MARGIN = 1.005  # what a search under the measured excess alone would meet half the time
@@ -52,16 +51,13 @@ def _over(bench: Workbench, request: Request, network: Network, candidates: Cand
         return 0.0
 
     def timed() -> Plain:
-        with bench.progress.stage("time the file against --max-latency"):
-            example, threads = example_feeds(request, network), request.options.threads
-            floats = candidates.open(network.float_file, threads=threads, example=example)
-            mine = candidates.session(plan.allocation, threads=threads, example=example)
-            return Plain(asdict(time_sessions([floats, mine], example)[1]))
+        timing = candidates.timing(request.options.threads, example_feeds(request, network))
+        with bench.progress.stage("time the file against --max-latency"), candidates.written(plan.allocation) as mine:
+            return Plain(asdict(bench.device.run(time_in_turn, [network.float_file, mine], timing)[1]))
 
-    host = describe()
     depends_on = {
         "weights": candidates.weights_key(plan.allocation), "plan": dict(plan.allocation), "threads": request.options.threads,
-        "processor": host["cpu"], "integer instructions": host["isa"],
+        **bench.timed_on,
     }  # fmt: skip
     found = bench.keep("bounded_latency", depends_on, timed, Plain).value
     return float(found["ratio"] * found["float_ms"] / bound.at_most(found["float_ms"]))

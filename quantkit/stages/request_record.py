@@ -15,10 +15,12 @@ from quantkit.runs.history import shortened
 from quantkit.settings.request import Request
 from quantkit.stages.capture import Network
 
+WHERE = ("output", "run", "workers", "latency_workers")  # options that say where, and not what
+
 
 def job_fingerprint(request: Request) -> str:
     """Stands for the network, the data and every option that changes the result."""
-    options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run", "workers")}
+    options = {key: value for key, value in asdict(request.options).items() if key not in WHERE}
     splits = [subset.fingerprint() for subset in (request.splits.calibration, request.splits.search, request.splits.gate)]
     metric = (request.metric.name, request.metric.source)
     variants = {name: variant.describe() for name, variant in request.model.variants.items()}
@@ -27,7 +29,7 @@ def job_fingerprint(request: Request) -> str:
 
 def request_inputs(request: Request, network: Network) -> dict[str, str]:
     """Everything that a result hangs on, by name, as the history keeps it."""
-    options = {key: value for key, value in asdict(request.options).items() if key not in ("output", "run", "workers", "bounds")}
+    options = {key: value for key, value in asdict(request.options).items() if key not in (*WHERE, "bounds")}
     bounds = {f"max {name}": f"{bound.value:g}{'x' if bound.relative else ''}" for name, bound in request.options.bounds.given().items()}
     host = describe()
     split = {name: getattr(request.splits, name).fingerprint() for name in ("calibration", "search", "gate")}

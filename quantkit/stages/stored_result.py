@@ -19,12 +19,13 @@ STAGE = "result"
 def keep_result(bench: Workbench, job: str, network: Network, allocate: Callable[[], Result]) -> Result:
     """The kept result, if its files lie in the run directory as they were; else `allocate` makes it.
 
-    It hangs on the job, the captured network, the code of the whole job and this machine: a result is repeated for the same of all.
+    It hangs on the job, the captured network, the code of the whole job, this machine and the device: a result is repeated for the same of
+    all.
     """
     host = describe()
     depends_on = {
         "request": job, "network": network.key, "code of quantkit": code_of(PIPELINE), "processor": host["cpu"],
-        "integer instructions": host["isa"],
+        "integer instructions": host["isa"], **bench.elsewhere,
     }  # fmt: skip
     made: list[Result] = []
 

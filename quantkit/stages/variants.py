@@ -29,7 +29,7 @@ from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
 from quantkit.verification.parity import Parity, compare_outputs, compare_simulation
-from quantkit.verification.verify import Latency, time_sessions
+from quantkit.verification.verify import Latency, time_in_turn
 
 
 def write_variants(bench: Workbench, request: Request, candidates: Candidates, allocation: Allocation) -> tuple[VariantRow, ...]:
@@ -80,12 +80,13 @@ def _write(
     def measure(given: Mapping[str, Tensor]) -> tuple[Feeds, Parity, Latency | None]:
         items = whole(collect([Batch(dict(given))]))
         example = feeds(next(network_batches(graph, items, 1)), graph.inputs)
-        sessions = [candidates.open(path, threads=request.options.threads, example=example) for path in (float_file, final)]
         if runtime.SHOWS_CODES:
             parity = compare_simulation(captured, placement, bank, final, emitted, items, len(items), scratch, _silent, options)
         else:
-            parity = compare_outputs(captured, placement, bank, sessions[1], items, len(items), _silent)
-        return example, parity, time_sessions(sessions, example)[1] if runtime.TIMES else None
+            session = candidates.open(final, threads=request.options.threads, example=example)
+            parity = compare_outputs(captured, placement, bank, session, items, len(items), _silent)
+        timing, files = candidates.timing(request.options.threads, example), [float_file, final]
+        return example, parity, bench.device.run(time_in_turn, files, timing)[1] if runtime.TIMES else None
 
     example, parity, latency = measure(variant.typical or variant.example)
     lengths = []

@@ -76,9 +76,9 @@ def report(
         simulation=verified.parity,
         files=verified.files,
         seconds={stage: round(seconds, 3) for stage, seconds in bench.seconds.items()},
-        environment=describe(),
+        environment={**describe(), **bench.elsewhere},
         fingerprint=key,
-        notes=(*_warning(request), *explained, *_notes(request, costs, verified, accurate or found.best is None, refused, graph)),
+        notes=(*_warning(request), *explained, *_notes(bench, request, costs, verified, accurate or found.best is None, refused, graph)),
         bounds=bounds,
         certificate=certificate and replace(certificate, measured_drop=verified.verdict.drop),
         gained=_gain(request, costs, verified) if kept else None,
@@ -118,7 +118,9 @@ def check_bounds(request: Request, predictor: Predictor, verified: Verified) -> 
     return tuple(rows)
 
 
-def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, refused: Sequence[Refused], graph: Graph) -> tuple[str, ...]:
+def _notes(
+    bench: Workbench, request: Request, costs: Costs, verified: Verified, kept: bool, refused: Sequence[Refused], graph: Graph
+) -> tuple[str, ...]:
     notes = []
     if not kept:
         notes.append("The plan passed on the search split and misses on the gate split: more search items, or a larger --max-drop.")
@@ -135,6 +137,7 @@ def _notes(request: Request, costs: Costs, verified: Verified, kept: bool, refus
             f"Latency: predicted {predicted:.2f} ms, measured {verified.latency.quantized_ms:.2f} ms; "
             f"rank correlation {costs.latency.rank_correlation:.2f} over {len(costs.latency.tested)} held-out plans."
         )
+    notes += [f"Latency: measured on {device}, by --latency-workers; all else on this machine." for device in bench.elsewhere.values()]
     if request.options.minimize == "bytes" and verified.promised_bytes is not None:
         promised, written = verified.promised_bytes, size_bytes(verified.files.onnx)
         notes.append(f"Bytes: promised {promised:,}, written {written:,} ({100 * (written / promised - 1):+.1f} %).")

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.allocation.costs.measured import PROFILE_RUNS
+from quantkit.allocation.costs.measured import PROFILE_RUNS, layer_ms
 from quantkit.allocation.search import Trial
 from quantkit.core.environment import describe
 from quantkit.core.metric import Outputs
@@ -33,7 +33,7 @@ from quantkit.stages.refused import write_alternative
 from quantkit.stages.weights import UNIFORM
 from quantkit.verification.parity import Parity, compare_enough, compare_outputs, compare_simulation
 from quantkit.verification.sittings import TimedFile
-from quantkit.verification.verify import Latency, int8_share, judge, time_files
+from quantkit.verification.verify import Latency, int8_share, judge, time_apart
 
 if TYPE_CHECKING:
     from quantkit.settings.request import Request
@@ -90,17 +90,18 @@ def verify_plan(
         "weights": candidates.weights_key(allocation), "plan": dict(allocation),
         "alternative": alternative and dict(alternative.plan.allocation),
         "calibration data": request.splits.calibration.fingerprint(),
-        "batch_size": request.options.batch_size, "processor": host["cpu"], "integer instructions": host["isa"],
+        "batch_size": request.options.batch_size,
     }  # fmt: skip
     judged = {
         "gate data": gate.fingerprint(), "metric": [request.metric.name, request.metric.source], "max drop": asdict(request.budget),
         "seed": request.options.seed,
     }  # fmt: skip
+    here = {**on, "processor": host["cpu"], "integer instructions": host["isa"]}
     accuracy = bench.keep(
-        "accuracy", {**on, **judged}, lambda: _judge(bench, request, network, candidates, final, rivals()), Accuracy.from_json
+        "accuracy", {**here, **judged}, lambda: _judge(bench, request, network, candidates, final, rivals()), Accuracy.from_json
     )
     timed = bench.keep(
-        "file_latency", {**on, "threads": request.options.threads},
+        "file_latency", {**on, **bench.timed_on, "threads": request.options.threads},
         lambda: _time(bench, request, network, candidates, final, rivals()), Plain,
     )  # fmt: skip
     times = [Latency(**row) for row in timed.value]
@@ -116,7 +117,7 @@ def verify_plan(
             return compare_outputs(network.captured, placement, bank, session, some, batch, advance)
 
     _profile(bench, request, network, candidates, final)
-    on_gate = {**on, "gate data": gate.fingerprint()}
+    on_gate = {**here, "gate data": gate.fingerprint()}
     parity = bench.keep("simulation", on_gate, lambda: compare_enough(gate, simulate), Parity.from_json)
     ran = candidates.runtime.read_executed(final, candidates.graph, candidates.placement(allocation), options, scratch)
     size = size_bytes(network.float_file)
@@ -164,25 +165,22 @@ def _judge(bench: Workbench, request: Request, network: Network, candidates: Can
 
 def _time(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]) -> Plain:
     """The float file, the plan's and the rivals', timed side by side; nothing where times mean nothing."""
-    runtime, options, example = candidates.runtime, network.target.SESSION_OPTIONS, example_feeds(request, network)
-    if not runtime.TIMES:
+    if not candidates.runtime.TIMES:
         return Plain([])
+    options, timing = network.target.SESSION_OPTIONS, candidates.timing(request.options.threads, example_feeds(request, network))
     files = [TimedFile(network.float_file, options), TimedFile(final, options)]
     files += [TimedFile(rival.path, {**options, **rival.options}) for rival in rivals]
     with bench.progress.stage("time the files side by side"):
-        return Plain([asdict(latency) for latency in time_files(runtime, files, example, request.options.threads)])
+        return Plain([asdict(latency) for latency in bench.device.run(time_apart, [file.path for file in files], (timing, files))])
 
 
 def _profile(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path) -> None:
     """profile.json in the run directory: the milliseconds of each layer's own nodes in the float file and in the plan's, for the report."""
-    runtime, options, threads = candidates.runtime, network.target.SESSION_OPTIONS, request.options.threads
-    if not runtime.TIMES:
+    if not candidates.runtime.TIMES:
         return
-    example, found = example_feeds(request, network), {}
+    timing, found = candidates.timing(request.options.threads, example_feeds(request, network)), {}
     with bench.timed("time of the layers", "time the layers of both files"):
         for name, path in (("float", network.float_file), ("plan", final)):
-            found[name] = runtime.layer_ms(
-                path, candidates.graph, example, threads=threads, options=options, runs=PROFILE_RUNS, folder=candidates.folder
-            )
+            found[name] = bench.device.run(layer_ms, [path], (timing, candidates.graph))
     with write_atomically(bench.store.folder / "profile.json") as temporary:
-        temporary.write_text(json.dumps({"unit": "ms", "runs": PROFILE_RUNS, "threads": threads, **found}))
+        temporary.write_text(json.dumps({"unit": "ms", "runs": PROFILE_RUNS, "threads": timing.threads, **found}))

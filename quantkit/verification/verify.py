@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit.allocation.costs.timing import interleave, rounds_within
+from quantkit.allocation.costs.timing import Timing, interleave, rounds_within
 from quantkit.core.graph import Graph
 from quantkit.core.metric import Metric, Outputs
 from quantkit.core.ratios import ratio_interval
@@ -70,6 +71,18 @@ def time_files(runtime: Runtime, files: Sequence[TimedFile], example: Feeds, thr
     return tuple(
         Latency(base, median_ms(sittings, place), *interval_to_first(sittings, place), threads, batch) for place in range(len(files))
     )
+
+
+def time_in_turn(paths: Sequence[Path], _: Path, timing: Timing) -> tuple[Latency, ...]:
+    """A task of a `Device`: as `time_sessions`."""
+    return time_sessions([timing.open(path) for path in paths], timing.feeds)
+
+
+def time_apart(paths: Sequence[Path], _: Path, job: tuple[Timing, Sequence[TimedFile]]) -> tuple[Latency, ...]:
+    """A task of a `Device`: as `time_files`, each file with its own options."""
+    timing, files = job
+    there = [replace(file, path=path) for file, path in zip(files, paths, strict=True)]
+    return time_files(timing.runtime, there, timing.feeds, timing.threads)
 
 
 def int8_share(graph: Graph, found: Executed) -> float:

@@ -20,11 +20,11 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from quantkit.allocation.costs.timing import interleave
+from quantkit.allocation.costs.timing import Timing, interleave
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.table import Table
-from quantkit.runtimes import Feeds, Runtime
+from quantkit.core.workers import Device
 from quantkit.targets.common import uniform
 
 PROFILE_RUNS = 30
@@ -83,22 +83,19 @@ def measure_latency(
     groups: Sequence[Group],
     schemes: Sequence[Scheme],
     written: Callable[[Allocation], AbstractContextManager[Path]],
-    feeds: Feeds,
+    timing: Timing,
     *,
-    runtime: Runtime,
-    options: Mapping[str, str],
-    threads: int,
+    device: Device,
     seed: int,
-    folder: Path,
     advance: Callable[[int], None],
 ) -> LatencyModel:
-    """Profile the uniform files, then fit and test on random plans. `written(allocation)` is a plan's file, while it is used;
-    `advance(1)` counts files.
+    """Profile the uniform files, then fit and test on random plans, all on `device`. `written(allocation)` is a plan's file, while it is
+    used; `advance(1)` counts files.
     """
     profiles = {}
     for scheme in schemes:
         with written(uniform(groups, scheme)) as file:
-            profiles[scheme] = runtime.layer_ms(file, graph, feeds, threads=threads, options=options, runs=PROFILE_RUNS, folder=folder)
+            profiles[scheme] = device.run(layer_ms, [file], (timing, graph))
         advance(1)
     values = np.full((len(groups), len(schemes)), np.nan)
     for row, group in enumerate(groups):
@@ -111,10 +108,22 @@ def measure_latency(
     measured = []
     for plan in plans:
         with written(plan) as file:
-            session = runtime.open_file(file, threads=threads, options=options, example=feeds)
-        measured.append(float(np.median(interleave([session], feeds, rounds=PROFILE_RUNS))))
+            measured.append(device.run(whole_ms, [file], timing))
         advance(1)
     return _fitted(table, edges, plans, np.array(measured))
+
+
+def layer_ms(paths: Sequence[Path], folder: Path, job: tuple[Timing, Graph]) -> dict[str, float]:
+    """A task of a `Device`: the milliseconds of each layer's own nodes in one file."""
+    timing, graph = job
+    return timing.runtime.layer_ms(
+        paths[0], graph, timing.feeds, threads=timing.threads, options=timing.options, runs=PROFILE_RUNS, folder=folder
+    )  # fmt: skip
+
+
+def whole_ms(paths: Sequence[Path], _: Path, timing: Timing) -> float:
+    """A task of a `Device`: the median milliseconds of one inference of one file."""
+    return float(np.median(interleave([timing.open(paths[0])], timing.feeds, rounds=PROFILE_RUNS)))
 
 
 def steps(schemes: Sequence[Scheme]) -> int:
