@@ -20,15 +20,19 @@ import pytest
 import toys
 from onnx import helper, numpy_helper
 from test_pipeline import allocate, data, hurry, remember
+from test_variants import Running, Step, recipe
 
+import quantkit
 from quantkit import pipeline
 from quantkit.core import environment
 from quantkit.core.environment import describe
 from quantkit.core.errors import ClusterError, ConfigError, RequestError
 from quantkit.core.progress import Silent
+from quantkit.core.store import Run
 from quantkit.core.workers import Device, ThisMachine
 from quantkit.gating import LOCK, read_lock
 from quantkit.runs.device_worker import DEVICE, DeviceWorker, checked, open_device
+from quantkit.runs.workbench import Workbench
 from quantkit.runtimes import ort_cpu
 from quantkit.settings.config import load_config
 from quantkit.settings.options import Options
@@ -189,6 +193,15 @@ def test_this_machine_uses_files_where_they_lie(tmp_path: Path) -> None:
     assert paths == [file] and folder.parent == scratch and list(scratch.iterdir()) == []
 
 
+def test_times_of_a_device_elsewhere_are_kept_apart_even_if_it_is_of_the_same_processor(tmp_path: Path) -> None:
+    there: Any = SimpleNamespace(host=describe(), is_here=False)
+    with Run(tmp_path / "run") as store:
+        one, other = Workbench(store, Silent()), Workbench(store, Silent(), device=there)
+    assert (one.elsewhere, other.elsewhere) == ({}, {"timed_on": environment.processor(describe())})
+    assert one.timed_on == {"processor": describe()["cpu"], "integer instructions": describe()["isa"]}
+    assert other.timed_on == {**one.timed_on, **other.elsewhere}
+
+
 def test_each_file_is_timed_where_it_lies_with_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(verify, "time_files", lambda *given: asked.extend(given) or ())
@@ -341,6 +354,14 @@ def test_what_is_not_an_address_or_cannot_be_timed_is_one_line(tmp_path: Path, m
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RequestError, match="--latency-workers tcp://x:1, and Dask is not installed"), opened("tcp://x:1"):
         pass
+
+
+def test_variants_are_timed_there_too(device: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing_is_timed_here(monkeypatch)
+    network = Running().eval()
+    given = recipe(network, Step(network), fix={"up": "w8a8", "down": "w8a8", "head": "w8a8"})
+    (row,) = quantkit.allocate(given, run=tmp_path / "run", latency_workers=device.address).variants
+    assert row.latency is not None
 
 
 def test_a_measurement_is_timed_there_too(device: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
