@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +40,7 @@ from quantkit.settings.config import load_config
 from quantkit.settings.options import Options
 from quantkit.settings.request import resolve
 from quantkit.settings.streamed import streamed_arguments
+from quantkit.stages.request_record import job_fingerprint
 from quantkit.verification import verify
 from quantkit.verification.sittings import TimedFile
 
@@ -116,7 +119,7 @@ def test_an_allocation_is_timed_on_the_device_and_says_so(
 ) -> None:
     """From an ONNX file, so that the one in its place is timed too, and under a bound on latency."""
     float_file, words = toys.candidates(toys.toybox(), tmp_path).float_file, f"{OTHER}, {environment.isa_label()}"
-    asked = {**ONE, "model": str(float_file)}
+    asked = {**ONE, "model": str(float_file), "schemes": "w8a8"}  # one plan, so one file, whatever is timed
     with monkeypatch.context() as patch:
         nothing_is_timed_here(patch)
         result = allocate(tmp_path / "run", **asked, latency_workers=device.address)
@@ -133,6 +136,9 @@ def test_an_allocation_is_timed_on_the_device_and_says_so(
     assert lock.changes({}) == [f"latency: {words} when it was locked, {environment.processor(describe())} here."]
     here = allocate(tmp_path / "run", **asked)  # what was timed there is no answer here
     assert "timed_on" not in here.environment and here.latency != result.latency
+    made = Counter(path.name.rpartition("-")[0] for path in (tmp_path / "run" / "stages").iterdir())
+    assert [made[stage] for stage in ("latency", "finalists", "bounded_latency", "file_latency", "result")] == [2] * 5
+    assert made["accuracy"] == made["simulation"] == 1
     lock = read_lock(tmp_path / "run" / LOCK, "model.onnx")
     assert lock is not None and lock.timed_on is None and lock.changes({}) == []
 
@@ -367,6 +373,9 @@ def test_variants_are_timed_there_too(device: SimpleNamespace, tmp_path: Path, m
 def test_a_measurement_is_timed_there_too(device: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing_is_timed_here(monkeypatch)
     said: Any = {"data": data(), "run": tmp_path / "run", "schemes": "fp32,w8a8", "certificate": 0, "latency_workers": device.address}
-    measured = pipeline.measure(resolve(toys.trained(), said, promised=False), Silent())
+    request = resolve(toys.trained(), said, promised=False)
+    elsewhere = replace(request, options=replace(request.options, latency_workers=None))
+    assert job_fingerprint(request) == job_fingerprint(elsewhere)  # the job is the same, wherever the scheduler is
+    measured = pipeline.measure(request, Silent())
     history = [json.loads(line) for line in (measured.run / "history.jsonl").read_text().splitlines()]
     assert history[0]["inputs"]["timed_on"].startswith(OTHER)
