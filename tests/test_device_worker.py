@@ -36,6 +36,7 @@ from quantkit.gating import LOCK, read_lock
 from quantkit.runs.device_worker import DEVICE, DeviceWorker, checked, open_device
 from quantkit.runs.workbench import Workbench
 from quantkit.runtimes import ort_cpu
+from quantkit.runtimes.timing import Timing
 from quantkit.settings.config import load_config
 from quantkit.settings.options import Options
 from quantkit.settings.request import resolve
@@ -211,7 +212,7 @@ def test_times_of_a_device_elsewhere_are_kept_apart_even_if_it_is_of_the_same_pr
 def test_each_file_is_timed_where_it_lies_with_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(verify, "time_files", lambda *given: asked.extend(given) or ())
-    files, timing = [TimedFile(Path("a"), {"k": "1"}, ("x",)), TimedFile(Path("b"))], verify.Timing(ort_cpu, {}, 3, {"x": np.ones(1)})
+    files, timing = [TimedFile(Path("a"), {"k": "1"}, ("x",)), TimedFile(Path("b"))], Timing(ort_cpu, {}, 3, {"x": np.ones(1)})
     verify.time_apart([Path("c"), Path("d")], Path(), (timing, files))
     assert asked == [ort_cpu, [TimedFile(Path("c"), {"k": "1"}, ("x",)), TimedFile(Path("d"))], timing.feeds, 3]
 

@@ -23,6 +23,7 @@ from quantkit.core.table import Table
 from quantkit.core.workers import ThisMachine
 from quantkit.runtimes import ort_cpu
 from quantkit.runtimes.evaluation import Session
+from quantkit.runtimes.timing import Timing
 
 SCHEMES = parse_schemes(("fp32", "w8a8", "w4a8"))
 OPTIONS = {"key": "value"}
@@ -165,7 +166,7 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 
     def measure(seed: int = 0, groups: tuple[Group, ...] = box.groups) -> LatencyModel:
         return measure_latency(
-            box.captured.graph, groups, SCHEMES, written, timing.Timing(runtime, OPTIONS, 3, FEEDS),
+            box.captured.graph, groups, SCHEMES, written, Timing(runtime, OPTIONS, 3, FEEDS),
             device=ThisMachine({}, tmp_path), seed=seed, advance=advance,
         )  # fmt: skip
 
@@ -259,7 +260,7 @@ def test_in_the_runtime_every_weighted_layer_is_found_in_both_precisions(tmp_pat
     candidates = toys.candidates(box, tmp_path)
     feeds = {"x": np.zeros((1, 3, toys.SIDE, toys.SIDE), np.float32)}
     model = measure_latency(
-        box.captured.graph, box.groups, SCHEMES, candidates.written, timing.Timing(ort_cpu, {}, 1, feeds),
+        box.captured.graph, box.groups, SCHEMES, candidates.written, Timing(ort_cpu, {}, 1, feeds),
         device=ThisMachine({}, tmp_path), seed=0, advance=lambda _: None,
     )  # fmt: skip
     for scheme in SCHEMES:

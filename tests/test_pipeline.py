@@ -43,7 +43,6 @@ from quantkit.runtimes import evaluation
 from quantkit.sensitivity import hessian
 from quantkit.stages import capture as captures
 from quantkit.stages import costs, finalists, judge, looks, ranges, scores, stored_result, verify
-from quantkit.stages.candidates import Candidates
 from quantkit.verification.parity import LayerDifference, Parity
 
 ITEMS = 300
@@ -478,13 +477,7 @@ def test_the_fastest_plan_is_found_on_a_machine_of_known_speed(
 
 
 def test_of_plans_predicted_alike_the_one_that_runs_fastest_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: dict[int, int] = {}
-    opened = Candidates.session
-
-    def spied(self: Candidates, plan: Any, **others: Any) -> Any:
-        session = opened(self, plan, **others)
-        sizes[id(session)] = self.size(plan)
-        return session
+    sizes: list[int] = []
 
     def known(graph: Any, groups: Any, schemes: Any, *_: Any, **__: Any) -> latency.LatencyModel:
         rows = [[1.0 if name in group.schemes else math.nan for name in schemes] for group in groups]
@@ -493,14 +486,14 @@ def test_of_plans_predicted_alike_the_one_that_runs_fastest_is_chosen(tmp_path: 
 
     def interleaved(sessions: Any, *_: Any, **__: Any) -> np.ndarray:
         """The smaller the file, the faster."""
-        return np.array([[sizes[id(session)]] for session in sessions])
+        sizes.extend(session.path.stat().st_size for session in sessions)
+        return np.array(sizes)[:, None]
 
     monkeypatch.setattr(costs, "measure_latency", known)
     monkeypatch.setattr(finalists, "interleave", interleaved)
-    monkeypatch.setattr(Candidates, "session", spied)
     result = allocate(tmp_path / "run", minimize="latency", max_drop=20.0)
 
-    assert len(sizes) > 1 and result.bytes["quantized"] == min(sizes.values())
+    assert len(sizes) > 1 and result.bytes["quantized"] == min(sizes)
 
 
 def test_fewest_bytes_are_found_where_bytes_are_asked_for(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from quantkit.allocation.costs.timing import Timing
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import FLOAT, Allocation, Scheme
 from quantkit.core.store import fingerprint
@@ -17,6 +16,7 @@ from quantkit.export.onnx_file import remove, size_bytes
 from quantkit.export.qdq import Emitted, emit
 from quantkit.quantization.weights import WeightBank
 from quantkit.runtimes import Feeds, Runtime, Session, find_runtime
+from quantkit.runtimes.timing import Timing
 from quantkit.stages.plan_weights import PlanWeights
 from quantkit.targets.common import uniform
 from quantkit.targets.placement import Placement

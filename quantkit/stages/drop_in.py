@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.allocation.costs.timing import Timing
 from quantkit.core.errors import ContractError
 from quantkit.core.run_files import DROP_IN
 from quantkit.export.float_onnx import input_types
@@ -19,6 +18,7 @@ from quantkit.loading.from_onnx.rest import OnnxFile
 from quantkit.runs.result import VariantRow
 from quantkit.runs.workbench import Workbench
 from quantkit.runtimes.evaluation import Feeds
+from quantkit.runtimes.timing import Timing
 from quantkit.settings.request import Request
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network, example_feeds

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.allocation import Plan
-from quantkit.allocation.costs.timing import Timing, interleave
+from quantkit.allocation.costs.timing import interleave
 from quantkit.allocation.search import SearchResult, Space
 from quantkit.core.ratios import ratio_interval
 from quantkit.core.spec import Allocation
 from quantkit.runs.workbench import Plain, Workbench
+from quantkit.runtimes.timing import Timing
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network, example_feeds
 

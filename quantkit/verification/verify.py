@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.allocation.costs.timing import Timing, interleave, rounds_within
+from quantkit.allocation.costs.timing import interleave, rounds_within
 from quantkit.core.graph import Graph
 from quantkit.core.metric import Metric, Outputs
 from quantkit.core.ratios import ratio_interval
 from quantkit.core.statistics import Verdict, decide
 from quantkit.export.executed_layers import Executed
 from quantkit.runtimes import Feeds, Runtime, Session
+from quantkit.runtimes.timing import Timing
 from quantkit.verification.sittings import TimedFile, interval_to_first, median_ms, time_in_sittings
 
 LATENCY_SECONDS = 8.0

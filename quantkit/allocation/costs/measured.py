@@ -20,11 +20,12 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from quantkit.allocation.costs.timing import Timing, interleave
+from quantkit.allocation.costs.timing import interleave
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.table import Table
 from quantkit.core.workers import Device
+from quantkit.runtimes.timing import Timing
 from quantkit.targets.common import uniform
 
 PROFILE_RUNS = 30

@@ -1,17 +1,15 @@
-"""Time whole files side by side, interleaved, so that a drifting machine touches all of them alike; and how they are opened for that."""
+"""Time whole files side by side, interleaved, so that a drifting machine touches all of them alike."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.runtimes import Feeds, Runtime, Session
+from quantkit.runtimes import Feeds
 
 WARM_UP = 5
 
@@ -26,20 +24,6 @@ class Timed(Protocol):
 
     def run(self, feeds: Feeds, /) -> object:
         """One inference."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Timing:
-    """How files are timed, on whatever device they lie: by which runtime, with the options of its sessions, and on what."""
-
-    runtime: Runtime
-    options: Mapping[str, str]
-    threads: int
-    feeds: Feeds
-
-    def open(self, path: Path) -> Session:
-        """The file, for these feeds alone."""
-        return self.runtime.open_file(path, threads=self.threads, options=self.options, example=self.feeds)
 
 
 def interleave(sessions: Sequence[Timed], feeds: Feeds, *, rounds: int, inner: int = 1) -> NDArray[np.float64]:
