@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import pytest
 from networks import Bench, bench
 from torch._export import utils
 from torch.onnx._internal.exporter import _registration as registration
+
+from quantkit.core.environment import describe
+from quantkit.core.workers import ThisMachine
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +34,19 @@ def files_are_timed_in_two_sittings() -> Iterator[None]:
     """Each takes a process; no test looks at how long anything took."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("quantkit.verification.sittings.SITTINGS", 2)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_are_timed_in_the_process_of_the_test() -> Iterator[None]:
+    """One of its own loads torch first; tests/test_own_process.py has some."""
+
+    @contextmanager
+    def here(folder: Path) -> Iterator[ThisMachine]:
+        yield ThisMachine(describe(), folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantkit.runs.device_worker.own_process", here)
         yield
 
 

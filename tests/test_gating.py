@@ -244,7 +244,7 @@ def test_latency_is_timed_in_turn_on_the_threads_that_are_asked_for(made: Result
         return [np.ones((2, 20))] * 3
 
     monkeypatch.setattr(check, "time_in_sittings", timed)
-    gated = quantkit.gate(made.files.onnx, float_file=made.files.float_onnx, max_latency_ratio=1.0, threads=2)
+    gated = quantkit.gate(made.files.onnx, float_file=made.files.float_onnx, max_latency_ratio=1.1, threads=2)
 
     assert seen == {"files": [made.files.float_onnx.name, "model.onnx"], "threads": 2}
     assert found(gated, "max-latency-ratio").decision == "kept"

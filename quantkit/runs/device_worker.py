@@ -12,9 +12,10 @@ from typing import Any
 
 from quantkit.core.environment import VNNI, describe, processor
 from quantkit.core.errors import ClusterError
-from quantkit.core.workers import Device, Task, ThisMachine
+from quantkit.core.workers import Device, Task
 from quantkit.loading.from_onnx.opening import data_files
 from quantkit.runs.cluster import AGAIN, Cluster, check_alike, connected, declaring, find_dask
+from quantkit.runs.own_process import own_process
 
 DEVICE = "quantkit-device"  # the resource of Dask by which a worker declares itself
 
@@ -54,13 +55,15 @@ class DeviceWorker:
 
 @contextmanager
 def open_device(asked: str | None, package: str, folder: Path) -> Iterator[Device]:
-    """The device behind the scheduler that `--latency-workers` names, whose runtime is of this package; this machine where none is named.
+    """The device behind the scheduler that `--latency-workers` names, whose runtime is of this package; where none is named a process of
+    this machine.
 
     `folder` is for this machine's temporary files. Raises RequestError where Dask is not installed, ClusterError for a scheduler that does
     not answer, without a worker that declares itself, or whose times would be of something else.
     """
     if asked is None:
-        yield ThisMachine(describe(), folder)
+        with own_process(folder) as process:
+            yield process
         return
     with connected(find_dask(f"--latency-workers {asked}"), asked) as client:
         found = declaring(client, DEVICE)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
@@ -106,12 +107,25 @@ def measure_latency(
     table = Table("latency", "ms", tuple(group.name for group in groups), tuple(schemes), values)
     edges = crossings(graph, groups)
     plans = spread_plans(groups, seed, 2 + FIT_PLANS + TEST_PLANS)
-    measured = []
-    for plan in plans:
-        with written(plan) as file:
-            measured.append(device.run(whole_ms, [file], timing))
-        advance(1)
-    return _fitted(table, edges, plans, np.array(measured))
+    return _fitted(table, edges, plans, _whole_ms(plans, written, timing, device, advance))
+
+
+def _whole_ms(
+    plans: Sequence[Allocation], written: Callable[[Allocation], AbstractContextManager[Path]], timing: Timing, device: Device,
+    advance: Callable[[int], None],
+) -> NDArray[np.float64]:  # fmt: skip
+    """Milliseconds of each plan's file, by its ratio to the first plan's, with which it is timed in turn: what drifts between one file and
+    the next drifts for that one too.
+    """
+    reference_ms, ratios = list[float](), list[float]()
+    with written(plans[0]) as reference:
+        for plan in plans:
+            with nullcontext(reference) if plan == plans[0] else written(plan) as file:
+                first, own = device.run(pair_ms, [reference, file], timing)
+            reference_ms += first.tolist()
+            ratios.append(float(np.median(own / first)))
+            advance(1)
+    return np.array(ratios) * np.median(reference_ms)
 
 
 def layer_ms(paths: Sequence[Path], folder: Path, job: tuple[Timing, Graph]) -> dict[str, float]:
@@ -122,9 +136,9 @@ def layer_ms(paths: Sequence[Path], folder: Path, job: tuple[Timing, Graph]) -> 
     )  # fmt: skip
 
 
-def whole_ms(paths: Sequence[Path], _: Path, timing: Timing) -> float:
-    """A task of a `Device`: the median milliseconds of one inference of one file."""
-    return float(np.median(interleave([timing.open(paths[0])], timing.feeds, rounds=PROFILE_RUNS)))
+def pair_ms(paths: Sequence[Path], _: Path, timing: Timing) -> NDArray[np.float64]:
+    """A task of a `Device`: milliseconds of one inference of each of two files, round by round, in turn."""
+    return interleave([timing.open(path) for path in paths], timing.feeds, rounds=PROFILE_RUNS, settled=True)
 
 
 def steps(schemes: Sequence[Scheme]) -> int:

@@ -26,8 +26,10 @@ class Timed(Protocol):
         """One inference."""
 
 
-def interleave(sessions: Sequence[Timed], feeds: Feeds, *, rounds: int, inner: int = 1) -> NDArray[np.float64]:
+def interleave(sessions: Sequence[Timed], feeds: Feeds, *, rounds: int, inner: int = 1, settled: bool = False) -> NDArray[np.float64]:
     """Milliseconds of one inference, shape [sessions, rounds]; each round runs every session `inner` times, in turn.
+
+    With `settled` there is one more run, untimed, before those, as the session before has filled the cache.
 
     The order within a round alternates, so that no session always runs on its neighbour's warm cache. Sessions of one thread are
     timed by what that thread spent on the processor, which a neighbour who takes the core away does not lengthen; others by the wall.
@@ -40,6 +42,8 @@ def interleave(sessions: Sequence[Timed], feeds: Feeds, *, rounds: int, inner: i
     for turn in range(rounds):
         order = range(len(sessions)) if turn % 2 == 0 else range(len(sessions) - 1, -1, -1)
         for place in order:
+            if settled:
+                sessions[place].run(feeds)
             start = clock()
             for _ in range(inner):
                 sessions[place].run(feeds)
