@@ -10,11 +10,14 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import toys
+from onnx import TensorProto, helper
 from scipy.stats import spearmanr
 from test_pipeline import data
 from typer.testing import CliRunner
@@ -29,7 +32,7 @@ from quantkit.core.graph import Group
 from quantkit.core.run_files import TABLES
 from quantkit.core.spec import parse_scheme
 from quantkit.core.table import Table
-from quantkit.runs.device_kit import FILES, write_kit
+from quantkit.runs.device_kit import FILES, _inputs, write_kit
 from quantkit.runs.device_table import kit_of, latency_of, read_times
 
 SCHEMES = tuple(map(parse_scheme, ("fp32", "w8a8", "w8d8")))
@@ -52,6 +55,21 @@ def device(offset: float, factors: tuple[float, float, float], boundary: float) 
     known = prior()
     table = Table("latency", "ms", NAMES, SCHEMES, known.table.values * np.array(factors))
     return Resource(table, tuple(Edge(e.producer, e.consumer, e.cost * boundary) for e in known.edges), known.offset * offset)
+
+
+def test_inputs_of_a_kit_are_those_of_the_file_tokens_too(tmp_path: Path) -> None:
+    """Tokens are no tensors of the graph, which holds activations."""
+    types = {"tokens": TensorProto.INT64, "picture": TensorProto.FLOAT}
+    inputs = [helper.make_tensor_value_info(name, kind, ["batch", 7]) for name, kind in types.items()]
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 7])
+    nodes = [helper.make_node("Cast", ["tokens"], ["real"], to=TensorProto.FLOAT), helper.make_node("Add", ["real", "picture"], ["y"])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", inputs, [made])), tmp_path / "float.onnx")
+    for batch in (None, 4):
+        graph = SimpleNamespace(inputs=("picture", "tokens"), batch=batch)
+        found = _inputs(SimpleNamespace(float_file=tmp_path / "float.onnx", graph=graph))  # type: ignore[arg-type]
+        assert found == [
+            {"name": "picture", "type": "float32", "shape": [batch, 7]}, {"name": "tokens", "type": "int64", "shape": [batch, 7]},
+        ]  # fmt: skip
 
 
 def test_a_device_whose_arithmetic_differs_by_kind_is_found_from_ten_files() -> None:

@@ -18,10 +18,10 @@ from typing import Any
 from quantkit.allocation.costs.measured import spread_plans
 from quantkit.allocation.prediction.predictor import Predictor, read_predictor
 from quantkit.core.errors import OutputError, RequestError
-from quantkit.export.float_onnx import input_types
 from quantkit.runs.device_table import kit_of
 from quantkit.runs.stored_plan import StoredPlan, export_plan, plan_of
 from quantkit.targets import find_target
+from quantkit.verification.side_by_side import random_feeds
 
 FILES = 10
 SCRIPT, KIT = "time_files.py", "kit.json"
@@ -75,6 +75,6 @@ def _fill(run: Path, folder: Path, predictor: Predictor, frame: Mapping[str, Any
 
 
 def _inputs(plan: StoredPlan) -> list[dict[str, Any]]:
-    """Name, numpy type and shape of each input; None for a batch axis of any size."""
-    types, graph = input_types(plan.float_file), plan.graph
-    return [{"name": name, "type": types[name], "shape": [graph.batch, *graph.tensor(name).shape]} for name in graph.inputs]
+    """Name, numpy type and shape of each input, by the file, as tokens are no tensors of the graph; None for a batch axis of any size."""
+    graph, given = plan.graph, random_feeds(plan.float_file)
+    return [{"name": name, "type": given[name].dtype.name, "shape": [graph.batch, *given[name].shape[1:]]} for name in graph.inputs]
