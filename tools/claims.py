@@ -42,7 +42,7 @@ WRITTEN = "Written by `python tools/"
 DECIDED = {
     "0.85": f"{SURE}", "or 0.5": f"or {EVEN}", "asks for 0.5": f"asks for {EVEN}", "85 %": f"{100 * SURE:.0f} %",
     "95 %": f"{100 * (1 - ERROR_RATE):.0f} %", "4,608": f"{MOST_PRODUCTS:,}", "within 5 %": f"within {100 * NEAR:.0f} %",
-    "deviation of 1.5 %": f"deviation of {100 * DRIFT} %", "than ± 3 %": f"than ± {196 * DRIFT:.0f} %",
+    "deviation of 2 %": f"deviation of {100 * DRIFT:g} %", "than ± 4 %": f"than ± {196 * DRIFT:.0f} %",
     "within ±5 %": f"within ±{100 * WIDTH:.0f} %", "2,000 resamples": f"{signature(decide).parameters['resamples'].default:,} resamples",
 }  # fmt: skip
 TYPED: dict[str, dict[str, str]] = {
