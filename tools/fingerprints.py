@@ -68,7 +68,8 @@ FIGURES: dict[str, Figures] = {
     "latency.json": Figures("tools/bench_devices.py", (JOB, "quantkit/runtimes/time_files.py", *recipes("resnet44", "squeezenet1_1"))),
     "timing.json": Figures("tools/bench_latency.py", (JOB, *recipes("resnet44", "squeezenet1_1", "mobilenet_v2", "minilm_sst2"))),
     "paper.json": Figures("tools/bench_paper.py", (JOB, *recipes("resnet44", "mobilenet_v2", "minilm_sst2"))),
-    "scale.json": Figures("tools/bench_scale.py", recipes("resnet20", "resnet44")),
+    "scale.json": Figures("tools/bench_scale.py", recipes("resnet20", "resnet44"), kind="vnni"),
+    "scale-avx2.json": Figures("tools/bench_scale.py", recipes("resnet20", "resnet44"), kind="plain"),
     "large.json": Figures("tools/bench_streamed.py", ("quantkit/streaming",)),
     "items.json": Figures("tools/bench_items.py", (JOB, *recipes("resnet20", "resnet44", "squeezenet1_1", "mobilenet_v2", "minilm_sst2"))),
     "sensitivity.json": Figures(

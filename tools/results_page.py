@@ -204,6 +204,10 @@ SECTIONS = (
         "left, over the stages of two allocations of ResNet20. `measured`: whether a GPU was at hand.",
     ),
     Section(
+        "scale-avx2.json", "Workers without VNNI", r"(?:workers|kill|cuda|eta)\.([\w.]+)",
+        "python tools/bench_scale.py --output docs/results/scale-avx2.json", "As above, on another machine.",
+    ),
+    Section(
         "large.json", "A decoder that does not fit", r"llama_1_5b\.([\w.]+)", "python tools/bench_streamed.py",
         "A Llama of random weights in bfloat16, allocated block by block (`--streamed --minimize drop --average-bits 6`): the most memory "
         "of the process, with mapped pages that it touched; whether ONNX Runtime opens the file, and whether every matrix ran in "
