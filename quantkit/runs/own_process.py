@@ -1,7 +1,7 @@
 """A process of this machine in which nothing is done but timing (`Device`).
 
-In a process that has calibrated, rounded and scored, an int8 file takes up to half as long again as it takes anywhere else, beside a float
-file that hardly does (ResNet44 without VNNI: 0.80 of float's time there, 0.57 in a process of its own).
+In a process that has calibrated, rounded and scored, int8 files were seen to take far longer than anywhere else, beside float files that
+hardly did (ResNet44 and SqueezeNet without VNNI); the reason is not known.
 """
 
 from __future__ import annotations
