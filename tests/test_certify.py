@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from toys import trained
 
 import quantkit
 from quantkit import pipeline
+from quantkit.allocation import Plan
 from quantkit.allocation.prediction.certificate import Agreement, Certificate, beyond_additive
-from quantkit.allocation.search import SearchResult, Space
+from quantkit.allocation.search import Measured, SearchResult, Space
+from quantkit.core.spec import Allocation
 from quantkit.report.format import certificate_line
 from quantkit.runs.result import Result
 from quantkit.sensitivity import kl
@@ -159,8 +162,30 @@ def test_tested_plans_are_none_that_was_learned_from(tmp_path: Path, monkeypatch
     allocate(tmp_path / "run")
     (trained_on, _), (tested, seen) = drawn[:2]
     assert seen[: len(trained_on)] == trained_on and len(trained_on) == 6
-    assert len(seen) > 6 and seen[6:] == anchors  # of the front, measured before
+    assert len(seen) > 6 and seen[6 : 6 + len(anchors)] == anchors  # of the front, measured before
     assert all(plan not in seen for plan in tested)
+
+
+@pytest.mark.parametrize("cut", range(11))
+def test_predictions_are_fitted_about_the_cheapest_plan_of_the_front_that_passes(cut: int) -> None:
+    """Every third plan was measured; the promise is kept from place `cut` on, which may be behind the front's end."""
+    front = [Plan({"a": str(place)}, 0.0, 0.0) for place in range(10)]
+    known, measured = {place for place in range(0, 10, 3)}, list[int]()
+
+    def judged(allocation: Allocation) -> Measured:
+        measured.append(int(allocation["a"]))
+        return Measured(0.0, int(allocation["a"]) >= cut)
+
+    def found(is_late: bool) -> tuple[Plan, list[Plan]]:
+        bench, judge = SimpleNamespace(is_late=lambda: is_late), SimpleNamespace(knows=lambda plan: int(plan["a"]) in known)
+        arguments: Any = bench, SimpleNamespace(budget=1.0), judge, SimpleNamespace(front=front)
+        return certify._near_budget(*arguments, judged, lambda _: None)
+
+    base, walked = found(is_late=False)
+    assert base == front[min(cut, 9)]
+    assert len(walked) <= 2 and set(measured) == known | {int(plan.allocation["a"]) for plan in walked}
+    late, none = found(is_late=True)
+    assert late == front[min((place for place in sorted(known) if place >= cut), default=9)] and not none
 
 
 def test_none_is_wanted_and_none_is_made(tmp_path: Path) -> None:

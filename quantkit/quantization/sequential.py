@@ -32,6 +32,7 @@ from quantkit.core.numerics.affine import BIAS_CODE_LIMIT, dequantize, fake_quan
 from quantkit.core.spec import QuantSpec, Scheme
 from quantkit.data.batch import Batch
 from quantkit.network.captured import Captured
+from quantkit.network.folding import ATEN
 from quantkit.quantization.moments import PairedMoments
 from quantkit.quantization.simulation.program import Environment, Simulation
 from quantkit.quantization.weights import QuantizedWeight, WeightBank, packed
@@ -63,9 +64,9 @@ def round_in_sequence(
     found = bank.rounded((layer, schemes[layer.name]) for layer in wanted.values())
     plan_bank = bank.changed(found)
     plain, quantized = Simulation(captured, NOTHING, bank), Simulation(captured, placement, plan_bank)
-    given = list(batches)
-    floats: list[Environment] = [dict(batch.inputs) for batch in given]
-    values: list[Environment] = [dict(batch.inputs) for batch in given]
+    given = [(_channels_last(captured, batch.inputs), batch.counted) for batch in batches]
+    floats: list[Environment] = [dict(inputs) for inputs, _ in given]
+    values: list[Environment] = [dict(inputs) for inputs, _ in given]
     last = {source.name: node for node in captured.module.graph.nodes for source in node.all_input_nodes}
     for node in captured.module.graph.nodes:
         layer = wanted.get(node.name)
@@ -78,8 +79,8 @@ def round_in_sequence(
             scheme = schemes[layer.name]
             movable = layer.name not in placement.stored and users[str(layer.bias)] == 1
             paired = PairedMoments(node, layer, bank.parameter(str(layer.weight)).device)
-            for batch, one, other in zip(given, floats, values, strict=True):
-                paired.add(one[layer.inputs[0]], _read(layer, scheme, other[layer.inputs[0]], placement, bank), batch.counted)
+            for (_, counted), one, other in zip(given, floats, values, strict=True):
+                paired.add(one[layer.inputs[0]], _read(layer, scheme, other[layer.inputs[0]], placement, bank), counted)
             found |= _settled(layer, scheme, bank, paired, movable=movable and bool(bank.parameter(str(layer.bias)).any()))
             advance(1)
         for environment in values:
@@ -109,6 +110,16 @@ def items_within(captured: Captured, megabytes: float) -> int:
     sizes = [_bytes_of_item(node) for node in nodes]
     most = max(sum(sizes[earlier] for earlier in range(now + 1) if last[earlier] >= now) for now in range(len(nodes)))
     return max(1, int(megabytes * 1e6 / (2 * most)))
+
+
+def _channels_last(captured: Captured, inputs: Mapping[str, Tensor]) -> Environment:
+    """The inputs, images with their channels side by side in memory: convolutions keep it so, and are faster then.
+
+    As they are where the network itself says how a tensor lies.
+    """
+    if any(node.target is ATEN.as_strided.default for node in captured.module.graph.nodes):
+        return dict(inputs)
+    return {name: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for name, x in inputs.items()}
 
 
 def _has_codes(layer: Layer, scheme: Scheme) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from quantkit.allocation import MeasuredLoss, Plan, draw, fit_losses, predicted_loss
 from quantkit.allocation.prediction.certificate import Agreement, Certificate, band, beyond_additive
 from quantkit.allocation.prediction.predictor import Predictor
-from quantkit.allocation.search import Space
+from quantkit.allocation.search import Measure, Space
 from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.store import fingerprint
 from quantkit.core.table import Interactions, Table
@@ -35,10 +35,10 @@ def learn(
         return predictor, ()
     with bench.timed("fit"), bench.progress.stage("fit the predictor", None, "plans") as advance:
         judged, anchors = measure_anchors(bench, judge, space, advance)
-        base = _near_budget(request, space, lambda plan: judge.knows(plan.allocation) and judged(plan.allocation).passes)
+        base, walked = _near_budget(bench, request, judge, space, judged, advance)
         drawn = _drawn(request, predictor, base.allocation, TRAINED[request.options.chosen_effort], ())
         near = _measured(bench, _small(judge), drawn, advance)
-        seen = (*near, *((plan.allocation, judge.measure(plan.allocation)["divergence"]) for plan in anchors))
+        seen = (*near, *((plan.allocation, judge.measure(plan.allocation)["divergence"]) for plan in (*anchors, *walked)))
     return refit(predictor, seen), seen
 
 
@@ -96,11 +96,26 @@ def certify(
     return certificate, tested
 
 
-def _near_budget(request: Request, space: Space, passes: Callable[[Plan], bool]) -> Plan:
-    """The cheapest plan of the front that was measured and passes, else the most expensive; without a promise the middle one."""
+def _near_budget(
+    bench: Workbench, request: Request, judge: Judge, space: Space, judged: Measure, advance: Callable[[int], None]
+) -> tuple[Plan, list[Plan]]:
+    """The cheapest plan of the front that passes, the dearest where none does, and what was measured to find it; without a promise the
+    middle one.
+
+    What is already measured says between which plans it lies; the rest is bisected, so that predictions are fitted where they are needed.
+    """
     if request.budget == EVERYTHING:
-        return space.front[len(space.front) // 2]
-    return next((plan for plan in space.front if passes(plan)), space.front[-1])
+        return space.front[len(space.front) // 2], []
+    passes = [judged(plan.allocation).passes if judge.knows(plan.allocation) else None for plan in space.front]
+    high = passes.index(True) if True in passes else len(passes)
+    low = max((place + 1 for place in range(high) if passes[place] is False), default=0)
+    walked: list[Plan] = []
+    while low < high and not bench.is_late():
+        middle = (low + high) // 2
+        walked.append(space.front[middle])
+        low, high = (low, middle) if judged(space.front[middle].allocation).passes else (middle + 1, high)
+        advance(1)
+    return space.front[min(high, len(space.front) - 1)], walked
 
 
 def _drawn(

@@ -33,7 +33,7 @@ def fit_scales(
 
     `rounding` is given rows that stand several times, those of a group side by side. No scale is less than `floor` allows.
     """
-    best = _Best(rows, moments.values.double())
+    best = _Best(rows, moments.values.float())
     step = max(1, MOST_NUMBERS // rows.numel())
     for start in range(0, len(RATIOS), step):
         ratios = RATIOS[start : start + step]
@@ -56,16 +56,16 @@ def _scaled(grid: Grid, scales: Tensor, floor: Callable[[QParams], QParams]) -> 
 
 
 class _Best:
-    """For each row the codes and the scale of least error so far."""
+    """For each row the codes and the scale of least error so far. In float32: scales that are worth telling apart differ by far more."""
 
     def __init__(self, rows: Tensor, moments: Tensor) -> None:
-        self._rows, self._moments = rows.double(), moments
+        self._rows, self._moments = rows.float(), moments
         self.codes, self.scale = torch.zeros_like(rows), torch.ones_like(rows[:, 0])
         self._error = torch.full_like(self._rows[:, 0], torch.inf)
 
     def consider(self, codes: Tensor, scale: Tensor) -> None:
         """Take these for every row that they cost less."""
-        difference = codes.double() * scale.double()[:, None] - self._rows
+        difference = codes * scale[:, None] - self._rows
         error = self._inner(difference, difference)
         better = error < self._error
         self.codes, self.scale = torch.where(better[:, None], codes, self.codes), torch.where(better, scale, self.scale)
@@ -73,11 +73,10 @@ class _Best:
 
     def least_squares(self) -> Tensor:
         """The scale that serves each row's codes best; its own where that is none."""
-        codes = self.codes.double()
-        energy, along = self._inner(codes, codes), self._inner(codes, self._rows)
-        found = along / energy.clamp(min=torch.finfo(torch.float64).tiny)
-        normal = found > torch.finfo(torch.float32).tiny
-        return torch.where(normal, found.float(), self.scale)
+        energy, along = self._inner(self.codes, self.codes), self._inner(self.codes, self._rows)
+        tiny = torch.finfo(torch.float32).tiny
+        found = along / energy.clamp(min=tiny)
+        return torch.where(found > tiny, found, self.scale)
 
     def _inner(self, one: Tensor, other: Tensor) -> Tensor:
         """one M other' of each row."""

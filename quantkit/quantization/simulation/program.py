@@ -292,9 +292,10 @@ def weight_node(node: fx.Node, slot: int) -> str:
 
 
 def call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
-    """The operation of `node` on the values of the nodes that it reads."""
+    """The operation of `node` on the values of the nodes that it reads, however these lie in memory."""
     arguments, keywords = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
-    return cast("Callable[..., Any]", node.target)(*arguments, **keywords)
+    operation = torch.reshape if node.target is ATEN.view.default else node.target
+    return cast("Callable[..., Any]", operation)(*arguments, **keywords)
 
 
 def _convolve(node: fx.Node, value: Callable[[fx.Node], Any], block: int) -> Tensor | None:
