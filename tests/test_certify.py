@@ -170,7 +170,7 @@ def test_tested_plans_are_none_that_was_learned_from(tmp_path: Path, monkeypatch
 def test_predictions_are_fitted_about_the_cheapest_plan_of_the_front_that_passes(cut: int) -> None:
     """Every third plan was measured; the promise is kept from place `cut` on, which may be behind the front's end."""
     front = [Plan({"a": str(place)}, 0.0, 0.0) for place in range(10)]
-    known, measured = {place for place in range(0, 10, 3)}, list[int]()
+    known, measured = set(range(0, 10, 3)), list[int]()
 
     def judged(allocation: Allocation) -> Measured:
         measured.append(int(allocation["a"]))
