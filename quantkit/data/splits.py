@@ -7,13 +7,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import DataError, unknown
 from quantkit.data.batch import Batch, Dataset, Item, stack
+
+if TYPE_CHECKING:
+    from quantkit.core.progress import Advance
 
 KEPT_BYTES = 512 << 20
 COUNTED_AT_ONCE = 64
@@ -83,15 +86,24 @@ class Subset:
 
 
 class KeptBatches:
-    """A subset for those who go through it many times: its batches are kept in memory, as far as `most_bytes` reach."""
+    """A subset for those who go through it many times: its batches are kept in memory, as far as `most_bytes` reach.
 
-    def __init__(self, subset: Subset, most_bytes: int = KEPT_BYTES) -> None:
-        self._subset, self._most_bytes = subset, most_bytes
+    `advance(items)` after each batch, whenever one goes through it.
+    """
+
+    def __init__(self, subset: Subset, most_bytes: int = KEPT_BYTES, advance: Advance | None = None) -> None:
+        self._subset, self._most_bytes, self._advance = subset, most_bytes, advance
         self._kept: list[Batch] = []
         self._batch_size = 0
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """As of a subset; made anew where another size is asked for than the last time."""
+        for batch in self._all(batch_size):
+            yield batch
+            if self._advance is not None:
+                self._advance(batch.size)
+
+    def _all(self, batch_size: int) -> Iterator[Batch]:
         if batch_size != self._batch_size:
             self._kept, self._batch_size = [], batch_size
         yield from self._kept

@@ -173,8 +173,8 @@ def _kept_outputs(bench: Workbench, request: Request, candidates: Candidates, su
     """The float file's answers on the search split, kept in the run directory as arrays in their order."""
 
     def compute() -> Mapping[str, Any]:
-        with bench.progress.stage("float file on the search split"):
-            outputs = float_outputs(request, candidates, subset)
+        with bench.progress.stage("float file on the search split", len(subset), "items") as advance:
+            outputs = float_outputs(request, candidates, KeptBatches(subset, most_bytes=0, advance=advance))
         return {f"output {place}": output for place, output in enumerate(outputs)}
 
     depends_on = {

@@ -146,18 +146,16 @@ def _write_rivals(bench: Workbench, request: Request, network: Network, candidat
 def _judge(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]) -> Accuracy:
     """Every file on the gate split, against the float file."""
     gate, options = request.splits.gate, network.target.SESSION_OPTIONS
-    with bench.progress.stage("accuracy on the gate split", 2 + len(rivals), "files") as advance:
-        items = KeptBatches(gate)
+    with bench.progress.stage("accuracy on the gate split", (2 + len(rivals)) * len(gate), "items") as advance:
+        items = KeptBatches(gate, advance=advance)
         reference = float_outputs(request, candidates, items)
         labels = labels_for(request, gate, reference)
         budget = budget_for(request, reference, labels)
-        advance(1)
         verdicts = []
         for path, own in [(final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]:
             session = candidates.runtime.open_file(path, threads=0, options=own)
             outputs: Outputs = evaluate(session, items, request.options.batch_size)
             verdicts.append(judge(request.metric, reference, outputs, labels, budget, request.options.seed))
-            advance(1)
     mine, *theirs = verdicts
     rows = ((rival.name, rival.bytes, verdict.drop, verdict.items_to_decide) for rival, verdict in zip(rivals, theirs, strict=True))
     return Accuracy(budget, mine, tuple(rows))

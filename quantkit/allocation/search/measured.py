@@ -47,6 +47,12 @@ class Measured:
 
 
 Measure = Callable[[Allocation], Measured]
+Expect = Callable[[Sequence[Plan], int], None]  # plans that are likely measured next, known or not, and how many others
+
+
+def ignore(plans: Sequence[Plan], others: int) -> None:
+    """An `Expect` for nobody."""
+    del plans, others
 
 
 class TimeIsUp(Exception):  # noqa: N818 - no error: the best so far is the answer
@@ -173,8 +179,8 @@ class SearchResult:
 class Trials:
     """The trials of one search so far: an allocation is measured once, whoever asks again."""
 
-    def __init__(self, measure: Measure, space: Space) -> None:
-        self._measure, self._space = measure, space
+    def __init__(self, measure: Measure, space: Space, expect: Expect = ignore) -> None:
+        self._measure, self._space, self.expect = measure, space, expect
         self._trials: dict[frozenset[tuple[str, str]], Trial] = {}
         self._untried: Plan | None = None
 

@@ -16,12 +16,13 @@ def repair(trials: Trials, space: Space, count: int) -> None:
     if space.least_drop:
         return
     refused: set[tuple[str, Scheme]] = set()
-    for _ in range(count):
+    for left in range(count, 0, -1):
         best = trials.result().best
         step = best and _next(best, space, refused)
         if not step:
             return
         group, scheme, plan = step
+        trials.expect([plan], left - 1)
         if not trials.of(plan).measured.passes:
             refused.add((group, scheme))
 
