@@ -86,24 +86,15 @@ class Subset:
 
 
 class KeptBatches:
-    """A subset for those who go through it many times: its batches are kept in memory, as far as `most_bytes` reach.
+    """A subset for those who go through it many times: its batches are kept in memory, as far as `most_bytes` reach."""
 
-    `advance(items)` after each batch, whenever one goes through it.
-    """
-
-    def __init__(self, subset: Subset, most_bytes: int = KEPT_BYTES, advance: Advance | None = None) -> None:
-        self._subset, self._most_bytes, self._advance = subset, most_bytes, advance
+    def __init__(self, subset: Subset, most_bytes: int = KEPT_BYTES) -> None:
+        self._subset, self._most_bytes = subset, most_bytes
         self._kept: list[Batch] = []
         self._batch_size = 0
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """As of a subset; made anew where another size is asked for than the last time."""
-        for batch in self._all(batch_size):
-            yield batch
-            if self._advance is not None:
-                self._advance(batch.size)
-
-    def _all(self, batch_size: int) -> Iterator[Batch]:
         if batch_size != self._batch_size:
             self._kept, self._batch_size = [], batch_size
         yield from self._kept
@@ -114,6 +105,14 @@ class KeptBatches:
             if held <= self._most_bytes:
                 self._kept.append(batch)
             yield batch
+
+
+    def read(self, batch_size: int, advance: Advance) -> None:
+        """Reads what is kept ahead, so that who goes through it first takes no longer than others; `advance(items)` after each batch."""
+        for number, batch in enumerate(self.batches(batch_size), 1):
+            advance(batch.size)
+            if len(self._kept) < number:
+                return
 
 
 def _nbytes(batch: Batch) -> int:
