@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,8 @@ from test_pipeline import allocate as allocate_toy
 from test_pipeline import hurry, remember
 from test_search import NAMES, Network, hash_noise, random_space
 
-from quantkit.allocation.search import MOST_TRIALS, SEARCHES, Space
+from quantkit.allocation import Plan
+from quantkit.allocation.search import MOST_TRIALS, SEARCHES, Outlook, Space
 from quantkit.cli.console import ConsoleProgress, TimeLeft
 from quantkit.core.progress import Advance, Pace, Silent, expect
 from quantkit.runs.progress_file import ProgressFile, read_progress
@@ -107,6 +108,33 @@ def test_a_progress_that_takes_nothing_but_steps_still_does(tmp_path: Path) -> N
     assert steps == [1, 2]
 
 
+class Heard(Outlook):
+    """Moves a pace's end by what a search expects."""
+
+    def __init__(self, pace: Pace, network: Network, passing: Any = ()) -> None:
+        self.pace, self.network, self.passing = pace, network, passing
+
+    def expect(self, plans: Sequence[Plan], others: int) -> None:
+        self.pace.expect(sum(plan.allocation not in self.network.asked for plan in plans) + others)
+
+    def passes(self, plan: Plan) -> bool | None:
+        return True if plan in self.passing else None
+
+
+def test_where_the_cheapest_plan_is_known_to_pass_nothing_behind_the_walk_is_expected() -> None:
+    space = random_space(1)
+    network = Network(space, 1e9)
+    pace, first = Pace(99), []
+
+    def measure(allocation: Any) -> Any:
+        first.append(pace.total)
+        pace(1)
+        return network(allocation)
+
+    SEARCHES["pareto"](measure, space, repairs=4, outlook=Heard(pace, network, space.front[:1]))
+    assert first[0] == pace.done < MOST_TRIALS["pareto"](space, 4) - 4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_search_expects_is_about_what_it_then_measures(name: str) -> None:
     """Over random spaces, at every step: nearer than the bound, and nowhere off by much."""
@@ -121,10 +149,7 @@ def test_what_a_search_expects_is_about_what_it_then_measures(name: str) -> None
             pace(1)
             return network(allocation)
 
-        def hear(plans: Any, others: int, pace: Pace = pace, network: Network = network) -> None:
-            pace.expect(sum(plan.allocation not in network.asked for plan in plans) + others)
-
-        SEARCHES[name](measure, space, repairs=4, expect=hear)
+        SEARCHES[name](measure, space, repairs=4, outlook=Heard(pace, network))
         guessed += [abs(count - (pace.done - done)) for done, count in left.items()]
         bounded += [abs(MOST_TRIALS[name](space, 4) - pace.done) for _ in left]
     assert np.mean(guessed) < 2
@@ -141,16 +166,18 @@ def test_of_what_a_search_expects_only_what_the_journal_does_not_hold_counts() -
         def expect(self, left: int) -> None:
             told.left = left
 
+    judged: Any = lambda allocation: known.append(dict(allocation)) or SimpleNamespace(passes=True)  # noqa: E731
     judge: Any = SimpleNamespace(measured_plans=lambda: [(one, {}) for one in known], knows=lambda one: one in known)
     bench: Any = SimpleNamespace(is_late=lambda: False)
-    counted = _Counted(bench, judge, lambda allocation: known.append(dict(allocation)) or "measured", Steps())
+    counted = _Counted(bench, judge, judged, Steps())
     plans: Any = [SimpleNamespace(allocation={"a": scheme}) for scheme in ("fp32", "w8a8", "w4a8")]
     counted.expect(plans, 3)
     assert told.left == 5
     for plan in plans[:2]:
-        assert counted.measure(plan.allocation) == "measured"
+        counted.measure(plan.allocation)
     counted.expect(plans, 3)
     assert (told.steps, told.left) == (1, 4)
+    assert [counted.passes(plan) for plan in plans] == [True, True, None]
 
 
 @pytest.mark.parametrize("holds", range(-1, 8))

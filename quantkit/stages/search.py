@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from quantkit.allocation import Plan
 from quantkit.allocation.prediction.predictor import Predictor, explain_shortage
-from quantkit.allocation.search import MOST_TRIALS, SEARCHES, Measure, Measured, SearchResult, Space, TimeIsUp, Trial
+from quantkit.allocation.search import MOST_TRIALS, SEARCHES, Measure, Measured, Outlook, SearchResult, Space, TimeIsUp, Trial
 from quantkit.core.progress import Advance, expect
 from quantkit.core.spec import FLOAT, Allocation
 from quantkit.core.statistics import SURE
@@ -37,7 +37,7 @@ def search(bench: Workbench, request: Request, judge: Judge, predictor: Predicto
             judged, anchors = measure_anchors(bench, judge, space, advance)
             counted = _Counted(bench, judge, judged, advance)
             try:
-                found = SEARCHES[request.options.search](counted.measure, space, repairs=REPAIRS, expect=counted.expect)
+                found = SEARCHES[request.options.search](counted.measure, space, repairs=REPAIRS, outlook=counted)
             except TimeIsUp:  # before the search had begun
                 found = space.judged(tuple(Trial(plan, judged(plan.allocation)) for plan in anchors), space.front[-1])
         found = _then_faster(bench, request, judge, judged, predictor, space, found)
@@ -52,7 +52,7 @@ def search(bench: Workbench, request: Request, judge: Judge, predictor: Predicto
         return found
 
 
-class _Counted:
+class _Counted(Outlook):
     """What a search measures while there is time, and expects to: of both only plans count that the journal does not hold."""
 
     def __init__(self, bench: Workbench, judge: Judge, judged: Measure, advance: Advance) -> None:
@@ -74,6 +74,10 @@ class _Counted:
     def expect(self, plans: Sequence[Plan], others: int) -> None:
         """As a search tells it."""
         expect(self._advance, sum(plan.allocation not in self._known for plan in plans) + others)
+
+    def passes(self, plan: Plan) -> bool | None:
+        """As the journal tells it."""
+        return self._judged(plan.allocation).passes if plan.allocation in self._known else None
 
 
 def _most_trials(request: Request, space: Space) -> int:
@@ -97,7 +101,7 @@ def _then_faster(
     with bench.progress.stage("search among faster plans", MOST_TRIALS["pareto"](faster, REPAIRS), "candidates") as advance:
         counted = _Counted(bench, judge, judged, advance)
         try:
-            more = SEARCHES["pareto"](counted.measure, faster, repairs=REPAIRS, expect=counted.expect).measured
+            more = SEARCHES["pareto"](counted.measure, faster, repairs=REPAIRS, outlook=counted).measured
         except TimeIsUp:
             return found
     return found.extended(space, [Trial(space.plan(t.plan.allocation), t.measured) for t in more if t.plan.allocation not in known])

@@ -7,15 +7,15 @@ together. The number is bisected, so a precision costs ⌈log₂(n + 1)⌉ measu
 from __future__ import annotations
 
 from quantkit.allocation import order
-from quantkit.allocation.search.measured import Expect, Measure, SearchResult, Space, Trials, ignore
+from quantkit.allocation.search.measured import NOBODY, Measure, Outlook, SearchResult, Space, Trials
 from quantkit.allocation.search.repair import repair
 from quantkit.core.graph import Group
 from quantkit.core.spec import Scheme
 
 
-def bisect_precisions(measure: Measure, space: Space, *, repairs: int, expect: Expect = ignore) -> SearchResult:
+def bisect_precisions(measure: Measure, space: Space, *, repairs: int, outlook: Outlook = NOBODY) -> SearchResult:
     """The cheapest allocation that passes on the way down, made cheaper by at most `repairs` single-group trials."""
-    trials = Trials(measure, space, expect)
+    trials = Trials(measure, space, outlook)
     with trials.while_there_is_time():
         lowered = _lowered(trials, space, repairs)
         trials.of(space.plan(lowered))  # unmeasured only if nothing could be lowered; then it is the answer, or the nearest
@@ -54,7 +54,7 @@ def _as_many_as_pass(
     low, high = 0, len(ordered)
     while low < high:
         middle = (low + high + 1) // 2
-        trials.expect([], (high - low).bit_length() + behind)
+        trials.outlook.expect([], (high - low).bit_length() + behind)
         if trials.of(space.plan(standing | dict.fromkeys(ordered[:middle], scheme))).measured.passes:
             low = middle
         else:

@@ -22,9 +22,17 @@ def repair(trials: Trials, space: Space, count: int) -> None:
         if not step:
             return
         group, scheme, plan = step
-        trials.expect([plan], left - 1)
+        trials.outlook.expect([plan], left - 1)
         if not trials.of(plan).measured.passes:
             refused.add((group, scheme))
+
+
+def likely_repairs(space: Space, plan: Plan, count: int) -> int:
+    """How many `repair` tries at most from that plan, as far as groups have cheaper schemes."""
+    if space.least_drop:
+        return 0
+    costs = [(space.cost.at(group.name, plan.allocation[group.name]), space.menu(group), group.name) for group in space.groups]
+    return min(count, sum(space.cost.at(name, scheme) < now for now, menu, name in costs for scheme in menu))
 
 
 def _next(best: Trial, space: Space, refused: set[tuple[str, Scheme]]) -> tuple[str, Scheme, Plan] | None:
