@@ -32,9 +32,9 @@ def search(bench: Workbench, request: Request, judge: Judge, predictor: Predicto
         told += f", {most * (bench.seconds[FLOATS] + OPENING_S):.0f} s"
     bench.progress.note(f"{told}, {sum(array.nbytes for array in judge.reference) / 1e6:.0f} MB a candidate")
     with bench.timed("search"):
-        total = _most_trials(request, space) + new_anchors(judge, space)  # until the search itself expects fewer
-        with bench.progress.stage("search", total, "candidates") as advance:
+        with bench.progress.stage("evaluate a few plans", new_anchors(judge, space), "plans") as advance:
             judged, anchors = measure_anchors(bench, judge, space, advance)
+        with bench.progress.stage("search", _most_trials(request, space), "candidates") as advance:  # until the search itself expects fewer
             counted = _Counted(bench, judge, judged, advance)
             try:
                 found = SEARCHES[request.options.search](counted.measure, space, repairs=REPAIRS, outlook=counted)
