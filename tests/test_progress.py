@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from test_pipeline import allocate as allocate_toy
 from test_pipeline import hurry, remember
-from test_search import NAMES, Network, hash_noise, random_space
+from test_search import NAMES, Network, hash_noise, make, random_space
 
-from quantkit.allocation import Plan
+from quantkit.allocation import Edge, Plan
 from quantkit.allocation.search import MOST_TRIALS, SEARCHES, Outlook, Space
+from quantkit.allocation.search.repair import likely_repairs
 from quantkit.cli.console import ConsoleProgress, TimeLeft
 from quantkit.core.progress import Advance, Pace, Silent, expect
+from quantkit.core.spec import parse_scheme
 from quantkit.runs.progress_file import ProgressFile, read_progress
 from quantkit.stages.search import _Counted
 from quantkit.streaming.search import bisect
@@ -133,6 +135,14 @@ def test_where_the_cheapest_plan_is_known_to_pass_nothing_behind_the_walk_is_exp
 
     SEARCHES["pareto"](measure, space, repairs=4, outlook=Heard(pace, network, space.front[:1]))
     assert first[0] == pace.done < MOST_TRIALS["pareto"](space, 4) - 4
+
+
+def test_repairs_are_expected_where_a_change_of_one_group_saves_more_than_its_boundaries_cost() -> None:
+    costs = [[4.0, 2.0, 3.0]] * 3  # of fp32, w8a8, w4a8
+    apart, joined = (make([[0, 1, 2]] * 3, costs, edges=edges) for edges in ([], [Edge("g0", "g1", 9.0), Edge("g1", "g2", 9.0)]))
+    floats, least = apart.plan(apart.highest_precision()), apart.plan(dict.fromkeys(("g0", "g1", "g2"), parse_scheme("w8a8")))
+    assert [likely_repairs(space, floats, 4) for space in (apart, joined)] == [4, 0]
+    assert [likely_repairs(space, least, 4) for space in (apart, joined)] == [0, 0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -59,7 +59,7 @@ def walk_front(trials: Trials, space: Space, between: int, repairs: int) -> int:
             low = middle + 1
     below = _below(space.front, low)
     for place, plan in enumerate(below):
-        trials.outlook.expect(below[place:], between + repairs)
+        trials.outlook.expect(below[place:], between + likely_repairs(space, space.front[min(low, len(space.front) - 1)], repairs))
         trials.of(plan)
     if low == len(space.front):  # nothing passed: what is predicted to lose nothing need not be what is float
         trials.of(space.plan(space.highest_precision()))
