@@ -56,7 +56,7 @@ from quantkit.stages.ranges import calibrate_ranges
 from quantkit.stages.refused import find_alternative, search_chances
 from quantkit.stages.request_record import job_fingerprint, request_inputs, write_request
 from quantkit.stages.scores import score_groups
-from quantkit.stages.search import explain, measure_anchors, search
+from quantkit.stages.search import explain, measure_anchors, new_anchors, search
 from quantkit.stages.stored_result import keep_result
 from quantkit.stages.variants import write_variants
 from quantkit.stages.verdict import check_bounds, report
@@ -141,7 +141,7 @@ def measure(request: Request, progress: Progress) -> Measurement:
     """Every stage up to the tables and the front, and a few plans evaluated: all that `pick` needs and `run` reuses."""
     with _begun(request, progress, "measure", job_fingerprint(request)) as (bench, request, network, scratch):
         tables = _measure(bench, request, network, scratch)
-        with progress.stage("evaluate a few plans", None, "plans") as advance:
+        with progress.stage("evaluate a few plans", new_anchors(tables.judge, tables.space), "plans") as advance:
             measure_anchors(bench, tables.judge, tables.space, advance)
         front = tables.write_front(bench)
         bench.end(True)

@@ -16,7 +16,7 @@ import pytest
 import toys
 
 from quantkit.allocation.costs import measured, timing
-from quantkit.allocation.costs.measured import Boundary, LatencyModel, measure_latency, steps
+from quantkit.allocation.costs.measured import FIT_PLANS, TEST_PLANS, Boundary, LatencyModel, measure_latency, runs
 from quantkit.core.graph import Group
 from quantkit.core.spec import parse_allocation, parse_schemes
 from quantkit.core.table import Table
@@ -210,7 +210,7 @@ def test_the_plans_it_is_tested_on_are_others_than_those_it_was_fitted_on(known:
 
 def test_a_machine_that_drifts_from_file_to_file_is_found_again_at_its_median_speed(known: SimpleNamespace) -> None:
     """Each file is timed in turn with one that all are."""
-    speeds = 1 + np.random.default_rng(0).permutation(steps(SCHEMES) - len(SCHEMES)) / 20
+    speeds = 1 + np.random.default_rng(0).permutation(2 + FIT_PLANS + TEST_PLANS) / 20
     known.drift = iter(speeds)
     model = known.measure()
 
@@ -219,17 +219,19 @@ def test_a_machine_that_drifts_from_file_to_file_is_found_again_at_its_median_sp
         assert model.predicted_ms(plan) == pytest.approx(wanted, rel=1e-4)
 
 
-def test_every_file_is_one_step_and_every_session_has_the_threads_that_were_asked_for(known: SimpleNamespace) -> None:
+def test_every_inference_is_a_step_and_every_session_has_the_threads_that_were_asked_for(known: SimpleNamespace) -> None:
     known.measure()
 
-    assert known.advanced == len(known.emitted) == steps(SCHEMES)
+    assert known.advanced == runs(SCHEMES)
+    assert len(known.emitted) == len(SCHEMES) + 2 + FIT_PLANS + TEST_PLANS
     assert set(known.threads) == {3}
 
 
 def test_the_seed_draws_the_plans(known: SimpleNamespace) -> None:
     for seed in (0, 0, 1):
         known.measure(seed)
-    first, again, other = (known.emitted[place * steps(SCHEMES) : (place + 1) * steps(SCHEMES)] for place in range(3))
+    count = len(known.emitted) // 3
+    first, again, other = (known.emitted[place * count : (place + 1) * count] for place in range(3))
 
     assert first == again != other
 

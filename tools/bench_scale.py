@@ -6,8 +6,9 @@
 `seconds`: the passes of the default sensitivity on ResNet44, calibration items of its recipe, one thread a worker, against this process
 with one thread; workers are started and have the network before the clock. `identical`: scores and rounded weights bit for bit. `kills`:
 twenty jobs during which a worker is killed at a random moment. `eta`: how far off the time is that a bar says is left, in allocations of a
-small network for time and for bytes: at each step of a stage of STAGE_S or longer, once a tenth of it is done, against what was really
-left. `cuda.measured` is 0 until `tools/bench_cuda.py --write` has run where a GPU is.
+small network for time and for bytes: at each step of a stage of STAGE_S or longer, once a tenth of what it came to is done, against what
+was really left; where a step moves the end, what the bar says behind that. `cuda.measured` is 0 until
+`tools/bench_cuda.py --write` has run where a GPU is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from bench_sensitivity import Bed, prepare
 from known import known_figures, write_figures
 
 import quantkit
-from quantkit.core.progress import Silent, seconds_left
+from quantkit.core.progress import Advance, Pace, Silent
 from quantkit.core.store import Run
 from quantkit.core.workers import Here, Workers
 from quantkit.runs.cluster import open_workers
@@ -129,29 +130,22 @@ def kill_one(workers: Any, drawn: random.Random) -> None:
 
 
 class Estimates:
-    """Notes at each step of a stage how long it ran, and what was done."""
+    """Holds what each step of a stage estimated against what was left at its end."""
 
     def __init__(self) -> None:
         self.errors: list[float] = []
         self.stages = 0
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - the protocol's
-        """A stage; at its end what its steps had estimated is held against what was left."""
-        begun, done, steps = time.monotonic(), 0, list[tuple[float, int]]()
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            steps.append((time.monotonic() - begun, done))
-
-        yield advance
-        took = time.monotonic() - begun
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:  # noqa: ARG002 - the protocol's
+        """A stage; only one whose total was told at the start."""
+        steps = Told(total)
+        yield steps
+        took = steps.elapsed_s
         if total is None or took < STAGE_S:
             return
-        late = [(elapsed, count) for elapsed, count in steps if count >= total / 10 and took - elapsed > took / 20]
-        told = [(elapsed, seconds_left(elapsed, count, total)) for elapsed, count in late]
-        found = [100 * abs(left - (took - elapsed)) / (took - elapsed) for elapsed, left in told if left is not None]
+        late = [(elapsed, left) for elapsed, count, left in steps.told if count >= steps.done / 10 and took - elapsed > took / 20]
+        found = [100 * abs(left - (took - elapsed)) / (took - elapsed) for elapsed, left in late if left is not None]
         if found:
             self.stages += 1
             self.errors.append(float(np.median(found)))
@@ -159,6 +153,25 @@ class Estimates:
 
     def note(self, text: str) -> None:
         """Nothing is shown."""
+
+
+class Told(Pace):
+    """Notes at each step how long the stage ran, what was done, and what the bar then says is left until the next step."""
+
+    def __init__(self, total: int | None) -> None:
+        super().__init__(total)
+        self.told: list[tuple[float, int, float | None]] = []
+
+    def __call__(self, steps: int) -> None:
+        """A step."""
+        super().__call__(steps)
+        self.told.append((self.elapsed_s, self.done, self.seconds_left))
+
+    def expect(self, left: int) -> None:
+        """The last step says something else at once."""
+        super().expect(left)
+        if self.told:
+            self.told[-1] = (*self.told[-1][:2], self.seconds_left)
 
 
 def eta() -> dict[str, float]:

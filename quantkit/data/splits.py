@@ -7,13 +7,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import DataError, unknown
 from quantkit.data.batch import Batch, Dataset, Item, stack
+
+if TYPE_CHECKING:
+    from quantkit.core.progress import Advance
 
 KEPT_BYTES = 512 << 20
 COUNTED_AT_ONCE = 64
@@ -102,6 +105,14 @@ class KeptBatches:
             if held <= self._most_bytes:
                 self._kept.append(batch)
             yield batch
+
+
+    def read(self, batch_size: int, advance: Advance) -> None:
+        """Reads what is kept ahead, so that who goes through it first takes no longer than others; `advance(items)` after each batch."""
+        for number, batch in enumerate(self.batches(batch_size), 1):
+            advance(batch.size)
+            if len(self._kept) < number:
+                return
 
 
 def _nbytes(batch: Batch) -> int:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.core.progress import Progress, seconds_left
+from quantkit.core.progress import Advance, Pace, Progress, expect
 
 PROGRESS = "progress.json"
 TEMPORARY = ".progress-00000000.json"  # a name that `quantkit clean` knows
@@ -19,7 +19,10 @@ EVERY_S = 2.0  # between two writes
 
 @dataclass(frozen=True, slots=True)
 class Doing:
-    """The stage of a job: `done` of `total` steps (None: nobody knows) of that `unit` after `elapsed_s`, and what is left by that pace."""
+    """The stage of a job: `done` of `total` steps (None: nobody knows) of that `unit` after `elapsed_s`.
+
+    `seconds_left` is the estimate that the bar shows (`core.progress.Pace`).
+    """
 
     stage: str
     done: int
@@ -44,24 +47,12 @@ class ProgressFile:
         self._written = -EVERY_S
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
         """A stage that is shown, and written down as it goes on."""
-        begun, done = time.monotonic(), 0
-
-        def tell() -> None:
-            elapsed = time.monotonic() - begun
-            self._write(Doing(name, done, total, unit, round(elapsed, 1), seconds_left(elapsed, done, total)))
-
         with self._shown.stage(name, total, unit) as advance:
-
-            def step(steps: int) -> None:
-                nonlocal done
-                advance(steps)
-                done += steps
-                tell()
-
-            tell()
-            yield step
+            written = _Written(total, advance, lambda pace: self._write(name, unit, pace))
+            self._write(name, unit, written)
+            yield written
 
     def note(self, text: str) -> None:
         """One line, passed on."""
@@ -74,14 +65,34 @@ class ProgressFile:
         for path in (self._path, self._path.with_name(TEMPORARY)):
             path.unlink(missing_ok=True)
 
-    def _write(self, doing: Doing) -> None:
+    def _write(self, name: str, unit: str, pace: Pace) -> None:
         if time.monotonic() - self._written < EVERY_S:
             return
         self._written = time.monotonic()
+        doing = Doing(name, pace.done, pace.total, unit, round(pace.elapsed_s, 1), pace.seconds_left)
         temporary = self._path.with_name(TEMPORARY)
         with suppress(OSError):  # a full disk is the stages' business; nothing here is worth waiting for the disk
             temporary.write_text(json.dumps(doing.to_json()))
             temporary.replace(self._path)
+
+
+class _Written(Pace):
+    """A pace that passes on what it is told, and is written."""
+
+    def __init__(self, total: int | None, shown: Advance, write: Callable[[Pace], None]) -> None:
+        super().__init__(total)
+        self._shown, self._write = shown, write
+
+    def __call__(self, steps: int) -> None:
+        """Shown, counted and written."""
+        self._shown(steps)
+        super().__call__(steps)
+        self._write(self)
+
+    def expect(self, left: int) -> None:
+        """Passed on."""
+        expect(self._shown, left)
+        super().expect(left)
 
 
 def read_progress(folder: Path) -> Doing | None:

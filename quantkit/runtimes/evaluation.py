@@ -9,7 +9,7 @@ import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnxruntime
@@ -23,6 +23,9 @@ from quantkit.core.errors import DataError
 from quantkit.core.metric import Outputs
 from quantkit.data import Batch, KeptBatches, Subset, bind
 from quantkit.export.onnx_file import data_of, has_data
+
+if TYPE_CHECKING:
+    from quantkit.core.progress import Advance
 
 QUIET = 3  # errors only: the runtime's warnings about folding are noise here
 
@@ -161,15 +164,24 @@ def _joined(rows: Sequence[Outputs]) -> Outputs:
     return tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
 
 
-def evaluate(session: Session, subset: Subset | KeptBatches, batch_size: int, early: Early | None = None) -> Outputs:
+def items_at_once(session: Session, batch_size: int) -> int:
+    """How many items the file is given. One that quantizes in each call gets one, so that no answer depends on an item's neighbours."""
+    return session.batch or (1 if session.in_call else batch_size)
+
+
+def evaluate(
+    session: Session, subset: Subset | KeptBatches, batch_size: int, early: Early | None = None, advance: Advance | None = None
+) -> Outputs:
     """The outputs for every item of `subset`, in its order, or of the first where `early` says so. Raises DataError for what is not finite.
 
-    A file that quantizes in each call is given one item at a time, so that no answer depends on an item's neighbours.
+    `advance(items)` after each batch.
     """
-    at_once = session.batch or (1 if session.in_call else batch_size)
+    at_once = items_at_once(session, batch_size)
     rows: list[Outputs] = []
     for batch in subset.batches(at_once):
         rows.append(session.run(feeds(batch, session.input_names)))
+        if advance is not None:
+            advance(batch.size)
         if early is not None and len(rows) == -(-early.items // at_once) and early.enough(_joined(rows)):
             break
     outputs = _joined(rows)

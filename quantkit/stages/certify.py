@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from quantkit.allocation import MeasuredLoss, Plan, draw, fit_losses, predicted_loss
 from quantkit.allocation.prediction.certificate import Agreement, Certificate, band, beyond_additive
 from quantkit.allocation.prediction.predictor import Predictor
 from quantkit.allocation.search import Measure, Space
+from quantkit.core.progress import Advance, expect
 from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.store import fingerprint
 from quantkit.core.table import Interactions, Table
@@ -17,7 +18,7 @@ from quantkit.runs.workbench import Workbench
 from quantkit.settings.request import EVERYTHING, Request
 from quantkit.stages.judge import Judge
 from quantkit.stages.looks import first_items
-from quantkit.stages.search import measure_anchors, measure_apart
+from quantkit.stages.search import measure_anchors, measure_apart, new_anchors
 
 TRAINED = {"fast": 24, "balanced": 16, "best": 16}  # plans that are fitted to, by effort
 ITEMS = 128  # of the search split, for each of these plans: the same ones, so that their noise is shared and ranks stand
@@ -33,11 +34,14 @@ def learn(
     """
     if not request.options.tested_plans or bench.is_late():
         return predictor, ()
-    with bench.timed("fit"), bench.progress.stage("fit the predictor", None, "plans") as advance:
-        judged, anchors = measure_anchors(bench, judge, space, advance)
-        base, walked = _near_budget(bench, request, judge, space, judged, advance)
+    with bench.timed("fit"):
+        with bench.progress.stage("evaluate a few plans", new_anchors(judge, space), "plans") as advance:
+            judged, anchors = measure_anchors(bench, judge, space, advance)
+            base, walked = _near_budget(bench, request, judge, space, judged, advance)
         drawn = _drawn(request, predictor, base.allocation, TRAINED[request.options.chosen_effort], ())
-        near = _measured(bench, _small(judge), drawn, advance)
+        small = _small(judge)
+        with bench.progress.stage("fit the predictor", _new(small, drawn), "plans") as advance:
+            near = _measured(bench, small, drawn, advance)
         seen = (*near, *((plan.allocation, judge.measure(plan.allocation)["divergence"]) for plan in (*anchors, *walked)))
     return refit(predictor, seen), seen
 
@@ -66,10 +70,11 @@ def certify(
     if not request.options.tested_plans or bench.is_late():
         return None, ()
     small = _small(judge)
-    with bench.timed("certificate"), bench.progress.stage("test the predictor", request.options.tested_plans, "plans") as advance:
+    with bench.timed("certificate"):
         drawn = _drawn(request, fitted, plan.allocation, request.options.tested_plans, [allocation for allocation, _ in seen])
-        tested = _measured(bench, small, drawn, advance)
-        own = small.measure(plan.allocation)["divergence"]
+        with bench.progress.stage("test the predictor", _new(small, [*drawn, plan.allocation]), "plans") as advance:
+            tested = _measured(bench, small, drawn, advance)
+            ((_, own),) = _measured(bench, small, [plan.allocation], advance, always=True)
         rate = judge.expectation([allocation for allocation, _ in judge.measured_plans()]).rate
     if len(tested) < 3:
         return None, tested
@@ -97,7 +102,7 @@ def certify(
 
 
 def _near_budget(
-    bench: Workbench, request: Request, judge: Judge, space: Space, judged: Measure, advance: Callable[[int], None]
+    bench: Workbench, request: Request, judge: Judge, space: Space, judged: Measure, advance: Advance
 ) -> tuple[Plan, list[Plan]]:
     """The cheapest plan of the front that passes, the dearest where none does, and what was measured to find it; without a promise the
     middle one.
@@ -111,6 +116,7 @@ def _near_budget(
     low = max((place + 1 for place in range(high) if passes[place] is False), default=0)
     walked: list[Plan] = []
     while low < high and not bench.is_late():
+        expect(advance, (high - low).bit_length())
         middle = (low + high) // 2
         walked.append(space.front[middle])
         low, high = (low, middle) if judged(space.front[middle].allocation).passes else (middle + 1, high)
@@ -127,16 +133,22 @@ def _drawn(
     return [plan for plan in drawn if plan not in seen][:count]
 
 
+def _new(judge: Judge, plans: Sequence[Allocation]) -> int:
+    """How many plans `_measured` counts, if there is time."""
+    return sum(not judge.knows(plan) for plan in plans)
+
+
 def _measured(
-    bench: Workbench, judge: Judge, plans: Sequence[Allocation], advance: Callable[[int], None]
+    bench: Workbench, judge: Judge, plans: Sequence[Allocation], advance: Advance, *, always: bool = False
 ) -> tuple[MeasuredLoss, ...]:
-    """Each plan's divergence, as far as the time reaches."""
+    """Each plan's divergence, `always` or as far as the time reaches; `advance(1)` after each that was not known."""
+    measure_apart(bench, judge, plans, advance)
     found: list[MeasuredLoss] = []
-    apart = measure_apart(bench, judge, plans, advance)
     for plan in plans:
-        if judge.knows(plan) or not bench.is_late():
+        is_known = judge.knows(plan)
+        if is_known or always or not bench.is_late():
             found.append((plan, judge.measure(plan)["divergence"]))
-        advance(plan not in apart)
+            advance(not is_known)
     return tuple(found)
 
 

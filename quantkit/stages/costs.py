@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 
 from quantkit.allocation import Edge, Resource
 from quantkit.allocation.costs.counted import bit_costs, bop_costs, byte_costs, float_bops
-from quantkit.allocation.costs.measured import LatencyModel, measure_latency, steps
+from quantkit.allocation.costs.measured import LatencyModel, measure_latency, runs, started
 from quantkit.allocation.costs.modelled import model_latency
 from quantkit.core.graph import Group
 from quantkit.core.machine import TENSOR_CORES
@@ -46,7 +46,9 @@ def cost_groups(bench: Workbench, request: Request, network: Network, candidates
         if not candidates.runtime.TIMES:
             return model_latency(network.captured.graph, groups, schemes, network.target, options.machine or TENSOR_CORES)
         timing = candidates.timing(options.threads, example_feeds(request, network))
-        with bench.progress.stage("measure latency", steps(schemes), "files") as advance:
+        with bench.progress.stage("start what times files"):
+            bench.device.run(started, [], timing)
+        with bench.progress.stage("measure latency", runs(schemes), "inferences") as advance:
             return measure_latency(
                 network.captured.graph, groups, schemes, candidates.apart.written, timing,
                 device=bench.device, seed=options.seed, advance=advance,

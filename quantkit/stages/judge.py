@@ -164,17 +164,12 @@ def budget_for(request: Request, reference: Outputs, labels: Any) -> float:
     return request.budget.points(request.metric.score(reference, truth))
 
 
-def float_outputs(request: Request, candidates: Candidates, subset: Subset | KeptBatches) -> Outputs:
-    """The float file's answers."""
-    return evaluate(candidates.open(candidates.float_file, threads=0), subset, request.options.batch_size)
-
-
-def _kept_outputs(bench: Workbench, request: Request, candidates: Candidates, subset: Subset) -> Outputs:
-    """The float file's answers on the search split, kept in the run directory as arrays in their order."""
+def _kept_outputs(bench: Workbench, request: Request, candidates: Candidates, subset: Subset, items: KeptBatches) -> Outputs:
+    """The float file's answers on the search split, kept in the run directory as arrays in their order; `items` are those of `subset`."""
 
     def compute() -> Mapping[str, Any]:
-        with bench.progress.stage("float file on the search split"):
-            outputs = float_outputs(request, candidates, subset)
+        with bench.progress.stage("float file on the search split", len(subset), "items") as advance:
+            outputs = evaluate(candidates.open(candidates.float_file, threads=0), items, request.options.batch_size, None, advance)
         return {f"output {place}": output for place, output in enumerate(outputs)}
 
     depends_on = {
@@ -187,7 +182,8 @@ def _kept_outputs(bench: Workbench, request: Request, candidates: Candidates, su
 def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Judge:
     """What measures candidates on the search split. The journal's key leaves the promise out: what a plan loses does not hang on it."""
     subset, gate, options = request.splits.search, request.splits.gate, request.options
-    reference = _kept_outputs(bench, request, candidates, subset)
+    items = KeptBatches(subset)
+    reference = _kept_outputs(bench, request, candidates, subset, items)
     labels = labels_for(request, subset, reference)
     budget = budget_for(request, reference, labels)
     check_budget(budget, min(len(subset), len(gate)), request.metric.unit)
@@ -202,5 +198,5 @@ def open_judge(bench: Workbench, request: Request, candidates: Candidates) -> Ju
     key = fingerprint(weights, code_of(__name__), subset.fingerprint(), metric, describe()["isa"], options.seed)
     return Judge(
         candidates, bench.store, key, subset, labels, reference, request.metric, budget, len(gate), confidence, is_strict,
-        options.batch_size, options.seed, KeptBatches(subset), subset.counted(),
+        options.batch_size, options.seed, items, subset.counted(),
     )  # fmt: skip

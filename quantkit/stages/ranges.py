@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration.ranges import BY_OUTPUT, NEAR, SETTLED, Ranges, calibrate
+from quantkit.data import Batch
 from quantkit.network.capture import check_inputs
 from quantkit.quantization.weights import WeightBank
 from quantkit.runs.workbench import Workbench
@@ -30,9 +32,15 @@ def calibrate_ranges(bench: Workbench, request: Request, network: Network) -> Ra
     check_inputs(network.captured, next(network_batches(graph, items, 1)).inputs)
 
     def compute() -> Ranges:
-        with bench.progress.stage("calibrate", len(items), "items") as advance:
-            batches = network_batches(graph, items, min(options.batch_size, cached_batch(graph)), options.device)
-            return calibrate(network.on_device, advanced(batches, advance))
+        batches = network_batches(graph, items, min(options.batch_size, cached_batch(graph)), options.device)
+        with ExitStack() as shown:
+
+            def counted() -> Iterator[Batch]:
+                yield from advanced(batches, shown.enter_context(bench.progress.stage("calibrate", len(items), "items")))
+                shown.close()  # what follows takes its own time, however many the items
+                shown.enter_context(bench.progress.stage("see when the ranges settled"))
+
+            return calibrate(network.on_device, counted())
 
     depends_on = {"network": network.key, "calibration data": items.fingerprint()}
     ranges = bench.keep("ranges", depends_on, compute, Ranges.from_json)

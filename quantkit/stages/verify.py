@@ -24,11 +24,11 @@ from quantkit.export.session_file import write_session
 from quantkit.runs.result import Baseline, Files
 from quantkit.runs.workbench import Plain, Workbench
 from quantkit.runtimes import Rival
-from quantkit.runtimes.evaluation import evaluate, feeds
+from quantkit.runtimes.evaluation import evaluate, feeds, items_at_once
 from quantkit.sensitivity.passes.batches import network_batches
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network, example_feeds
-from quantkit.stages.judge import budget_for, float_outputs, labels_for
+from quantkit.stages.judge import budget_for, labels_for
 from quantkit.stages.refused import write_alternative
 from quantkit.stages.weights import UNIFORM
 from quantkit.verification.parity import Parity, compare_enough, compare_outputs, compare_simulation
@@ -146,18 +146,18 @@ def _write_rivals(bench: Workbench, request: Request, network: Network, candidat
 def _judge(bench: Workbench, request: Request, network: Network, candidates: Candidates, final: Path, rivals: Sequence[Rival]) -> Accuracy:
     """Every file on the gate split, against the float file."""
     gate, options = request.splits.gate, network.target.SESSION_OPTIONS
-    with bench.progress.stage("accuracy on the gate split", 2 + len(rivals), "files") as advance:
-        items = KeptBatches(gate)
-        reference = float_outputs(request, candidates, items)
+    items, session, size = KeptBatches(gate), candidates.open(candidates.float_file, threads=0), request.options.batch_size
+    with bench.progress.stage("read the gate split", len(gate), "items") as advance:
+        items.read(items_at_once(session, size), advance)
+    with bench.progress.stage("accuracy on the gate split", (2 + len(rivals)) * len(gate), "items") as advance:
+        reference = evaluate(session, items, size, None, advance)
         labels = labels_for(request, gate, reference)
         budget = budget_for(request, reference, labels)
-        advance(1)
         verdicts = []
         for path, own in [(final, options), *((rival.path, {**options, **rival.options}) for rival in rivals)]:
             session = candidates.runtime.open_file(path, threads=0, options=own)
-            outputs: Outputs = evaluate(session, items, request.options.batch_size)
+            outputs: Outputs = evaluate(session, items, size, None, advance)
             verdicts.append(judge(request.metric, reference, outputs, labels, budget, request.options.seed))
-            advance(1)
     mine, *theirs = verdicts
     rows = ((rival.name, rival.bytes, verdict.drop, verdict.items_to_decide) for rival, verdict in zip(rivals, theirs, strict=True))
     return Accuracy(budget, mine, tuple(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,14 @@ def prepare_candidates(
             graph, state, activations, target.product_rows, rounding=ROUNDINGS[options.rounding], moments=moments, widths=widths
         )
         parts = [[(layer, scheme) for scheme in schemes[layer.name]] for layer in graph.layers if layer.weight]
-        with bench.progress.stage("round weights", sum(map(len, parts)), "weights") as advance:
+        # A rounding goes from column to column, all rows at once: of small layers the columns take the time, of large ones most of it.
+        columns = [len(part) * prod(part[0][0].weight_shape[1:]) for part in parts]
+        with bench.progress.stage("round weights", sum(columns), "columns") as advance:
             found: dict[str, NDArray[Any]] = {}
-            for part, arrays in zip(parts, bench.workers.run(_rounded, bank.to(torch.device(options.device)), parts), strict=True):
+            made = bench.workers.run(_rounded, bank.to(torch.device(options.device)), parts)
+            for count, arrays in zip(columns, made, strict=True):
                 found |= arrays
-                advance(len(part))
+                advance(count)
             return found
 
     menus = [[group.name, list(group.layers), list(group.schemes)] for group in groups]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantkit.core.errors import DataError
+from quantkit.core.progress import Advance, expect
 from quantkit.core.spec import FLOAT, Scheme
 from quantkit.core.store import write_atomically
 from quantkit.export.outline import Blocks, Part, Plain, Rows
@@ -66,14 +67,14 @@ class Passed:
 
 
 @torch.no_grad()
-def run_blocks(work: Work, advance: Callable[[int], None]) -> Passed:
-    """All records, made now or found; `advance(1)` for each. No block is done twice."""
+def run_blocks(work: Work, advance: Advance) -> Passed:
+    """All records, made now or found; `advance(1)` after each that is made. No block is done twice."""
     blocks = work.skeleton.blocks
     found = [work.shelf.record(number) for number in range(blocks + 1)]
     first = next((number for number, record in enumerate(found) if record is None), blocks + 1)
-    advance(first)
     if first <= blocks and not work.shelf.hidden(first).exists():
         found, first = [None] * (blocks + 1), 0  # somebody removed it
+    expect(advance, blocks + 1 - first)
     if first == 0:
         _enter(work)
     for number in range(first, blocks + 1):

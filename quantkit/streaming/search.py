@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.core.metric import Metric
+from quantkit.core.progress import Advance, expect
 from quantkit.core.spec import Allocation
 from quantkit.core.statistics import UNKNOWN_RATE, Verdict, asked_for, decide
 from quantkit.core.store import fingerprint
@@ -88,7 +89,7 @@ class Found:
 
 
 def bisect(
-    bench: Bench, plans: Sequence[Allocation], is_late: Callable[[], bool], advance: Callable[[int], None], *, smallest: bool
+    bench: Bench, plans: Sequence[Allocation], is_late: Callable[[], bool], advance: Advance, *, smallest: bool
 ) -> Found:
     """Of plans from the most careful to the smallest the last that is sure enough, supposing that those before it are; if none is, the
     first. Without `smallest`, the first, measured.
@@ -106,6 +107,7 @@ def bisect(
     low, high = -1, len(plans) if smallest else 1
     order = [len(plans) - 1, 0] if smallest else [0]
     while high - low > 1 and not (is_late() and verdicts):
+        expect(advance, len(order) + (high - low - 1 - len(order)).bit_length())
         place = order.pop(0) if order else (low + high) // 2
         if low < place < high:
             low, high = (place, high) if holds(place) else (low, place)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from quantkit.allocation.costs.timing import interleave
+from quantkit.allocation.costs.timing import WARM_UP, interleave
 from quantkit.core.graph import Graph, Group
 from quantkit.core.spec import Allocation, Scheme
 from quantkit.core.table import Table
@@ -30,6 +30,7 @@ from quantkit.runtimes.timing import Timing
 from quantkit.targets.common import uniform
 
 PROFILE_RUNS = 30
+PAIR_RUNS = 2 * (WARM_UP + 2 * PROFILE_RUNS)  # of two files in turn, each run behind one that is not timed
 FIT_PLANS, TEST_PLANS = 10, 12
 DRAWS = 20  # of a plan, until one is drawn that is none of the others
 
@@ -92,13 +93,13 @@ def measure_latency(
     advance: Callable[[int], None],
 ) -> LatencyModel:
     """Profile the uniform files, then fit and test on random plans, all on `device`. `written(allocation)` is a plan's file, while it is
-    used; `advance(1)` counts files.
+    used; `advance` counts inferences, so many as `runs` says.
     """
     profiles = {}
     for scheme in schemes:
         with written(uniform(groups, scheme)) as file:
             profiles[scheme] = device.run(layer_ms, [file], (timing, graph))
-        advance(1)
+        advance(PROFILE_RUNS)
     values = np.full((len(groups), len(schemes)), np.nan)
     for row, group in enumerate(groups):
         for column, scheme in enumerate(schemes):
@@ -124,7 +125,7 @@ def _whole_ms(
                 first, own = device.run(pair_ms, [reference, file], timing)
             reference_ms += first.tolist()
             ratios.append(float(np.median(own / first)))
-            advance(1)
+            advance(PAIR_RUNS)
     return np.array(ratios) * np.median(reference_ms)
 
 
@@ -141,9 +142,13 @@ def pair_ms(paths: Sequence[Path], _: Path, timing: Timing) -> NDArray[np.float6
     return interleave([timing.open(path) for path in paths], timing.feeds, rounds=PROFILE_RUNS, settled=True)
 
 
-def steps(schemes: Sequence[Scheme]) -> int:
-    """How many files `measure_latency` times."""
-    return len(schemes) + 2 + FIT_PLANS + TEST_PLANS
+def started(_: Sequence[Path], __: Path, timing: Timing) -> None:
+    """A task of a `Device` that does nothing: what times is there then, with the runtime of `timing`."""
+
+
+def runs(schemes: Sequence[Scheme]) -> int:
+    """How many inferences `measure_latency` takes: of a file in turn with another more than four times those of a profiled one."""
+    return len(schemes) * PROFILE_RUNS + (2 + FIT_PLANS + TEST_PLANS) * PAIR_RUNS
 
 
 def crossings(graph: Graph, groups: Sequence[Group]) -> list[tuple[str, str, int]]:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from quantkit.allocation.search.bisection import bisect_precisions, bisection_trials
 from quantkit.allocation.search.budget import front_trials, search_front
-from quantkit.allocation.search.measured import Measure, Measured, SearchResult, Space, Tie, TimeIsUp, Trial
+from quantkit.allocation.search.measured import NOBODY, Measure, Measured, Outlook, SearchResult, Space, Tie, TimeIsUp, Trial
 from quantkit.allocation.search.refine import refined_trials, search_refined
 from quantkit.allocation.search.swaps import search_swaps, swaps_trials
 
@@ -21,10 +21,11 @@ from quantkit.allocation.search.swaps import search_swaps, swaps_trials
 class Search(Protocol):
     """How every search is called."""
 
-    def __call__(self, measure: Measure, space: Space, *, repairs: int) -> SearchResult:
+    def __call__(self, measure: Measure, space: Space, *, repairs: int, outlook: Outlook = NOBODY) -> SearchResult:
         """The best passing trial and all others; `measure` is called at most once for each allocation.
 
-        `repairs` bounds the trials of the greedy pass at the end. What `measure` raises comes through, save TimeIsUp,
+        `repairs` bounds the trials of the greedy pass at the end. `outlook` is told what is likely still to be measured, whenever that is
+        known better: at best a guess, as it hangs on what passes. What `measure` raises comes through, save TimeIsUp,
         which ends the search with what it has.
         """
 
@@ -44,4 +45,4 @@ MOST_TRIALS: Mapping[str, Callable[[Space, int], int]] = {
     "refine": refined_trials,
 }
 
-__all__ = ["MOST_TRIALS", "SEARCHES", "Measure", "Measured", "Search", "SearchResult", "Space", "Tie", "TimeIsUp", "Trial"]
+__all__ = ["MOST_TRIALS", "SEARCHES", "Measure", "Measured", "Outlook", "Search", "SearchResult", "Space", "Tie", "TimeIsUp", "Trial"]

@@ -49,6 +49,21 @@ class Measured:
 Measure = Callable[[Allocation], Measured]
 
 
+class Outlook:
+    """Who is told what a search will likely measure, and knows of some plans whether they pass; this one is nobody."""
+
+    def expect(self, plans: Sequence[Plan], others: int) -> None:
+        """Likely measured next, known or not, and how many others."""
+
+    def passes(self, plan: Plan) -> bool | None:
+        """None where that is not known yet."""
+        del plan
+        return None
+
+
+NOBODY = Outlook()
+
+
 class TimeIsUp(Exception):  # noqa: N818 - no error: the best so far is the answer
     """Raised by a `Measure` in place of its first measurement past the time limit."""
 
@@ -173,8 +188,8 @@ class SearchResult:
 class Trials:
     """The trials of one search so far: an allocation is measured once, whoever asks again."""
 
-    def __init__(self, measure: Measure, space: Space) -> None:
-        self._measure, self._space = measure, space
+    def __init__(self, measure: Measure, space: Space, outlook: Outlook = NOBODY) -> None:
+        self._measure, self._space, self.outlook = measure, space, outlook
         self._trials: dict[frozenset[tuple[str, str]], Trial] = {}
         self._untried: Plan | None = None
 

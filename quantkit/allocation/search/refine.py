@@ -17,7 +17,7 @@ import numpy as np
 
 from quantkit.allocation import Plan, solve
 from quantkit.allocation.search.budget import front_trials, walk_front
-from quantkit.allocation.search.measured import Measure, SearchResult, Space, Trials
+from quantkit.allocation.search.measured import NOBODY, Measure, Outlook, SearchResult, Space, Trials
 from quantkit.allocation.search.repair import repair
 from quantkit.core.errors import RequestError
 
@@ -27,14 +27,15 @@ REACH = 3  # plans of the front on either side of the cut
 BETWEEN, SHARPNESS = (0.0, 1.5), (0.7, 1.4)
 
 
-def search_refined(measure: Measure, space: Space, *, repairs: int) -> SearchResult:
+def search_refined(measure: Measure, space: Space, *, repairs: int, outlook: Outlook = NOBODY) -> SearchResult:
     """As the walk along the front, then the refinement, then the greedy pass. Raises RequestError where the extra is not installed."""
     study = _study()
-    trials = Trials(measure, space)
+    trials = Trials(measure, space, outlook)
     with trials.while_there_is_time():
-        cut = walk_front(trials, space)
+        cut = walk_front(trials, space, ROUNDS, repairs)
         costs = [plan.predicted_cost for plan in space.front[max(0, cut - REACH) : cut + REACH + 1]] or [space.front[-1].predicted_cost]
-        for _ in range(ROUNDS if min(costs) < max(costs) else 0):
+        for left in range(ROUNDS if min(costs) < max(costs) else 0, 0, -1):
+            trials.outlook.expect([], left + repairs)
             asked = study.ask()
             budget = asked.suggest_float("budget", min(costs), max(costs))
             between, sharpness = asked.suggest_float("between", *BETWEEN), asked.suggest_float("sharpness", *SHARPNESS)

@@ -16,14 +16,32 @@ def repair(trials: Trials, space: Space, count: int) -> None:
     if space.least_drop:
         return
     refused: set[tuple[str, Scheme]] = set()
-    for _ in range(count):
+    for left in range(count, 0, -1):
         best = trials.result().best
         step = best and _next(best, space, refused)
         if not step:
             return
         group, scheme, plan = step
+        trials.outlook.expect([plan], left - 1)
         if not trials.of(plan).measured.passes:
             refused.add((group, scheme))
+
+
+def likely_repairs(space: Space, plan: Plan, count: int) -> int:
+    """How many `repair` tries at most from that plan: no more than there are groups' schemes by which it gets cheaper."""
+    if space.least_drop:
+        return 0
+    standing, found = plan.allocation, 0
+    for group in space.groups:
+        name = group.name
+        beside = [(edge.cost, standing[edge.producer if edge.consumer == name else edge.consumer].reads_float)
+                  for edge in space.edges if name in (edge.producer, edge.consumer)]  # fmt: skip
+        costs = {
+            scheme: space.cost.at(name, scheme) + sum(cost for cost, is_float in beside if is_float != scheme.reads_float)
+            for scheme in space.menu(group)
+        }
+        found += sum(cost < costs[standing[name]] for cost in costs.values())
+    return min(count, found)
 
 
 def _next(best: Trial, space: Space, refused: set[tuple[str, Scheme]]) -> tuple[str, Scheme, Plan] | None:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from quantkit.allocation import Plan, neighbours
 from quantkit.allocation.search.budget import front_trials, walk_front
-from quantkit.allocation.search.measured import Measure, SearchResult, Space, Trials
+from quantkit.allocation.search.measured import NOBODY, Measure, Outlook, SearchResult, Space, Trials
 from quantkit.allocation.search.repair import repair
 
 _ROUNDS = 3
 
 
-def search_swaps(measure: Measure, space: Space, *, repairs: int) -> SearchResult:
+def search_swaps(measure: Measure, space: Space, *, repairs: int, outlook: Outlook = NOBODY) -> SearchResult:
     """As the walk along the front, and then at most three rounds of `repairs` swaps each, and the greedy pass."""
-    trials = Trials(measure, space)
+    trials = Trials(measure, space, outlook)
     with trials.while_there_is_time():
-        cut = walk_front(trials, space)
+        cut = walk_front(trials, space, repairs, repairs)  # of the rounds one, the least; another is expected when it begins
         start = cut if space.least_drop else min(cut, len(space.front)) - 1
         if start >= 0:
             _improve(trials, space, space.front[start], repairs)
@@ -40,6 +40,7 @@ def _improve(trials: Trials, space: Space, start: Plan, count: int) -> None:
             space.loss, space.cost, standing.plan, start.predicted_cost, count=count, groups=space.groups, interactions=space.interactions,
             edges=space.edges, limits=space.limits, fixed=space.fixed,
         )  # fmt: skip
+        trials.outlook.expect(near, count)
         best = min((trials.of(plan) for plan in near), key=lambda trial: trial.measured.damage, default=standing)
         if best.measured.damage >= standing.measured.damage:
             return
