@@ -18,6 +18,7 @@ from torch import Tensor
 
 from quantkit.allocation import MeasuredLoss, Plan
 from quantkit.allocation.costs.overview import Overview, overview
+from quantkit.allocation.prediction.certificate import Certificate
 from quantkit.allocation.prediction.predictor import Predictor, front_report, write_predictor
 from quantkit.allocation.search import SearchResult, Space, Trial
 from quantkit.core.errors import CaptureError
@@ -40,7 +41,7 @@ from quantkit.settings.options import Options
 from quantkit.settings.request import Request, Source, resolve, resolve_streamed
 from quantkit.stages.candidates import Candidates
 from quantkit.stages.capture import Network, capture_network, network_of
-from quantkit.stages.certify import certify, learn, refit
+from quantkit.stages.certify import certificate_of, certify, learn, refit
 from quantkit.stages.costs import Costs, cost_groups
 from quantkit.stages.drop_in import write_drop_in
 from quantkit.stages.effort import forget_dominated, round_for_search, round_once_more
@@ -209,15 +210,10 @@ def _measure(bench: Workbench, request: Request, network: Network, scratch: Path
 
 
 def _allocate(bench: Workbench, request: Request, network: Network, scratch: Path, job: str) -> Result:
-    tables = _measure(bench, request, network, scratch)
-    found, plan = _searched(bench, request, network, tables)
-    certificate, tested = certify(bench, request, tables.judge, tables.prior, tables.predictor, tables.scores.gram, plan, tables.seen, 0)
-    if certificate is not None and not certificate.is_within_band:  # what was measured is learned from, and the plan solved again
-        tables = tables.refitted(bench, request, tested)
-        found, plan = _searched(bench, request, network, tables, found.measured)
-        certificate, tested = certify(
-            bench, request, tables.judge, tables.prior, tables.predictor, tables.scores.gram, plan, tables.seen, 1
-        )
+    tables, certificate, tested, walked = _certified(bench, request, _measure(bench, request, network, scratch))
+    found, plan = _searched(bench, request, network, tables, walked)
+    if certificate is not None:
+        certificate = certificate_of(certificate, plan, tables.judge, tables.predictor)
     tables.write_front(bench)
     forget_dominated(tables.judge, tables.space, [allocation for allocation, _ in (*tables.seen, *tested)], plan.allocation)
     candidates, rounded = round_once_more(bench, request, network, tables.judge, tables.candidates, plan.allocation)
@@ -235,8 +231,32 @@ def _allocate(bench: Workbench, request: Request, network: Network, scratch: Pat
     return replace(result, variants=variants)
 
 
+def _certified(
+    bench: Workbench, request: Request, tables: _Tables
+) -> tuple[_Tables, Certificate | None, tuple[MeasuredLoss, ...], tuple[Trial, ...]]:
+    """The tables with predictions that were tested about the plan where the search first gets to, before its last touches; what was
+    measured for it, and the trials on the way. Where that plan is out of the band, what was measured is learned from, and tested again.
+    """
+
+    def walked() -> SearchResult:
+        return search(bench, request, tables.judge, tables.predictor, replace(tables.space, tie=None), repairs=0)
+
+    def tested(plan: Plan, refits: int) -> tuple[Certificate | None, tuple[MeasuredLoss, ...]]:
+        return certify(bench, request, tables.judge, tables.prior, tables.predictor, tables.scores.gram, plan, tables.seen, refits)
+
+    if not request.options.tested_plans:
+        return tables, None, (), ()
+    first = walked()
+    certificate, seen = tested(first.nearest.plan, 0)
+    if certificate is None or certificate.is_within_band:
+        return tables, certificate, seen, first.measured
+    tables = tables.refitted(bench, request, seen)
+    second = walked()
+    return tables, *tested(second.nearest.plan, 1), (*first.measured, *second.measured)
+
+
 def _searched(
-    bench: Workbench, request: Request, network: Network, tables: _Tables, before: Sequence[Trial] = ()
+    bench: Workbench, request: Request, network: Network, tables: _Tables, before: Sequence[Trial]
 ) -> tuple[SearchResult, Plan]:
     """What the search found and the plan that is chosen of it, as fast as asked; trials `before` it count too, so that no answer is worse
     than the last.
@@ -255,6 +275,7 @@ def _search_under(
 ) -> tuple[SearchResult, Plan]:
     found = search(bench, request, tables.judge, tables.predictor, tables.space)
     known = [trial.plan.allocation for trial in found.measured]
-    older = [Trial(tables.space.plan(trial.plan.allocation), trial.measured) for trial in before if trial.plan.allocation not in known]
+    more = {tuple(trial.plan.allocation.items()): trial for trial in before if trial.plan.allocation not in known}
+    older = [Trial(tables.space.plan(trial.plan.allocation), trial.measured) for trial in more.values()]
     found = found.extended(tables.space, older)
     return found, choose(bench, request, network, tables.candidates, tables.space, found, tables.costs)

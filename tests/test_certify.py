@@ -120,25 +120,38 @@ def test_a_prediction_outside_the_band_is_learned_from_and_the_plan_solved_again
     assert found.trained > before.trained > 6  # the plans that were tested first, and some of the front before
 
 
-def test_a_second_search_forgets_nothing_that_the_first_one_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_search_forgets_what_an_earlier_one_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions are tested, here twice, where the walk along the front ends; the last touches come behind."""
     monkeypatch.setattr(certify, "band", lambda predicted, measured: 1.0)
-    searches, choices, chosen = pipeline.search, pipeline.choose, []
+    searches, choices = pipeline.search, pipeline.choose
+    chosen: list[tuple[SearchResult, Plan]] = []
+    made: list[tuple[SearchResult, int | None]] = []
 
-    def narrower(bench: Any, request: Any, judge: Any, predictor: Any, space: Space) -> SearchResult:
-        found = searches(bench, request, judge, predictor, space)
-        return space.judged(found.measured[:1]) if chosen else found
+    def narrower(*arguments: Any, **options: Any) -> SearchResult:
+        made.append((searches(*arguments, **options), options.get("repairs")))
+        space: Space = arguments[4]
+        return made[-1][0] if "repairs" in options else space.judged(made[-1][0].measured[:1])
 
     def spy(*arguments: Any) -> Any:
-        chosen.append(arguments[5])  # what was found
-        return choices(*arguments)
+        chosen.append((arguments[5], choices(*arguments)))  # of what was found, what is taken
+        return chosen[-1][1]
 
     monkeypatch.setattr(pipeline, "search", narrower)
     monkeypatch.setattr(pipeline, "choose", spy)
-    allocate(tmp_path / "run")
-    first, second = ([trial.plan.allocation for trial in found.measured] for found in chosen)
-    assert len(first) > 1 and all(allocation in second for allocation in first)
-    assert len(second) == len({tuple(row.items()) for row in second})
-    assert chosen[1].best is not None and chosen[1].best.measured.figures["bytes"] <= chosen[0].best.measured.figures["bytes"]
+    result = allocate(tmp_path / "run")
+    walks, ((found, plan),) = [walk for walk, repairs in made if repairs == 0], chosen
+    assert len(walks) == 2 and len(made) == 3
+    measured = [trial.plan.allocation for trial in found.measured]
+    assert all(trial.plan.allocation in measured for walk in walks for trial in walk.measured)
+    assert len(measured) == len({tuple(row.items()) for row in measured})
+    best = [one.best.measured.figures["bytes"] for one in (*walks, found) if one.best is not None]
+    assert len(best) == 3 and best[-1] <= min(best)
+    shipped = [row["look"]["divergence"] for row in journal(tmp_path / "run") if row["allocation"] == dict(plan.allocation)]
+    assert certificate_of(result).measured in shipped
+
+
+def journal(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "measured.jsonl").read_text().splitlines()]
 
 
 def test_tested_plans_are_none_that_was_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,15 @@ def certify(
     return certificate, tested
 
 
+def certificate_of(certificate: Certificate, plan: Plan, judge: Judge, fitted: Predictor) -> Certificate:
+    """The same certificate of another plan near those that were tested: what is predicted of it, and measured on the same items."""
+    predicted = predicted_loss(fitted.loss, fitted.interactions, plan.allocation)
+    return replace(
+        certificate, predicted=predicted, measured=_small(judge).measure(plan.allocation)["divergence"],
+        predicted_drop=judge.expectation([allocation for allocation, _ in judge.measured_plans()]).rate * predicted,
+    )  # fmt: skip
+
+
 def _near_budget(
     bench: Workbench, request: Request, judge: Judge, space: Space, judged: Measure, advance: Advance
 ) -> tuple[Plan, list[Plan]]:

@@ -20,13 +20,18 @@ TELLING = 0.05  # a confidence that is lower by more is told
 ANCHORS = 6  # plans of the front that are measured beside the uniform ones, to learn how drop follows divergence
 
 
-def search(bench: Workbench, request: Request, judge: Judge, predictor: Predictor, space: Space) -> SearchResult:
+def search(
+    bench: Workbench, request: Request, judge: Judge, predictor: Predictor, space: Space, *, repairs: int = REPAIRS
+) -> SearchResult:
     """Every candidate measured on its own file over the search split; what the journal holds is not measured again.
+
+    At most `repairs` of them for what single groups can still save.
 
     The uniform plans are measured too, whatever is predicted of them, so that no answer is beaten by one of them unseen. When the time is
     up, what was measured decides; the float network, which loses nothing, is then measured too if nothing else passed.
     """
-    most = _most_trials(request, space) + len(_anchors(judge, space)) + (MOST_TRIALS["pareto"](space, REPAIRS) if space.tie else 0)
+    trials = MOST_TRIALS[request.options.search](space, repairs)
+    most = trials + len(_anchors(judge, space)) + (MOST_TRIALS["pareto"](space, REPAIRS) if space.tie else 0)
     told = f"search: at most {most} candidates on {len(judge.search)} items"
     if FLOATS in bench.computed and not judge.candidates.rounded:  # else nothing says yet how long one takes
         told += f", {most * (bench.seconds[FLOATS] + OPENING_S):.0f} s"
@@ -34,10 +39,10 @@ def search(bench: Workbench, request: Request, judge: Judge, predictor: Predicto
     with bench.timed("search"):
         with bench.progress.stage("evaluate a few plans", new_anchors(judge, space), "plans") as advance:
             judged, anchors = measure_anchors(bench, judge, space, advance)
-        with bench.progress.stage("search", _most_trials(request, space), "candidates") as advance:  # until the search itself expects fewer
+        with bench.progress.stage("search", trials, "candidates") as advance:  # until the search itself expects fewer
             counted = _Counted(bench, judge, judged, advance)
             try:
-                found = SEARCHES[request.options.search](counted.measure, space, repairs=REPAIRS, outlook=counted)
+                found = SEARCHES[request.options.search](counted.measure, space, repairs=repairs, outlook=counted)
             except TimeIsUp:  # before the search had begun
                 found = space.judged(tuple(Trial(plan, judged(plan.allocation)) for plan in anchors), space.front[-1])
         found = _then_faster(bench, request, judge, judged, predictor, space, found)
@@ -78,11 +83,6 @@ class _Counted(Outlook):
     def passes(self, plan: Plan) -> bool | None:
         """As the journal tells it."""
         return self._judged(plan.allocation).passes if plan.allocation in self._known else None
-
-
-def _most_trials(request: Request, space: Space) -> int:
-    """How many plans the search measures if nothing ends it early."""
-    return MOST_TRIALS[request.options.search](space, REPAIRS)
 
 
 def _then_faster(
