@@ -106,7 +106,6 @@ class KeptBatches:
                 self._kept.append(batch)
             yield batch
 
-
     def read(self, batch_size: int, advance: Advance) -> None:
         """Reads what is kept ahead, so that who goes through it first takes no longer than others; `advance(items)` after each batch."""
         for number, batch in enumerate(self.batches(batch_size), 1):
