@@ -120,7 +120,8 @@ def test_an_allocation_is_timed_on_the_device_and_says_so(
 ) -> None:
     """From an ONNX file, so that the one in its place is timed too, and under a bound on latency."""
     float_file, words = toys.candidates(toys.toybox(), tmp_path).float_file, f"{OTHER}, {environment.isa_label()}"
-    asked = {**ONE, "model": str(float_file), "schemes": "w8a8"}  # one plan, so one file, whatever is timed
+    pinned = {group.name: "w8a8" for group in quantkit.inspect(str(float_file)).groups}  # one plan, so one file, whatever is timed
+    asked = {**ONE, "model": str(float_file), "fix": pinned}
     with monkeypatch.context() as patch:
         nothing_is_timed_here(patch)
         result = allocate(tmp_path / "run", **asked, latency_workers=device.address)
