@@ -4,7 +4,8 @@
     python tools/bench_scale.py --only identical kills
 
 `seconds`: the passes of the default sensitivity on ResNet44, calibration items of its recipe, one thread a worker, against this process
-with one thread; workers are started and have the network before the clock. `identical`: scores and rounded weights bit for bit. `kills`:
+with one thread; workers are started and have the network before the clock. `ceiling_2` is what the machine itself gives two processes
+that do half each and know nothing of each other. `identical`: scores and rounded weights bit for bit. `kills`:
 twenty jobs during which a worker is killed at a random moment. `eta`: how far off the time is that a bar says is left, in allocations of a
 small network for time and for bytes: at each step of a stage of STAGE_S or longer, once a tenth of what it came to is done, against what
 was really left; where a step moves the end, what the bar says behind that. `cuda.measured` is 0 until
@@ -70,10 +71,28 @@ def clock(job: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def in_two(job: Callable[[], Any]) -> None:
+    """The job in two copies of this process at once. Raises RuntimeError where one fails."""
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            try:
+                job()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    ends = [os.waitpid(child, 0)[1] for child in children]
+    if any(ends):
+        raise RuntimeError("a copy of the process failed")
+
+
 def seconds() -> dict[str, float]:
     """The best of two, of each count of workers; the first run of each gives the workers the network."""
     with bed(NETWORK) as found:
         here = min(clock(lambda: scored(found, Here(), ITEMS)) for _ in range(2))
+        halves = min(clock(lambda: in_two(lambda: scored(found, Here(), ITEMS // 2))) for _ in range(2))
         times = {}
         for count in (1, 2):
             with open_workers(str(count), Silent()) as workers:
@@ -82,6 +101,7 @@ def seconds() -> dict[str, float]:
                 times[count] = min(clock(lambda w=workers: scored(found, w, ITEMS)) for _ in range(2))
     return {
         "workers.seconds_here": here,
+        "workers.ceiling_2": here / halves,
         "workers.overhead_1": times[1] / here,
         "workers.speedup_2": times[1] / times[2],
     }

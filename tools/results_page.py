@@ -199,7 +199,8 @@ SECTIONS = (
     Section(
         "scale.json", "Workers", r"(?:workers|kill|cuda|eta)\.([\w.]+)", "python tools/bench_scale.py",
         "Passes of the default sensitivity on ResNet44 by one and two workers of one thread, relative to one process of one thread "
-        "(`overhead_1`) and to one worker (`speedup_2`); whether 1, 2 and 4 workers give its bits; of twenty jobs during which a worker "
+        "(`overhead_1`) and to one worker (`speedup_2`), beside what two processes that know nothing of each other gain over one "
+        "(`ceiling_2`); whether 1, 2 and 4 workers give its bits; of twenty jobs during which a worker "
         "was killed, how many ended with the same numbers. `stages`, `median_error_percent`: how far off the time is that a bar says is "
         "left, over the stages of two allocations of ResNet20. `measured`: whether a GPU was at hand.",
     ),
