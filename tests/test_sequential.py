@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from quantkit.core.numerics.affine import fake_quantize
 from quantkit.core.spec import parse_scheme
 from quantkit.data import Batch
 from quantkit.network.capture import capture
+from quantkit.network.folding import ATEN
 from quantkit.quantization import moments, sequential
 from quantkit.quantization.moments import PairedMoments, columns
 from quantkit.quantization.rounding import ROUNDINGS
-from quantkit.quantization.sequential import RIDGE, compensated, items_within, round_in_sequence, same_until
+from quantkit.quantization.sequential import RIDGE, _channels_last, compensated, items_within, round_in_sequence, same_until
 from quantkit.quantization.simulation.program import Simulation
 from quantkit.quantization.weights import WeightBank
 from quantkit.runs.result import Result
@@ -157,6 +159,15 @@ def test_layer_after_layer_is_rounded_for_what_it_reads(tmp_path: Path) -> None:
             break
         plain = F.relu(F.conv2d(plain, weight, bias, padding=padding))
         quantized = fake_quantize(F.relu(F.conv2d(quantized, real, moved, padding=padding)), bank.output_qparams(layer))
+
+
+@pytest.mark.parametrize("target", [ATEN.view.default, ATEN.as_strided.default])
+def test_images_lie_channels_last_unless_the_network_says_how_a_tensor_lies(target: Any) -> None:
+    network: Any = SimpleNamespace(module=SimpleNamespace(graph=SimpleNamespace(nodes=[SimpleNamespace(target=target)])))
+    given = {"x": torch.randn(2, 3, 4, 5), "tokens": torch.arange(6).reshape(2, 3)}
+    found = _channels_last(network, given)
+    assert all(torch.equal(found[name], value) for name, value in given.items())
+    assert found["x"].is_contiguous(memory_format=torch.channels_last) is (target is ATEN.view.default)
 
 
 @pytest.mark.parametrize("scheme", ["w4a8", "w8a8", "c4a8"])

@@ -25,10 +25,9 @@ def search(
 ) -> SearchResult:
     """Every candidate measured on its own file over the search split; what the journal holds is not measured again.
 
-    At most `repairs` of them for what single groups can still save.
-
-    The uniform plans are measured too, whatever is predicted of them, so that no answer is beaten by one of them unseen. When the time is
-    up, what was measured decides; the float network, which loses nothing, is then measured too if nothing else passed.
+    At most `repairs` of them are for what single groups can still save. The uniform plans are measured too, whatever is predicted of them,
+    so that no answer is beaten by one of them unseen. When the time is up, what was measured decides; the float network, which loses
+    nothing, is then measured too if nothing else passed.
     """
     trials = MOST_TRIALS[request.options.search](space, repairs)
     most = trials + len(_anchors(judge, space)) + (MOST_TRIALS["pareto"](space, REPAIRS) if space.tie else 0)
